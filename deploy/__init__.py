@@ -1,0 +1,1 @@
+"""Places the parts on a machine, on docker-compose or on Ray, and holds no logic of its own."""

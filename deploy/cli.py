@@ -1,0 +1,216 @@
+"""The `sept` command: parses, then hands over. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from deploy import exits
+from services.errors import SeptError
+
+if TYPE_CHECKING:
+    from deploy.settings import Settings
+
+Sets = Annotated[
+    tuple[str, ...],
+    Parameter(name="--set", negative="", show_default=False, help="section.key=value; wins over file and environment"),
+]
+Config = Annotated[Path, Parameter(name="--config", help="TOML file, or config.toml of a run's folder")]
+RunDir = Annotated[Path | None, Parameter(name="--run", help="the run's folder; default: the one going under runs/")]
+
+WHOLE, PARTS, GOING = (
+    Group("A run", sort_key=1),
+    Group("Its parts", sort_key=2),
+    Group("A run that is going", sort_key=3),
+)
+OTHER = Group("More", sort_key=4)
+
+app = App(
+    name="sept",
+    help="Reward-free online self-training of language models, as an asynchronous actor-learner service.",
+    version_flags=(),
+    result_action="return_value",
+)
+scale = App(name="scale", help="Change how much of the machine a run uses.", group=GOING)
+app.command(scale)
+
+
+@app.command(group=WHOLE)
+def run(config: Path, *, sets: Sets = ()) -> int:
+    """Run everything on this machine until the last round; resumes the run folder.
+
+    Parameters
+    ----------
+    config
+        TOML file; deploy/config holds examples.
+    """
+    import asyncio
+
+    from rich.console import Console
+
+    from deploy.run import run_local
+    from deploy.settings import load
+
+    stopped_by = asyncio.run(run_local(load(config, sets), Console()))
+    return exits.OK if stopped_by is None else 128 + stopped_by
+
+
+@app.command(group=PARTS)
+def services(*, config: Config, sets: Sets = ()) -> None:
+    """Serve weight sync, status, metrics and control over HTTP."""
+    from deploy.parts import start_services
+
+    start_services(_joined(config, sets))
+
+
+@app.command(group=PARTS)
+def learner(*, config: Config, sets: Sets = ()) -> None:
+    """Train; ends after the last round."""
+    from deploy.parts import start_learner
+
+    start_learner(_joined(config, sets))
+
+
+@app.command(group=PARTS)
+def generator(*, config: Config, id: str | None = None, sets: Sets = ()) -> None:
+    """Join a run as one more generator; may come and go at any time.
+
+    Parameters
+    ----------
+    id
+        Name in status and logs; default: one of its own.
+    """
+    from deploy.parts import own_generator_id, start_generator
+
+    start_generator(_joined(config, sets), id or own_generator_id())
+
+
+@app.command(group=GOING)
+def status(*, run: RunDir = None, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Show what a run is doing.
+
+    Parameters
+    ----------
+    json
+        Print the status snapshot as JSON.
+    """
+    from deploy.going import show_status
+
+    show_status(run, as_json=json)
+
+
+@scale.command(name="generators")
+def scale_generators(count: int, *, run: RunDir = None) -> None:
+    """Run that many generators from now on; those that leave finish their work first."""
+    from deploy.going import tell
+
+    tell(run, lambda client: client.scale(count))
+
+
+@app.command(group=GOING)
+def pause(*, run: RunDir = None) -> None:
+    """Let the learner finish its round, then wait."""
+    from deploy.going import tell
+
+    tell(run, lambda client: client.pause())
+
+
+@app.command(group=GOING)
+def resume(*, run: RunDir = None) -> None:
+    """Go on after a pause."""
+    from deploy.going import tell
+
+    tell(run, lambda client: client.resume())
+
+
+@app.command(group=OTHER)
+def export(out: Path, *, run: RunDir = None, weight_version: int | None = None) -> None:
+    """Write a version of a run as a Hugging Face model folder.
+
+    Parameters
+    ----------
+    out
+        Folder to create.
+    weight_version
+        Which version; default: the newest.
+    """
+    from deploy.export import export_version
+    from deploy.going import find_run
+
+    export_version(find_run(run), out, weight_version)
+
+
+@app.command(group=OTHER)
+def doctor(*, config: Annotated[Path | None, Parameter(name="--config")] = None, sets: Sets = ()) -> int:
+    """Check this machine and, with a config, whether a run of it could start.
+
+    Parameters
+    ----------
+    config
+        TOML file of the run to check for.
+    """
+    from deploy.doctor import report
+    from deploy.settings import load
+
+    return report(load(config, sets) if config is not None else None)
+
+
+@app.command(group=OTHER)
+def version() -> None:
+    """Print the versions of sept and of what it stands on."""
+    from deploy.doctor import versions
+
+    for name, number in versions():
+        app.console.print(f"{name} {number}", highlight=False)
+
+
+def _joined(config: Path, sets: tuple[str, ...]) -> Settings:
+    from deploy.settings import load
+
+    return load(config, sets, join=True)
+
+
+def main(tokens: list[str] | None = None) -> None:
+    """Entry point: runs one command and exits with its code. `--debug` shows tracebacks."""
+    tokens = sys.argv[1:] if tokens is None else tokens
+    debug = "--debug" in tokens
+    command = [token for token in tokens if token != "--debug"]  # noqa: S105 - no password
+    sys.exit(_guarded(lambda: app(command, print_error=False, exit_on_error=False), debug=debug))
+
+
+def _guarded(call: Callable[[], Any], *, debug: bool) -> int:
+    """The exit code of the call; its error in words unless somebody wants the traceback."""
+    try:
+        result = call()
+    except KeyboardInterrupt:
+        return 130
+    except CycloptsError as error:
+        _say(str(error), "sept --help lists the commands, sept COMMAND --help what they take")
+        return exits.BAD_CONFIG
+    except Exception as error:  # the last stop: every error is shown here, once
+        if debug:
+            raise
+        return _explain(error)
+    return result if isinstance(result, int) else exits.OK
+
+
+def _explain(error: Exception) -> int:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    if not isinstance(error, SeptError):
+        _say(f"{type(error).__name__}: {error}", "this is a defect of sept; --debug before the command shows where")
+        return exits.FAILED
+    _say(error.message, error.hint)
+    return exits.code_of(error)
+
+
+def _say(message: str, hint: str) -> None:
+    sys.stderr.write(f"sept: {message}\n" + (f"\nhint: {hint}\n" if hint else ""))
+
+
+if __name__ == "__main__":
+    main()

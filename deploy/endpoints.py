@@ -1,0 +1,57 @@
+"""Where a running local run listens: endpoints.json of its folder, readable by its owner only. Knows no part.
+
+`sept run` writes the file; `sept generator --config RUN/config.toml` and `sept status` read it to join.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from services import durable
+from services.errors import ConfigError
+from services.runfolder import RunFolder
+
+
+class Endpoints(BaseModel):
+    """Addresses and secrets of one run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    redis_url: str
+    services_url: str
+    token: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Endpoints(services_url={self.services_url!r})"  # never the secrets
+
+
+def read(folder: RunFolder) -> Endpoints | None:
+    """The run's endpoints, or None when no run was left going in the folder."""
+    try:
+        return Endpoints.model_validate_json(folder.endpoints.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise ConfigError(
+            f"{folder.endpoints} cannot be read ({type(error).__name__})",
+            hint="only the user who started the run may join it; remove the file if no run is going",
+        ) from error
+
+
+def write(folder: RunFolder, endpoints: Endpoints) -> None:
+    """Publish the endpoints to this user's other processes (mode 0600)."""
+    durable.write_file(folder.endpoints, endpoints.model_dump_json() + "\n", mode=0o600)
+
+
+def remove(folder: RunFolder) -> None:
+    """Say that the run is over."""
+    with contextlib.suppress(FileNotFoundError):
+        folder.endpoints.unlink()
+
+
+def services_url(host: str, port: int) -> str:
+    """http://host:port as another process on this machine reaches it."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{reachable}:{port}"

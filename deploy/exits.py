@@ -1,0 +1,45 @@
+"""Exit codes of every `sept` command: what they tell scripts, and the supervisor about a part."""
+
+from __future__ import annotations
+
+import signal
+
+from services.errors import (
+    CheckpointError,
+    ConfigError,
+    ContractError,
+    DataError,
+    DeadlineError,
+    ModelError,
+    SeptError,
+    UnavailableError,
+)
+
+OK = 0
+FAILED = 1
+"""An error of our own."""
+BAD_CONFIG = 2
+"""A setting or argument."""
+BAD_INPUT = 3
+"""A model, data file, message or checkpoint."""
+UNAVAILABLE = 4
+"""A peer does not answer, or a wait ended at its deadline."""
+
+PERMANENT = (BAD_CONFIG, BAD_INPUT)
+"""Starting again would meet the same config and the same data again."""
+
+_CODES: tuple[tuple[tuple[type[SeptError], ...], int], ...] = (
+    ((ConfigError,), BAD_CONFIG),
+    ((DataError, ModelError, ContractError, CheckpointError), BAD_INPUT),
+    ((UnavailableError, DeadlineError), UNAVAILABLE),
+)
+
+
+def code_of(error: Exception) -> int:
+    """The exit code that stands for the error."""
+    return next((code for kinds, code in _CODES if isinstance(error, kinds)), FAILED)
+
+
+def in_words(code: int) -> str:
+    """3 -> 'exit code 3', -9 -> 'killed by SIGKILL'."""
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"

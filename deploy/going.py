@@ -1,0 +1,80 @@
+"""Commands about a run that is going: find it, ask its services, show or change it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from deploy import endpoints
+from deploy.client import RunClient
+from deploy.endpoints import Endpoints
+from deploy.progress import headline, parts_table, rounds_table
+from services.contracts import StatusSnapshot
+from services.errors import ConfigError, UnavailableError
+from services.runfolder import RunFolder
+
+RUNS = Path("runs")
+"""Where run folders lie unless told otherwise."""
+
+
+def find_run(folder: Path | None, *, runs: Path = RUNS) -> RunFolder:
+    """The named run, else the one under runs/ that was started last; ConfigError when there is none."""
+    if folder is not None:
+        found = RunFolder(folder)
+        if not found.identity.exists():
+            raise ConfigError(f"{folder} is not a run's folder", hint="give the run.dir of a run that was started")
+        return found
+    # A run that is going has endpoints; of several, or of none, the one that was started last is meant.
+    candidates = [RunFolder(path.parent) for path in runs.glob("*/run.json")]
+    if not candidates:
+        raise ConfigError(f"there is no run under {runs.resolve()}", hint="name its folder with --run")
+    return max(candidates, key=lambda run: (run.endpoints.exists(), _started(run)))
+
+
+def _started(run: RunFolder) -> float:
+    return (run.config if run.config.exists() else run.identity).stat().st_mtime
+
+
+def where_is(folder: RunFolder) -> Endpoints:
+    """The run's endpoints; UnavailableError when it is not going."""
+    found = endpoints.read(folder)
+    if found is None:
+        raise UnavailableError(
+            f"no run is going in {folder.path}", hint=f"start it again with `sept run {folder.config}`"
+        )
+    return found
+
+
+def tell(run: Path | None, wish: Callable[[RunClient], Awaitable[None]]) -> None:
+    """Pass one wish to the run."""
+
+    async def ask() -> None:
+        async with RunClient(where_is(find_run(run))) as client:
+            await wish(client)
+
+    asyncio.run(ask())
+
+
+def show_status(run: Path | None, *, as_json: bool) -> None:
+    """Print the run's status; of a run that is not going, what it left."""
+    folder = find_run(run)
+    snapshot = asyncio.run(_snapshot(where_is(folder))) if as_json or folder.endpoints.exists() else None
+    if as_json and snapshot is not None:
+        sys.stdout.write(snapshot.model_dump_json(indent=2) + "\n")
+        return
+    console = Console()
+    if snapshot is None:
+        console.print(f"{folder.path}: no run is going; start it again with `sept run {folder.config}`")
+    else:
+        console.print(headline(snapshot))
+        console.print(parts_table(snapshot))
+    console.print(rounds_table(list(folder.rounds())))
+
+
+async def _snapshot(where: Endpoints) -> StatusSnapshot:
+    async with RunClient(where) as client:
+        return await client.status()

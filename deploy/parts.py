@@ -1,0 +1,94 @@
+"""How each part is started from the settings: which sections it gets, and nothing more. Heavy imports inside.
+
+Each function blocks until its part has finished or was drained, and raises SeptError for what a person can mend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+from pathlib import Path
+
+from deploy.settings import Settings, redis_url, require, services_url
+from generator.config import GeneratorConfig
+from services.logs import configure_logs
+from services.runfolder import RunFolder
+
+
+def start_services(settings: Settings) -> None:
+    """Serve weight sync, status, metrics and control until SIGTERM."""
+    from services.server import serve
+
+    configure_logs("services")
+    serve(
+        folder=RunFolder(settings.run.dir).create(),
+        redis_url=redis_url(settings),
+        services=settings.services,
+        weight_sync=settings.weight_sync,
+        heartbeat=settings.heartbeat,
+        deadlines=settings.deadlines,
+    )
+
+
+def start_learner(settings: Settings) -> None:
+    """Train until the last round, or until SIGTERM; resumes from the run folder."""
+    from learner.run import run_learner
+
+    configure_logs("learner")
+    require(settings, "model.path", "data.path")
+    run_learner(
+        RunFolder(settings.run.dir).create(),
+        redis_url=redis_url(settings),
+        run=settings.run,
+        model=settings.model,
+        data=settings.data,
+        sampling=settings.sampling,
+        training=settings.training,
+        checkpoint=settings.checkpoint,
+        weight_sync=settings.weight_sync,
+        deadlines=settings.deadlines,
+        heartbeat=settings.heartbeat,
+    )
+
+
+def start_generator(settings: Settings, generator_id: str) -> None:
+    """Sample for the run until SIGTERM. Needs nothing of the run but its addresses."""
+    from generator.loop import Peers, run_generator
+
+    configure_logs(generator_id)
+    token = settings.services.token
+    peers = Peers(
+        redis_url=redis_url(settings),
+        services_url=services_url(settings),
+        token=token.get_secret_value() if token else None,
+        lease_s=settings.redis.lease_s,
+    )
+    asyncio.run(
+        run_generator(
+            generator_id,
+            peers=peers,
+            config=sized(settings),
+            deadlines=settings.deadlines,
+            heartbeat=settings.heartbeat,
+            cache=mirror_folder(settings, generator_id),
+        )
+    )
+
+
+def sized(settings: Settings) -> GeneratorConfig:
+    """The generator's section with the longest sequence that the run can produce where none is set."""
+    longest = settings.data.max_prompt_tokens + settings.sampling.max_response_tokens
+    return settings.generator.model_copy(update={"max_model_len": settings.generator.max_model_len or longest})
+
+
+def mirror_folder(settings: Settings, generator_id: str) -> Path:
+    """Where this generator keeps its verified copy of the weights."""
+    return settings.run.dir / "mirrors" / generator_id
+
+
+def own_generator_id() -> str:
+    """A name for a generator that was started by hand: this host and process."""
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40].strip("-") or "host"
+    return f"generator-{host}-{os.getpid()}"

@@ -1,0 +1,42 @@
+"""Which processors and GPUs each part of a local run gets. Pure functions of what the machine has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def visible_gpus(environ: Mapping[str, str] | None = None, gpus: Path = NVIDIA_GPUS) -> list[str]:
+    """Names of the GPUs this user may use, found without loading a driver."""
+    chosen = (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
+    return [str(index) for index in range(len(list(gpus.iterdir())))] if gpus.is_dir() else []
+
+
+def learner_env(gpus: list[str], generators: int, cores: int) -> dict[str, str]:
+    """The learner gets the first GPU, or its share of the cores."""
+    if len(gpus) > 1:
+        return {"CUDA_VISIBLE_DEVICES": gpus[0]}
+    return {} if gpus else {"OMP_NUM_THREADS": str(_threads(generators, cores))}
+
+
+def generator_env(index: int, gpus: list[str], generators: int, cores: int, *, tensor_parallel: int) -> dict[str, str]:
+    """Generators take the GPUs after the learner's in turn; with a single GPU all share it.
+
+    On CPU every engine would pin its threads to the same first cores by itself, so none may.
+    """
+    if len(gpus) > 1:
+        free = gpus[1:]
+        taken = [free[(index * tensor_parallel + offset) % len(free)] for offset in range(tensor_parallel)]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(taken))}
+    if gpus:
+        return {}
+    return {"OMP_NUM_THREADS": str(_threads(generators, cores)), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+def _threads(generators: int, cores: int) -> int:
+    return max(1, cores // (generators + 1))

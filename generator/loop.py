@@ -1,0 +1,382 @@
+"""A generator's life: pull the newest weights, lease tasks, sample, complete; follow every new version in flight.
+
+Three coroutines share one engine and never wait for each other: `_serve` keeps requests in flight and refills per
+completion, `_follow` brings new versions, `_beat` renews leases and reports. Knows the learner only by its versions
+and its tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+import zlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from generator.config import GeneratorConfig
+from generator.engine import Completion, Engine, create_engine
+from services.clock import Rate, StateClock
+from services.config import DeadlinesConfig, HeartbeatConfig
+from services.contracts import Heartbeat, Part, Rollout, WeightManifest
+from services.errors import DeadlineError, UnavailableError, WeightError
+from services.streams.connection import Keys, connect_async
+from services.streams.heartbeats import AsyncHeartbeats
+from services.streams.tasks import Lease, TaskLeaser
+from services.weights.client import WeightClient
+from services.weights.mirror import WeightMirror
+
+log = structlog.get_logger()
+
+LONG_POLL_S = 20.0
+"""How long one question for a newer version stays open at the endpoint."""
+LEASE_BLOCK_S = 1.0
+"""How long one request for tasks waits at Redis."""
+RENEWALS_PER_LEASE = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Where a generator finds the others."""
+
+    redis_url: str
+    services_url: str
+    token: str | None
+    lease_s: float
+
+
+class Generator:
+    """One engine and the loop around it. `run` returns after a drain; any error ends it and gives the leases back."""
+
+    def __init__(
+        self,
+        generator_id: str,
+        engine: Engine,
+        mirror: WeightMirror,
+        client: WeightClient,
+        leaser: TaskLeaser,
+        heartbeats: AsyncHeartbeats,
+        *,
+        config: GeneratorConfig,
+        deadlines: DeadlinesConfig,
+        heartbeat: HeartbeatConfig,
+        lease_s: float,
+        clock: StateClock,
+    ) -> None:
+        self.generator_id = generator_id
+        self._engine = engine
+        self._mirror = mirror
+        self._client = client
+        self._leaser = leaser
+        self._heartbeats = heartbeats
+        self._config = config
+        self._deadlines = deadlines
+        self._heartbeat = heartbeat
+        self._lease_s = lease_s
+        self._clock = clock
+        self._rate = Rate()
+        self._held: dict[bytes, Lease] = {}
+        self._working: dict[bytes, asyncio.Task[None]] = {}
+        self._waiting_for_version = 0
+        self._version = -1
+        self._version_changed = asyncio.Condition()
+        self._room = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._updates, self._pause_ms, self._sync_s, self._sync_bytes = 0, 0.0, 0.0, 0
+        self._message = ""
+
+    async def run(self, manifest: WeightManifest) -> None:
+        """Serve from `manifest` on until `drain` is called and the work in flight is done."""
+        await self._mirror.advance(manifest)
+        await self._engine.start(await self._mirror.model_folder(), manifest.weight_version)
+        self._version = manifest.weight_version
+        log.info("engine_started", weight_version=self._version)
+        self._account()
+        try:
+            async with asyncio.TaskGroup() as group:
+                background = [group.create_task(self._follow()), group.create_task(self._beat())]
+                await self._serve(group)
+                for task in background:
+                    task.cancel()
+        finally:
+            await self._engine.stop()
+            with contextlib.suppress(UnavailableError):  # the leases then expire
+                await self._leaser.release(list(self._held.values()))
+                await self._leaser.leave()
+                await self._heartbeats.forget(self.generator_id)
+
+    def drain(self) -> None:
+        """Take no more tasks; `run` returns when those in flight are done, or after `deadlines.drain_s`."""
+        log.info("draining", in_flight=len(self._working))
+        self._draining.set()
+        self._room.set()
+
+    # -- tasks -----------------------------------------------------------------------------------------------------
+
+    async def _serve(self, group: asyncio.TaskGroup) -> None:
+        while not self._draining.is_set():
+            room = self._free_slots()
+            if room == 0:
+                self._room.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._room.wait(), LEASE_BLOCK_S)
+                continue
+            for lease in await self._leaser.lease(room, LEASE_BLOCK_S):
+                self._held[lease.entry_id] = lease
+                self._working[lease.entry_id] = group.create_task(self._work(lease))
+            self._account()
+        await self._finish_in_flight()
+
+    def _free_slots(self) -> int:
+        """Requests the engine can take now: none while it already has some waiting for room in its KV cache."""
+        if self._engine.load().waiting > 0 and self._working:
+            return 0
+        requests = sum(lease.task.samples for lease in self._held.values())
+        return max(0, self._config.max_in_flight - requests)
+
+    async def _work(self, lease: Lease) -> None:
+        """Sample one task's answers and hand them in; what is not handed in stays held, and `run` gives it back."""
+        started = time.monotonic()
+        try:
+            await self._reach_version(lease.task.min_weight_version)
+            completions = await asyncio.gather(
+                *(self._engine.generate(lease.task, sample) for sample in range(lease.task.samples))
+            )
+            rollouts = [
+                self._rollout(lease, sample, completion, time.monotonic() - started)
+                for sample, completion in enumerate(completions)
+            ]
+            if not await self._leaser.complete(lease, rollouts):
+                log.info("twin_ignored", task_id=lease.task.task_id)
+            self._held.pop(lease.entry_id, None)
+            self._rate.add(sum(int(rollout.response_tokens.size) for rollout in rollouts))
+        finally:
+            self._working.pop(lease.entry_id, None)
+            self._room.set()
+            self._account()
+
+    def _rollout(self, lease: Lease, sample: int, completion: Completion, generate_s: float) -> Rollout:
+        task = lease.task
+        return Rollout(
+            task_id=task.task_id,
+            sample=sample,
+            round=task.round,
+            index=task.index,
+            prompt_tokens=task.prompt_tokens,
+            response_tokens=completion.response_tokens,
+            finish_reason=completion.finish_reason,
+            temperature=task.temperature,
+            spans=completion.spans,
+            generator_id=self.generator_id,
+            queued_s=lease.queued_s,
+            generate_s=generate_s,
+        )
+
+    async def _reach_version(self, version: int) -> None:
+        """Wait until the engine serves `version` or a later one."""
+        if self._version >= version:
+            return
+        self._waiting_for_version += 1
+        self._account()
+        try:
+            async with self._version_changed:
+                await asyncio.wait_for(
+                    self._version_changed.wait_for(lambda: self._version >= version), self._deadlines.weights_s
+                )
+        except TimeoutError:
+            raise DeadlineError(
+                "the weight-sync endpoint",
+                f"version {version} (this generator serves {self._version})",
+                self._deadlines.weights_s,
+                hint="is the learner publishing? `sept status` shows the newest version",
+            ) from None
+        finally:
+            self._waiting_for_version -= 1
+            self._account()
+
+    async def _finish_in_flight(self) -> None:
+        """Let the work in flight end within the drain's deadline, then cancel the rest."""
+        if not self._working:
+            return
+        _, unfinished = await asyncio.wait(self._working.values(), timeout=self._deadlines.drain_s)
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Bring every new version into the engine: fetched, verified and decoded while it generates."""
+        while True:
+            try:
+                manifest = await self._client.latest(self._version, self._mirror.digest, LONG_POLL_S)
+                if manifest is not None:
+                    await self._update(manifest)
+            except (UnavailableError, WeightError) as error:
+                self._message = f"weights: {error.message}"
+                log.warning("weights_unavailable", error=error.message)
+                await asyncio.sleep(1.0)
+
+    async def _update(self, manifest: WeightManifest) -> None:
+        heard = time.monotonic()
+        update = await self._mirror.advance(manifest)
+        before = self._clock.state
+        self._clock.enter("updating")
+        try:
+            pause_s = await self._engine.apply(update)
+        finally:
+            self._clock.enter(before)
+        self._updates += 1
+        self._pause_ms, self._sync_s = pause_s * 1e3, time.monotonic() - heard
+        self._sync_bytes = update.fetched_bytes
+        async with self._version_changed:
+            self._version = manifest.weight_version
+            self._version_changed.notify_all()
+        self._account()
+        log.info(
+            "weights_updated",
+            weight_version=self._version,
+            pause_ms=round(self._pause_ms, 1),
+            sync_s=round(self._sync_s, 3),
+            sync_bytes=self._sync_bytes,
+        )
+
+    # -- leases and heartbeats -------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        renew_every_s = self._lease_s / RENEWALS_PER_LEASE
+        renewed = time.monotonic()
+        while True:
+            await self._heartbeats.send(self._report())
+            if time.monotonic() - renewed >= renew_every_s:
+                renewed = time.monotonic()
+                await self._renew()
+            await asyncio.sleep(min(self._heartbeat.every_s, renew_every_s))
+
+    async def _renew(self) -> None:
+        """Keep the leases of what is being worked on; stop work whose lease another generator has taken."""
+        owned = await self._leaser.renew(list(self._held.values()))
+        for entry_id in self._held.keys() - owned:
+            log.warning("lease_lost", task_id=self._held.pop(entry_id).task.task_id)
+            if entry_id in self._working:
+                self._working[entry_id].cancel()
+
+    def _account(self) -> None:
+        """Name what the wall time from now on goes to."""
+        if self._clock.state == "updating":
+            return
+        if len(self._working) > self._waiting_for_version:
+            self._clock.enter("generating")
+        else:
+            self._clock.enter("waiting_for_weights" if self._working else "waiting_for_tasks")
+
+    def _report(self) -> Heartbeat:
+        return Heartbeat(
+            part=Part.GENERATOR,
+            part_id=self.generator_id,
+            state=self._clock.state,
+            shares=self._clock.shares(),
+            weight_version=self._version,
+            weight_digest=self._mirror.digest,
+            in_flight=len(self._working),
+            tokens_per_s=self._rate.per_s(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=self._engine.device,
+            message=self._message,
+            updates=self._updates,
+            pause_ms=self._pause_ms,
+            sync_s=self._sync_s,
+            sync_bytes=self._sync_bytes,
+        )
+
+
+async def run_generator(
+    generator_id: str,
+    *,
+    peers: Peers,
+    config: GeneratorConfig,
+    deadlines: DeadlinesConfig,
+    heartbeat: HeartbeatConfig,
+    cache: Path,
+) -> None:
+    """Join a run as one generator and serve it until SIGTERM or SIGINT; a second signal stops at once."""
+    clock = StateClock("starting")
+    async with WeightClient(peers.services_url, peers.token, deadline_s=deadlines.startup_s) as client:
+        engine, manifest = await asyncio.gather(
+            asyncio.to_thread(partial(create_engine, config, seed=_seed(generator_id), cache=None)),
+            _first_version(client, deadlines.startup_s),
+        )
+        redis = await connect_async(peers.redis_url, deadline_s=deadlines.startup_s)
+        keys = Keys(manifest.run_id)
+        generator = Generator(
+            generator_id,
+            engine,
+            WeightMirror(cache, client),
+            client,
+            TaskLeaser(redis, keys, generator_id, peers.lease_s),
+            AsyncHeartbeats(redis, keys),
+            config=config,
+            deadlines=deadlines,
+            heartbeat=heartbeat,
+            lease_s=peers.lease_s,
+            clock=clock,
+        )
+        _stop_on_signals(generator)
+        try:
+            await generator.run(manifest)
+        except BaseExceptionGroup as group:
+            # The coroutines fail together; the first to fail says why.
+            raise _first_of(group) from group
+        finally:
+            await redis.aclose()
+
+
+def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _seed(generator_id: str) -> int:
+    """Generators must not sample alike, and one that restarts goes on alike."""
+    return zlib.crc32(generator_id.encode())
+
+
+async def _first_version(client: WeightClient, deadline_s: float) -> WeightManifest:
+    """Wait for the learner's first publication."""
+    started = time.monotonic()
+    problem = "no version was published"
+    while (waited := time.monotonic() - started) < deadline_s:
+        try:
+            manifest = await client.latest(None, None, min(LONG_POLL_S, deadline_s - waited))
+        except UnavailableError as error:
+            problem = error.message
+            await asyncio.sleep(0.5)
+        else:
+            if manifest is not None:
+                return manifest
+    raise DeadlineError(
+        "the weight-sync endpoint",
+        f"the first version ({problem})",
+        deadline_s,
+        hint="start the services and the learner, or raise deadlines.startup_s",
+    )
+
+
+def _stop_on_signals(generator: Generator) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        generator.drain()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)

@@ -1,0 +1,109 @@
+"""Settings of the learner: model, prompts, sampling, training, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from services.config import Section
+
+
+class ModelConfig(Section):
+    """[model]: what is trained."""
+
+    path: str = ""
+    """Hugging Face id or folder of a causal language model."""
+    wire_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the published weights; auto takes the checkpoint's own."""
+
+
+class DataConfig(Section):
+    """[data]: the prompts."""
+
+    path: str = ""
+    """Hugging Face data set id, or a .jsonl, .json or .parquet file."""
+    split: str = "train"
+    """Split of a Hugging Face data set."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many prompts."""
+    system_prompt: str = ""
+    """System message; empty for none."""
+    question_suffix: str = ""
+    """Appended to every question."""
+    chat_template: str = "auto"
+    """auto: the tokenizer's own where it has one; none: plain text; else a Jinja template or its path."""
+    max_prompt_tokens: int = Field(default=1024, ge=1)
+    """Longer prompts are left out, and counted in the log."""
+
+
+class SamplingConfig(Section):
+    """[sampling]: how the generators sample."""
+
+    tau_start: float = Field(default=0.6, gt=0)
+    """Sampling temperature at the start."""
+    tau_end: float = Field(default=1.0, gt=0)
+    """Sampling temperature at the end of the schedule."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How tau_s goes from start to end over `anneal_epochs`; constant stays at tau_start."""
+    anneal_epochs: float = Field(default=2.0, gt=0)
+    """Epochs until tau_s reaches tau_end."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling; 1 is off, as in the paper."""
+    max_response_tokens: int = Field(default=3072, ge=1)
+    """Responses are cut here."""
+    rollouts_per_prompt: int = Field(default=1, ge=1, le=1024)
+    """G."""
+
+
+class TrainingConfig(Section):
+    """[training]: the optimizer's side."""
+
+    objective: Literal["nll", "entropy", "grpo"] = "nll"
+    """nll is SePT; entropy (EM-FT) and grpo (RLVR) are the paper's baselines."""
+    data: Literal["online", "fixed"] = "online"
+    """online: every round samples from the newest model; fixed: all from version 0 (SePT offline)."""
+    tau_t: float = Field(default=1.0, gt=0)
+    """Training temperature."""
+    epochs: float = Field(default=3.0, gt=0)
+    """Passes over the prompts; the run ends after the last full round."""
+    rounds: int | None = Field(default=None, ge=1)
+    """Ends the run after so many rounds instead of `epochs`."""
+    prompts_per_round: int = Field(default=128, ge=1)
+    """Prompts of one data refresh."""
+    steps_per_round: int = Field(default=2, ge=1)
+    """Optimizer steps on each round's rollouts; divides prompts_per_round."""
+    max_staleness: int = Field(default=1, ge=0)
+    """Rounds that generation may run ahead; 0 is the paper's strict alternation."""
+    learning_rate: float = Field(default=1e-7, gt=0)
+    """Constant after warm-up."""
+    warmup_steps: int = Field(default=10, ge=0)
+    """Optimizer steps of linear warm-up."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+    micro_batch_tokens: int = Field(default=16384, ge=1)
+    """Most prompt and response tokens in one forward and backward pass."""
+    device: str = "auto"
+    """Torch device of the learner; auto takes CUDA where there is one."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+
+    @model_validator(mode="after")
+    def _steps_divide_round(self) -> Self:
+        if self.prompts_per_round % self.steps_per_round:
+            raise ValueError(
+                f"training.steps_per_round ({self.steps_per_round}) must divide "
+                f"training.prompts_per_round ({self.prompts_per_round})"
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    """[checkpoint]: what survives the learner."""
+
+    every_rounds: int = Field(default=1, ge=1)
+    """A checkpoint is written after so many rounds; rollouts since the last stay in Redis."""
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints kept."""

@@ -1,0 +1,197 @@
+"""The model that is trained: float32 weights, packed forward, and their copy for the wire. Knows no optimizer.
+
+Legend of shapes: T tokens fed, N response tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from learner import modelfolder
+from learner.attention import PACKED_ATTENTION, packing_arguments
+from learner.objectives import Head, Objective, Targets, TokenLosses, nll, summed_loss
+from learner.packing import MicroBatch, Sequence, lay_out
+from services.errors import ConfigError, ModelError
+from services.weights.tensors import RawTensor
+
+TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""safetensors' names of the types that weights are published in."""
+
+SELF_CHECK_TOLERANCE = 1e-3
+"""Largest difference in a float32 log-probability that rounding explains in the check at loading."""
+
+WireDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainedModel:
+    """A causal language model with float32 master weights on one device."""
+
+    module: PreTrainedModel
+    folder: Path
+    """Where it was loaded from."""
+    device: torch.device
+    wire_dtypes: Mapping[str, str] = field(repr=False)
+    """Checkpoint name -> safetensors' name of the type it is published in."""
+    default_wire_dtype: str
+    """Of floating tensors that `wire_dtypes` does not name."""
+    autocast_dtype: torch.dtype | None = None
+    """Type of the forward's products; None: float32 like the weights."""
+
+    @property
+    def head(self) -> Head:
+        """The last layer, which maps hidden states to logits."""
+        layer: Any = self.module.get_output_embeddings()  # type: ignore[no-untyped-call]
+        softcap = getattr(self.module.config.get_text_config(), "final_logit_softcapping", None)
+        return Head(layer.weight, getattr(layer, "bias", None), softcap)
+
+    def losses(self, batch: MicroBatch, objective: Objective, targets: Targets, tau: float) -> TokenLosses:
+        """Forward of one micro-batch: the objective summed over N response tokens, and their log-probabilities [N]."""
+        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            out = self.module.base_model(
+                input_ids=batch.input_ids[None],
+                position_ids=batch.position_ids[None],
+                use_cache=False,
+                **packing_arguments(batch),
+            )
+            hidden_NH = out.last_hidden_state[0].index_select(0, batch.rows)
+            return summed_loss(objective, hidden_NH, self.head, targets, tau)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of that name; auto is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"training.device = {name!r} is not a torch device", hint='use "auto", "cpu" or "cuda"'
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"training.device = {name!r} is not supported", hint='use "auto", "cpu" or "cuda"')
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"training.device = {name!r}, but torch finds no CUDA device", hint='use "auto" or "cpu"')
+    return device
+
+
+def load_model(
+    path: str, *, device: str = "auto", wire_dtype: WireDtype = "auto", gradient_checkpointing: bool = False
+) -> TrainedModel:
+    """Load a Hugging Face id or folder for training: float32, packed attention, no dropout.
+
+    Before it is handed out, its packed log-probabilities are compared with those of the model's own forward, so that
+    an architecture this learner would train wrongly is refused here (ModelError) instead of learning nonsense.
+    """
+    folder = modelfolder.resolve_folder(path)
+    place = resolve_device(device)
+    module = _read_module(folder, place)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    fixed = None if wire_dtype == "auto" else modelfolder.SAFETENSORS_NAMES[wire_dtype]
+    model = TrainedModel(
+        module=module,
+        folder=folder,
+        device=place,
+        wire_dtypes={} if fixed else modelfolder.stored_dtypes(folder),
+        default_wire_dtype=fixed or modelfolder.config_dtype(folder),
+        autocast_dtype=torch.bfloat16 if place.type == "cuda" else None,
+    )
+    check_model(model)
+    if gradient_checkpointing:
+        module.gradient_checkpointing_enable({"use_reentrant": False})
+    module.train()
+    return model
+
+
+def _read_module(folder: Path, device: torch.device) -> PreTrainedModel:
+    """The folder's model in float32 on the device, every weight of it from the checkpoint."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation=PACKED_ATTENTION,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"{folder} cannot be loaded as a causal language model: {error}",
+            hint="model.path must hold config.json and the weights of a causal language model",
+        ) from error
+    module, report = loaded
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelError(f"{folder} lacks {len(missing)} weights, among them {missing[0]}", hint="copy the model again")
+    read: PreTrainedModel = module.to(device)
+    return read
+
+
+def check_model(model: TrainedModel) -> None:
+    """Raise ModelError unless packed log-probabilities are those of the model's own forward, sequence by sequence."""
+    vocabulary = model.head.weight.shape[0]
+    tokens = (np.arange(1, 24, dtype=np.int64) * 7919 % vocabulary).astype(np.int32)
+    sequences = [Sequence(tokens[:5], tokens[5:12]), Sequence(tokens[12:13], tokens[13:])]
+    batch = lay_out(sequences).to(model.device)
+    model.module.train(False)
+    exact = replace(model, autocast_dtype=None)
+    with torch.no_grad():
+        packed = exact.losses(batch, nll, Targets(batch.targets), tau=1.0).log_probs
+        model.module.set_attn_implementation("eager")
+        alone = torch.cat([_own_log_probs(model, sequence) for sequence in sequences])
+        model.module.set_attn_implementation(PACKED_ATTENTION)
+    difference = float((packed - alone).abs().max())
+    if not difference <= SELF_CHECK_TOLERANCE:
+        raise ModelError(
+            f"packed log-probabilities of {type(model.module).__name__} differ from its own by {difference:.2g}, "
+            f"more than {SELF_CHECK_TOLERANCE:g}",
+            hint="its attention or its last layer is not the usual one; this learner cannot train it",
+        )
+
+
+def _own_log_probs(model: TrainedModel, sequence: Sequence) -> torch.Tensor:
+    """[R] log-probabilities of the response by the model's ordinary forward."""
+    tokens = torch.from_numpy(np.concatenate([sequence.prompt_tokens, sequence.response_tokens]).astype(np.int64))
+    tokens = tokens.to(model.device)
+    logits_TV = model.module(input_ids=tokens[None, :-1], use_cache=False).logits[0]
+    log_probs: torch.Tensor = logits_TV.float().log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
+    return log_probs[sequence.prompt_tokens.size - 1 :]
+
+
+def wire_tensors(model: TrainedModel) -> dict[str, RawTensor]:
+    """The weights as they are published: checkpoint names, tied weights once, rounded to nearest even.
+
+    Every tensor is a copy in host memory: it stays what it is while training goes on.
+    """
+    named = _checkpoint_tensors(model.module)
+    return {name: _raw(name, tensor, model) for name, tensor in named.items()}
+
+
+def _checkpoint_tensors(module: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Name -> tensor as `save_pretrained` would write them; of tensors that share memory only the source is kept."""
+    tied = set(module.all_tied_weights_keys)
+    state = {name: tensor for name, tensor in module.state_dict().items() if name not in tied}
+    named: dict[str, Any] = dict(revert_weight_conversion(module, state))
+    return named
+
+
+def _raw(name: str, tensor: torch.Tensor, model: TrainedModel) -> RawTensor:
+    """One tensor in its wire type, copied exactly once."""
+    if tensor.is_floating_point():
+        dtype = model.wire_dtypes.get(name, model.default_wire_dtype)
+        if dtype not in TORCH_DTYPES:
+            raise ModelError(f"{name} is stored as {dtype}", hint="train an unquantised model, or set model.wire_dtype")
+    else:
+        dtype = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}[tensor.dtype]
+    target = TORCH_DTYPES.get(dtype, tensor.dtype)
+    copy = tensor.detach().to(target, copy=True).to("cpu").contiguous()
+    return RawTensor(dtype, tuple(tensor.shape), copy.reshape(-1).view(torch.uint8).numpy())

@@ -1,0 +1,109 @@
+"""A model's files as Hugging Face lays them out: where they are, what they say. Knows no tensors and no training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import safetensors
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers import AutoTokenizer
+
+from services.errors import ModelError
+
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""What an engine needs besides weights, where the model has it."""
+
+SAFETENSORS_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+}
+"""torch's names of floating types -> safetensors' names."""
+
+
+def resolve_folder(path: str) -> Path:
+    """The model's folder on this machine; a Hugging Face id is downloaded first, unless the cache has it.
+
+    Raises ModelError for a path that is neither, and for a folder without config.json.
+    """
+    if not path:
+        raise ModelError("no model is named", hint="set model.path to a Hugging Face id or a folder")
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        folder = _download(path)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json", hint="model.path must be a folder that save_pretrained wrote")
+    return folder
+
+
+def _download(model_id: str) -> Path:
+    patterns = [*MODEL_FILES, "*.safetensors", "*.safetensors.index.json"]
+    try:
+        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelError(
+            f"{model_id} is neither a folder nor a model that can be downloaded: {error}",
+            hint="check model.path; offline, download the model first and give its folder",
+        ) from error
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """Name -> path of everything but the weights; config.json as it was written, its dtype included."""
+    return {name: folder / name for name in MODEL_FILES if (folder / name).is_file()}
+
+
+def stop_token_ids(folder: Path) -> tuple[int, ...]:
+    """Tokens that end a response, ascending: the generation settings' (else the config's) and the tokenizer's.
+
+    Models often generate with more than the tokenizer's one: Qwen's chat models stop at <|im_end|> and <|endoftext|>.
+    """
+    settings = _read_json(folder / "generation_config.json") or _read_json(folder / "config.json")
+    found = settings.get("eos_token_id")
+    ids = set(found if isinstance(found, list) else [found])
+    if (folder / "tokenizer_config.json").is_file():
+        ids.add(AutoTokenizer.from_pretrained(folder).eos_token_id)
+    return tuple(sorted(token for token in ids if token is not None))
+
+
+def stored_dtypes(folder: Path) -> dict[str, str]:
+    """Tensor name -> safetensors' name of its type in the checkpoint; empty when it is not stored as safetensors."""
+    dtypes: dict[str, str] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                dtypes |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        except (safetensors.SafetensorError, OSError) as error:
+            raise ModelError(f"{path} cannot be read: {error}", hint="copy or download the model again") from error
+    return dtypes
+
+
+def config_dtype(folder: Path) -> str:
+    """safetensors' name of the type that config.json declares for the weights; F32 when it declares none."""
+    config = _read_json(folder / "config.json")
+    return SAFETENSORS_NAMES.get(str(config.get("dtype") or config.get("torch_dtype")), "F32")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}", hint="copy or download the model again") from error
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,71 @@
+"""Publishes versions beside the training: encode, write and announce happen on a thread of their own.
+
+Knows the store and the event stream; gets tensors that are already copies in the wire's type.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from services.contracts import FileKind, WeightManifest
+from services.streams.events import EventLog
+from services.weights.store import WeightStore
+from services.weights.tensors import Tensors
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What publishing one version cost."""
+
+    manifest: WeightManifest
+    seconds: float
+
+    @property
+    def sync_bytes(self) -> int:
+        """What a generator one version behind fetches."""
+        sizes = [entry.size_bytes for entry in self.manifest.files if entry.kind is not FileKind.MODEL]
+        return min(sizes)
+
+
+class Publisher:
+    """One version at a time, in order."""
+
+    def __init__(self, store: WeightStore, events: EventLog) -> None:
+        self._store = store
+        self._events = events
+        self.on_published: Callable[[int], None] = lambda version: None
+        """Called with each version once it is durable, on the publisher's thread."""
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
+
+    def submit(
+        self, version: int, tensors: Tensors, model_files: Mapping[str, Path] | None = None
+    ) -> Future[Publication]:
+        """Start publishing; the tensors must not change until the future is done."""
+        return self._thread.submit(self._publish, version, tensors, model_files or {})
+
+    def close(self) -> None:
+        """Finish what was submitted."""
+        self._thread.shutdown(wait=True)
+
+    def _publish(self, version: int, tensors: Tensors, model_files: Mapping[str, Path]) -> Publication:
+        started = time.monotonic()
+        manifest = self._store.publish(version, tensors, model_files)
+        publication = Publication(manifest, time.monotonic() - started)
+        self._events.append("learner", "published", weight_version=version, digest=manifest.digest)
+        log.info(
+            "published",
+            weight_version=version,
+            sync_bytes=publication.sync_bytes,
+            full_bytes=manifest.full_bytes,
+            publish_s=round(publication.seconds, 3),
+        )
+        self.on_published(version)
+        return publication

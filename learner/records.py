@@ -1,0 +1,101 @@
+"""What a run leaves for people to read: a line of metrics and a file of answers per round.
+
+Both are written once the round is trained and cut back to the checkpoint on resume, so that a resumed run has every
+round exactly once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from learner.prompts import Prompt
+from services import durable
+from services.contracts import Rollout, RoundMetrics
+from services.runfolder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A rollout as a person reads it."""
+
+    prompt: Prompt
+    rollout: Rollout
+    text: str
+    nll: float
+    """Mean per response token, at the training temperature, when it was trained."""
+
+
+class Records:
+    """metrics.jsonl and rollouts/ of one run folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def cut_back(self, to_round: int) -> None:
+        """Drop what was recorded of `to_round` and later rounds, which will be trained again."""
+        kept = [metrics for metrics in self._folder.rounds() if metrics.round < to_round]
+        text = "".join(f"{metrics.model_dump_json()}\n" for metrics in kept)
+        if self._folder.metrics.exists() and self._folder.metrics.read_text() != text:
+            durable.write_file(self._folder.metrics, text)
+
+    def write(self, metrics: RoundMetrics, answers: Sequence[Answer]) -> None:
+        """Record one round: answers first, so that every round in metrics.jsonl has its file."""
+        lines = [json.dumps(_as_record(answer), ensure_ascii=False) for answer in answers]
+        durable.write_file(self._folder.rollouts / f"round-{metrics.round:06d}.jsonl", "\n".join(lines) + "\n")
+        durable.append_line(self._folder.metrics, metrics.model_dump_json())
+
+
+def _as_record(answer: Answer) -> dict[str, object]:
+    rollout = answer.rollout
+    return {
+        "rollout_id": rollout.rollout_id,
+        "round": rollout.round,
+        "index": rollout.index,
+        "sample": rollout.sample,
+        "question": answer.prompt.question,
+        "truth": answer.prompt.answer,
+        "answer": answer.text,
+        "temperature": rollout.temperature,
+        "finish_reason": rollout.finish_reason,
+        "response_tokens": int(rollout.response_tokens.size),
+        "spans": [[span.weight_version, span.start, span.end] for span in rollout.spans],
+        "staleness": rollout.staleness,
+        "nll": answer.nll,
+        "generator_id": rollout.generator_id,
+        "queued_s": rollout.queued_s,
+        "generate_s": rollout.generate_s,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSummary:
+    """The fields of RoundMetrics that describe the round's rollouts."""
+
+    rollouts: int
+    prompt_tokens: int
+    response_tokens: int
+    response_length_mean: float
+    truncated_ratio: float
+    staleness_mean: float
+    staleness_max: int
+    spanning_rollouts: int
+
+
+def summarise(rollouts: Sequence[Rollout]) -> RolloutSummary:
+    """Counts and means over one round's rollouts."""
+    lengths = np.array([rollout.response_tokens.size for rollout in rollouts])
+    staleness = np.array([rollout.staleness for rollout in rollouts])
+    return RolloutSummary(
+        rollouts=len(rollouts),
+        prompt_tokens=int(sum(rollout.prompt_tokens.size for rollout in rollouts)),
+        response_tokens=int(lengths.sum()),
+        response_length_mean=float(lengths.mean()),
+        truncated_ratio=float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
+        staleness_mean=float(staleness.mean()),
+        staleness_max=int(staleness.max()),
+        spanning_rollouts=sum(len(rollout.spans) > 1 for rollout in rollouts),
+    )

@@ -1,0 +1,73 @@
+"""The learner's heartbeat: what it does, in shares of wall time, from a thread that training never delays."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from contextlib import AbstractContextManager
+
+from services.clock import Rate, StateClock
+from services.contracts import Heartbeat, Part
+from services.streams.heartbeats import Heartbeats
+
+LEARNER_ID = "learner"
+
+
+class Report:
+    """Sends the learner's heartbeat every `every_s`."""
+
+    def __init__(self, heartbeats: Heartbeats, *, device: str, every_s: float) -> None:
+        self.weight_version = 0
+        self._heartbeats = heartbeats
+        self._device = device
+        self._every_s = every_s
+        self._clock = StateClock("starting")
+        self._rate = Rate(window_s=30.0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Send a last heartbeat and end."""
+        self._stop.set()
+        self._thread.join()
+
+    def seconds_in(self, state: str) -> float:
+        """Wall time spent in the state so far."""
+        return self._clock.seconds().get(state, 0.0)
+
+    def during(self, state: str) -> AbstractContextManager[None]:
+        """Account the block's wall time to `state`."""
+        return self._clock.during(state)
+
+    def trained(self, tokens: int) -> None:
+        """Count prompt and response tokens that were trained on."""
+        self._rate.add(tokens)
+
+    def generator_pause_ms(self) -> float:
+        """The longest of the generators' last update pauses; 0 when none is known."""
+        beats = [heartbeat for heartbeat, _ in self._heartbeats.read_all()]
+        return max((beat.pause_ms for beat in beats if beat.part is Part.GENERATOR), default=0.0)
+
+    def _run(self) -> None:
+        while True:
+            ended = self._stop.wait(self._every_s)
+            self._heartbeats.send(self._heartbeat())
+            if ended:
+                return
+
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            part=Part.LEARNER,
+            part_id=LEARNER_ID,
+            state=self._clock.state,
+            shares=self._clock.shares(),
+            weight_version=self.weight_version,
+            tokens_per_s=self._rate.per_s(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=self._device,
+        )

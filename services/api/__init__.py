@@ -1,0 +1,1 @@
+"""The FastAPI app: weight sync, status, metrics, control."""

@@ -1,0 +1,162 @@
+"""The HTTP app: puts routers, guard and limits together. Knows what each needs, not what it does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import structlog
+from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.api import problems
+from services.api.auth import Guard
+from services.api.control import control_router
+from services.api.events import events_router
+from services.api.metrics import metrics_router
+from services.api.notices import Notices
+from services.api.staging import Staging
+from services.api.status import StatusReader, status_router
+from services.api.weights import weights_router
+from services.errors import SeptError, UnavailableError
+from services.runfolder import RunFolder
+from services.streams.connection import Keys
+from services.streams.events import AsyncEventLog
+from services.weights.client import MAX_MANIFEST_BYTES
+from services.weights.store import WeightStore
+
+FOLLOW_S = 2.0
+RETRY_S = 1.0
+"""Pause before the events are followed again after Redis failed."""
+
+DEFAULT_UPLOAD_BYTES = 1 << 38
+"""256 GiB: a version of a 100 B-parameter model in bf16, with room."""
+
+log = structlog.get_logger()
+
+
+class Health(BaseModel):
+    """Answer of /healthz and /readyz."""
+
+    status: str = "ok"
+
+
+class BodyLimit:
+    """ASGI layer that ends a request body at `max_bytes`; PUT is exempt, its route streams and counts by itself."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] == "PUT":
+            await self._app(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise HTTPException(413, f"the body exceeds the limit of {self._max_bytes} bytes")
+            return message
+
+        await self._app(scope, counted, send)
+
+
+def create_app(
+    *,
+    folder: RunFolder,
+    store: WeightStore,
+    redis: Redis,
+    keys: Keys,
+    token: str | None,
+    lost_after_s: float = 5.0,
+    max_upload_bytes: int = DEFAULT_UPLOAD_BYTES,
+) -> FastAPI:
+    """The app of one run. `token` None: only for an app that is bound to loopback, which the caller sees to.
+
+    `app.state.notices` is what a server closes to end waiting requests before it drains.
+    """
+    notices = Notices()
+    events = AsyncEventLog(redis, keys)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        follower = asyncio.create_task(_follow(events, notices))
+        try:
+            yield
+        finally:
+            notices.close()
+            follower.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await follower
+
+    app = FastAPI(
+        title="SePT services",
+        description="Weight sync, status and control of one run.",
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.notices = notices
+    reader = StatusReader(folder, store, redis, keys, lost_after_s=lost_after_s)
+    staging = Staging(store.folder / ".staging", max_bytes=max_upload_bytes)
+    app.include_router(_health_router(redis, store))
+    app.include_router(weights_router(store, staging, notices, events))
+    app.include_router(status_router(reader))
+    app.include_router(events_router(events, notices))
+    app.include_router(metrics_router(reader))
+    app.include_router(control_router(redis, keys, events))
+    problems.install(app)
+    app.add_middleware(BodyLimit, max_bytes=MAX_MANIFEST_BYTES)
+    app.add_middleware(Guard, token=token)
+    return app
+
+
+async def _follow(events: AsyncEventLog, notices: Notices) -> None:
+    """Wake whoever waits when something happened. Without Redis the waiting requests look at the disk themselves."""
+    after: str | None = None
+    while True:
+        try:
+            if after is None:
+                after = await events.last_id()
+            batch = await events.read(after, FOLLOW_S)
+        except (SeptError, RedisError) as error:
+            log.warning("events_not_followed", reason=str(error))
+            await asyncio.sleep(RETRY_S)
+            continue
+        if batch:
+            after = batch[-1].id
+            notices.wake()
+
+
+def _health_router(redis: Redis, store: WeightStore) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
+    async def healthz() -> Health:
+        """The process answers."""
+        return Health()
+
+    @router.get("/readyz", responses=problems.may_answer(503))
+    async def readyz() -> Health:
+        """Redis answers and the store's folder is there."""
+        await redis.ping()
+        if not await asyncio.to_thread(store.folder.is_dir):
+            raise UnavailableError(f"the weight folder {store.folder} is not there", hint="check run.dir")
+        return Health()
+
+    return router
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

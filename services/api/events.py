@@ -1,0 +1,71 @@
+"""The run's events as server-sent events. Knows no meaning of any of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import StreamingResponse
+from redis.exceptions import RedisError
+
+from services.api.notices import Notices
+from services.api.problems import may_answer
+from services.errors import SeptError
+from services.streams.events import AsyncEventLog, Event, check_event_id
+
+KEEP_ALIVE_S = 15.0
+"""A comment is sent after so much silence, so that both sides notice a dead connection."""
+
+log = structlog.get_logger()
+
+
+def events_router(events: AsyncEventLog, notices: Notices) -> APIRouter:
+    """GET /v1/events. One follower wakes all streams, so a stream holds no Redis connection while it waits."""
+    router = APIRouter(tags=["status"])
+
+    @router.get(
+        "/v1/events",
+        response_class=StreamingResponse,
+        responses={
+            200: {
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "description": "Events as they come",
+            },
+            **may_answer(422, 503),
+        },
+    )
+    async def stream(
+        after: Annotated[str | None, Query(max_length=64, description='event id; "0": all; unset: what comes')] = None,
+        last_event_id: Annotated[str | None, Header(max_length=64, description="where the browser was")] = None,
+    ) -> StreamingResponse:
+        """Everything that happens in the run, one server-sent event each."""
+        start = last_event_id or after or await events.last_id()
+        check_event_id(start)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_follow(events, notices, start), headers=headers, media_type="text/event-stream")
+
+    return router
+
+
+async def _follow(events: AsyncEventLog, notices: Notices, after: str) -> AsyncIterator[str]:
+    while not notices.closed:
+        upcoming = notices.upcoming()
+        try:
+            batch = await events.read(after, 0)
+        except (SeptError, RedisError) as error:
+            log.warning("event_stream_ended", reason=str(error))
+            return  # the browser reconnects and tells where it was
+        for event in batch:
+            yield _frame(event)
+            after = event.id
+        if not batch:
+            await notices.wait(upcoming, KEEP_ALIVE_S)
+            yield ": still here\n\n"
+
+
+def _frame(event: Event) -> str:
+    data = {"source": event.source, "kind": event.kind, "time_s": event.time_s, "fields": event.fields}
+    return f"id: {event.id}\ndata: {json.dumps(data)}\n\n"

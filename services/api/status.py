@@ -1,0 +1,151 @@
+"""What the run is doing now, put together from heartbeats, queues, the store and the run folder. Changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import ValidationError
+from redis.asyncio import Redis
+
+from services.api.problems import may_answer
+from services.contracts import GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot, WeightManifest
+from services.runfolder import RunFolder
+from services.streams.connection import Keys
+from services.streams.control import AsyncControl
+from services.streams.heartbeats import AsyncHeartbeats
+from services.streams.tasks import QueueGauge
+from services.weights.store import WeightStore
+
+RunState = Literal["starting", "running", "paused", "finished", "failed", "stopped"]
+
+FINAL_STATES: dict[str, RunState] = {"finished": "finished", "failed": "failed", "stopped": "stopped"}
+"""States of the learner's heartbeat that end the run."""
+
+TAIL_BYTES = 1 << 16
+"""More than any line of metrics.jsonl."""
+
+
+class StatusReader:
+    """Reads a snapshot of one run."""
+
+    def __init__(self, folder: RunFolder, store: WeightStore, redis: Redis, keys: Keys, *, lost_after_s: float) -> None:
+        self._folder = folder
+        self._store = store
+        self._redis = redis
+        self._keys = keys
+        self._lost_after_s = lost_after_s
+        self._gauge = QueueGauge(redis, keys)
+        self._control = AsyncControl(redis, keys)
+
+    async def read(self) -> StatusSnapshot:
+        """UnavailableError when Redis does not answer."""
+        beats = await AsyncHeartbeats(self._redis, self._keys).read_all()
+        depth = await self._gauge.read()
+        control = await self._control.state()
+        newest, last, total = await asyncio.to_thread(self._read_disk)
+        learner, learner_age_s = self._learner(beats)
+        learner_lost = learner is not None and learner_age_s > self._lost_after_s and learner.state not in FINAL_STATES
+        generators = tuple(
+            GeneratorStatus(heartbeat=beat, age_s=age_s, lost=age_s > self._lost_after_s)
+            for beat, age_s in beats
+            if beat.part is Part.GENERATOR
+        )
+        state = run_state(learner, paused=control.paused, published=newest is not None)
+        return StatusSnapshot(
+            run_id=self._keys.run_id,
+            state=state,
+            detail=_detail(state, learner, learner_age_s if learner_lost else None, generators),
+            round=last.round + 1 if last else 0,
+            rounds_total=total,
+            weight_version=newest.weight_version if newest else None,
+            weight_digest=newest.digest if newest else None,
+            last_round=last,
+            learner=learner,
+            learner_lost=learner_lost,
+            generators=generators,
+            desired_generators=control.desired_generators,
+            tasks_queued=depth.tasks_queued,
+            tasks_leased=depth.tasks_leased,
+            rollouts_queued=depth.rollouts_queued,
+            dead_letters=depth.dead_letters,
+            oldest_task_s=depth.oldest_task_s,
+        )
+
+    def _read_disk(self) -> tuple[WeightManifest | None, RoundMetrics | None, int]:
+        return self._store.latest(), last_round(self._folder.metrics), rounds_total(self._folder.identity)
+
+    def _learner(self, beats: Sequence[tuple[Heartbeat, float]]) -> tuple[Heartbeat | None, float]:
+        """The learner heard of last: one that was started again may have another part id."""
+        learners = [(beat, age_s) for beat, age_s in beats if beat.part is Part.LEARNER]
+        return min(learners, key=lambda pair: pair[1], default=(None, 0.0))
+
+
+def run_state(learner: Heartbeat | None, *, paused: bool, published: bool) -> RunState:
+    """One word for the whole run."""
+    if learner is not None and learner.state in FINAL_STATES:
+        return FINAL_STATES[learner.state]
+    if paused:
+        return "paused"
+    return "running" if learner is not None and published else "starting"
+
+
+def _detail(
+    state: RunState, learner: Heartbeat | None, silent_s: float | None, generators: Sequence[GeneratorStatus]
+) -> str:
+    """What a person should look at first."""
+    if learner is None:
+        return "waiting for the learner"
+    if state in FINAL_STATES.values():
+        return learner.message
+    if silent_s is not None:
+        return f"learner {learner.part_id} has been silent for {silent_s:.0f} s"
+    if state == "starting":
+        return "waiting for the learner to publish its first version"
+    lost = [status.heartbeat.part_id for status in generators if status.lost]
+    if len(lost) == len(generators):
+        return f"no generator is alive{': lost ' + ', '.join(lost[:5]) if lost else ''}"
+    if lost:
+        return f"lost generators: {', '.join(lost[:5])}"
+    return learner.message
+
+
+def last_round(path: Path) -> RoundMetrics | None:
+    """The last whole line of metrics.jsonl, read from its end."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        try:
+            return RoundMetrics.model_validate_json(line)
+        except ValidationError:
+            continue  # cut short by a crash, or by the start of the tail
+    return None
+
+
+def rounds_total(path: Path) -> int:
+    """How many rounds the run is to have, as the learner noted in run.json; 0 while it has not."""
+    try:
+        return int(json.loads(path.read_bytes()).get("rounds_total", 0))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return 0
+
+
+def status_router(reader: StatusReader) -> APIRouter:
+    """GET /v1/status."""
+    router = APIRouter(tags=["status"])
+
+    @router.get("/v1/status", responses=may_answer(409, 422, 503))
+    async def status() -> StatusSnapshot:
+        """The run at a glance."""
+        return await reader.read()
+
+    return router

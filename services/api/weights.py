@@ -1,0 +1,151 @@
+"""Routes of weight sync: manifests, files, publishing. Knows the store; never holds a whole file in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Path as PathParameter
+from fastapi.responses import FileResponse
+
+from services.api.notices import Notices
+from services.api.problems import may_answer
+from services.api.staging import Staging
+from services.contracts import Digest, FileEntry, FileName, WeightManifest
+from services.errors import ContractError, VersionNotFoundError
+from services.streams.events import AsyncEventLog
+from services.weights.store import MAX_VERSION, WeightStore
+
+MAX_POLL_S = 60.0
+"""Longest a request for the latest version may wait."""
+
+DISK_CHECK_S = 1.0
+"""A waiting request also looks at the disk this often, so that a lost notice costs a second and not a poll."""
+
+IMMUTABLE = "public, max-age=31536000, immutable"
+REVALIDATE = "no-cache"
+
+log = structlog.get_logger()
+
+Version = Annotated[int, PathParameter(ge=0, le=MAX_VERSION, description="weight version")]
+IfNoneMatch = Annotated[str | None, Header(description="ETag of what the caller holds")]
+
+
+class WeightFileResponse(FileResponse):
+    """Fewer, larger reads than the default of 64 KiB: a snapshot has gigabytes."""
+
+    chunk_size = 1 << 20
+
+
+def weights_router(store: WeightStore, staging: Staging, notices: Notices, events: AsyncEventLog) -> APIRouter:
+    """The /v1/weights routes over one store."""
+    router = APIRouter(prefix="/v1/weights", tags=["weights"])
+    publishing = asyncio.Lock()
+
+    @router.get(
+        "/latest",
+        response_model=WeightManifest,
+        responses={204: {"description": "Still the same at timeout_s"}, **may_answer(409, 422)},
+    )
+    async def latest(
+        after: Annotated[int | None, Query(ge=0, le=MAX_VERSION, description="version the caller holds")] = None,
+        digest: Annotated[Digest | None, Query(description="its digest; unset: any content counts as held")] = None,
+        timeout_s: Annotated[float, Query(ge=0, le=MAX_POLL_S, allow_inf_nan=False)] = 30.0,
+    ) -> Response:
+        """The newest version's manifest, as soon as it is not exactly the one that the caller holds."""
+        give_up_at = time.monotonic() + timeout_s
+        while True:
+            upcoming = notices.upcoming()
+            manifest = await asyncio.to_thread(store.latest)
+            if manifest is not None and not _holds(manifest, after, digest):
+                return _manifest_response(manifest)
+            remaining_s = give_up_at - time.monotonic()
+            if remaining_s <= 0 or notices.closed:
+                return Response(status_code=204)
+            await notices.wait(upcoming, min(remaining_s, DISK_CHECK_S))
+
+    @router.get(
+        "/{version}",
+        response_model=WeightManifest,
+        responses={304: {"description": "The caller holds it"}, **may_answer(404, 409, 422)},
+    )
+    async def manifest(version: Version, if_none_match: IfNoneMatch = None) -> Response:
+        """A version's manifest."""
+        found = await asyncio.to_thread(store.manifest, version)
+        if if_none_match == _etag(found.digest):
+            return Response(status_code=304, headers={"ETag": if_none_match})
+        return _manifest_response(found)
+
+    @router.get(
+        "/{version}/files/{name}",
+        response_class=WeightFileResponse,
+        responses={
+            200: {"content": {"application/octet-stream": {}}, "description": "The whole file"},
+            206: {"content": {"application/octet-stream": {}}, "description": "The part that Range asks for"},
+            304: {"description": "The caller holds it"},
+            **may_answer(400, 404, 409, 416, 422),
+        },
+    )
+    async def file(
+        version: Version,
+        name: FileName,
+        digest: Annotated[Digest | None, Query(description="only if the file has it; lets caches keep it")] = None,
+        if_none_match: IfNoneMatch = None,
+    ) -> Response:
+        """A version's file. Only an address with the digest is immutable: a version may be published anew."""
+        path, entry = await asyncio.to_thread(_find, store, version, name, digest)
+        headers = {"ETag": _etag(entry.digest), "Cache-Control": IMMUTABLE if digest else REVALIDATE}
+        if if_none_match == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return WeightFileResponse(path, headers=headers, media_type="application/octet-stream", stat_result=path.stat())
+
+    @router.put("/{version}/files/{name}", status_code=204, responses=may_answer(400, 408, 413, 422, 503))
+    async def stage(request: Request, version: Version, name: FileName) -> None:
+        """Send one file of a version that is about to be published."""
+        length = request.headers.get("content-length")
+        await staging.receive(version, name, request.stream(), int(length) if length and length.isdecimal() else None)
+
+    @router.post(
+        "/{version}", status_code=201, response_model=WeightManifest, responses=may_answer(400, 409, 413, 422, 503)
+    )
+    async def publish(version: Version, manifest: WeightManifest) -> Response:
+        """Make a version visible whose files were sent before; nothing is visible unless all of it is right."""
+        if manifest.weight_version != version:
+            raise ContractError(f"the manifest is of version {manifest.weight_version}, the address of {version}")
+        async with publishing:
+            await asyncio.to_thread(store.adopt, manifest, staging.files(version))
+            await asyncio.to_thread(staging.clear)
+        notices.wake()
+        await events.append("services", "published", weight_version=version, digest=manifest.digest)
+        log.info("version_adopted", weight_version=version, digest=manifest.digest)
+        return _manifest_response(manifest, status=201)
+
+    return router
+
+
+def _holds(manifest: WeightManifest, after: int | None, digest: str | None) -> bool:
+    return manifest.weight_version == after and digest in (None, manifest.digest)
+
+
+def _find(store: WeightStore, version: int, name: str, digest: str | None) -> tuple[Path, FileEntry]:
+    path = store.file_path(version, name)
+    entry = next(entry for entry in store.manifest(version).files if entry.name == name)
+    if digest not in (None, entry.digest) or not path.is_file():
+        raise VersionNotFoundError(
+            f"file {name!r} of weight version {version} is not that one (any more)", hint="ask for the latest version"
+        )
+    return path, entry
+
+
+def _etag(digest: str) -> str:
+    return f'"{digest}"'
+
+
+def _manifest_response(manifest: WeightManifest, status: int = 200) -> Response:
+    """Serialised once, here: the framework would validate a large manifest again on its way out."""
+    headers = {"ETag": _etag(manifest.digest), "Cache-Control": REVALIDATE}
+    return Response(manifest.model_dump_json(), status, headers, media_type="application/json")

@@ -1,0 +1,79 @@
+"""Settings of what every part shares: the run, Redis, the HTTP services, weight sync, deadlines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+
+class Section(BaseModel):
+    """Base of all config sections: immutable, unknown keys refused, field docstrings are the help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """[run]: where this run lives and what makes it repeatable."""
+
+    dir: Path = Path("runs/default")
+    """Folder of everything the run writes; starting again with the same folder resumes it."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds the order of the prompts and everything else that is drawn."""
+
+
+class RedisConfig(Section):
+    """[redis]: the queue between generators and learner."""
+
+    url: SecretStr | None = None
+    """redis://[:password@]host:port/db; unset: `sept run` starts an embedded server in the run folder."""
+    lease_s: float = Field(default=30.0, gt=0)
+    """A task whose generator has not renewed it for this long goes to another generator."""
+
+
+class ServicesConfig(Section):
+    """[services]: the HTTP app with weight sync, status and the page."""
+
+    host: str = "127.0.0.1"
+    """Address to bind; anything but loopback requires a token."""
+    port: int = Field(default=8400, ge=0, le=65535)
+    """Port to bind; 0 takes a free one."""
+    url: str | None = None
+    """How the other parts reach the services; unset: http://host:port."""
+    token: SecretStr | None = None
+    """Bearer token for every route but /healthz; required beyond loopback."""
+
+
+class WeightSyncConfig(Section):
+    """[weight_sync]: versions on disk and on the wire."""
+
+    anchor_every: int = Field(default=20, ge=1)
+    """A full snapshot is kept at every so many versions; deltas lie between."""
+    keep_versions: int = Field(default=60, ge=2)
+    """Older versions are retired, never one that a delta chain or a lease still needs."""
+
+
+class DeadlinesConfig(Section):
+    """[deadlines]: how long each wait may last before it fails by name."""
+
+    startup_s: float = Field(default=600.0, gt=0)
+    """For a part to come up: Redis to answer, version 0 to be published, an engine to start."""
+    rollouts_s: float = Field(default=1800.0, gt=0)
+    """For the learner to receive the next rollout of its round."""
+    weights_s: float = Field(default=1800.0, gt=0)
+    """For a generator to receive the version that its leased task asks for."""
+    drain_s: float = Field(default=20.0, gt=0)
+    """For a part to finish its work after SIGTERM."""
+
+
+class HeartbeatConfig(Section):
+    """[heartbeat]: how parts are seen to be alive."""
+
+    every_s: float = Field(default=1.0, gt=0)
+    """A part sends its heartbeat this often."""
+    lost_after_s: float = Field(default=5.0, gt=0)
+    """A part whose last heartbeat is older is shown as lost."""
+
+
+LogFormat = Literal["console", "json"]

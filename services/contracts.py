@@ -1,0 +1,333 @@
+"""What flows between the parts: tasks, rollouts, weight manifests, heartbeats, status.
+
+Every contract is a frozen pydantic model that forbids unknown fields and carries its schema version, so that
+a part of another release is refused by name instead of being misread. Token ids are little-endian int32 arrays.
+
+Legend of shapes: P prompt tokens, R response tokens.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
+
+SCHEMA_VERSION: Final = 1
+MAX_TOKENS = 1 << 20
+"""No prompt or response is longer than this; a longer one is refused before memory is spent on it."""
+
+TOKEN_DTYPE = np.dtype("<i4")
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""BLAKE3 of the bytes, 64 hex digits."""
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+"""A plain file name: no separators, no leading dot, so it can never leave its folder."""
+
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+
+
+def _as_tokens(value: Any) -> NDArray[np.int32]:
+    if isinstance(value, bytes | bytearray | memoryview):
+        if len(value) % TOKEN_DTYPE.itemsize:
+            raise ValueError(f"token bytes must be a multiple of 4 long, got {len(value)}")
+        tokens = np.frombuffer(value, dtype=TOKEN_DTYPE)
+    else:
+        wide = np.asarray(value)
+        if wide.size and wide.dtype.kind not in "iu":
+            raise ValueError(f"token ids must be integers, got {wide.dtype}")
+        if wide.size and (wide.min() < 0 or wide.max() > np.iinfo(np.int32).max):
+            raise ValueError("token ids must lie in 0 .. 2**31 - 1")
+        tokens = wide.astype(TOKEN_DTYPE)
+    if tokens.ndim != 1:
+        raise ValueError(f"token ids must be one-dimensional, got shape {tokens.shape}")
+    if tokens.size > MAX_TOKENS:
+        raise ValueError(f"{tokens.size} tokens exceed the limit of {MAX_TOKENS}")
+    if tokens.size and tokens.min() < 0:
+        raise ValueError("token ids must not be negative")
+    tokens.flags.writeable = False
+    return tokens
+
+
+Tokens = Annotated[
+    NDArray[np.int32],
+    PlainValidator(_as_tokens, json_schema_input_type=list[int]),
+    PlainSerializer(lambda tokens: tokens.tolist(), return_type=list[int]),
+]
+"""A read-only int32 array; accepts raw little-endian bytes or any sequence of integers."""
+
+
+class Contract(BaseModel):
+    """Base of all contracts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Task(Contract):
+    """One prompt leased to a generator. Producer: learner. Consumer: generator."""
+
+    task_id: Identifier
+    """Names the prompt's place in the run; the identity of everything made from it."""
+    round: int = Field(ge=0)
+    index: int = Field(ge=0)
+    """Place within the round: the learner trains in this order."""
+    prompt_tokens: Tokens
+    """[P] int32."""
+    temperature: float = Field(ge=0)
+    """tau_s, the sampling temperature; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_response_tokens: int = Field(ge=1, le=MAX_TOKENS)
+    stop_token_ids: tuple[int, ...] = ()
+    """A response ends with (and includes) the first of these."""
+    samples: int = Field(default=1, ge=1, le=1024)
+    """G, rollouts drawn from this prompt."""
+    min_weight_version: int = Field(ge=0)
+    """A generator starts the task only at this version or a later one."""
+    max_weight_version: int | None = Field(default=None, ge=0)
+    """Set when every token must come from a version not above this (an evaluation); None in training."""
+
+
+class VersionSpan(BaseModel):
+    """Response tokens [start, end) were sampled at `weight_version`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight_version: int = Field(ge=0)
+    start: int = Field(ge=0)
+    end: int = Field(ge=0)
+
+
+class Rollout(Contract):
+    """One finished (prompt, response) pair. Producer: generator. Consumer: learner."""
+
+    task_id: Identifier
+    sample: int = Field(ge=0)
+    """0 .. G-1; (task_id, sample) is the rollout's identity."""
+    round: int = Field(ge=0)
+    index: int = Field(ge=0)
+    prompt_tokens: Tokens
+    """[P] int32, as in the task."""
+    response_tokens: Tokens
+    """[R] int32, the stop token included when there was one."""
+    finish_reason: Literal["stop", "length"]
+    temperature: float = Field(ge=0)
+    spans: tuple[VersionSpan, ...]
+    """Cover 0 .. R without gap or overlap, versions ascending."""
+    generator_id: Identifier
+    queued_s: float = Field(ge=0)
+    """From issue to lease."""
+    generate_s: float = Field(ge=0)
+    """From lease to completion."""
+
+    @model_validator(mode="after")
+    def _spans_cover_response(self) -> Self:
+        length = int(self.response_tokens.size)
+        if length == 0:
+            raise ValueError("a rollout has at least one response token")
+        at, version = 0, -1
+        for span in self.spans:
+            if span.start != at or span.end <= span.start or span.weight_version <= version:
+                raise ValueError(f"spans must cover the response in order, got {self.spans}")
+            at, version = span.end, span.weight_version
+        if at != length:
+            raise ValueError(f"spans end at {at}, the response has {length} tokens")
+        return self
+
+    @property
+    def rollout_id(self) -> str:
+        return f"{self.task_id}.{self.sample}"
+
+    @property
+    def staleness(self) -> int:
+        """Round minus the lowest weight version that sampled any token; negative never happens in training."""
+        return self.round - self.spans[0].weight_version
+
+
+class TensorEntry(BaseModel):
+    """One tensor of a version, in checkpoint coordinates."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=512)
+    dtype: Literal[
+        "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"
+    ]
+    """safetensors' name of the element type."""
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    digest: Digest
+    """Of the raw little-endian bytes."""
+
+
+class FileKind(StrEnum):
+    SNAPSHOT = "snapshot"
+    """safetensors with every tensor of the version."""
+    DELTA = "delta"
+    """Exact change from `parent_version`."""
+    MODEL = "model"
+    """What an engine needs besides weights: config.json, tokenizer files ..."""
+
+
+class FileEntry(BaseModel):
+    """One immutable file of a version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: FileName
+    kind: FileKind
+    size_bytes: int = Field(ge=0)
+    digest: Digest
+
+
+class WeightManifest(Contract):
+    """A published version. Producer: learner. Consumers: the endpoint, generators."""
+
+    run_id: Identifier
+    weight_version: int = Field(ge=0)
+    parent_version: int | None = Field(default=None, ge=0)
+    parent_digest: Digest | None = None
+    """`digest` of the parent that the delta applies to."""
+    digest: Digest
+    """BLAKE3 over the tensors' names, types, shapes and digests: the identity of the version's content."""
+    tensors: tuple[TensorEntry, ...]
+    files: tuple[FileEntry, ...]
+    created_at: float
+    """Unix seconds."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        for what, names in (("tensor", [t.name for t in self.tensors]), ("file", [f.name for f in self.files])):
+            if len(set(names)) != len(names):
+                raise ValueError(f"two {what}s share a name")
+        if (self.parent_version is None) != (self.parent_digest is None):
+            raise ValueError("parent_version and parent_digest come together")
+        if self.parent_version is not None and self.parent_version >= self.weight_version:
+            raise ValueError(f"parent {self.parent_version} is not older than version {self.weight_version}")
+        return self
+
+    def file(self, kind: FileKind) -> FileEntry | None:
+        """The version's only file of that kind (snapshot or delta), or None."""
+        return next((entry for entry in self.files if entry.kind is kind), None)
+
+    @property
+    def full_bytes(self) -> int:
+        """Size of all tensors, headers not counted."""
+        bits = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16}
+        bits["U16"] = 16
+        return sum(int(np.prod(t.shape, dtype=np.int64)) * bits.get(t.dtype, 8) // 8 for t in self.tensors)
+
+
+class Part(StrEnum):
+    LEARNER = "learner"
+    GENERATOR = "generator"
+
+
+class Heartbeat(Contract):
+    """A part's own account of itself, sent about once a second. Consumer: services."""
+
+    part: Part
+    part_id: Identifier
+    state: str
+    """What it is doing now, in a word of its clock: "generating", "waiting_for_tasks", "training" ..."""
+    shares: dict[str, float]
+    """Share of wall time spent in each state since the part started; sums to 1."""
+    weight_version: int | None = None
+    weight_digest: Digest | None = None
+    in_flight: int = 0
+    """Requests in the engine (generator) or rollouts held for the current round (learner)."""
+    tokens_per_s: float = 0.0
+    """Over the last ten seconds or so."""
+    host: str
+    pid: int
+    device: str
+    message: str = ""
+    """The last warning or error, for a person to read."""
+    updates: int = 0
+    """Weight updates applied since the part started."""
+    pause_ms: float = 0.0
+    """How long generation stood still for the last update."""
+    sync_s: float = 0.0
+    """From hearing of the last version to serving it."""
+    sync_bytes: int = 0
+    """Bytes fetched for the last update."""
+
+
+class RoundMetrics(BaseModel):
+    """One line of metrics.jsonl. Producer: learner. Consumers: people, status, the page."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    round: int
+    weight_version: int
+    """The version that this round published: round + 1."""
+    epoch: float
+    tau_s: float
+    learning_rate: float
+    loss: float
+    """Mean over the round's optimizer steps of the objective per response token."""
+    grad_norm: float
+    rollouts: int
+    prompt_tokens: int
+    response_tokens: int
+    response_length_mean: float
+    truncated_ratio: float
+    staleness_mean: float
+    staleness_max: int
+    spanning_rollouts: int
+    """Rollouts whose tokens come from more than one version."""
+    generator_tokens_per_s: float
+    """Response tokens of the round over the wall time since the round before was complete."""
+    learner_tokens_per_s: float
+    """Prompt and response tokens of the round over the time spent training on them."""
+    learner_wait_s: float
+    train_s: float
+    round_s: float
+    sync_bytes: int
+    """Bytes that a generator one version behind fetches for this version."""
+    sync_full_bytes: int
+    publish_s: float
+    pause_ms: float
+    """Largest of the generators' last update pauses."""
+    tasks_reissued: int
+    time: float
+    """Unix seconds."""
+
+
+class GeneratorStatus(BaseModel):
+    """A row of the status page."""
+
+    heartbeat: Heartbeat
+    age_s: float
+    lost: bool
+
+
+class StatusSnapshot(Contract):
+    """Answer of GET /v1/status."""
+
+    run_id: str
+    state: Literal["starting", "running", "paused", "finished", "failed", "stopped"]
+    detail: str
+    """What it waits for, or why it failed."""
+    round: int
+    rounds_total: int
+    weight_version: int | None
+    weight_digest: Digest | None
+    last_round: RoundMetrics | None
+    learner: Heartbeat | None
+    learner_lost: bool
+    generators: tuple[GeneratorStatus, ...]
+    desired_generators: int | None
+    tasks_queued: int
+    tasks_leased: int
+    rollouts_queued: int
+    dead_letters: int
+    oldest_task_s: float

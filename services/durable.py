@@ -1,0 +1,126 @@
+"""Writes that are either wholly there or not at all, and stay there when the power goes.
+
+Files: temporary name, fsync, rename. Folders: filled under a temporary name, every file and the folder fsynced,
+then renamed into place. Knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from services.errors import UnavailableError
+
+TEMPORARY_PREFIX = ".partial-"
+"""Names that start so are leftovers of an interrupted write; `clear_partial` removes them."""
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in the folder durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the file's bytes durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write at `path` into errors that name the remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedies = {
+            errno.ENOSPC: "free some space on this disk, then start again: the run resumes where it was",
+            errno.EDQUOT: "raise the quota or free some space, then start again: the run resumes where it was",
+            errno.EACCES: "give this user the right to write there, or set run.dir to another folder",
+            errno.EROFS: "the file system is read-only: set run.dir to another folder",
+            errno.ENOTDIR: "a part of this path is a file: set run.dir to another folder",
+        }
+        if error.errno not in remedies:
+            raise
+        raise UnavailableError(f"cannot write {path}: {error.strerror}", hint=remedies[error.errno]) from error
+
+
+def write_file(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
+    """Replace the file at `path` atomically and durably; on any error the old one stays."""
+    content = data.encode() if isinstance(data, str) else data
+    with explained(path):
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(mode)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line durably; a line cut short by an earlier crash is ended first."""
+    with explained(path), path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            cut_short = file.read(1) != b"\n"
+            file.seek(0, os.SEEK_END)
+            if cut_short:
+                file.write(b"\n")
+        file.write(line.rstrip("\n").encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `final`; on success it takes that name (replacing an older one), else it is gone."""
+    with explained(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=final.parent))
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    fsync_file(file)
+                else:
+                    fsync_folder(file)
+            fsync_folder(temporary)
+            if final.exists():
+                outgoing = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=final.parent))
+                final.replace(outgoing)
+                temporary.replace(final)
+                shutil.rmtree(outgoing)
+            else:
+                temporary.replace(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync_folder(final.parent)
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what interrupted writes left in the folder. Only its single writer may call this."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

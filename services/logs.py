@@ -1,0 +1,35 @@
+"""Log lines of a part: structured, to standard error, in words a person can read or JSON a machine can.
+
+`SEPT_LOG=json` chooses JSON. The supervisor, docker or Ray keeps what a part writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import structlog
+
+
+def configure_logs(part_id: str) -> None:
+    """Set up structlog and the standard library's logging for this process; call once, from an entry point."""
+    json_lines = os.environ.get("SEPT_LOG") == "json"
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if json_lines else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            lambda _logger, _method, event: {"part": part_id, **event},
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )

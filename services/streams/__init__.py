@@ -1,0 +1,1 @@
+"""Redis streams: tasks out, rollouts back, heartbeats and events beside them."""

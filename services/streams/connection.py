@@ -1,0 +1,218 @@
+"""Owns how a part reaches Redis and what its keys are called; knows nothing of what is stored under them.
+
+    client = connect("redis://:secret@127.0.0.1:6379/0")   # answers, or UnavailableError within 10 s
+    keys = Keys("run-7")
+    keys.tasks                                              # "sept:{run-7}:tasks"
+
+A client made here survives a server that goes away for less than `deadline_s`: redis-py reconnects and repeats the
+command. Whatever is sent through it must therefore bear being sent twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as RedisAsyncRetry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import AuthenticationError, AuthorizationError, ResponseError
+from redis.retry import Retry as RedisRetry
+
+from services.errors import ConfigError, UnavailableError
+
+SOCKET_TIMEOUT_S = 10.0
+"""A server that is silent for this long counts as gone; above MAX_BLOCK_S, so that a blocking read never does."""
+MAX_BLOCK_S = 2.0
+"""Longest single blocking read; longer waits are made of several, so that each sees what has changed meanwhile."""
+RETRY_BASE_S = 0.025
+RETRY_CAP_S = 0.5
+"""First and longest pause between two attempts to reconnect."""
+
+OPTIONS: dict[str, Any] = {
+    "decode_responses": False,
+    "protocol": 2,  # the shapes of replies then do not depend on redis-py's release
+    "socket_timeout": SOCKET_TIMEOUT_S,
+    "socket_connect_timeout": SOCKET_TIMEOUT_S,
+    "socket_keepalive": True,
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names of a run's keys. The run id is a hash tag, so on a cluster they share a slot and scripts may join them."""
+
+    run_id: str
+
+    def _name(self, what: str) -> str:
+        return f"sept:{{{self.run_id}}}:{what}"
+
+    @property
+    def tasks(self) -> str:
+        """Stream: tasks that are queued or leased."""
+        return self._name("tasks")
+
+    @property
+    def open(self) -> str:
+        """Hash: task id -> entry id of every task in `tasks`."""
+        return self._name("open")
+
+    @property
+    def incarnation(self) -> str:
+        """String: random mark that is gone when Redis has come back empty."""
+        return self._name("incarnation")
+
+    @property
+    def counters(self) -> str:
+        """Hash: running totals, "reissued" so far."""
+        return self._name("counters")
+
+    @property
+    def rollouts(self) -> str:
+        """Stream: finished rollouts that no durable checkpoint contains yet."""
+        return self._name("rollouts")
+
+    @property
+    def dead_letters(self) -> str:
+        """Stream: entries that could not be read or processed, with the reason."""
+        return self._name("dead_letters")
+
+    @property
+    def heartbeats(self) -> str:
+        """Hash: part id -> its last heartbeat."""
+        return self._name("heartbeats")
+
+    @property
+    def events(self) -> str:
+        """Stream: what happened in the run."""
+        return self._name("events")
+
+    @property
+    def desired(self) -> str:
+        """String: how many generators there should be."""
+        return self._name("desired")
+
+    @property
+    def control(self) -> str:
+        """Hash: the paused and stop_after_round flags."""
+        return self._name("control")
+
+
+class _Patience:
+    """How long a command may be repeated, and the error that ends it."""
+
+    def __init__(self, address: str, deadline_s: float) -> None:
+        self.address = address
+        self.deadline_s = deadline_s
+
+    def check(self, error: Exception, started_at: float) -> None:
+        """Raises UnavailableError once repeating is pointless: the deadline has passed or the password is wrong."""
+        if isinstance(error, AuthenticationError | AuthorizationError):
+            raise _refused(self.address, error) from error
+        waited_s = time.monotonic() - started_at
+        if waited_s >= self.deadline_s:
+            raise UnavailableError(
+                f"Redis at {self.address} did not answer for {waited_s:.1f} s (limit {self.deadline_s:g} s): {error}",
+                hint="check that the server runs and that redis.url names it",
+            ) from error
+
+
+def _refused(address: str, error: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"Redis at {address} refuses the connection: {error}", hint="check the user and password in redis.url"
+    )
+
+
+# redis-py calls `fail` after every failed attempt, which makes it the place to end endless retries by time.
+class _SyncRetry(RedisRetry):
+    def __init__(self, patience: _Patience) -> None:
+        super().__init__(ExponentialBackoff(cap=RETRY_CAP_S, base=RETRY_BASE_S), retries=-1)
+        self._patience = patience
+
+    def call_with_retry(self, do: Callable[[], T], fail: Callable[..., Any], *args: Any, **options: Any) -> T:
+        started_at = time.monotonic()
+
+        def failed(error: Exception, *counts: int) -> None:
+            fail(error, *counts)
+            self._patience.check(error, started_at)
+
+        return super().call_with_retry(do, failed, *args, **options)
+
+
+class _AsyncRetry(RedisAsyncRetry):
+    def __init__(self, patience: _Patience) -> None:
+        super().__init__(ExponentialBackoff(cap=RETRY_CAP_S, base=RETRY_BASE_S), retries=-1)
+        self._patience = patience
+
+    async def call_with_retry(self, do: Callable[[], Any], fail: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        started_at = time.monotonic()
+
+        async def failed(error: Exception, *counts: int) -> None:
+            await fail(error, *counts)
+            self._patience.check(error, started_at)
+
+        return await super().call_with_retry(do, failed, *args, **options)
+
+
+def connect(url: str, *, deadline_s: float = 10) -> redis.Redis:
+    """A client that has been answered once.
+
+    Raises:
+        ConfigError: `url` is not a Redis address.
+        UnavailableError: no answer within `deadline_s`, or a wrong password; later commands raise it likewise.
+    """
+    patience = _Patience(address_of(url), deadline_s)
+    with redis.Redis.from_url(url, retry=_SyncRetry(patience), **_probing(deadline_s)) as probe:
+        try:
+            probe.ping()
+        except ResponseError as error:
+            raise _refused(patience.address, error) from error
+    return redis.Redis.from_url(url, retry=_SyncRetry(patience), **OPTIONS)
+
+
+async def connect_async(url: str, *, deadline_s: float = 10) -> redis.asyncio.Redis:
+    """As `connect`, for asyncio; close the client with `await client.aclose()`."""
+    patience = _Patience(address_of(url), deadline_s)
+    async with redis.asyncio.Redis.from_url(url, retry=_AsyncRetry(patience), **_probing(deadline_s)) as probe:
+        try:
+            await probe.ping()
+        except ResponseError as error:
+            raise _refused(patience.address, error) from error
+    return redis.asyncio.Redis.from_url(url, retry=_AsyncRetry(patience), **OPTIONS)
+
+
+def address_of(url: str) -> str:
+    """host:port/db of a Redis URL, or its socket path: fit for messages, as it carries no user or password.
+
+    Raises:
+        ConfigError: `url` is not a Redis address.
+    """
+    hint = "write redis.url as redis://[:password@]host:port/db"
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 6379
+    except ValueError:
+        # Not chained: the original quotes the URL's authority, password and all.
+        raise ConfigError("redis.url cannot be read: its host or port is malformed", hint=hint) from None
+    if parts.scheme == "unix":
+        return parts.path
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+        raise ConfigError(f"redis.url is no Redis address: scheme {parts.scheme!r}, host {parts.hostname!r}", hint=hint)
+    return f"{parts.hostname}:{port}{parts.path if parts.path != '/' else ''}"
+
+
+def block_ms(seconds: float) -> int:
+    """Milliseconds for BLOCK, at most MAX_BLOCK_S; never 0, which would mean forever."""
+    return max(1, round(min(seconds, MAX_BLOCK_S) * 1000))
+
+
+def _probing(deadline_s: float) -> dict[str, Any]:
+    """Options of the first contact, which blocks on nothing and so need not be as patient as a blocking read."""
+    timeout_s = max(0.05, min(deadline_s, SOCKET_TIMEOUT_S))
+    return OPTIONS | {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}

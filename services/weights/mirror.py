@@ -1,0 +1,244 @@
+"""A puller's verified copy of one version in host memory, moved along by deltas or snapshots. Knows no engine.
+
+folder/fetched/     downloads, gone once they are part of the copy
+folder/resources/   config and tokenizer files, by digest
+folder/model/       a Hugging Face folder of some version, with its manifest: what an engine starts from, and what
+                    the next process takes up again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from services import durable
+from services.contracts import FileEntry, FileKind, WeightManifest
+from services.errors import VersionNotFoundError, WeightError
+from services.weights import delta
+from services.weights.chain import patch, verify
+from services.weights.client import WeightClient
+from services.weights.delta import Patch
+from services.weights.tensors import RawTensor, read_safetensors, write_safetensors
+
+WEIGHTS_NAME = "model.safetensors"
+MANIFEST_NAME = "weight_manifest.json"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUpdate:
+    """What changed from the version held before to `manifest`'s."""
+
+    manifest: WeightManifest
+    patches: list[Patch] | None
+    """To be laid over the version held before, in this order; None: replace everything."""
+    changed: frozenset[str]
+    """Names of the tensors that differ."""
+    fetched_bytes: int
+    tensors: Mapping[str, RawTensor]
+    """The whole version. Lent, not given: the mirror's next `advance` changes these bytes in place."""
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A version in memory. `owned` tensors are private bytes, the others read-only views of a file."""
+
+    manifest: WeightManifest
+    tensors: dict[str, RawTensor]
+    owned: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """A way to a version: from a snapshot (or from what is held, when None), then deltas in order."""
+
+    snapshot: WeightManifest | None
+    deltas: tuple[WeightManifest, ...]
+    size_bytes: int
+
+
+class WeightMirror:
+    """Holds at most one version, and only a verified one. One process per folder, one `advance` at a time."""
+
+    def __init__(self, folder: Path, client: WeightClient) -> None:
+        self._folder = folder
+        self._client = client
+        self._copy: _Copy | None = None
+        self._opened = False
+
+    @property
+    def version(self) -> int | None:
+        return self._copy.manifest.weight_version if self._copy else None
+
+    @property
+    def digest(self) -> str | None:
+        return self._copy.manifest.digest if self._copy else None
+
+    @property
+    def tensors(self) -> dict[str, RawTensor]:
+        """Empty until the first `advance`; see WeightUpdate.tensors about their lifetime."""
+        return self._copy.tensors if self._copy else {}
+
+    async def advance(self, manifest: WeightManifest) -> WeightUpdate:
+        """Become `manifest`'s version by whichever route costs fewer bytes.
+
+        A route that does not lead to the promised bytes is given up for the nearest snapshot. WeightError (or one of
+        its kind) when that fails too; the mirror then holds nothing, and the next call starts afresh.
+        """
+        if not self._opened:
+            self._copy = await asyncio.to_thread(self._open, manifest.run_id)
+            self._opened = True
+        before = self._copy.manifest if self._copy else None
+        changed = _differing(before, manifest)
+        route = await self._choose(manifest, before)
+        if route.snapshot is None:
+            try:
+                patches = await self._travel(route, manifest)
+                return WeightUpdate(manifest, patches, changed, route.size_bytes, self.tensors)
+            except WeightError as error:
+                log.warning("weight_deltas_refused", weight_version=manifest.weight_version, reason=error.message)
+                route = await self._choose(manifest, None)
+        await self._travel(route, manifest)
+        return WeightUpdate(manifest, None, changed, route.size_bytes, self.tensors)
+
+    async def model_folder(self) -> Path:
+        """Write the version held, with its config and tokenizer, as a Hugging Face folder and return its path."""
+        if self._copy is None:
+            raise WeightError("the mirror holds no version yet", hint="advance it first")
+        source = self._copy.manifest
+        if not _model_entries(source):
+            source = await self._client.manifest(0)
+        resources = {}
+        for entry in _model_entries(source):
+            resources[entry.name] = await self._fetch(source, entry, self._folder / "resources")
+        await asyncio.to_thread(self._write_model, self._copy, resources)
+        return self._folder / "model"
+
+    # Choosing a route
+
+    async def _choose(self, target: WeightManifest, held: WeightManifest | None) -> _Route:
+        """Walk from the target towards its ancestors until the held version or no cheaper route can come."""
+        deltas: list[WeightManifest] = []
+        cost = 0
+        full: _Route | None = None
+        step: WeightManifest | None = target
+        while step is not None:
+            if held is not None and step.digest == held.digest:
+                return _Route(None, tuple(reversed(deltas)), cost)
+            snapshot, change = step.file(FileKind.SNAPSHOT), step.file(FileKind.DELTA)
+            if full is None and snapshot is not None:
+                full = _Route(step, tuple(reversed(deltas)), cost + snapshot.size_bytes)
+            if change is None or (full is not None and (held is None or cost + change.size_bytes >= full.size_bytes)):
+                break
+            deltas.append(step)
+            cost += change.size_bytes
+            step = await self._parent(step, held)
+        if full is None:
+            raise VersionNotFoundError(
+                f"no snapshot leads to weight version {target.weight_version}", hint="ask for the latest version"
+            )
+        return full
+
+    async def _parent(self, step: WeightManifest, held: WeightManifest | None) -> WeightManifest | None:
+        """The version that the step's delta applies to; None when it is retired or replaced."""
+        if held is not None and step.parent_digest == held.digest:
+            return held
+        if step.parent_version is None:
+            return None
+        try:
+            parent = await self._client.manifest(step.parent_version)
+        except VersionNotFoundError:
+            return None
+        return parent if parent.digest == step.parent_digest else None
+
+    # Following it
+
+    async def _travel(self, route: _Route, target: WeightManifest) -> list[Patch]:
+        """Fetch everything, then build and verify in a thread; the copy held stays until all bytes are here."""
+        fetched = self._folder / "fetched"
+        snapshot = None
+        if route.snapshot is not None:
+            snapshot = await self._fetch(route.snapshot, _entry(route.snapshot, FileKind.SNAPSHOT), fetched)
+        deltas = [await self._fetch(step, _entry(step, FileKind.DELTA), fetched) for step in route.deltas]
+        # from here the held bytes change in place: unless the build succeeds, nothing is held
+        held, self._copy = self._copy, None
+        try:
+            self._copy, patches = await asyncio.to_thread(_build, target, snapshot or held, deltas)
+        finally:
+            await asyncio.to_thread(_empty, fetched)
+        return patches
+
+    async def _fetch(self, manifest: WeightManifest, entry: FileEntry, folder: Path) -> Path:
+        path = folder / entry.digest
+        if await asyncio.to_thread(path.exists):
+            return path
+        return await self._client.fetch(manifest.weight_version, entry, path)
+
+    # On disk
+
+    def _open(self, run_id: str) -> _Copy | None:
+        """The model folder that an earlier process left, if it is whole and of this run."""
+        for name in ("fetched", "resources"):
+            (self._folder / name).mkdir(parents=True, exist_ok=True)
+        durable.clear_partial(self._folder)
+        model = self._folder / "model"
+        try:
+            manifest = WeightManifest.model_validate_json((model / MANIFEST_NAME).read_bytes())
+            tensors = read_safetensors(model / WEIGHTS_NAME)
+            verify(tensors, manifest.tensors)
+        except FileNotFoundError:
+            return None
+        except (WeightError, ValidationError) as error:
+            log.warning("weight_mirror_discarded", folder=str(model), reason=str(error))
+            return None
+        return _Copy(manifest, tensors) if manifest.run_id == run_id else None
+
+    def _write_model(self, copy: _Copy, resources: Mapping[str, Path]) -> None:
+        with durable.new_folder(self._folder / "model") as folder:
+            for name, source in resources.items():
+                shutil.copyfile(source, folder / name)
+            write_safetensors(folder / WEIGHTS_NAME, copy.tensors)
+            durable.write_file(folder / MANIFEST_NAME, copy.manifest.model_dump_json())
+
+
+def _build(target: WeightManifest, start: Path | _Copy | None, deltas: Sequence[Path]) -> tuple[_Copy, list[Patch]]:
+    """`target` from a snapshot's file or a copy, which is used up, and deltas in order."""
+    if start is None:
+        raise WeightError(f"nothing is held to build weight version {target.weight_version} from")
+    copy = (
+        _Copy(target, read_safetensors(start)) if isinstance(start, Path) else _Copy(target, start.tensors, start.owned)
+    )
+    patches = []
+    for path in deltas:
+        patches += patch(copy.tensors, delta.decode(copy.tensors, path.read_bytes()), copy.owned)
+    verify(copy.tensors, target.tensors)
+    return copy, patches
+
+
+def _empty(folder: Path) -> None:
+    """Views of a snapshot stay valid without its name; what was wrong is fetched again, what was right is in memory."""
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _differing(before: WeightManifest | None, after: WeightManifest) -> frozenset[str]:
+    old = {entry.name: entry for entry in before.tensors} if before else {}
+    return frozenset(entry.name for entry in after.tensors if old.get(entry.name) != entry)
+
+
+def _model_entries(manifest: WeightManifest) -> list[FileEntry]:
+    return [entry for entry in manifest.files if entry.kind is FileKind.MODEL]
+
+
+def _entry(manifest: WeightManifest, kind: FileKind) -> FileEntry:
+    entry = manifest.file(kind)
+    if entry is None:
+        raise WeightError(f"weight version {manifest.weight_version} has no {kind}")
+    return entry

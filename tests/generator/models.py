@@ -1,0 +1,101 @@
+"""What the generator's tests need of weights: versions, updates between them, and a tiny model to serve them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from services.contracts import WeightManifest
+from services.weights import delta
+from services.weights.mirror import WeightUpdate
+from services.weights.tensors import RawTensor, describe, version_digest
+
+VOCABULARY = 320
+
+
+def manifest_of(version: int, tensors: Mapping[str, RawTensor]) -> WeightManifest:
+    entries = describe(tensors)
+    return WeightManifest(
+        run_id="test",
+        weight_version=version,
+        digest=version_digest(entries),
+        tensors=entries,
+        files=(),
+        created_at=0.0,
+    )
+
+
+def update_between(
+    version: int, old: Mapping[str, RawTensor], new: Mapping[str, RawTensor], *, sparse: bool = True
+) -> WeightUpdate:
+    """From `old` to `new`, which becomes `version`; as patches, or replacing everything."""
+    patches = list(delta.decode(old, delta.encode(old, new)))
+    return WeightUpdate(
+        manifest=manifest_of(version, new),
+        patches=patches if sparse else None,
+        changed=frozenset(patch.name for patch in patches) if sparse else frozenset(new),
+        fetched_bytes=0,
+        tensors=new,
+    )
+
+
+def changed(tensors: Mapping[str, RawTensor], seed: int, share: float = 0.1) -> dict[str, RawTensor]:
+    """The tensors with about `share` of their elements replaced by others of the same tensor."""
+    random = np.random.default_rng(seed)
+    result = {}
+    for name, tensor in tensors.items():
+        bits = tensor.data.view(f"<u{tensor.item_bytes}").copy()
+        places = np.flatnonzero(random.random(bits.size) < share)
+        bits[places] = bits[random.integers(0, bits.size, places.size)]
+        result[name] = RawTensor(tensor.dtype, tensor.shape, bits.view(np.uint8))
+    return result
+
+
+def write_tiny_model(folder: Path, *, tied: bool = True, dtype: str = "bfloat16") -> None:
+    """A random Qwen2 of 0.1 M parameters in Hugging Face's layout."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=4096,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+
+
+def greedy_gaps(folder: Path, tensors: Mapping[str, RawTensor], prompt: list[int], response: list[int]) -> list[float]:
+    """How far below the best logit each response token lies, by transformers in float32 with these weights: 0 is greedy."""
+    import torch
+    from transformers import AutoConfig, Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM(AutoConfig.from_pretrained(folder)).float().eval()
+    state = {
+        name: torch.frombuffer(bytearray(tensor.data.tobytes()), dtype=torch.bfloat16).view(tensor.shape).float()
+        for name, tensor in tensors.items()
+    }
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert set(missing) <= {"lm_head.weight"}
+    assert not unexpected
+    model.tie_weights()
+    with torch.no_grad():
+        logits_TV = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    best_T, _ = logits_TV.max(dim=-1)
+    gaps: list[float] = (best_T - logits_TV[torch.arange(len(response)), torch.tensor(response)]).tolist()
+    return gaps

@@ -1,0 +1,127 @@
+"""The status says what the run is doing and what is missing; the metrics are the same numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from services import durable
+from services.api.status import last_round, run_state
+from services.contracts import Heartbeat, Part, RoundMetrics, StatusSnapshot
+from services.streams.control import AsyncControl
+from services.streams.heartbeats import AsyncHeartbeats
+from tests.services.endpoint import Endpoint
+from tests.services.weights.samples import first_version
+
+
+def heartbeat(part: Part, part_id: str, state: str, **fields: object) -> Heartbeat:
+    base = {"part": part, "part_id": part_id, "state": state, "shares": {state: 1.0}}
+    return Heartbeat.model_validate(base | {"host": "h", "pid": 1, "device": "cpu"} | fields)
+
+
+def round_metrics(number: int) -> RoundMetrics:
+    zeros = {name: 0 for name, field in RoundMetrics.model_fields.items() if field.annotation in (int, float)}
+    return RoundMetrics.model_validate(zeros | {"round": number, "weight_version": number + 1, "loss": 0.5})
+
+
+async def status(http: httpx.AsyncClient) -> StatusSnapshot:
+    answer = await http.get("/v1/status")
+    assert answer.status_code == 200
+    return StatusSnapshot.model_validate_json(answer.content)
+
+
+async def send(endpoint: Endpoint, *beats: Heartbeat) -> None:
+    sender = AsyncHeartbeats(endpoint.redis, endpoint.keys)
+    for beat in beats:
+        await sender.send(beat)
+
+
+async def test_a_run_without_parts_waits_for_its_learner(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
+    snapshot = await status(http)
+    assert (snapshot.state, snapshot.detail) == ("starting", "waiting for the learner")
+    assert (snapshot.run_id, snapshot.weight_version, snapshot.round) == (endpoint.keys.run_id, None, 0)
+
+
+async def test_a_running_run_is_told_whole(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
+    manifest = endpoint.store.publish(0, first_version())
+    lines = [round_metrics(number).model_dump_json() for number in range(3)]
+    durable.write_file(endpoint.folder.metrics, "\n".join(lines) + "\n")
+    identity = json.loads(endpoint.folder.identity.read_text()) | {"rounds_total": 9}
+    durable.write_file(endpoint.folder.identity, json.dumps(identity))
+    learner = heartbeat(Part.LEARNER, "learner-1", "training", message="all is well")
+    generator = heartbeat(Part.GENERATOR, "generator-1", "generating", weight_version=0)
+    await send(endpoint, learner, generator)
+    snapshot = await status(http)
+    assert (snapshot.state, snapshot.detail) == ("running", "all is well")
+    assert (snapshot.round, snapshot.rounds_total) == (3, 9)
+    assert (snapshot.weight_version, snapshot.weight_digest) == (0, manifest.digest)
+    assert snapshot.last_round == round_metrics(2)
+    assert snapshot.learner == learner
+    assert [(row.heartbeat, row.lost) for row in snapshot.generators] == [(generator, False)]
+
+
+async def test_missing_generators_are_named(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
+    endpoint.store.publish(0, first_version())
+    await send(endpoint, heartbeat(Part.LEARNER, "learner-1", "waiting_for_rollouts"))
+    assert (await status(http)).detail == "no generator is alive"
+
+
+async def test_a_paused_run_says_so(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
+    await AsyncControl(endpoint.redis, endpoint.keys).set_paused(True)
+    await send(endpoint, heartbeat(Part.LEARNER, "learner-1", "training"))
+    assert (await status(http)).state == "paused"
+
+
+@pytest.mark.parametrize("state", ["finished", "failed", "stopped"])
+async def test_how_a_run_ended_outlasts_its_learner(endpoint: Endpoint, http: httpx.AsyncClient, state: str) -> None:
+    await send(endpoint, heartbeat(Part.LEARNER, "learner-1", state, message="why"))
+    snapshot = await status(http)
+    assert (snapshot.state, snapshot.detail) == (state, "why")
+
+
+def test_a_learner_without_a_version_is_still_starting() -> None:
+    learner = heartbeat(Part.LEARNER, "learner-1", "training")
+    assert run_state(learner, paused=False, published=False) == "starting"
+    assert run_state(learner, paused=False, published=True) == "running"
+
+
+@pytest.mark.parametrize("rest", ["", "\n", '\n{"round": 9', "\n\n"])
+def test_the_last_whole_line_counts(tmp_path: Path, rest: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [round_metrics(number).model_dump_json() for number in range(200)]
+    path.write_text("\n".join(lines) + rest)
+    assert last_round(path) == round_metrics(199)
+
+
+def test_no_line_is_no_round(tmp_path: Path) -> None:
+    assert last_round(tmp_path / "missing") is None
+    (tmp_path / "empty").write_text("")
+    assert last_round(tmp_path / "empty") is None
+
+
+async def test_the_metrics_are_the_status(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
+    endpoint.store.publish(0, first_version())
+    durable.write_file(endpoint.folder.metrics, round_metrics(4).model_dump_json() + "\n")
+    await send(
+        endpoint,
+        heartbeat(Part.LEARNER, "learner-1", "training"),
+        heartbeat(Part.GENERATOR, "generator-1", "generating", weight_version=0, pause_ms=12.5),
+    )
+    answer = await http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+    assert samples[("sept_round",)] == 5
+    assert samples[("sept_weight_version",)] == 0
+    assert samples[("sept_state", "running")] == 1
+    assert samples[("sept_part_pause_ms", "generator", "generator-1")] == 12.5
+    assert samples[("sept_part_up", "learner", "learner-1")] == 1
+    assert samples[("sept_part_share", "generating", "generator", "generator-1")] == 1
+    assert samples[("sept_last_round_loss",)] == 0.5

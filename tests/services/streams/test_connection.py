@@ -1,0 +1,130 @@
+"""Reaching Redis: promptly, or with an error that names it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.errors import ConfigError, UnavailableError
+from services.streams.connection import (
+    MAX_BLOCK_S,
+    SOCKET_TIMEOUT_S,
+    Keys,
+    address_of,
+    block_ms,
+    connect,
+    connect_async,
+)
+from services.streams.embedded import EmbeddedRedis, free_port
+
+PASSWORD = "correct-horse-battery"
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    """A server with a password."""
+    server = EmbeddedRedis(tmp_path / "redis", free_port(), PASSWORD)
+    process = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL)
+    yield server
+    process.kill()
+    process.wait()
+
+
+def test_answers_with_bytes(redis_url: str) -> None:
+    with connect(redis_url) as client:
+        client.set("greeting", "hello")
+        assert client.get("greeting") == b"hello"
+
+
+async def test_answers_with_bytes_in_an_event_loop(redis_url: str) -> None:
+    async with await connect_async(redis_url) as client:
+        await client.set("greeting", "hello")
+        assert await client.get("greeting") == b"hello"
+
+
+def test_nobody_there_fails_by_its_deadline_and_hides_the_password() -> None:
+    url = f"redis://:{PASSWORD}@127.0.0.1:{free_port()}/3"
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:\d+/3 did not answer") as caught:
+        connect(url, deadline_s=0.2)
+    assert PASSWORD not in str(caught.value)
+    assert caught.value.hint
+
+
+async def test_nobody_there_fails_by_its_deadline_in_an_event_loop() -> None:
+    async with asyncio.timeout(5):
+        with pytest.raises(UnavailableError, match="did not answer"):
+            await connect_async(f"redis://127.0.0.1:{free_port()}", deadline_s=0.2)
+
+
+def test_a_peer_that_accepts_and_never_speaks_fails_by_its_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute, pytest.raises(UnavailableError, match="did not answer"):
+        connect(f"redis://127.0.0.1:{mute.getsockname()[1]}", deadline_s=0.2)
+
+
+def test_waits_for_a_server_that_is_still_starting(guarded: EmbeddedRedis) -> None:
+    with connect(guarded.url) as client:
+        assert client.ping()
+
+
+async def test_a_wrong_password_is_refused_at_once(guarded: EmbeddedRedis) -> None:
+    connect(guarded.url).close()
+    wrong = guarded.url.replace(PASSWORD, "wrong-wrong-wrong-wrong")
+    for url in (wrong, f"redis://127.0.0.1:{guarded.port}/0"):
+        with pytest.raises(UnavailableError, match="refuses") as caught:
+            connect(url, deadline_s=60)
+        assert "wrong-wrong" not in str(caught.value)
+        with pytest.raises(UnavailableError, match="refuses"):
+            await connect_async(url, deadline_s=60)
+
+
+def test_commands_survive_a_restart_of_the_server(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path / "redis", free_port(), PASSWORD)
+    first = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL)
+    client = connect(server.url)
+    client.set("kept", "yes")
+    first.terminate()
+    first.wait(timeout=10)
+    replies: list[object] = []
+    asking = threading.Thread(target=lambda: replies.append(client.get("kept")))
+    asking.start()  # while nobody listens
+    second = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL)
+    asking.join(timeout=10)
+    client.close()
+    second.kill()
+    second.wait()
+    assert replies == [b"yes"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:6379", "http://host:1", "redis://", "redis://:pw@host:port", "redis://:pw@[::1", "redis://h:99999"],
+)
+def test_what_is_no_address_is_a_config_error_without_the_password(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"redis\.url") as caught:
+        connect(url)
+    assert "pw" not in str(caught.value).replace("[:password@]", "")
+
+
+def test_an_address_for_messages_has_no_secret() -> None:
+    assert address_of("redis://user:pw@host:7000/2") == "host:7000/2"
+    assert address_of("rediss://host") == "host:6379"
+    assert address_of("unix:///run/redis.sock") == "/run/redis.sock"
+
+
+def test_a_blocking_read_never_lasts_forever_or_beyond_the_socket() -> None:
+    assert block_ms(0.0001) == 1
+    assert block_ms(3600) == MAX_BLOCK_S * 1000 < SOCKET_TIMEOUT_S * 1000
+
+
+def test_all_keys_of_a_run_share_one_hash_tag() -> None:
+    keys = Keys("run-7")
+    names = [keys.tasks, keys.open, keys.incarnation, keys.counters, keys.rollouts, keys.dead_letters]
+    names += [keys.heartbeats, keys.events, keys.desired, keys.control]
+    assert len(set(names)) == 10
+    assert all(name.startswith("sept:{run-7}:") for name in names)

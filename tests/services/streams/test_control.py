@@ -1,0 +1,48 @@
+"""What people ask of a run."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+import redis.asyncio
+
+from services.errors import ContractError
+from services.streams.connection import Keys
+from services.streams.control import MAX_GENERATORS, AsyncControl, Control, ControlState
+
+
+async def test_nobody_has_asked_for_anything_at_first(
+    client: redis.Redis, async_client: redis.asyncio.Redis, keys: Keys
+) -> None:
+    assert Control(client, keys).state() == await AsyncControl(async_client, keys).state() == ControlState()
+
+
+async def test_what_one_part_asks_another_sees(
+    client: redis.Redis, async_client: redis.asyncio.Redis, keys: Keys
+) -> None:
+    control, async_control = Control(client, keys), AsyncControl(async_client, keys)
+    await async_control.set_desired_generators(3)
+    await async_control.set_paused(True)
+    await async_control.set_stop_after_round(True)
+    assert control.state() == ControlState(desired_generators=3, paused=True, stop_after_round=True)
+    control.set_desired_generators(0)
+    control.set_paused(False)
+    control.set_stop_after_round(False)
+    assert await async_control.state() == ControlState(desired_generators=0)
+
+
+@pytest.mark.parametrize("count", [-1, MAX_GENERATORS + 1])
+async def test_an_impossible_number_of_generators_is_refused(
+    client: redis.Redis, async_client: redis.asyncio.Redis, keys: Keys, count: int
+) -> None:
+    with pytest.raises(ContractError, match="limits are 0 and"):
+        Control(client, keys).set_desired_generators(count)
+    with pytest.raises(ContractError, match="limits are 0 and"):
+        await AsyncControl(async_client, keys).set_desired_generators(count)
+
+
+@pytest.mark.parametrize("value", [b"", b"-1", b"many", b"9" * 9999])
+def test_a_number_of_generators_that_is_none_is_named(client: redis.Redis, keys: Keys, value: bytes) -> None:
+    client.set(keys.desired, value)
+    with pytest.raises(ContractError, match="desired number of generators"):
+        Control(client, keys).state()

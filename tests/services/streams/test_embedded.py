@@ -1,0 +1,61 @@
+"""The private server: its files, its secret, what survives its death."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from services.errors import ConfigError
+from services.streams.connection import connect
+from services.streams.embedded import EmbeddedRedis, free_port
+
+PASSWORD = "correct-horse-battery"
+
+
+def test_the_password_is_in_a_private_file_and_not_in_argv(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path / "redis", 7000, PASSWORD)
+    argv = server.command()
+    assert not any(PASSWORD in word for word in argv)
+    config = Path(argv[1])
+    assert PASSWORD in config.read_text()
+    assert stat.S_IMODE(config.stat().st_mode) == 0o600
+    assert stat.S_IMODE(config.parent.stat().st_mode) == 0o700
+    assert server.url == f"redis://:{PASSWORD}@127.0.0.1:7000/0"
+
+
+def test_a_file_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
+    (tmp_path / "valkey.conf").write_text("x" * 10_000)
+    (tmp_path / "valkey.conf").chmod(0o644)
+    config = Path(EmbeddedRedis(tmp_path, 7000, PASSWORD).command()[1])
+    assert stat.S_IMODE(config.stat().st_mode) == 0o600
+    assert "xxx" not in config.read_text()
+
+
+@pytest.mark.parametrize("password", ["", "short", 'quote"and-more-characters', "line\nbreak-and-more-characters"])
+def test_a_password_that_could_change_the_configuration_is_refused(tmp_path: Path, password: str) -> None:
+    with pytest.raises(ConfigError, match="password"):
+        EmbeddedRedis(tmp_path, 7000, password)
+
+
+def test_a_path_that_could_change_the_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot live"):
+        EmbeddedRedis(tmp_path / "a\nport 1", 7000, PASSWORD).command()
+
+
+def test_what_was_written_survives_a_kill(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path / 'odd "name" \\ here', free_port(), PASSWORD)
+    process = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL)
+    with connect(server.url) as client:
+        client.set("kept", "yes")
+        client.execute_command("WAITAOF", 1, 0, 5000)
+    process.kill()
+    process.wait()
+    process = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL)
+    with connect(server.url) as client:
+        assert client.get("kept") == b"yes"
+        assert client.config_get("bind")["bind"] == "127.0.0.1"
+    process.kill()
+    process.wait()

@@ -1,0 +1,75 @@
+"""Reading rollouts: once per pass, again after a rewind, gone after a delete."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import redis
+
+from services.streams.connection import Keys
+from services.streams.dead_letters import read_dead_letters
+from services.streams.rollouts import RolloutReader
+from services.streams.wire import encode_rollout
+from tests.services.streams.builders import make_rollouts, make_task
+
+
+@pytest.fixture
+def reader(client: redis.Redis, keys: Keys) -> RolloutReader:
+    return RolloutReader(client, keys)
+
+
+def add(client: redis.Redis, keys: Keys, index: int) -> None:
+    [rollout] = make_rollouts(make_task(index))
+    client.xadd(keys.rollouts, dict(encode_rollout(rollout).items()))
+
+
+def indexes(reader: RolloutReader, count: int = 256) -> list[int]:
+    return [rollout.index for _, rollout in reader.read(0, count)]
+
+
+def test_each_rollout_is_read_once_in_order(client: redis.Redis, keys: Keys, reader: RolloutReader) -> None:
+    for index in range(5):
+        add(client, keys, index)
+    assert indexes(reader, 3) == [0, 1, 2]
+    assert indexes(reader, 3) == [3, 4]
+    assert indexes(reader, 3) == []
+
+
+def test_only_deleted_rollouts_are_missing_after_a_rewind(
+    client: redis.Redis, keys: Keys, reader: RolloutReader
+) -> None:
+    for index in range(4):
+        add(client, keys, index)
+    read = reader.read(0)
+    reader.delete([entry_id for entry_id, _ in read[:2]])
+    reader.delete([])
+    reader.rewind()
+    assert indexes(reader) == [2, 3]
+    assert indexes(RolloutReader(client, keys)) == [2, 3]
+
+
+def test_reading_waits_for_the_next_rollout(client: redis.Redis, keys: Keys, reader: RolloutReader) -> None:
+    sender = threading.Thread(target=add, args=(client, keys, 7))
+    sender.start()
+    [(_, rollout)] = reader.read(block_s=60)
+    sender.join()
+    assert rollout.index == 7
+
+
+def test_reading_ends_with_nothing_when_its_time_is_over(reader: RolloutReader) -> None:
+    assert reader.read(block_s=0.05) == []
+
+
+def test_an_unreadable_rollout_becomes_a_dead_letter_and_the_rest_goes_on(
+    client: redis.Redis, keys: Keys, reader: RolloutReader
+) -> None:
+    bad = client.xadd(keys.rollouts, {b"meta": b"{}", b"prompt": b"", b"response": b""})
+    add(client, keys, 1)
+    assert indexes(reader, 1) == [1]
+    [letter] = read_dead_letters(client, keys)
+    assert (letter.source, letter.entry_id.encode()) == ("rollouts", bad)
+    assert "rollout is malformed" in letter.reason
+    reader.rewind()
+    assert indexes(reader) == [1]
+    assert len(read_dead_letters(client, keys)) == 1

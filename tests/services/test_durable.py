@@ -1,0 +1,65 @@
+import errno
+from pathlib import Path
+
+import pytest
+
+from services import durable
+from services.errors import UnavailableError
+
+
+def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    final = tmp_path / "v1"
+    with durable.new_folder(final) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(RuntimeError), durable.new_folder(final) as folder:
+        (folder / "a").write_text("new")
+        raise RuntimeError
+    assert (final / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
+
+
+def test_a_folder_replaces_the_one_before(tmp_path: Path) -> None:
+    final = tmp_path / "v1"
+    for text in ("old", "new"):
+        with durable.new_folder(final) as folder:
+            (folder / text).write_text(text)
+    assert [path.name for path in final.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
+
+
+def test_write_file_replaces_and_sets_the_mode(tmp_path: Path) -> None:
+    durable.write_file(tmp_path / "secret", "a", mode=0o600)
+    durable.write_file(tmp_path / "secret", b"b", mode=0o600)
+    assert (tmp_path / "secret").read_bytes() == b"b"
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_line_cut_short_by_a_crash_stays_apart(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    durable.append_line(path, "one")
+    with path.open("a") as file:
+        file.write('{"cut')
+    durable.append_line(path, "two")
+    assert path.read_text().splitlines() == ["one", '{"cut', "two"]
+
+
+def test_a_full_disk_is_explained_with_its_remedy(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UnavailableError, match=r"No space left(?s:.*)hint: free some space"),
+        durable.explained(tmp_path),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_unwritable_folder_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnavailableError, match=r"run\.dir"):
+        durable.write_file(tmp_path / "file" / "below", "x")
+
+
+def test_clear_partial_removes_only_leftovers(tmp_path: Path) -> None:
+    (tmp_path / f"{durable.TEMPORARY_PREFIX}x").mkdir()
+    (tmp_path / f"{durable.TEMPORARY_PREFIX}y").write_text("")
+    (tmp_path / "kept").write_text("")
+    durable.clear_partial(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]

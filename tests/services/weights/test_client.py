@@ -1,0 +1,179 @@
+"""The client fetches whole and verified files over a line that breaks, and names what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.contracts import FileEntry, FileKind, WeightManifest
+from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
+from services.weights.client import CHUNK_BYTES, WeightClient
+from services.weights.tensors import digest_bytes
+
+CONTENT = bytes(range(256)) * (3 * CHUNK_BYTES // 256)
+ENTRY = FileEntry(name="delta.bin", kind=FileKind.DELTA, size_bytes=len(CONTENT), digest=digest_bytes(CONTENT))
+
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+class Line(httpx.AsyncByteStream):
+    """Carries its bytes; a broken one is then cut."""
+
+    def __init__(self, content: bytes, *, broken: bool = False) -> None:
+        self._content = content
+        self._broken = broken
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._content
+        if self._broken:
+            raise httpx.ReadError("the line was cut")
+
+
+class Server:
+    """Answers from a list, the last one for ever, and keeps the requests."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self._answers = list(answers)
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        return answer(request)
+
+    def client(self, *, deadline_s: float = 5.0, token: str | None = None) -> WeightClient:
+        return WeightClient("http://far", token, deadline_s=deadline_s, transport=httpx.MockTransport(self))
+
+
+def sending(content: bytes, status: int = 200) -> Answer:
+    return lambda _: httpx.Response(status, stream=Line(content))
+
+
+def from_range(request: httpx.Request) -> httpx.Response:
+    start = int(request.headers["range"].removeprefix("bytes=").removesuffix("-"))
+    return httpx.Response(206, stream=Line(CONTENT[start:]))
+
+
+def broken_after(count: int) -> Answer:
+    return lambda _: httpx.Response(200, stream=Line(CONTENT[:count], broken=True))
+
+
+def refusing(status: int) -> Answer:
+    return sending(b'{"error": "no", "hint": ""}', status)
+
+
+def names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+whole = sending(CONTENT)
+nothing = sending(b"", 204)
+
+
+async def test_a_file_arrives_whole(tmp_path: Path) -> None:
+    async with Server(whole).client() as client:
+        path = await client.fetch(3, ENTRY, tmp_path / "delta")
+    assert path.read_bytes() == CONTENT
+    assert names_in(tmp_path) == ["delta"]
+
+
+async def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    server = Server(broken_after(CHUNK_BYTES + 1000), from_range)
+    async with server.client() as client:
+        path = await client.fetch(3, ENTRY, tmp_path / "delta")
+    assert path.read_bytes() == CONTENT
+    assert server.requests[1].headers["range"] == f"bytes={CHUNK_BYTES}-"
+    assert server.requests[1].headers["if-range"] == f'"{ENTRY.digest}"'
+
+
+async def test_a_server_that_ignores_ranges_is_started_over(tmp_path: Path) -> None:
+    async with Server(broken_after(1000), whole).client() as client:
+        path = await client.fetch(3, ENTRY, tmp_path / "delta")
+    assert path.read_bytes() == CONTENT
+
+
+async def test_a_line_that_always_breaks_at_the_same_place_is_given_up(tmp_path: Path) -> None:
+    always_from_the_start = Server(broken_after(CHUNK_BYTES + 1000))
+    async with always_from_the_start.client(deadline_s=0.2) as client:
+        with pytest.raises(UnavailableError, match="the line was cut"):
+            await client.fetch(3, ENTRY, tmp_path / "delta")
+
+
+async def test_damaged_bytes_of_an_earlier_process_are_thrown_away(tmp_path: Path) -> None:
+    (tmp_path / f".partial-{ENTRY.digest}").write_bytes(b"x" * 1000)
+    async with Server(from_range, whole).client() as client:
+        path = await client.fetch(3, ENTRY, tmp_path / "delta")
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("content", [b"short", CONTENT[:-1] + b"?", CONTENT + b"more", b""])
+async def test_other_bytes_than_promised_are_refused(tmp_path: Path, content: bytes) -> None:
+    async with Server(sending(content)).client() as client:
+        with pytest.raises(DigestError):
+            await client.fetch(3, ENTRY, tmp_path / "delta")
+    assert not (tmp_path / "delta").exists()
+
+
+async def test_a_server_that_is_starting_is_asked_again() -> None:
+    server = Server(refusing(503), nothing)
+    async with server.client() as client:
+        assert await client.latest(None, None, 0) is None
+    assert len(server.requests) == 2
+
+
+async def test_a_server_that_never_answers_is_named_when_the_deadline_is_over() -> None:
+    async with Server(refusing(503)).client(deadline_s=0.1) as client:
+        with pytest.raises(UnavailableError, match=r"http://far gave no answer for 0\.1 s: status 503"):
+            await client.manifest(0)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (401, UnavailableError),
+        (403, UnavailableError),
+        (404, VersionNotFoundError),
+        (409, WeightError),
+        (422, ContractError),
+    ],
+)
+async def test_a_refusal_is_not_repeated(status: int, error: type[Exception]) -> None:
+    server = Server(refusing(status))
+    async with server.client() as client:
+        with pytest.raises(error):
+            await client.manifest(0)
+    assert len(server.requests) == 1
+
+
+async def test_an_answer_that_is_no_manifest_is_refused() -> None:
+    async with Server(sending(b'{"weight_version": -1}')).client() as client:
+        with pytest.raises(ContractError, match="not a manifest"):
+            await client.manifest(0)
+
+
+async def test_the_token_and_what_is_held_are_sent() -> None:
+    server = Server(nothing)
+    async with server.client(token="secret") as client:
+        await client.latest(7, ENTRY.digest, 0.5)
+    request = server.requests[0]
+    assert request.headers["authorization"] == "Bearer secret"
+    assert dict(request.url.params) == {"timeout_s": "0.5", "after": "7", "digest": ENTRY.digest}
+
+
+async def test_files_are_sent_before_the_manifest(tmp_path: Path) -> None:
+    (tmp_path / "delta").write_bytes(CONTENT)
+    manifest = WeightManifest(
+        run_id="run", weight_version=2, digest="0" * 64, tensors=(), files=(ENTRY,), created_at=0.0
+    )
+    server = Server(nothing)
+    async with server.client() as client:
+        await client.publish(manifest, {"delta.bin": tmp_path / "delta"})
+    put, post = server.requests
+    assert (put.method, put.url.path, put.headers["content-length"]) == (
+        "PUT", "/v1/weights/2/files/delta.bin", str(len(CONTENT)),
+    )  # fmt: skip
+    assert (post.method, post.url.path) == ("POST", "/v1/weights/2")
+    assert WeightManifest.model_validate_json(post.content) == manifest

@@ -1,0 +1,235 @@
+"""The mirror becomes any published version to the bit, by the cheaper route, and never holds an unverified one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.contracts import WeightManifest
+from services.errors import UnavailableError, VersionNotFoundError, WeightError
+from services.weights import delta
+from services.weights.client import WeightClient
+from services.weights.mirror import WeightMirror, WeightUpdate
+from services.weights.tensors import RawTensor, Tensors, read_safetensors
+from tests.services.endpoint import Endpoint, open_endpoint
+from tests.services.weights.samples import bits, first_version, next_version
+
+
+@pytest.fixture
+async def endpoint(tmp_path: Path, redis_url: str) -> AsyncIterator[Endpoint]:
+    async with open_endpoint(tmp_path / "run", redis_url) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+async def client(endpoint: Endpoint) -> AsyncIterator[WeightClient]:
+    async with endpoint.weights() as client:
+        yield client
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, client: WeightClient) -> WeightMirror:
+    return WeightMirror(tmp_path / "mirror", client)
+
+
+def publish(endpoint: Endpoint, count: int) -> list[Tensors]:
+    history: list[Tensors] = [first_version()]
+    endpoint.store.publish(0, history[0])
+    for version in range(1, count):
+        history.append(next_version(history[-1], version))
+        endpoint.store.publish(version, history[-1])
+    return history
+
+
+def as_served(before: Mapping[str, RawTensor], update: WeightUpdate) -> dict[str, RawTensor]:
+    """What an engine holds that has laid the update over `before`."""
+    if update.patches is None:
+        return dict(update.tensors)
+    after = {name: RawTensor(t.dtype, t.shape, t.data.copy()) for name, t in before.items()}
+    for change in update.patches:
+        delta.apply(change, after[change.name].data)
+    return after
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def size_of(manifest: WeightManifest, name: str) -> int:
+    return next(entry.size_bytes for entry in manifest.files if entry.name == name)
+
+
+async def test_a_joiner_starts_from_the_nearest_snapshot(endpoint: Endpoint, mirror: WeightMirror) -> None:
+    history = publish(endpoint, 7)
+    update = await mirror.advance(endpoint.store.manifest(6))
+    assert update.patches is None
+    assert bits(mirror.tensors) == bits(history[6])
+    manifests = [endpoint.store.manifest(version) for version in (4, 5, 6)]
+    snapshot, first, second = manifests
+    expected = size_of(snapshot, "model.safetensors") + size_of(first, "delta.bin") + size_of(second, "delta.bin")
+    assert update.fetched_bytes == expected
+    assert update.changed == set(history[0])
+
+
+async def test_one_version_behind_costs_one_delta(endpoint: Endpoint, mirror: WeightMirror) -> None:
+    history = publish(endpoint, 2)
+    await mirror.advance(endpoint.store.manifest(0))
+    update = await mirror.advance(endpoint.store.manifest(1))
+    assert update.fetched_bytes == size_of(endpoint.store.manifest(1), "delta.bin")
+    assert bits(as_served(history[0], update)) == bits(history[1])
+    assert update.changed == {"model.embed_tokens.weight", "model.layers.0.norm.weight"}
+
+
+@pytest.mark.parametrize("held", [0, 1, 3, 7, 8, 11])
+async def test_any_distance_behind_ends_at_the_same_bits(endpoint: Endpoint, mirror: WeightMirror, held: int) -> None:
+    history = publish(endpoint, 12)
+    await mirror.advance(endpoint.store.manifest(held))
+    update = await mirror.advance(endpoint.store.manifest(11))
+    assert bits(mirror.tensors) == bits(as_served(history[held], update)) == bits(history[11])
+    assert (mirror.version, mirror.digest) == (11, endpoint.store.manifest(11).digest)
+
+
+async def test_ten_versions_behind_takes_whichever_costs_fewer_bytes(endpoint: Endpoint, mirror: WeightMirror) -> None:
+    history = publish(endpoint, 12)
+    await mirror.advance(endpoint.store.manifest(1))
+    chain = sum(size_of(endpoint.store.manifest(version), "delta.bin") for version in range(2, 12))
+    full = size_of(endpoint.store.manifest(8), "model.safetensors") + sum(
+        size_of(endpoint.store.manifest(version), "delta.bin") for version in range(9, 12)
+    )
+    update = await mirror.advance(endpoint.store.manifest(11))
+    assert update.fetched_bytes == min(chain, full)
+    assert bits(mirror.tensors) == bits(history[11])
+
+
+async def test_the_version_held_costs_nothing(endpoint: Endpoint, mirror: WeightMirror) -> None:
+    publish(endpoint, 1)
+    await mirror.advance(endpoint.store.manifest(0))
+    update = await mirror.advance(endpoint.store.manifest(0))
+    assert (update.patches, update.changed, update.fetched_bytes) == ([], frozenset(), 0)
+
+
+async def test_a_version_published_anew_is_reached_from_its_old_self(endpoint: Endpoint, mirror: WeightMirror) -> None:
+    history = publish(endpoint, 3)
+    await mirror.advance(endpoint.store.manifest(2))
+    other = next_version(history[1], 77)
+    endpoint.store.publish(2, other)
+    update = await mirror.advance(endpoint.store.manifest(2))
+    assert update.patches is None, "there is no delta between the two"
+    assert bits(mirror.tensors) == bits(other)
+
+
+async def test_an_older_version_is_reached_when_the_learner_went_back(endpoint: Endpoint, mirror: WeightMirror) -> None:
+    history = publish(endpoint, 6)
+    await mirror.advance(endpoint.store.manifest(5))
+    await mirror.advance(endpoint.store.manifest(2))
+    assert bits(mirror.tensors) == bits(history[2])
+
+
+async def test_a_damaged_delta_makes_way_for_the_snapshot(endpoint: Endpoint, mirror: WeightMirror) -> None:
+    history = publish(endpoint, 5)
+    await mirror.advance(endpoint.store.manifest(3))
+    damage(endpoint.store.file_path(4, "delta.bin"))
+    update = await mirror.advance(endpoint.store.manifest(4))
+    assert update.patches is None
+    assert bits(mirror.tensors) == bits(history[4])
+
+
+async def test_a_copy_that_went_bad_in_memory_is_replaced(endpoint: Endpoint, mirror: WeightMirror) -> None:
+    history = publish(endpoint, 3)
+    await mirror.advance(endpoint.store.manifest(1))
+    mirror.tensors["model.embed_tokens.weight"].data[:] ^= 1
+    update = await mirror.advance(endpoint.store.manifest(2))
+    assert update.patches is None
+    assert bits(mirror.tensors) == bits(history[2])
+
+
+async def test_without_any_sound_route_it_fails_and_the_next_version_works(
+    endpoint: Endpoint, mirror: WeightMirror
+) -> None:
+    history = publish(endpoint, 4)
+    await mirror.advance(endpoint.store.manifest(2))
+    damage(endpoint.store.file_path(3, "delta.bin"))
+    with pytest.raises(WeightError):
+        await mirror.advance(endpoint.store.manifest(3))
+    after = next_version(history[3], 4)
+    endpoint.store.publish(4, after)
+    await mirror.advance(endpoint.store.manifest(4))
+    assert bits(mirror.tensors) == bits(after)
+
+
+async def test_a_version_that_is_gone_says_so_and_leaves_the_copy(endpoint: Endpoint, mirror: WeightMirror) -> None:
+    history = publish(endpoint, 3)
+    await mirror.advance(endpoint.store.manifest(0))
+    gone = endpoint.store.manifest(2)
+    endpoint.store.publish(1, next_version(history[0], 55))
+    with pytest.raises(VersionNotFoundError):
+        await mirror.advance(gone)
+    assert mirror.version == 0
+    assert bits(mirror.tensors) == bits(history[0])
+
+
+async def test_an_endpoint_out_of_reach_leaves_the_copy(endpoint: Endpoint, tmp_path: Path) -> None:
+    history = publish(endpoint, 2)
+    reachable = True
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if not reachable:
+            raise httpx.ConnectError("no route")
+        return await httpx.ASGITransport(endpoint.app).handle_async_request(request)
+
+    transport = httpx.MockTransport(answer)
+    async with WeightClient("http://127.0.0.1", deadline_s=0.2, transport=transport) as client:
+        mirror = WeightMirror(tmp_path / "mirror", client)
+        await mirror.advance(endpoint.store.manifest(0))
+        reachable = False
+        with pytest.raises(UnavailableError):
+            await mirror.advance(endpoint.store.manifest(1))
+        assert bits(mirror.tensors) == bits(history[0])
+
+
+async def test_the_model_folder_is_what_an_engine_starts_from(
+    endpoint: Endpoint, mirror: WeightMirror, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "toy"}')
+    history: list[Tensors] = [first_version()]
+    endpoint.store.publish(0, history[0], {"config.json": tmp_path / "config.json"})
+    history.append(next_version(history[0], 1))
+    endpoint.store.publish(1, history[1])
+    await mirror.advance(endpoint.store.manifest(1))
+    folder = await mirror.model_folder()
+    assert (folder / "config.json").read_text() == '{"model_type": "toy"}'
+    assert bits(read_safetensors(folder / "model.safetensors")) == bits(history[1])
+
+
+async def test_a_restarted_process_takes_its_model_folder_up_again(
+    endpoint: Endpoint, client: WeightClient, tmp_path: Path
+) -> None:
+    history = publish(endpoint, 3)
+    before = WeightMirror(tmp_path / "mirror", client)
+    await before.advance(endpoint.store.manifest(1))
+    await before.model_folder()
+    update = await WeightMirror(tmp_path / "mirror", client).advance(endpoint.store.manifest(2))
+    assert update.fetched_bytes == size_of(endpoint.store.manifest(2), "delta.bin")
+    assert bits(update.tensors) == bits(history[2])
+
+
+async def test_a_damaged_model_folder_is_discarded(endpoint: Endpoint, client: WeightClient, tmp_path: Path) -> None:
+    history = publish(endpoint, 2)
+    before = WeightMirror(tmp_path / "mirror", client)
+    await before.advance(endpoint.store.manifest(1))
+    damage(await before.model_folder() / "model.safetensors")
+    update = await WeightMirror(tmp_path / "mirror", client).advance(endpoint.store.manifest(1))
+    assert update.patches is None
+    assert bits(update.tensors) == bits(history[1])
+
+
+async def test_downloads_do_not_pile_up(endpoint: Endpoint, mirror: WeightMirror, tmp_path: Path) -> None:
+    publish(endpoint, 6)
+    for version in range(6):
+        await mirror.advance(endpoint.store.manifest(version))
+    assert list((tmp_path / "mirror" / "fetched").iterdir()) == []
