@@ -122,7 +122,7 @@ def example_answer(total: int, draw: random.Random) -> str:
 
 def save(model: Qwen2ForCausalLM, folder: Path) -> None:
     """Write model (bfloat16) and tokenizer as a Hugging Face folder, whole or not at all."""
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    _be_quiet()
     with durable.new_folder(folder) as partial:
         torch.nn.Module.to(model, torch.bfloat16)
         model.save_pretrained(partial)
@@ -137,6 +137,7 @@ def write_prompts(problems: list[Problem], path: Path) -> None:
 @torch.inference_mode()
 def pass_at_1(folder: Path, problems: list[Problem], *, samples: int = 8, seed: int = 0) -> float:
     """Share of right answers, sampled at temperature 1; an answer is right when every digit and the end are."""
+    _be_quiet()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = make_tokenizer()
     generator = torch.Generator().manual_seed(seed)
@@ -149,3 +150,7 @@ def pass_at_1(folder: Path, problems: list[Problem], *, samples: int = 8, seed: 
     given: list[list[int]] = tokens_BT[:, -(ANSWER_DIGITS + 1) :].tolist()
     right = [[*tokenizer.encode(answer_of(sum(problem))), tokenizer.eos_token_id] for problem in asked]
     return sum(one == other for one, other in zip(given, right, strict=True)) / len(asked)
+
+
+def _be_quiet() -> None:
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar for 40 small tensors

@@ -43,17 +43,18 @@ async def run_local(settings: Settings, console: Console) -> signal.Signals | No
         changed = write_resolved(settings, folder.config)
         redis, where = _place(settings, folder)
         endpoints.write(folder, where)
-        async with RunClient(where) as client:
-            with Progress(folder, client, console) as progress:
-                journal = Journal(folder.logs / "supervisor.log", progress.note)
-                journal.note("run_starting", folder=str(folder.path), run_id=folder.run_id)
-                if swept:
-                    journal.note("leftovers_killed", processes=len(swept))
-                if changed:
-                    journal.note("settings_changed", keys=",".join(changed))
-                stopped_by = await _supervise(settings, folder, redis, where, journal, progress)
-        endpoints.remove(folder)
-    return stopped_by
+        try:
+            async with RunClient(where) as client:
+                with Progress(folder, client, console) as progress:
+                    journal = Journal(folder.logs / "supervisor.log", progress.note)
+                    journal.note("run_starting", folder=str(folder.path), run_id=folder.run_id)
+                    if swept:
+                        journal.note("leftovers_killed", processes=len(swept))
+                    if changed:
+                        journal.note("settings_changed", keys=",".join(changed))
+                    return await _supervise(settings, folder, redis, where, journal, progress)
+        finally:
+            endpoints.remove(folder)
 
 
 async def _supervise(

@@ -156,6 +156,7 @@ class Supervisor:
         journal: Journal,
         policy: RestartPolicy | None = None,
         drain_s: float = 20.0,
+        grace_s: float = KILL_GRACE_S,
         last_look: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._plan = plan
@@ -164,6 +165,7 @@ class Supervisor:
         self._journal = journal
         self._policy = policy or RestartPolicy()
         self._drain_s = drain_s
+        self._grace_s = grace_s
         self._last_look = last_look
         self._generators: dict[int, Keeper] = {}
         self._leaving: set[Keeper] = set()
@@ -246,7 +248,7 @@ class Supervisor:
         if not tasks:
             return
         now = asyncio.create_task(self._now.wait())
-        gone = asyncio.create_task(asyncio.wait(tasks, timeout=self._drain_s + KILL_GRACE_S))
+        gone = asyncio.create_task(asyncio.wait(tasks, timeout=self._drain_s + self._grace_s))
         await asyncio.wait([gone, now], return_when=asyncio.FIRST_COMPLETED)
         now.cancel()
         for keeper in keepers:

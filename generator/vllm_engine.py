@@ -55,6 +55,7 @@ STOP_DEADLINE_S = 20.0
 """Longest wait for the processes to end by themselves; killed ones leave shared memory behind."""
 WORKER = "generator.vllm_worker.ServedWeights"
 BACKEND = "sept"
+GENERATOR_PID = "SEPT_GENERATOR_PID"
 INDICES, VALUES = "indices:", "values:"
 """As in generator.vllm_worker, which only worker processes may import."""
 
@@ -178,6 +179,7 @@ class VllmEngine:
         self._open.set()
 
     def _create(self, model_folder: Path) -> AsyncLLM:
+        os.environ[GENERATOR_PID] = str(os.getpid())
         cpu = current_platform.is_cpu()
         arguments = AsyncEngineArgs(
             model=str(model_folder),

@@ -6,7 +6,12 @@ Importing registers the weight-transfer engine "sept". Knows no versions: vLLM's
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import select
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +39,9 @@ from services.weights.tensors import digest_bytes
 
 BACKEND = "sept"
 """Name of the weight-transfer engine."""
+
+GENERATOR_PID = "SEPT_GENERATOR_PID"
+"""Environment variable with the process that the workers must not outlive."""
 
 INDICES = "indices:"
 VALUES = "values:"
@@ -75,6 +83,8 @@ class FileWeightTransfer(WeightTransferEngine[NoInitInfo, FileUpdate]):  # type:
         self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: nn.Module
     ) -> None:
         super().__init__(config, vllm_config, device, model)
+        if GENERATOR_PID in os.environ:
+            _end_with(int(os.environ[GENERATOR_PID]))
         # it warns of every layer that an update leaves alone
         logging.getLogger(initialize_layerwise_reload.__module__).setLevel(logging.ERROR)
 
@@ -114,6 +124,20 @@ class FileWeightTransfer(WeightTransferEngine[NoInitInfo, FileUpdate]):  # type:
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransfer)
+
+
+def _end_with(generator: int) -> None:
+    """End vLLM's processes when the generator's process is gone; killed, it cannot, and they would stay for good."""
+    core = os.getpid() if os.getppid() == generator else os.getppid()
+
+    def watch() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            gone = select.poll()
+            gone.register(os.pidfd_open(generator), select.POLLIN)
+            gone.poll()
+        os.kill(core, signal.SIGTERM)
+
+    threading.Thread(target=watch, name="end-with-generator", daemon=True).start()
 
 
 def _repack_tied_heads(model: nn.Module) -> None:

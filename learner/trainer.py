@@ -8,6 +8,7 @@ may start while rollouts still arrive.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from learner.objectives import Targets, group_advantages, nll, objective_named
 from learner.packing import MicroBatch
 from learner.schedule import learning_rate
 from services.contracts import Rollout
-from services.errors import CheckpointError, ContractError
+from services.errors import CheckpointError, ContractError, ModelError
 
 log = structlog.get_logger()
 
@@ -42,13 +43,13 @@ class RoundStats:
     """What one round of training did."""
 
     loss: float
-    """Mean over the steps of the objective per response token."""
+    """Mean over the steps taken of the objective per response token."""
     grad_norm: float
-    """Mean over the steps, before clipping."""
+    """Mean over the steps taken, before clipping."""
     learning_rate: float
     """Of the last step."""
     steps: int
-    """Optimizer steps taken."""
+    """Mini-batches of the round: steps taken and skipped."""
     skipped_steps: int
     """Steps left out because their gradient was not finite."""
     micro_batches: int
@@ -73,7 +74,30 @@ class _Tally:
     skipped_steps: int = 0
     seconds: float = 0.0
 
-    def nll(self) -> tuple[float, ...]:
+    def stats(self, rate: float) -> RoundStats:
+        """The round as a whole; ModelError when no step of it could be taken."""
+        if not self.response_lengths:
+            raise ContractError("a round needs at least one rollout, got none")
+        if not self.losses:
+            raise ModelError(
+                f"the gradient of all {self.skipped_steps} steps of the round is not finite: the weights have diverged",
+                hint="start from an earlier checkpoint with a lower training.learning_rate",
+            )
+        responses = sum(self.response_lengths)
+        return RoundStats(
+            loss=float(np.mean(self.losses)),
+            grad_norm=float(np.mean(self.norms)),
+            learning_rate=rate,
+            steps=len(self.losses) + self.skipped_steps,
+            skipped_steps=self.skipped_steps,
+            micro_batches=self.micro_batches,
+            prompt_tokens=self.fed_tokens - responses + len(self.response_lengths),
+            response_tokens=responses,
+            seconds=self.seconds,
+            nll=self._nll(),
+        )
+
+    def _nll(self) -> tuple[float, ...]:
         starts = np.cumsum([0, *self.response_lengths[:-1]])
         sums = np.add.reduceat(torch.cat(self.log_probs).double().cpu().numpy(), starts)
         return tuple((-sums / np.array(self.response_lengths)).tolist())
@@ -105,32 +129,21 @@ class Trainer:
         each is trained as soon as its micro-batch is full. All G samples of a prompt are in their prompt's mini-batch.
         `rewards`, one per rollout, are for grpo only, which needs the whole round before it starts.
         Raises ContractError for rollouts out of order, of several rounds or none at all. After an error the weights may
-        be between two rounds: load a state before going on.
+        be between two rounds: load a state before going on. Raises ModelError when every step had to be skipped.
         """
+        tally = _Tally()
         if self._config.objective == "grpo":
-            mini_batches = self._grpo_mini_batches(list(rollouts), rewards)
+            held = list(rollouts)
+            started = time.perf_counter()
+            mini_batches = self._grpo_mini_batches(held, rewards)
+            tally.seconds += time.perf_counter() - started
         elif rewards is None:
             mini_batches = self._mini_batches(rollouts)
         else:
             raise ValueError(f"objective {self._config.objective} takes no rewards")
-        tally = _Tally()
         for mini_batch in mini_batches:
             self._train_step(mini_batch, tally)
-        if not tally.losses:
-            raise ContractError("a round needs at least one rollout, got none")
-        responses = sum(tally.response_lengths)
-        return RoundStats(
-            loss=float(np.mean(tally.losses)),
-            grad_norm=float(np.mean(tally.norms)),
-            learning_rate=learning_rate(self._config, self.steps - 1),
-            steps=len(tally.losses),
-            skipped_steps=tally.skipped_steps,
-            micro_batches=tally.micro_batches,
-            prompt_tokens=tally.fed_tokens - responses + len(tally.response_lengths),
-            response_tokens=responses,
-            seconds=tally.seconds,
-            nll=tally.nll(),
-        )
+        return tally.stats(self._optimizer.param_groups[0]["lr"])
 
     def _mini_batches(self, rollouts: Iterable[Rollout]) -> Iterator[Iterator[Work]]:
         """Lazily: per optimizer step, its micro-batches on the device."""
@@ -179,9 +192,11 @@ class Trainer:
             tally.seconds += time.perf_counter() - started
         started = time.perf_counter()
         norm = self._update(tokens)
-        tally.losses.append(float(total) / tokens)
-        tally.norms.append(norm)
-        tally.skipped_steps += not np.isfinite(norm)
+        if math.isfinite(norm):
+            tally.losses.append(float(total) / tokens)
+            tally.norms.append(norm)
+        else:
+            tally.skipped_steps += 1
         tally.seconds += time.perf_counter() - started
 
     def _update(self, tokens: int) -> float:
@@ -197,10 +212,11 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self._config, self.steps)
         norm_before = float(norm)
-        if np.isfinite(norm_before):
+        if math.isfinite(norm_before):
             self._optimizer.step()
         else:
             log.warning("step_skipped", step=self.steps, grad_norm=norm_before)
+        self._optimizer.zero_grad()
         self.steps += 1
         return norm_before
 

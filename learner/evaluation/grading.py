@@ -33,6 +33,8 @@ TAIL_CHARACTERS = 2_000
 MAX_ANSWER_CHARACTERS = 2_000
 """A longer answer than this is no answer; the longest of the six benchmarks has under 400."""
 RELATIVE_TOLERANCE = Decimal("1e-6")
+TINY_EXPONENT = -3
+"""Below a thousandth, math-verify's six decimals are too few digits to tell numbers apart."""
 
 
 class Outcome(StrEnum):
@@ -89,7 +91,7 @@ def judge(candidate: Candidate, truth: str) -> Verdict:
         if not extracted:
             return Verdict(Outcome.NO_ANSWER)
         shown = next((part for part in extracted if isinstance(part, str)), str(extracted[0]))
-        correct = _matches(extracted, _tidy(truth)) or _equal(shown, truth)
+        correct = _equal(shown, truth)
         return Verdict(Outcome.CORRECT if correct else Outcome.WRONG, shown)
     if len(candidate.boxed) > MAX_ANSWER_CHARACTERS:
         return Verdict(Outcome.WRONG, candidate.boxed[:MAX_ANSWER_CHARACTERS])
@@ -128,7 +130,21 @@ def _close(answer: Decimal, truth: Decimal) -> bool:
 
 
 def _verified(answer: str, truth: str) -> bool:
-    return _matches(_parse(f"\\boxed{{{answer}}}", boxed=True), truth)
+    if not _matches(_parse(f"\\boxed{{{answer}}}", boxed=True), truth):
+        return False
+    number = _as_number(truth)
+    return number is None or number.is_zero() or number.adjusted() >= TINY_EXPONENT or _matches_tiny(answer, number)
+
+
+def _matches_tiny(answer: str, truth: Decimal) -> bool:
+    """Whether an answer is a tiny number relative to its size: six decimals make everything below 1e-6 the same."""
+    value = _without_words(answer.rpartition("=")[2])
+    number = _as_number(value)
+    if number is not None:
+        return _close(number, truth)
+    shift = -truth.adjusted()
+    scaled = _parse(rf"\boxed{{({value}) \cdot 10^{{{shift}}}}}", boxed=True)
+    return _matches(scaled, f"{truth.scaleb(shift):f}")
 
 
 def _matches(answer: list[Any], truth: str) -> bool:
@@ -162,6 +178,8 @@ _PLAIN_NUMBER = re.compile(
 )
 _SCIENTIFIC = re.compile(rf"(?<![A-Za-z\\\d.])({_NUMBER})[eE]([+-]?\d+)(?![A-Za-z\d])")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;:! ]|\{,\})(?=\d{3}(?!\d))")
+_MIXED = re.compile(r"(?<![\d.])(\d+)\s+(\d+)/(\d+)(?![\d.])")
+_BARE_POINT = re.compile(r"(?<=\d)\.(?![\d.])")
 _DEGREES = re.compile(rf"({_NUMBER})\s*\^\s*(?:\\circ|\{{\s*\\circ\s*\}})")
 _TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"
 _WHOLE_TEXT = re.compile(rf"^\s*{_TEXT}\s*$")
@@ -177,6 +195,7 @@ def _tidy(text: str) -> str:
     """Notation that math-verify misreads, rewritten; the meaning stays."""
     text = text.strip().rstrip(".,;").replace("°", r"^\circ").replace(r"\(", "").replace(r"\)", "")
     text = _THOUSANDS.sub("", text)
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", _BARE_POINT.sub("", text))
     text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
     return re.sub(r"\bnp\.(\w+)", r"\\\1", text)  # Minerva's references hold a few numpy expressions
 

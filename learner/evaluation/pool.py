@@ -42,6 +42,16 @@ class _Job:
     truth: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """State of one `grade_many`."""
+
+    waiting: deque[_Job]
+    verdicts: dict[_Job, Verdict]
+    suspects: set[_Job]
+    """Whose worker died once: that may have been someone else's doing, a second time is not."""
+
+
 @dataclass(slots=True, eq=False)
 class _Worker:
     process: BaseProcess
@@ -91,14 +101,13 @@ class GraderPool:
         DeadlineError or UnavailableError when workers do not even start.
         """
         jobs = [_Job(find_answer(response, truth), truth) for response, truth in pairs]
-        waiting = deque(dict.fromkeys(jobs))
-        verdicts: dict[_Job, Verdict] = {}
-        missing = len(waiting)
-        while len(verdicts) < missing:
-            self._assign(waiting)
-            self._listen(verdicts)
-            self._expire(verdicts)
-        return [verdicts[job] for job in jobs]
+        distinct = dict.fromkeys(jobs)
+        batch = _Batch(deque(distinct), {}, set())
+        while len(batch.verdicts) < len(distinct):
+            self._assign(batch.waiting)
+            self._listen(batch)
+            self._expire(batch)
+        return [batch.verdicts[job] for job in jobs]
 
     def _assign(self, waiting: deque[_Job]) -> None:
         for worker in self._workers:
@@ -112,7 +121,7 @@ class GraderPool:
                     return
                 worker.job, worker.deadline = job, time.monotonic() + WALL_FACTOR * self._time_limit_s
 
-    def _listen(self, verdicts: dict[_Job, Verdict]) -> None:
+    def _listen(self, batch: _Batch) -> None:
         """Waits for the next worker to speak, die or run out of time."""
         active = {worker.connection: worker for worker in self._workers if not worker.ready or worker.job is not None}
         timeout = max(0.0, min(worker.deadline for worker in active.values()) - time.monotonic())
@@ -121,33 +130,38 @@ class GraderPool:
             try:
                 message = worker.connection.recv_bytes()
             except (EOFError, OSError):
-                self._died(worker, verdicts)
+                self._died(worker, batch)
                 continue
             if worker.job is None:
                 worker.ready = message == _READY
             else:
                 outcome, answer = json.loads(message)
-                verdicts[worker.job], worker.job = Verdict(Outcome(outcome), answer), None
+                batch.verdicts[worker.job], worker.job = Verdict(Outcome(outcome), answer), None
 
-    def _died(self, worker: _Worker, verdicts: dict[_Job, Verdict]) -> None:
+    def _died(self, worker: _Worker, batch: _Batch) -> None:
         worker.process.join(START_S)
         if worker.job is None:
             raise UnavailableError(
                 f"a grading process ended with code {worker.process.exitcode} before it was ready",
                 hint="its own error output says why; math-verify must be installed beside this program",
             )
-        outcome = Outcome.TIMEOUT if worker.process.exitcode == -signal.SIGPROF else Outcome.FAILED
-        verdicts[worker.job] = Verdict(outcome, worker.job.candidate.boxed or "")
+        timed_out = worker.process.exitcode == -signal.SIGPROF
+        if timed_out or worker.job in batch.suspects:
+            outcome = Outcome.TIMEOUT if timed_out else Outcome.FAILED
+            batch.verdicts[worker.job] = Verdict(outcome, worker.job.candidate.boxed or "")
+        else:
+            batch.suspects.add(worker.job)
+            batch.waiting.appendleft(worker.job)
         self._replace(worker)
 
-    def _expire(self, verdicts: dict[_Job, Verdict]) -> None:
+    def _expire(self, batch: _Batch) -> None:
         now = time.monotonic()
         for worker in list(self._workers):
             if worker.deadline > now or (worker.ready and worker.job is None):
                 continue
             if worker.job is None:
                 raise DeadlineError("a grading process", "its start", START_S, hint="is the machine overloaded?")
-            verdicts[worker.job] = Verdict(Outcome.TIMEOUT, worker.job.candidate.boxed or "")
+            batch.verdicts[worker.job] = Verdict(Outcome.TIMEOUT, worker.job.candidate.boxed or "")
             self._replace(worker)
 
     def _replace(self, worker: _Worker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -158,8 +159,6 @@ def test_resolved_settings_read_back_and_belong_to_their_folder(tmp_path: Path) 
 
 @given(st.text())
 def test_any_text_survives_toml(text: str) -> None:
-    import tomllib
-
     assert tomllib.loads(f"key = {to_toml(text)}") == {"key": text}
 
 
@@ -188,7 +187,7 @@ def test_joining_a_run_that_is_open_to_other_machines_needs_no_token_of_ones_own
     folder = RunFolder(tmp_path).create()
     write_resolved(load(None, ["services.host=0.0.0.0", "services.token=hush"], environ={}), folder.config)
     endpoints.write(folder, Endpoints(redis_url="redis://h:1", services_url="http://h:2", token="hush"))
-    assert load(folder.config, join=True, environ={}).services.host == "0.0.0.0"
+    assert load(folder.config, join=True, environ={}).services.url == "http://h:2"
 
 
 def test_explicit_addresses_win_over_the_run_that_is_going(tmp_path: Path) -> None:

@@ -81,11 +81,11 @@ def write_tiny_model(folder: Path, *, tied: bool = True, dtype: str = "bfloat16"
 
 
 def greedy_gaps(folder: Path, tensors: Mapping[str, RawTensor], prompt: list[int], response: list[int]) -> list[float]:
-    """How far below the best logit each response token lies, by transformers in float32 with these weights: 0 is greedy."""
+    """How far below the best logit each response token lies, by transformers in float32 with these weights."""
     import torch
-    from transformers import AutoConfig, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = Qwen2ForCausalLM(AutoConfig.from_pretrained(folder)).float().eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32).eval()
     state = {
         name: torch.frombuffer(bytearray(tensor.data.tobytes()), dtype=torch.bfloat16).view(tensor.shape).float()
         for name, tensor in tensors.items()

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from generator.config import GeneratorConfig
-from generator.engine import Completion, Engine, create_engine, version_spans
+from generator.engine import Completion, Engine, create_engine
 from generator.scripted_engine import ScriptedEngine
 from services.contracts import Task, VersionSpan
 from services.errors import EngineError
@@ -254,7 +254,3 @@ def kill(engine: Engine) -> None:
 async def assert_served(rig: Rig) -> None:
     published = {entry.name: entry.digest for entry in update_between(0, rig.tensors, rig.tensors).manifest.tensors}
     assert await rig.engine.checksums() == published
-
-
-async def test_version_spans_join_equal_neighbours() -> None:
-    assert [(s.weight_version, s.start, s.end) for s in version_spans([3, 3, 4])] == [(3, 0, 2), (4, 2, 3)]

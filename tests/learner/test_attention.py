@@ -94,6 +94,7 @@ def test_sliding_window_layers_look_back_no_further(tmp_path: Any) -> None:
     """Through a whole model: packed with a window equals the model's own forward with its window mask."""
     sliding = tiny.config("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
     model = tiny.load(tmp_path, sliding)
+    assert model.module.config.layer_types == ["full_attention", "sliding_attention"]
     batch = batch_of((12, 7))
     batch = lay_out([Sequence(batch.input_ids.numpy()[:3], batch.input_ids.numpy()[3:12])])
     packed = model.losses(batch, nll, Targets(batch.targets), 1.0).log_probs

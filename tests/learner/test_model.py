@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, GraniteConfig
 
 from learner.model import load_model, resolve_device, wire_tensors
+from learner.objectives import Targets, nll
+from learner.packing import Sequence, lay_out
 from services.errors import ConfigError, ModelError
 from services.weights.tensors import read_safetensors, write_safetensors
 from tests.learner import tiny
@@ -87,6 +89,9 @@ def test_master_weights_are_float32_and_train_without_dropout(tmp_path: Path) ->
     model = load_model(str(folder), device="cpu")
     assert {parameter.dtype for parameter in model.module.parameters()} == {torch.float32}
     assert model.module.training
+    batch = lay_out([Sequence(np.arange(4, dtype=np.int32), np.arange(9, dtype=np.int32))])
+    first, second = (model.losses(batch, nll, Targets(batch.targets), 1.0).loss.item() for _ in range(2))
+    assert first == second
 
 
 def test_a_model_whose_logits_are_scaled_is_refused(tmp_path: Path) -> None:

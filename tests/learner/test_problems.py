@@ -131,7 +131,7 @@ def test_the_shared_files_are_recognised() -> None:
         "train/dsr_sub.parquet": (1209, 1),
         "train/deepscaler_aime.json": (975, 0),
         "train/deepscaler_math.json": (7474, 4),
-        "train/math_train.parquet": (7500, 2),
+        "train/math_train.parquet": (7500, 4),
     }
     for name, counts in expected.items():
         problems = read_problems(str(SHARED / name))

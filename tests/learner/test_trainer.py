@@ -21,7 +21,7 @@ from learner.packing import Sequence as Packed
 from learner.packing import lay_out
 from learner.trainer import Trainer
 from services.contracts import Rollout
-from services.errors import CheckpointError, ContractError
+from services.errors import CheckpointError, ContractError, ModelError
 from tests.learner import tiny
 
 FAMILIES = ["qwen2", "llama"]
@@ -144,7 +144,7 @@ def test_a_round_equals_a_plain_loop_of_adamw_on_contiguous_mini_batches(tmp_pat
     assert largest_difference(ours, weights(plain)) < STEP_TOLERANCE
 
 
-@pytest.mark.parametrize("budget", [1, 9, 30])
+@pytest.mark.parametrize("budget", [1, 9, 20])
 def test_a_step_does_not_depend_on_how_its_sequences_are_packed(tmp_path: Path, budget: int) -> None:
     folder = tiny.save(tmp_path)
     _, whole, stats = trained(folder, tiny.training(micro_batch_tokens=10_000), tiny.rollouts())
@@ -290,13 +290,27 @@ def test_a_round_without_rollouts_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_step_whose_gradient_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    model = tiny.load(tmp_path, tiny.config("llama"))
+    trainer = Trainer(model, tiny.training(prompts_per_round=2))
+    with torch.no_grad():
+        model.module.get_parameter("model.embed_tokens.weight")[3] = torch.inf
+    poisoned, sound = tiny.rollout(0, [3], [4]), tiny.rollout(1, [5], [6])
+    before = weights(model.module)
+    stats = trainer.train_round([poisoned, sound])
+    assert (stats.steps, stats.skipped_steps, trainer.steps) == (2, 1, 2)
+    assert np.isfinite([stats.loss, stats.grad_norm]).all()
+    after = weights(model.module)
+    assert after["model.norm.weight"].isfinite().all()
+    assert not torch.equal(after["model.norm.weight"], before["model.norm.weight"])
+
+
+def test_a_model_that_has_diverged_is_reported_and_left_as_it_is(tmp_path: Path) -> None:
     model = tiny.load(tmp_path)
-    trainer = Trainer(model, tiny.training())
     with torch.no_grad():
         model.module.get_parameter("model.norm.weight")[0] = torch.inf
     before = weights(model.module)
-    stats = trainer.train_round(tiny.rollouts())
-    assert (stats.steps, stats.skipped_steps) == (2, 2)
+    with pytest.raises(ModelError, match="all 2 steps"):
+        Trainer(model, tiny.training()).train_round(tiny.rollouts())
     assert all(torch.equal(after, before[name]) for name, after in weights(model.module).items())
 
 

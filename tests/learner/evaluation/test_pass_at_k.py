@@ -86,12 +86,14 @@ def test_interval_width_is_that_of_the_standard_error() -> None:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
 def test_value_lies_in_its_interval(counts: list[int]) -> None:
     estimate = pass_table({"a": counts}, samples=4, confidence=0.999).mean[2]
-    assert -1e-12 <= estimate.low and estimate.high <= 1 + 1e-12
+    assert estimate.low >= -1e-12
+    assert estimate.high <= 1 + 1e-12
     assert estimate.low - 1e-12 <= estimate.value <= estimate.high + 1e-12
 
 
 def test_bad_tables_are_refused() -> None:
-    for counts in ({}, {"a": []}, {"a": [5]}, {"a": [-1]}):
+    tables: list[dict[str, list[int]]] = [{}, {"a": []}, {"a": [5]}, {"a": [-1]}]
+    for counts in tables:
         with pytest.raises(DataError):
             pass_table(counts, samples=4)
 

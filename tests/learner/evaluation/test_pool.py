@@ -45,7 +45,7 @@ def test_a_worker_that_died_is_replaced() -> None:
 
 
 def test_a_workers_memory_is_bounded() -> None:
-    with GraderPool(workers=1, memory_bytes=1 << 27) as pool:
+    with GraderPool(workers=1, time_limit_s=2, memory_bytes=1 << 27) as pool:
         pool.grade_many([EASY])
         (pid,) = worker_pids()
         limits = Path(f"/proc/{pid}/limits").read_text()

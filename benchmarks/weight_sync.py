@@ -1,0 +1,164 @@
+"""Bytes and speed of the weight delta on real successive versions, against its entropy bound and a memcpy.
+
+    python -m benchmarks.weight_sync --model PATH --texts gsm8k_train.jsonl --json
+
+Trains the model for a few updates at each learning rate, then measures chosen updates. Without `--model`, a small model
+trained on the spot in full precision. `--versions` keeps the trained versions for the next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from benchmarks.entropy import entropy_bound_bytes
+from services.weights.delta import apply, decode, encode
+from services.weights.store import WeightStore
+from services.weights.tensors import RawTensor, Tensors, read_safetensors
+
+LEARNING_RATES = (1e-7, 1e-6, 1e-5)
+REPEATS = 3
+SYNTHETIC_PARAMETERS = 1_500_000_000
+SYNTHETIC_TENSOR = (1536, 8960)
+
+Result = TypeVar("Result")
+
+
+def best_of(function: Callable[[], Result], repeats: int = REPEATS) -> tuple[Result, float]:
+    """(result, seconds of the fastest call)."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = function()
+        seconds.append(time.perf_counter() - start)
+    return result, min(seconds)
+
+
+def in_memory(tensors: Tensors) -> dict[str, RawTensor]:
+    return {name: RawTensor(tensor.dtype, tensor.shape, tensor.data.copy()) for name, tensor in tensors.items()}
+
+
+def measure(parent: Tensors, child: Tensors) -> dict[str, Any]:
+    """One update's numbers; speeds count the bytes of the full model."""
+    full_bytes = sum(tensor.nbytes for tensor in parent.values())
+    delta, encode_s = best_of(lambda: encode(parent, child))
+    patches, decode_s = best_of(lambda: list(decode(parent, delta)))
+    target, memcpy_s = best_of(lambda: in_memory(parent))
+    start = time.perf_counter()
+    for patch in patches:
+        apply(patch, target[patch.name].data)
+    apply_s = time.perf_counter() - start
+    bound = entropy_bound_bytes(parent, child)
+    return {
+        "delta_bytes": len(delta),
+        "full_bytes": full_bytes,
+        "ratio": len(delta) / full_bytes,
+        "changed_ratio": sum(patch.indices.size for patch in patches) / max(1, _elements(parent)),
+        "entropy_bound_bytes": round(bound),
+        "over_entropy": len(delta) / bound if bound else None,
+        "encode_gb_per_s": full_bytes / encode_s / 1e9,
+        "decode_gb_per_s": full_bytes / decode_s / 1e9,
+        "memcpy_gb_per_s": full_bytes / memcpy_s / 1e9,
+        "host_apply_ms": 1e3 * apply_s,
+        "bit_exact": all(np.array_equal(target[name].data, child[name].data) for name in child),
+    }
+
+
+def _elements(tensors: Tensors) -> int:
+    return sum(tensor.nbytes // tensor.item_bytes for tensor in tensors.values())
+
+
+def measure_publish(parent: Tensors, child: Tensors) -> float:
+    """Seconds from tensors in memory to a version that is durable on disk and visible."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = WeightStore(Path(folder), "benchmark", anchor_every=1000, keep_versions=1000)
+        store.publish(0, parent)
+        start = time.perf_counter()
+        store.publish(1, child)
+        return time.perf_counter() - start
+
+
+def measure_rate(folder: Path, updates: list[int]) -> dict[str, Any]:
+    """The last update's numbers, and all of them under `updates`."""
+    from benchmarks.weight_versions import version_path
+
+    measured: dict[str, dict[str, Any]] = {}
+    for update in updates:
+        parent, child = (in_memory(read_safetensors(version_path(folder, v))) for v in (update - 1, update))
+        measured[str(update)] = measure(parent, child)
+    return {**measured[str(updates[-1])], "publish_s": measure_publish(parent, child), "updates": measured}
+
+
+def synthetic_pair() -> tuple[dict[str, RawTensor], dict[str, RawTensor]]:
+    """1.5 B normal bf16 weights and what half a step of 1e-7 makes of each: for size, not for statistics."""
+    rng = np.random.default_rng(0)
+    rows, columns = SYNTHETIC_TENSOR
+    parent, child = {}, {}
+    for layer in range(SYNTHETIC_PARAMETERS // (rows * columns)):
+        old = rng.standard_normal(rows * columns, dtype=np.float32) * np.float32(0.02)
+        old_bits = _round(old)
+        exact = (old_bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        moved = exact + rng.standard_normal(old.size, dtype=np.float32) * np.float32(1e-7)
+        name = f"layers.{layer}.weight"
+        parent[name] = RawTensor("BF16", SYNTHETIC_TENSOR, old_bits.view(np.uint8))
+        child[name] = RawTensor("BF16", SYNTHETIC_TENSOR, _round(moved).view(np.uint8))
+    return parent, child
+
+
+def _round(values: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    """To bf16; ties go up, which no statistic here can tell from ties to even."""
+    return ((values.view(np.uint32) + np.uint32(0x8000)) >> np.uint32(16)).astype(np.uint16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="Hugging Face folder")
+    parser.add_argument("--texts", type=Path, help="JSON lines with question and answer")
+    parser.add_argument("--versions", type=Path, help="folder to keep trained versions in and reuse them from")
+    parser.add_argument("--measure", default="1,2,10,20", help="updates to measure, ascending")
+    parser.add_argument("--rates", default=",".join(f"{rate:.0e}" for rate in LEARNING_RATES))
+    parser.add_argument("--synthetic", action="store_true", help="add a set of 1.5 B parameters (takes 9 GB of memory)")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    arguments = parser.parse_args()
+    updates = [int(number) for number in arguments.measure.split(",")]
+    with tempfile.TemporaryDirectory() as temporary:
+        results = _measure_all(arguments, updates, arguments.versions or Path(temporary))
+    for rate, result in results.items():
+        for update, numbers in result.get("updates", {"1": result}).items():
+            print(f"{rate} update {update}: {_line(numbers)}")
+    if arguments.json:
+        print(json.dumps(results))
+
+
+def _measure_all(arguments: argparse.Namespace, updates: list[int], versions: Path) -> dict[str, dict[str, Any]]:
+    from benchmarks.weight_versions import train_versions
+
+    keep = sorted({version for update in updates for version in (update - 1, update)})
+    results = {}
+    for rate in arguments.rates.split(","):
+        folder = versions / rate
+        train_versions(arguments.model, arguments.texts, folder, learning_rate=float(rate), keep=keep)
+        results[rate] = measure_rate(folder, updates)
+    if arguments.synthetic:
+        results["synthetic"] = measure(*synthetic_pair())
+    return results
+
+
+def _line(numbers: dict[str, Any]) -> str:
+    over = numbers["over_entropy"]
+    return (
+        f"{numbers['delta_bytes']:,} bytes, {numbers['ratio']:.4%} of full, {over or 0:.3f} of the bound, "
+        f"encode {numbers['encode_gb_per_s']:.2f} GB/s, decode {numbers['decode_gb_per_s']:.2f} GB/s, "
+        f"memcpy {numbers['memcpy_gb_per_s']:.2f} GB/s, exact {numbers['bit_exact']}"
+    )
+
+
+if __name__ == "__main__":
+    main()
