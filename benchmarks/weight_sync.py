@@ -25,7 +25,6 @@ from services.weights.tensors import RawTensor, Tensors, read_safetensors
 
 LEARNING_RATES = (1e-7, 1e-6, 1e-5)
 REPEATS = 3
-SYNTHETIC_PARAMETERS = 1_500_000_000
 SYNTHETIC_TENSOR = (1536, 8960)
 
 Result = TypeVar("Result")
@@ -96,12 +95,12 @@ def measure_rate(folder: Path, updates: list[int]) -> dict[str, Any]:
     return {**measured[str(updates[-1])], "publish_s": measure_publish(parent, child), "updates": measured}
 
 
-def synthetic_pair() -> tuple[dict[str, RawTensor], dict[str, RawTensor]]:
-    """1.5 B normal bf16 weights and what half a step of 1e-7 makes of each: for size, not for statistics."""
+def synthetic_pair(parameters: int) -> tuple[dict[str, RawTensor], dict[str, RawTensor]]:
+    """Normal bf16 weights and what steps of about 1e-7 make of them: for size, not for statistics."""
     rng = np.random.default_rng(0)
     rows, columns = SYNTHETIC_TENSOR
     parent, child = {}, {}
-    for layer in range(SYNTHETIC_PARAMETERS // (rows * columns)):
+    for layer in range(parameters // (rows * columns)):
         old = rng.standard_normal(rows * columns, dtype=np.float32) * np.float32(0.02)
         old_bits = _round(old)
         exact = (old_bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -124,7 +123,9 @@ def main() -> None:
     parser.add_argument("--versions", type=Path, help="folder to keep trained versions in and reuse them from")
     parser.add_argument("--measure", default="1,2,10,20", help="updates to measure, ascending")
     parser.add_argument("--rates", default=",".join(f"{rate:.0e}" for rate in LEARNING_RATES))
-    parser.add_argument("--synthetic", action="store_true", help="add a set of 1.5 B parameters (takes 9 GB of memory)")
+    parser.add_argument(
+        "--synthetic", type=int, default=0, help="add a set of so many parameters, 6 bytes of memory each"
+    )
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()
     updates = [int(number) for number in arguments.measure.split(",")]
@@ -147,7 +148,7 @@ def _measure_all(arguments: argparse.Namespace, updates: list[int], versions: Pa
         train_versions(arguments.model, arguments.texts, folder, learning_rate=float(rate), keep=keep)
         results[rate] = measure_rate(folder, updates)
     if arguments.synthetic:
-        results["synthetic"] = measure(*synthetic_pair())
+        results["synthetic"] = measure(*synthetic_pair(arguments.synthetic))
     return results
 
 

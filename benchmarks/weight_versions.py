@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -93,17 +93,17 @@ def _batches(encoded: list[list[int]]) -> Batches:
 
 def _small_model() -> LlamaForCausalLM:
     """About five million parameters over bytes."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=SMALL_VOCABULARY,
-            hidden_size=256,
-            intermediate_size=704,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-        )
+    config = LlamaConfig(
+        vocab_size=SMALL_VOCABULARY,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
     )
+    model_class: Any = LlamaForCausalLM  # transformers leaves its constructor unannotated
+    return cast(LlamaForCausalLM, model_class(config))
 
 
 def _sums() -> list[dict[str, str]]:

@@ -153,7 +153,7 @@ class WeightStore:
             return existing
         parent = self._find(version - 1) if version else None
         change = self._encode(parent, entries, tensors)
-        self._drop_after(version)
+        self.drop_after(version)
         with durable.new_folder(self._folder_of(version)) as folder:
             self._write_files(folder, version, tensors, change, model_files or {})
             manifest = WeightManifest(
@@ -209,7 +209,7 @@ class WeightStore:
             return
         self._clear_leftovers()
         tensors = self._check(manifest, files)
-        self._drop_after(manifest.weight_version)
+        self.drop_after(manifest.weight_version)
         with durable.new_folder(self._folder_of(manifest.weight_version)) as folder:
             for entry in manifest.files:
                 shutil.move(files[entry.name], folder / entry.name)
@@ -250,8 +250,8 @@ class WeightStore:
             if 0 < version < oldest.weight_version:
                 self._drop(version)
 
-    def _drop_after(self, version: int) -> None:
-        """Newest first, so that what remains is a whole history at any moment."""
+    def drop_after(self, version: int) -> None:
+        """Take back every later version; newest first, so that what remains is a whole history at any moment."""
         for later in reversed(self.versions()):
             if later > version:
                 self._drop(later)

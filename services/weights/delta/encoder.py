@@ -111,6 +111,8 @@ class _SectionEncoder:
         for chunk, positions in kept:
             present[self._kind.classes(self._bits(chunk)[0][positions])] = True
         numbers = np.flatnonzero(present).astype(np.uint8)
+        if not numbers.size:
+            return []
         classes = [_ClassChanges(int(number)) for number in numbers]
 
         def survey(item: tuple[Chunk, NDArray[np.uint32]]) -> list[tuple[NDArray[np.bool_], Bits]]:
@@ -118,12 +120,13 @@ class _SectionEncoder:
             old, new = self._bits(chunk)
             changed = np.zeros(old.size, bool)
             changed[positions] = True
-            found = []
-            for members in members_of(self._kind, numbers, old):
-                flags = changed[members]
-                moved = members[flags]
-                found.append((flags, self._kind.distance(old[moved], new[moved])))
-            return found
+            members = members_of(self._kind, numbers, old)
+            flags = [changed[each] for each in members]
+            moved = [each[flag] for each, flag in zip(members, flags, strict=True)]
+            joined = np.concatenate(moved)
+            distances = self._kind.distance(old[joined], new[joined])
+            ends = np.cumsum([each.size for each in moved])
+            return list(zip(flags, np.split(distances, ends[:-1]), strict=True))
 
         for found in map_ahead(self._pool, survey, kept):
             for changes, (flags, distances) in zip(classes, found, strict=True):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from benchmarks.entropy import entropy_bound_bytes
 from services.contracts import TensorEntry
 from services.errors import WeightError
 from services.weights.delta import Patch, apply, decode, encode
@@ -176,6 +177,14 @@ def test_small_steps_of_every_element_cost_far_less_than_the_tensor() -> None:
     new = old + rng.normal(0, 1e-7, old.size).astype("<f4")
     parent, child = ({"w": RawTensor("F32", side.shape, side.view(np.uint8))} for side in (old, new))
     assert len(assert_exact(parent, child)) < 0.35 * parent["w"].nbytes
+
+
+def test_adam_like_steps_cost_about_their_entropy() -> None:
+    rng = np.random.default_rng(0)
+    master = rng.normal(0, 0.02, 1_000_000).astype(np.float32)
+    drift = np.float32(1e-6) * rng.uniform(-1, 1, master.size).astype(np.float32)
+    before, after = ({"w": bf16(master + np.float32(steps) * drift)} for steps in (5, 6))
+    assert len(assert_exact(before, after)) <= 1.2 * entropy_bound_bytes(before, after)
 
 
 @pytest.mark.parametrize(
