@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer
+from tokenizers import Regex, Tokenizer, decoders
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -64,6 +64,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {token: index for index, token in enumerate([*CHARACTERS, END])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=END))
     tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()  # "231", not "2 3 1"
     fast: Any = PreTrainedTokenizerFast  # untyped in transformers
     made: PreTrainedTokenizerFast = fast(tokenizer_object=tokenizer, eos_token=END, pad_token=END, unk_token=END)
     return made
@@ -129,9 +130,14 @@ def save(model: Qwen2ForCausalLM, folder: Path) -> None:
         make_tokenizer().save_pretrained(partial)
 
 
-def write_prompts(problems: list[Problem], path: Path) -> None:
-    """Questions only: self-training is given no answers."""
-    durable.write_file(path, "".join(json.dumps({"question": question_of(problem)}) + "\n" for problem in problems))
+def write_prompts(problems: list[Problem], path: Path, *, with_answers: bool = False) -> None:
+    """Questions only, unless asked otherwise: self-training is given no answers."""
+
+    def row(problem: Problem) -> dict[str, str]:
+        answer = {"answer": answer_of(sum(problem))} if with_answers else {}
+        return {"question": question_of(problem)} | answer
+
+    durable.write_file(path, "".join(json.dumps(row(problem)) + "\n" for problem in problems))
 
 
 @torch.inference_mode()

@@ -59,6 +59,115 @@ def run(config: Path, *, sets: Sets = ()) -> int:
     return exits.OK if stopped_by is None else 128 + stopped_by
 
 
+@app.command(group=WHOLE)
+def ray(
+    config: Path,
+    *,
+    min_generators: int = 1,
+    max_generators: int | None = None,
+    downscale_after_s: float = 300.0,
+    http_port: int = 8000,
+    sets: Sets = (),
+) -> None:
+    """Run everything on the Ray cluster of RAY_ADDRESS until the last round; resumes the run folder.
+
+    Parameters
+    ----------
+    config
+        TOML file; deploy/config holds examples.
+    min_generators
+        Kept however little there is to do.
+    max_generators
+        Most that a full queue may start; default: generator.count.
+    downscale_after_s
+        A generator goes when there has been too little to do for so long.
+    http_port
+        Where the services listen on every node.
+    """
+    from deploy.ray_app import start_ray
+
+    options = {
+        "min_generators": min_generators,
+        "max_generators": max_generators,
+        "downscale_after_s": downscale_after_s,
+        "http_port": http_port,
+    }
+    start_ray(config, sets, options, app.console.print)
+
+
+@app.command(name="eval", group=WHOLE)
+def evaluate(
+    model: str,
+    *,
+    benchmarks: str | None = None,
+    samples: int | None = None,
+    temperature: float | None = None,
+    sweep: str | None = None,
+    limit: int | None = None,
+    weight_version: int | None = None,
+    out: Path | None = None,
+    config: Annotated[Path | None, Parameter(name="--config")] = None,
+    sets: Sets = (),
+) -> int:
+    """Measure pass@k of a model on benchmarks; goes on with what the output folder holds.
+
+    Parameters
+    ----------
+    model
+        Folder, Hugging Face id, or folder of a run.
+    benchmarks
+        math500,amc23,minerva,olympiadbench,aime24,aime25,gsm8k from the hub, or NAME=PATH; with commas between.
+    samples
+        Answers per problem (n); default 32.
+    temperature
+        tau_eval; default 1.
+    sweep
+        Several temperatures, as 0.2,0.4,0.6,0.8,1: finds the best by AVG.
+    limit
+        Only the first so many problems of each benchmark.
+    weight_version
+        Which version of a run; default: the newest.
+    out
+        Folder for answers, tables and the figure; default: runs/eval-NAME.
+    config
+        TOML file with other settings; default: that of the run, if MODEL is one.
+    """
+    import asyncio
+
+    from rich.console import Console
+
+    from deploy.evaluate import evaluate_model, evaluation_settings
+
+    options = {
+        "benchmarks": benchmarks,
+        "samples": samples,
+        "temperatures": sweep if sweep is not None else temperature,
+        "limit": limit,
+    }
+    settings = evaluation_settings(model, options, out=out, config=config, weight_version=weight_version, sets=sets)
+    stopped_by = asyncio.run(evaluate_model(settings, Console()))
+    return exits.OK if stopped_by is None else 128 + stopped_by
+
+
+@app.command(group=WHOLE)
+def study(config: Path) -> int:
+    """Compare methods over several seeds: runs, evaluations, tables, verdicts; goes on where it stopped.
+
+    Parameters
+    ----------
+    config
+        TOML file of the study; deploy/config holds study-*.toml.
+    """
+    import asyncio
+
+    from rich.console import Console
+
+    from deploy.study import load_study, run_study
+
+    stopped_by = asyncio.run(run_study(load_study(config), Console()))
+    return exits.OK if stopped_by is None else 128 + stopped_by
+
+
 @app.command(group=PARTS)
 def services(*, config: Config, sets: Sets = ()) -> None:
     """Serve weight sync, status, metrics and control over HTTP."""
@@ -87,6 +196,14 @@ def generator(*, config: Config, id: str | None = None, sets: Sets = ()) -> None
     from deploy.parts import own_generator_id, start_generator
 
     start_generator(_joined(config, sets), id or own_generator_id())
+
+
+@app.command(group=PARTS)
+def evaluator(*, config: Config, sets: Sets = ()) -> None:
+    """Evaluate in the learner's place; ends when every answer is judged. `sept eval` starts it."""
+    from deploy.parts import start_evaluator
+
+    start_evaluator(_joined(config, sets))
 
 
 @app.command(group=GOING)

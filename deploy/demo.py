@@ -3,6 +3,8 @@
 1. Pre-train a small addition model on partly wrong examples, once (.cache/demo).
 2. `sept run deploy/config/demo.toml`: two generators, the real queue, endpoint and vLLM; no answers are given.
 3. Compare how often both models are right on problems that neither has seen.
+
+`python -m deploy.demo --prepare` stops after the first step, for runs that are started another way.
 """
 
 from __future__ import annotations
@@ -33,8 +35,12 @@ CONFIG = Path("deploy/config/demo.toml")
 def main() -> int:
     """Run the demo; the exit code of `sept run`."""
     console = Console()
-    settings = load(CONFIG, sys.argv[1:])
+    prepare_only = sys.argv[1:2] == ["--prepare"]
+    settings = load(CONFIG, sys.argv[2:] if prepare_only else sys.argv[1:])
     try:
+        if prepare_only:
+            prepare(settings, console)
+            return exits.OK
         return asyncio.run(_demo(settings, console))
     except SeptError as error:
         console.print(str(error), style="red", highlight=False)

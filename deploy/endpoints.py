@@ -26,6 +26,8 @@ class Endpoints(BaseModel):
     def __repr__(self) -> str:
         return f"Endpoints(services_url={self.services_url!r})"  # never the secrets
 
+    __str__ = __repr__
+
 
 def read(folder: RunFolder) -> Endpoints | None:
     """The run's endpoints, or None when no run was left going in the folder."""

@@ -11,6 +11,7 @@ import re
 import socket
 from pathlib import Path
 
+from deploy.runlock import learner_lock
 from deploy.settings import Settings, redis_url, require, services_url
 from generator.config import GeneratorConfig
 from services.logs import configure_logs
@@ -38,15 +39,37 @@ def start_learner(settings: Settings) -> None:
 
     configure_logs("learner")
     require(settings, "model.path", "data.path")
-    run_learner(
+    folder = RunFolder(settings.run.dir).create()
+    with learner_lock(folder.path, settings.deadlines.startup_s):
+        run_learner(
+            folder,
+            redis_url=redis_url(settings),
+            run=settings.run,
+            model=settings.model,
+            data=settings.data,
+            sampling=settings.sampling,
+            training=settings.training,
+            checkpoint=settings.checkpoint,
+            evaluation=settings.evaluation,
+            weight_sync=settings.weight_sync,
+            deadlines=settings.deadlines,
+            heartbeat=settings.heartbeat,
+        )
+
+
+def start_evaluator(settings: Settings) -> None:
+    """Evaluate the model, or go on with it, until every answer is judged or SIGTERM."""
+    from learner.evaluation.run import run_evaluator
+
+    configure_logs("evaluator")
+    require(settings, "model.path", "evaluation.benchmarks")
+    run_evaluator(
         RunFolder(settings.run.dir).create(),
         redis_url=redis_url(settings),
-        run=settings.run,
         model=settings.model,
         data=settings.data,
         sampling=settings.sampling,
-        training=settings.training,
-        checkpoint=settings.checkpoint,
+        evaluation=settings.evaluation,
         weight_sync=settings.weight_sync,
         deadlines=settings.deadlines,
         heartbeat=settings.heartbeat,

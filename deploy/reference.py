@@ -67,6 +67,8 @@ def _kind(field: FieldInfo) -> str:
 
 
 def _type_in_words(annotation: Any) -> str:
+    if typing.get_origin(annotation) is tuple:
+        return f"list of {_type_in_words(typing.get_args(annotation)[0])}"
     if typing.get_origin(annotation) is Literal:
         return " or ".join(f"`{choice}`" for choice in typing.get_args(annotation))
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):

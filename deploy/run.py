@@ -31,12 +31,16 @@ from services.streams.embedded import EmbeddedRedis, free_port
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-async def run_local(settings: Settings, console: Console) -> signal.Signals | None:
-    """Run everything on this machine until the learner has finished; resumes what the run folder holds.
+LEADERS = {"learner": ("model.path", "data.path"), "evaluator": ("model.path", "evaluation.benchmarks")}
+"""The parts that a run can be about, whose end is the run's end, and the settings that each cannot do without."""
+
+
+async def run_local(settings: Settings, console: Console, *, leader: str = "learner") -> signal.Signals | None:
+    """Run everything on this machine until the `leader` has finished; resumes what the run folder holds.
 
     Returns the signal that stopped it, None when the run is complete. A run that fails leaves a flight record.
     """
-    require(settings, "model.path", "data.path")
+    require(settings, *LEADERS[leader])
     folder = RunFolder(settings.run.dir.resolve()).create()
     with run_lock(folder.path):
         swept = sweep(folder.path)
@@ -52,15 +56,16 @@ async def run_local(settings: Settings, console: Console) -> signal.Signals | No
                         journal.note("leftovers_killed", processes=len(swept))
                     if changed:
                         journal.note("settings_changed", keys=",".join(changed))
-                    return await _supervise(settings, folder, redis, where, journal, progress)
+                    plan = make_plan(settings, folder, redis, where, leader=leader)
+                    return await _supervise(plan, settings, folder, where, journal, progress)
         finally:
             endpoints.remove(folder)
 
 
 async def _supervise(
+    plan: Plan,
     settings: Settings,
     folder: RunFolder,
-    redis: EmbeddedRedis | None,
     where: Endpoints,
     journal: Journal,
     progress: Progress,
@@ -71,7 +76,7 @@ async def _supervise(
         shared.extend(await last_events(where.redis_url, folder.run_id))
 
     supervisor = Supervisor(
-        make_plan(settings, folder, redis, where),
+        plan,
         run=folder.path,
         desired=DesiredInRedis(where.redis_url, folder.run_id, settings.generator.count, settings.deadlines.startup_s),
         journal=journal,
@@ -97,13 +102,15 @@ async def _supervise(
             loop.remove_signal_handler(number)
 
 
-def make_plan(settings: Settings, folder: RunFolder, redis: EmbeddedRedis | None, where: Endpoints) -> Plan:
+def make_plan(
+    settings: Settings, folder: RunFolder, redis: EmbeddedRedis | None, where: Endpoints, *, leader: str = "learner"
+) -> Plan:
     """The commands of all parts, each with its log and its share of the machine."""
     gpus, cores = placement.visible_gpus(), len(os.sched_getaffinity(0))
     count = max(1, settings.generator.count)
 
     def part(name: str, command: tuple[str, ...], env: dict[str, str]) -> Spec:
-        return Spec(name, command, folder.logs / f"{name}.log", {**_inherited(env), **env})
+        return Spec(name, command, folder.logs / f"{name}.log", {**inherited_environment(), **env})
 
     def sept(command: str, *more: str) -> tuple[str, ...]:
         return (sys.executable, "-m", "deploy.cli", command, "--config", str(folder.config), *more)
@@ -117,18 +124,16 @@ def make_plan(settings: Settings, folder: RunFolder, redis: EmbeddedRedis | None
     return Plan(
         redis=part("redis", tuple(redis.command()), {}) if redis is not None else None,
         services=part("services", sept("services", "--set", f"services.port={port}"), {}),
-        learner=part("learner", sept("learner"), placement.learner_env(gpus, count, cores)),
+        learner=part(leader, sept(leader), placement.learner_env(gpus, count, cores)),
         generator=generator,
         generators=settings.generator.count,
     )
 
 
-def _inherited(env: dict[str, str]) -> dict[str, str]:
+def inherited_environment() -> dict[str, str]:
     """This process's environment without settings: the resolved config holds those, --set included."""
     return {
-        name: value
-        for name, value in os.environ.items()
-        if not (name.startswith(ENV_PREFIX) and ENV_DELIMITER in name) and name not in env
+        name: value for name, value in os.environ.items() if not (name.startswith(ENV_PREFIX) and ENV_DELIMITER in name)
     }
 
 

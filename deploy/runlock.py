@@ -1,15 +1,16 @@
-"""One supervisor per run folder."""
+"""One supervisor and one learner per run folder."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from services import durable
-from services.errors import UnavailableError
+from services.errors import DeadlineError, UnavailableError
 
 
 @contextlib.contextmanager
@@ -35,3 +36,40 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+LEARNER_CHECK_S = 0.2
+"""How often a learner that waits for another one's end looks again."""
+
+
+@contextlib.contextmanager
+def learner_lock(folder: Path, patience_s: float) -> Iterator[None]:
+    """Hold the folder's place for a learner during the block; waits for a learner that is ending, DeadlineError after.
+
+    A learner that was replaced elsewhere may still be finishing its round and writing its checkpoint.
+    """
+    path = folder / "learner.lock"
+    with durable.explained(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    started = time.monotonic()
+    try:
+        while not _taken(handle):
+            if time.monotonic() - started >= patience_s:
+                raise DeadlineError(
+                    "another learner",
+                    f"{folder} is still being trained by it",
+                    patience_s,
+                    hint="a run has one learner: stop the other, or give run.dir another folder",
+                )
+            time.sleep(LEARNER_CHECK_S)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _taken(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

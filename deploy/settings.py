@@ -23,7 +23,14 @@ from pydantic_core import ErrorDetails
 
 from deploy import endpoints
 from generator.config import GeneratorConfig
-from learner.config import CheckpointConfig, DataConfig, ModelConfig, SamplingConfig, TrainingConfig
+from learner.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
 from services import durable
 from services.config import (
     DeadlinesConfig,
@@ -68,6 +75,7 @@ class Settings(Section):
     sampling: SamplingConfig = SamplingConfig()
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     generator: GeneratorConfig = GeneratorConfig()
     redis: RedisConfig = RedisConfig()
     services: ServicesConfig = ServicesConfig()
@@ -97,6 +105,11 @@ def _conflicts(settings: Settings) -> Iterator[str]:
         yield (
             f"training.objective (grpo) compares the rollouts of a prompt, sampling.rollouts_per_prompt is "
             f"{settings.sampling.rollouts_per_prompt}: set it to 2 or more (the paper takes 8)"
+        )
+    if settings.evaluation.every_rounds and not settings.evaluation.benchmarks:
+        yield (
+            f"evaluation.every_rounds is {settings.evaluation.every_rounds} and evaluation.benchmarks names none: "
+            "name some, or set evaluation.every_rounds to 0"
         )
     if settings.heartbeat.lost_after_s <= settings.heartbeat.every_s:
         yield (
@@ -154,6 +167,16 @@ def load(
         merged.setdefault("run", {}).setdefault("dir", str(config.parent))
     if join:
         _join(merged)
+    return _checked(merged, layers)
+
+
+def from_values(values: Mapping[str, Mapping[str, Any]], name: str) -> Settings:
+    """The settings in `values`, section by section, checked as those of a file; `name` says whose they are."""
+    merged = {section: dict(content) for section, content in values.items()}
+    return _checked(merged, [_Layer(name, merged)])
+
+
+def _checked(merged: dict[str, dict[str, Any]], layers: list[_Layer]) -> Settings:
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
@@ -253,8 +276,10 @@ def _changed(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) 
     return changed
 
 
-def to_toml(value: bool | int | float | str | Path) -> str:
+def to_toml(value: bool | int | float | str | Path | tuple[Any, ...]) -> str:
     """The value as a TOML literal."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(to_toml, value))}]"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -267,6 +292,9 @@ def to_toml(value: bool | int | float | str | Path) -> str:
 
 def _absolute(key: str, value: Any) -> Any:
     """A local path means the same from anywhere; a Hugging Face id stays as it is."""
+    if key == "evaluation.benchmarks":
+        named = [text.partition("=") for text in value]
+        return tuple(f"{name}{equals}{_absolute('data.path', path)}" for name, equals, path in named)
     return str(Path(value).resolve()) if key in LOCAL_OR_HUB and value and Path(value).exists() else value
 
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from services.weights.mirror import WeightUpdate
 
 
+SCRIPTED_STEP_S = 0.005
+"""A scripted request gets 200 tokens a second: slow enough to be interrupted, fast enough to be waited for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One finished response. Producer: engine. Consumer: the loop, which makes a rollout of it."""
@@ -87,7 +91,7 @@ def create_engine(config: GeneratorConfig, *, seed: int = 0, cache: Path | None 
     if config.engine == "scripted":
         from generator.scripted_engine import ScriptedEngine
 
-        return ScriptedEngine(max_in_flight=config.max_in_flight)
+        return ScriptedEngine(step_s=SCRIPTED_STEP_S, max_in_flight=config.max_in_flight, follows_weights=True)
     from generator.vllm_engine import VllmEngine
 
     return VllmEngine(config, seed=seed, cache=cache)

@@ -24,13 +24,14 @@ from generator.config import GeneratorConfig
 from generator.engine import Completion, Engine, create_engine
 from services.clock import Rate, StateClock
 from services.config import DeadlinesConfig, HeartbeatConfig
-from services.contracts import Heartbeat, Part, Rollout, WeightManifest
-from services.errors import DeadlineError, UnavailableError, WeightError
+from services.contracts import Heartbeat, Part, Rollout, Task, WeightManifest
+from services.errors import ContractError, DeadlineError, SeptError, UnavailableError, WeightError
 from services.streams.connection import Keys, connect_async
+from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.tasks import Lease, TaskLeaser
 from services.weights.client import WeightClient
-from services.weights.mirror import WeightMirror
+from services.weights.mirror import WeightMirror, WeightUpdate
 
 log = structlog.get_logger()
 
@@ -38,6 +39,10 @@ LONG_POLL_S = 20.0
 """How long one question for a newer version stays open at the endpoint."""
 LEASE_BLOCK_S = 1.0
 """How long one request for tasks waits at Redis."""
+RETRY_S = 1.0
+"""Pause before an endpoint that failed is asked again."""
+LEAVE_S = 5.0
+"""How long signing off may take; leases that could not be given back expire."""
 RENEWALS_PER_LEASE = 3.0
 
 
@@ -83,8 +88,11 @@ class Generator:
         self._rate = Rate()
         self._held: dict[bytes, Lease] = {}
         self._working: dict[bytes, asyncio.Task[None]] = {}
-        self._waiting_for_version = 0
+        self._awaiting: set[asyncio.Task[None]] = set()
+        """Those of `_working` that wait for a version and have nothing in the engine."""
         self._version = -1
+        self._digest: str | None = None
+        """What the engine serves; the mirror's may differ while an update is on its way."""
         self._version_changed = asyncio.Condition()
         self._room = asyncio.Event()
         self._draining = asyncio.Event()
@@ -93,20 +101,38 @@ class Generator:
 
     async def run(self, manifest: WeightManifest) -> None:
         """Serve from `manifest` on until `drain` is called and the work in flight is done."""
-        await self._mirror.advance(manifest)
-        await self._engine.start(await self._mirror.model_folder(), manifest.weight_version)
-        self._version = manifest.weight_version
-        log.info("engine_started", weight_version=self._version)
-        self._account()
+        manifest, model_folder = await self._prepare(manifest)
         try:
+            await self._engine.start(model_folder, manifest.weight_version)
+            self._version, self._digest = manifest.weight_version, manifest.digest
+            log.info("engine_started", weight_version=self._version)
+            self._account()
             async with asyncio.TaskGroup() as group:
                 background = [group.create_task(self._follow()), group.create_task(self._beat())]
                 await self._serve(group)
                 for task in background:
                     task.cancel()
         finally:
+            await self._leave()
             await self._engine.stop()
-            with contextlib.suppress(UnavailableError):  # the leases then expire
+
+    async def _prepare(self, manifest: WeightManifest) -> tuple[WeightManifest, Path]:
+        """Mirror `manifest`'s version, or a newer one should it be taken back meanwhile, as a folder to start from."""
+        started = time.monotonic()
+        while True:
+            try:
+                await self._mirror.advance(manifest)
+                return manifest, await self._mirror.model_folder()
+            except WeightError as error:
+                if time.monotonic() - started >= self._deadlines.startup_s:
+                    raise
+                log.warning("weights_unavailable", weight_version=manifest.weight_version, error=error.message)
+                await asyncio.sleep(RETRY_S)
+                manifest = await self._client.latest(None, None, LONG_POLL_S) or manifest
+
+    async def _leave(self) -> None:
+        with contextlib.suppress(UnavailableError, TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
                 await self._leaser.release(list(self._held.values()))
                 await self._leaser.leave()
                 await self._heartbeats.forget(self.generator_id)
@@ -120,18 +146,33 @@ class Generator:
     # -- tasks -----------------------------------------------------------------------------------------------------
 
     async def _serve(self, group: asyncio.TaskGroup) -> None:
-        while not self._draining.is_set():
+        while not (self._draining.is_set() or _is_cancelled()):
             room = self._free_slots()
             if room == 0:
                 self._room.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._room.wait(), LEASE_BLOCK_S)
                 continue
-            for lease in await self._leaser.lease(room, LEASE_BLOCK_S):
+            for lease in await self._lease(room):
                 self._held[lease.entry_id] = lease
                 self._working[lease.entry_id] = group.create_task(self._work(lease))
             self._account()
         await self._finish_in_flight()
+
+    async def _lease(self, room: int) -> list[Lease]:
+        """Up to `room` tasks; none once drained, however long Redis takes to answer."""
+        leasing = asyncio.ensure_future(self._leaser.lease(room, LEASE_BLOCK_S))
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait((leasing, draining), return_when=asyncio.FIRST_COMPLETED)
+            if leasing.done():
+                return leasing.result()
+            leasing.cancel()
+            await asyncio.wait((leasing,))
+            return []  # what it had been handed unseen is given back by `leave`
+        finally:
+            leasing.cancel()
+            draining.cancel()
 
     def _free_slots(self) -> int:
         """Requests the engine can take now: none while it already has some waiting for room in its KV cache."""
@@ -144,13 +185,9 @@ class Generator:
         """Sample one task's answers and hand them in; what is not handed in stays held, and `run` gives it back."""
         started = time.monotonic()
         try:
-            await self._reach_version(lease.task.min_weight_version)
-            completions = await asyncio.gather(
-                *(self._engine.generate(lease.task, sample) for sample in range(lease.task.samples))
-            )
             rollouts = [
                 self._rollout(lease, sample, completion, time.monotonic() - started)
-                for sample, completion in enumerate(completions)
+                for sample, completion in enumerate(await self._sample(lease.task))
             ]
             if not await self._leaser.complete(lease, rollouts):
                 log.info("twin_ignored", task_id=lease.task.task_id)
@@ -160,6 +197,17 @@ class Generator:
             self._working.pop(lease.entry_id, None)
             self._room.set()
             self._account()
+
+    async def _sample(self, task: Task) -> list[Completion]:
+        """One completion a sample, from the version that the task asks for on.
+
+        Where a learner went back, answers in flight start over at its version; that may be too old for them.
+        """
+        while True:
+            await self._reach_version(task.min_weight_version)
+            completions = await asyncio.gather(*(self._engine.generate(task, sample) for sample in range(task.samples)))
+            if all(completion.spans[0].weight_version >= task.min_weight_version for completion in completions):
+                return completions
 
     def _rollout(self, lease: Lease, sample: int, completion: Completion, generate_s: float) -> Rollout:
         task = lease.task
@@ -176,13 +224,16 @@ class Generator:
             generator_id=self.generator_id,
             queued_s=lease.queued_s,
             generate_s=generate_s,
+            purpose=task.purpose,
         )
 
     async def _reach_version(self, version: int) -> None:
         """Wait until the engine serves `version` or a later one."""
         if self._version >= version:
             return
-        self._waiting_for_version += 1
+        work = asyncio.current_task()
+        assert work is not None
+        self._awaiting.add(work)
         self._account()
         try:
             async with self._version_changed:
@@ -197,11 +248,13 @@ class Generator:
                 hint="is the learner publishing? `sept status` shows the newest version",
             ) from None
         finally:
-            self._waiting_for_version -= 1
+            self._awaiting.discard(work)
             self._account()
 
     async def _finish_in_flight(self) -> None:
-        """Let the work in flight end within the drain's deadline, then cancel the rest."""
+        """Let the work in flight end within the drain's deadline, then cancel; what has not begun goes back now."""
+        for waiting in list(self._awaiting):
+            waiting.cancel()
         if not self._working:
             return
         _, unfinished = await asyncio.wait(self._working.values(), timeout=self._deadlines.drain_s)
@@ -213,19 +266,23 @@ class Generator:
 
     async def _follow(self) -> None:
         """Bring every new version into the engine: fetched, verified and decoded while it generates."""
-        while True:
+        while not _is_cancelled():
             try:
-                manifest = await self._client.latest(self._version, self._mirror.digest, LONG_POLL_S)
-                if manifest is not None:
-                    await self._update(manifest)
-            except (UnavailableError, WeightError) as error:
+                manifest = await self._client.latest(self._version, self._digest, LONG_POLL_S)
+                heard = time.monotonic()
+                update = await self._mirror.advance(manifest) if manifest is not None else None
+            except (UnavailableError, WeightError, ContractError) as error:
                 self._message = f"weights: {error.message}"
                 log.warning("weights_unavailable", error=error.message)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self._message = ""
+            if update is not None:
+                await self._serve_version(update, heard)
 
-    async def _update(self, manifest: WeightManifest) -> None:
-        heard = time.monotonic()
-        update = await self._mirror.advance(manifest)
+    async def _serve_version(self, update: WeightUpdate, heard: float) -> None:
+        """Lay the update over what the engine serves; failing there ends it, as nobody knows what it serves then."""
+        manifest = update.manifest
         before = self._clock.state
         self._clock.enter("updating")
         try:
@@ -236,7 +293,7 @@ class Generator:
         self._pause_ms, self._sync_s = pause_s * 1e3, time.monotonic() - heard
         self._sync_bytes = update.fetched_bytes
         async with self._version_changed:
-            self._version = manifest.weight_version
+            self._version, self._digest = manifest.weight_version, manifest.digest
             self._version_changed.notify_all()
         self._account()
         log.info(
@@ -252,7 +309,7 @@ class Generator:
     async def _beat(self) -> None:
         renew_every_s = self._lease_s / RENEWALS_PER_LEASE
         renewed = time.monotonic()
-        while True:
+        while not _is_cancelled():
             await self._heartbeats.send(self._report())
             if time.monotonic() - renewed >= renew_every_s:
                 renewed = time.monotonic()
@@ -261,17 +318,19 @@ class Generator:
 
     async def _renew(self) -> None:
         """Keep the leases of what is being worked on; stop work whose lease another generator has taken."""
-        owned = await self._leaser.renew(list(self._held.values()))
-        for entry_id in self._held.keys() - owned:
-            log.warning("lease_lost", task_id=self._held.pop(entry_id).task.task_id)
-            if entry_id in self._working:
-                self._working[entry_id].cancel()
+        leases = list(self._held.values())  # what is leased or completed meanwhile is no matter of this renewal
+        owned = await self._leaser.renew(leases)
+        for lease in leases:
+            if lease.entry_id not in owned and self._held.pop(lease.entry_id, None) is not None:
+                log.warning("lease_lost", task_id=lease.task.task_id)
+                if lease.entry_id in self._working:
+                    self._working[lease.entry_id].cancel()
 
     def _account(self) -> None:
         """Name what the wall time from now on goes to."""
         if self._clock.state == "updating":
             return
-        if len(self._working) > self._waiting_for_version:
+        if len(self._working) > len(self._awaiting):
             self._clock.enter("generating")
         else:
             self._clock.enter("waiting_for_weights" if self._working else "waiting_for_tasks")
@@ -283,7 +342,7 @@ class Generator:
             state=self._clock.state,
             shares=self._clock.shares(),
             weight_version=self._version,
-            weight_digest=self._mirror.digest,
+            weight_digest=self._digest,
             in_flight=len(self._working),
             tokens_per_s=self._rate.per_s(),
             host=socket.gethostname(),
@@ -310,7 +369,7 @@ async def run_generator(
     clock = StateClock("starting")
     async with WeightClient(peers.services_url, peers.token, deadline_s=deadlines.startup_s) as client:
         engine, manifest = await asyncio.gather(
-            asyncio.to_thread(partial(create_engine, config, seed=_seed(generator_id), cache=None)),
+            asyncio.to_thread(partial(create_engine, config, seed=_seed(generator_id), cache=cache)),
             _first_version(client, deadlines.startup_s),
         )
         redis = await connect_async(peers.redis_url, deadline_s=deadlines.startup_s)
@@ -333,9 +392,26 @@ async def run_generator(
             await generator.run(manifest)
         except BaseExceptionGroup as group:
             # The coroutines fail together; the first to fail says why.
-            raise _first_of(group) from group
+            error = _first_of(group)
+            await _tell(AsyncEventLog(redis, keys), generator_id, error)
+            raise error from group
         finally:
             await redis.aclose()
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is to end. Before Python 3.12, what awaits under a timeout may swallow a CancelledError that
+    comes in the instant in which its wait is over, so a loop that is ended by cancelling has to look itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def _tell(events: AsyncEventLog, generator_id: str, error: BaseException) -> None:
+    """Leave word of why this generator ends for whoever looks for it."""
+    message = error.message if isinstance(error, SeptError) else f"{type(error).__name__}: {error}"
+    with contextlib.suppress(UnavailableError, TimeoutError):
+        async with asyncio.timeout(LEAVE_S):
+            await events.append(generator_id, "failed", message=message)
 
 
 def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -174,6 +174,7 @@ class VllmEngine:
             if llm.output_handler is not None:
                 llm.output_handler.cancel()
             await asyncio.to_thread(llm.shutdown, STOP_DEADLINE_S)
+            llm.engine_core.resources.ctx.destroy(linger=0)  # vLLM leaves it to the garbage collector
         if self._handover is not None:
             shutil.rmtree(self._handover, ignore_errors=True)
         self._open.set()

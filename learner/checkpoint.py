@@ -58,9 +58,9 @@ class Checkpoints:
         `before_commit` runs when the bytes are written and before the checkpoint counts: what it does is done again
         should the learner die in between.
         """
-        final = self._folder / f"v{weight_version:06d}"
+        final = self._folder / _folder_name(weight_version)
         with durable.new_folder(final) as folder:
-            safetensors.torch.save_file({name: t.detach().contiguous() for name, t in tensors.items()}, folder / STATE)
+            _write_state(tensors, folder / STATE)
             meta = {
                 "run_id": self._run_id,
                 "weight_version": weight_version,
@@ -82,7 +82,7 @@ class Checkpoints:
         for folder in folders:
             try:
                 return self._read(folder)
-            except (OSError, ValueError, KeyError, CheckpointError, safetensors.SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError, CheckpointError, safetensors.SafetensorError) as error:
                 log.warning("checkpoint_unusable", folder=str(folder), error=str(error))
         if folders:
             raise CheckpointError(
@@ -95,6 +95,8 @@ class Checkpoints:
         meta = json.loads((folder / META).read_text())
         if meta["run_id"] != self._run_id:
             raise CheckpointError(f"it belongs to run {meta['run_id']}, this is {self._run_id}")
+        if folder.name != _folder_name(int(meta["weight_version"])):
+            raise CheckpointError(f"it says that it is version {meta['weight_version']}")
         if digest_file(folder / STATE) != meta["digest"]:
             raise CheckpointError(f"{STATE} has changed since it was written")
         return Checkpoint(
@@ -105,3 +107,18 @@ class Checkpoints:
 
     def _newest_first(self) -> list[Path]:
         return sorted(self._folder.glob("v[0-9]*"), reverse=True)
+
+
+def _folder_name(weight_version: int) -> str:
+    return f"v{weight_version:06d}"
+
+
+def _write_state(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    try:
+        safetensors.torch.save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path)
+    except safetensors.SafetensorError as error:  # how it reports what the operating system refused
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
+        raise CheckpointError(
+            f"the checkpoint of {size} bytes cannot be written to {path.parent.parent}: {error}",
+            hint="free some space on this disk, then start again: the run resumes where it was",
+        ) from error

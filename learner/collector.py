@@ -3,32 +3,43 @@
 Owns the learner's side of Redis on a thread of its own, so that rollouts arrive while the learner trains. Accepts a
 rollout once, by identity; keeps its entry in Redis until `release`, which the loop calls when the checkpoint that
 contains its training is durable. Knows nothing of models.
+
+Three threads meet here: the loop's waits in `in_order`, the publisher's calls `expect`, and the collector's own reads
+and finds out what was lost. All state is guarded by `_changed`, and Redis is never talked to while holding it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from operator import contains
 
 import numpy as np
 import structlog
 
-from services.contracts import Rollout, Task
-from services.errors import DeadlineError
+from services.contracts import Purpose, Rollout, Task
+from services.errors import ContractError, DeadlineError
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
 
 log = structlog.get_logger()
 
-READ_BLOCK_S = 1.0
-"""How long one read waits at Redis for the next rollout."""
+LOOK_EVERY_S = 1.0
+"""How long one read waits for the next rollout, and how often Redis is asked whether it is still the same."""
 RECHECK_AFTER_S = 5.0
-"""Silence after which the tasks still owed are checked, and those that Redis has lost are issued again."""
+"""Silence after which the tasks still owed are checked, and those that nobody has any more are issued again."""
+MAX_REISSUES = 3
+"""So often a task that was given up, or answered with something else, is issued again before the run ends."""
+JOIN_S = 5.0
 
 Identity = tuple[int, int, int]
 """(round, index, sample)."""
+Waiting = Callable[[], AbstractContextManager[None]]
+"""Accounts the time of a wait."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked the wait to end
@@ -37,6 +48,9 @@ class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked the w
 
 class Collector:
     """Issues tasks and yields their rollouts in task order, whatever order they arrive in.
+
+    Rollouts for another `purpose` are somebody else's. `reason_of` says what is known of a task that was given up, by
+    task id, for the error that names it.
 
     Example::
 
@@ -47,33 +61,50 @@ class Collector:
         collector.release(before_round=1)      # once a checkpoint holds round 0
     """
 
-    def __init__(self, issuer: TaskIssuer, reader: RolloutReader, *, first_round: int) -> None:
+    def __init__(
+        self,
+        issuer: TaskIssuer,
+        reader: RolloutReader,
+        *,
+        first_round: int,
+        purpose: Purpose = Purpose.TRAINING,
+        reason_of: Callable[[str], str] = lambda task_id: "",
+        look_every_s: float = LOOK_EVERY_S,
+        recheck_after_s: float = RECHECK_AFTER_S,
+    ) -> None:
         self._issuer = issuer
         self._reader = reader
         self._first_round = first_round
+        self._purpose = purpose
+        self._reason_of = reason_of
+        self._look_every_s = look_every_s
+        self._recheck_after_s = recheck_after_s
         self._owed: dict[int, dict[int, Task]] = {}
         self._received: dict[Identity, Rollout] = {}
         self._entries: dict[int, list[bytes]] = {}
         self._changed = threading.Condition()
+        self._issuing = threading.Lock()  # what one thread has registered and not issued yet is not lost to another
         self._last_arrival = time.monotonic()
+        self._reissues: Counter[str] = Counter()
         self._fatal: BaseException | None = None
         self._interrupted = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self.reissued = 0
+        """Tasks issued again so far."""
 
     def start(self) -> None:
         """Take in the rollouts that already wait in Redis, then keep reading in the background."""
         self._issuer.alive()
-        while arrived := self._reader.read(0):
-            self._accept(arrived)
+        self._take_in()
         if self._received:
             log.info("rollouts_found", count=len(self._received), rounds=sorted({i[0] for i in self._received}))
         self._thread.start()
 
     def stop(self) -> None:
+        """End the reading; a read that hangs in a Redis that is away is left behind."""
         self._stopping.set()
-        self._thread.join()
+        self._thread.join(JOIN_S)
 
     def interrupt(self) -> None:
         """End the wait for rollouts, now and from now on; safe to call from a signal handler."""
@@ -81,41 +112,57 @@ class Collector:
             self._interrupted = True
             self._changed.notify_all()
 
+    def fail(self, error: BaseException) -> None:
+        """Make whoever waits for rollouts raise `error`: what they wait for will never come."""
+        with self._changed:
+            self._fatal = self._fatal or error
+            self._changed.notify_all()
+
     @property
     def held(self) -> int:
         """Rollouts in memory."""
-        return len(self._received)
+        with self._changed:
+            return len(self._received)
+
+    def has(self, tasks: Sequence[Task]) -> bool:
+        """Whether every rollout of these tasks is here."""
+        with self._changed:
+            return all(
+                (rollout := self._received.get(identity)) is not None and _answers(task, rollout)
+                for task in tasks
+                for identity in _identities(task)
+            )
 
     def expect(self, tasks: Sequence[Task]) -> None:
         """Be owed these tasks of one round, and issue those whose rollouts are not here yet."""
         if not tasks:
             return
-        with self._changed:
-            owed = self._owed.setdefault(tasks[0].round, {})
-            owed.update({task.index: task for task in tasks})
-            for identity, rollout in [item for item in self._received.items() if item[0][0] == tasks[0].round]:
-                if not self._answers(rollout):
-                    del self._received[identity]
-                    log.warning("foreign_rollout", rollout_id=rollout.rollout_id, generator_id=rollout.generator_id)
-            missing = self._missing(tasks)
-        self._issuer.issue(missing)
+        with self._issuing:
+            with self._changed:
+                self._owed.setdefault(tasks[0].round, {}).update({task.index: task for task in tasks})
+                for identity, rollout in list(self._received.items()):
+                    if identity[0] == tasks[0].round and not self._is_owed(rollout):
+                        del self._received[identity]
+                missing = self._missing(tasks)
+                self._changed.notify_all()
+            self._issuer.issue(missing)
 
-    def in_order(
-        self, round_: int, deadline_s: float, waiting: Callable[[], AbstractContextManager[None]] = nullcontext
-    ) -> Iterator[Rollout]:
+    def in_order(self, round_: int, deadline_s: float, waiting: Waiting = nullcontext) -> Iterator[Rollout]:
         """Yield the round's rollouts by (index, sample), each as soon as it and all before it are here.
 
         Every pause lies within a `waiting()` context, for whoever accounts the time.
 
-        Raises DeadlineError when nothing at all arrives for `deadline_s`, Interrupted after `interrupt`.
+        Raises DeadlineError when nothing at all arrives for `deadline_s`, Interrupted after `interrupt`, ContractError
+        when a task was given up for good.
         """
-        for index, task in sorted(self._owed[round_].items()):
-            for sample in range(task.samples):
-                identity = (round_, index, sample)
-                if identity not in self._received:
-                    with waiting():
-                        self._wait_for(identity, deadline_s)
-                yield self._received[identity]
+        self._wait(partial(contains, self._owed, round_), round_, deadline_s, waiting)
+        with self._changed:
+            tasks = sorted(self._owed[round_].items())
+        for identity in (identity for _, task in tasks for identity in _identities(task)):
+            self._wait(partial(contains, self._received, identity), round_, deadline_s, waiting)
+            with self._changed:
+                rollout = self._received[identity]
+            yield rollout
 
     def release(self, before_round: int) -> None:
         """Delete from Redis and memory everything of earlier rounds."""
@@ -130,26 +177,24 @@ class Collector:
 
     # -- waiting ---------------------------------------------------------------------------------------------------
 
-    def _wait_for(self, identity: Identity, deadline_s: float) -> None:
+    def _wait(self, here: Callable[[], bool], round_: int, deadline_s: float, waiting: Waiting) -> None:
+        with self._changed:
+            if here():
+                return
         started = time.monotonic()
-        while True:
-            with self._changed:
-                if identity in self._received:
-                    return
+        with waiting(), self._changed:
+            while not here():
                 if self._fatal is not None:
                     raise self._fatal
                 if self._interrupted:
                     raise Interrupted
-                self._changed.wait(RECHECK_AFTER_S)
-                quiet_since = max(started, self._last_arrival)
-            quiet_s = time.monotonic() - quiet_since
-            if quiet_s >= deadline_s:
-                raise self._late(identity[0], quiet_s)
-            if quiet_s >= RECHECK_AFTER_S:
-                self._issue_what_is_lost()
+                quiet_s = time.monotonic() - max(started, self._last_arrival)
+                if quiet_s >= deadline_s:
+                    raise self._late(round_, quiet_s)
+                self._changed.wait(deadline_s - quiet_s)
 
     def _late(self, round_: int, quiet_s: float) -> DeadlineError:
-        missing = self._missing(list(self._owed[round_].values()))
+        missing = self._missing(list(self._owed.get(round_, {}).values()))
         names = ", ".join(task.task_id for task in missing[:3]) + (" ..." if len(missing) > 3 else "")
         return DeadlineError(
             "the generators",
@@ -159,67 +204,123 @@ class Collector:
             "or raise deadlines.rollouts_s when answers take longer than that",
         )
 
-    def _issue_what_is_lost(self) -> None:
-        """Issue again what Redis no longer knows: it came back empty, or a poisoned entry was taken out."""
-        if not self._issuer.alive():
-            log.warning("redis_came_back_empty")
-            self._reader.rewind()
-        with self._changed:
-            missing = self._missing([task for tasks in self._owed.values() for task in tasks.values()])
-        unknown = set(self._issuer.unknown([task.task_id for task in missing]))
-        with self._changed:
-            lost = [task for task in self._missing(missing) if task.task_id in unknown]
-        if lost:
-            self.reissued += self._issuer.issue(lost)
-            log.warning("tasks_reissued", count=len(lost), first=lost[0].task_id)
-
     def _missing(self, tasks: Sequence[Task]) -> list[Task]:
-        return [
-            task
-            for task in tasks
-            if any((task.round, task.index, sample) not in self._received for sample in range(task.samples))
-        ]
+        return [task for task in tasks if any(identity not in self._received for identity in _identities(task))]
 
     # -- the reading thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        asked = rechecked = time.monotonic()
         try:
             while not self._stopping.is_set():
-                self._accept(self._reader.read(READ_BLOCK_S))
-        except BaseException as error:  # handed to the thread that waits, which would otherwise wait for ever
+                self._accept(self._reader.read(self._look_every_s))
+                now = time.monotonic()
+                if now - asked >= self._look_every_s:
+                    asked = now
+                    if not self._issuer.alive():
+                        self._after_redis_restarted()
+                if now - max(self._last_arrival, rechecked) >= self._recheck_after_s:
+                    rechecked = now
+                    self._issue_lost(blame=True)
+        except BaseException as error:
+            self.fail(error)  # whoever waits would otherwise wait for ever
+            if not isinstance(error, ContractError):
+                raise
+
+    def _after_redis_restarted(self) -> None:
+        """It may have come back empty, or without its last second: read all of it again, then see what is lacking.
+
+        Tasks whose completion it has forgotten are closed, as their rollouts are here.
+        """
+        log.warning("redis_restarted")
+        with self._changed:
+            self._entries.clear()
+        self._reader.rewind()
+        self._take_in()
+        with self._changed:
+            owed = [task for tasks in self._owed.values() for task in tasks.values()]
+            missing = {task.task_id for task in self._missing(owed)}
+        self._issuer.close([task.task_id for task in owed if task.task_id not in missing])
+        self._issue_lost(blame=False)
+
+    def _issue_lost(self, *, blame: bool) -> None:
+        """Issue again what is owed, not here and not in Redis either.
+
+        `blame`: Redis has lost nothing, so the task was given up there or its answer was refused here.
+        """
+        with self._issuing:
             with self._changed:
-                self._fatal = error
-                self._changed.notify_all()
-            raise
+                missing = self._missing([task for tasks in self._owed.values() for task in tasks.values()])
+            unknown = set(self._issuer.unknown([task.task_id for task in missing]))
+            # A task leaves the queue the instant its rollouts appear, so what was just completed is here now.
+            self._take_in()
+            with self._changed:
+                lost = [task for task in self._missing(missing) if task.task_id in unknown]
+            if not lost:
+                return
+            if blame:
+                self._reissues.update(task.task_id for task in lost)
+                self._give_up_hopeless(lost)
+            self.reissued += self._issuer.issue(lost)
+        log.warning("tasks_reissued", count=len(lost), first=lost[0].task_id)
+
+    def _give_up_hopeless(self, lost: Sequence[Task]) -> None:
+        for task in lost:
+            if self._reissues[task.task_id] > MAX_REISSUES:
+                reason = self._reason_of(task.task_id) or "its rollouts did not answer it"
+                raise ContractError(
+                    f"task {task.task_id} was issued {MAX_REISSUES + 1} times and never done: {reason}",
+                    hint="the logs of the generators say what it does to them; leave its prompt out of data.path, "
+                    "or lower generator.max_in_flight if they run out of memory",
+                )
+
+    def _take_in(self) -> None:
+        """Accept everything that waits in Redis now."""
+        while arrived := self._reader.read(0):
+            self._accept(arrived)
 
     def _accept(self, arrived: Sequence[tuple[bytes, Rollout]]) -> None:
         outdated = []
         with self._changed:
             for entry_id, rollout in arrived:
+                if rollout.purpose is not self._purpose:
+                    continue
                 if rollout.round < self._first_round:
                     outdated.append(entry_id)
                     continue
                 self._entries.setdefault(rollout.round, []).append(entry_id)
-                if not self._answers(rollout):
-                    log.warning("foreign_rollout", rollout_id=rollout.rollout_id, generator_id=rollout.generator_id)
-                    continue
-                self._received.setdefault((rollout.round, rollout.index, rollout.sample), rollout)
+                if self._is_owed(rollout):
+                    self._received.setdefault((rollout.round, rollout.index, rollout.sample), rollout)
             if arrived:
                 self._last_arrival = time.monotonic()
                 self._changed.notify_all()
-        if outdated:
-            self._reader.delete(outdated)
+        self._reader.delete(outdated)
 
-    def _answers(self, rollout: Rollout) -> bool:
-        """Whether the rollout answers the task it names (as far as that task is known yet)."""
+    def _is_owed(self, rollout: Rollout) -> bool:
+        """Whether the rollout answers the task it names, as far as that task is known yet."""
         tasks = self._owed.get(rollout.round)
         if tasks is None:
             return True
         task = tasks.get(rollout.index)
-        return (
-            task is not None
-            and task.task_id == rollout.task_id
-            and rollout.sample < task.samples
-            and np.array_equal(task.prompt_tokens, rollout.prompt_tokens)
-            and rollout.spans[0].weight_version >= task.min_weight_version
-        )
+        owed = task is not None and _answers(task, rollout)
+        if not owed:
+            log.warning("foreign_rollout", rollout_id=rollout.rollout_id, generator_id=rollout.generator_id)
+        return owed
+
+
+def _identities(task: Task) -> Iterator[Identity]:
+    return ((task.round, task.index, sample) for sample in range(task.samples))
+
+
+def _answers(task: Task, rollout: Rollout) -> bool:
+    """Also by versions: none below what the task allows, and none of the round's future.
+
+    A version above the round exists only where a learner went back, and its generators have not followed yet.
+    """
+    return (
+        task.task_id == rollout.task_id
+        and rollout.sample < task.samples
+        and np.array_equal(task.prompt_tokens, rollout.prompt_tokens)
+        and task.min_weight_version <= rollout.spans[0].weight_version
+        and rollout.spans[-1].weight_version <= task.round
+    )

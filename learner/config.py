@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from services.config import Section
+
+
+def _listed(value: Any) -> Any:
+    """Text with commas, as from the command line, is a list."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class ModelConfig(Section):
@@ -107,3 +112,18 @@ class CheckpointConfig(Section):
     """A checkpoint is written after so many rounds; rollouts since the last stay in Redis."""
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept."""
+
+
+class EvaluationConfig(Section):
+    """[evaluation]: how good the model is, while it trains and in `sept eval`."""
+
+    every_rounds: int = Field(default=0, ge=0)
+    """A run evaluates every so many rounds, and its last version; 0 never."""
+    benchmarks: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Names (math500, amc23, minerva, olympiadbench, aime24, aime25, gsm8k) or NAME=PATH of problems with answers."""
+    samples: int = Field(default=32, ge=1, le=1024)
+    """n, answers per problem."""
+    temperatures: Annotated[tuple[float, ...], BeforeValidator(_listed)] = (1.0,)
+    """tau_eval; with several, `sept eval` finds the best, and a run evaluates at each of them."""
+    limit: int | None = Field(default=None, ge=1)
+    """Only the first so many problems of each benchmark."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,9 +75,19 @@ class Curriculum:
             for epoch, offset in zip(epochs.tolist(), offsets.tolist(), strict=True)
         ]
 
+    def drawn_rounds(self) -> range:
+        """The rounds that have tasks: all of the run, or those of the first epoch when its answers are drawn once."""
+        if self._training.data == "online":
+            return range(self.rounds_total)
+        return range(min(self.rounds_total, ceil(len(self._prompts) / self._training.prompts_per_round)))
+
     def tasks_of(self, round_index: int) -> list[Task]:
-        """The round's tasks in training order, ids made of round and place so that repeats stay apart."""
+        """The round's tasks in training order, ids made of round and place so that repeats stay apart.
+
+        With a fixed data set only the places of the first epoch have tasks, all of them for version 0.
+        """
         fixed = self._training.data == "fixed"
+        first_place = round_index * self._training.prompts_per_round
         return [
             Task(
                 task_id=f"r{round_index:06d}-{index:05d}",
@@ -92,6 +103,7 @@ class Curriculum:
                 max_weight_version=0 if fixed else None,
             )
             for index, prompt in enumerate(self.prompts_of(round_index))
+            if not fixed or first_place + index < len(self._prompts)
         ]
 
     def _temperature(self, round_index: int) -> float:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
+from itertools import chain, repeat
 
 import numpy as np
 import structlog
@@ -27,13 +28,17 @@ from learner.checkpoint import Checkpoint, Checkpoints
 from learner.collector import Collector, Interrupted
 from learner.config import CheckpointConfig, TrainingConfig
 from learner.curriculum import Curriculum
+from learner.evaluation.during import Evaluated, Evaluations
+from learner.fixed_data import FixedData
 from learner.model import TrainedModel, wire_tensors
 from learner.publisher import Publication, Publisher
 from learner.records import Answer, Records, summarise
 from learner.report import Report
+from learner.rewards import Rewards
 from learner.trainer import RoundStats, Trainer
 from services.config import DeadlinesConfig
 from services.contracts import Rollout, RoundMetrics
+from services.errors import CheckpointError
 from services.streams.control import Control
 
 log = structlog.get_logger()
@@ -49,6 +54,8 @@ class _Trained:
     round: int
     rollouts: list[Rollout]
     stats: RoundStats
+    rewards: Sequence[float] | None
+    """Per rollout; None for objectives without."""
     wait_s: float
     publication: Future[Publication]
 
@@ -71,10 +78,17 @@ class Loop:
     records: Records
     control: Control
     report: Report
+    rewards: Rewards | None = None
+    """Set when the objective asks for rewards."""
+    evaluations: Evaluations | None = None
+    """Set when versions are to be evaluated."""
+    _evaluation: Future[Evaluated] | None = None
+    """Of `_version`, until its results are recorded."""
+    _fixed: FixedData | None = None
     _version: int = 0
     _saved_version: int = 0
-    _between_rounds: bool = True
-    """False while the weights are those of no version."""
+    _steps: int = 0
+    """Optimizer steps that `_version` is made of; when the trainer has taken more, its weights are of no version."""
     _unrecorded: _Trained | None = None
     _round_started: float = field(default_factory=time.monotonic)
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -87,14 +101,17 @@ class Loop:
                 if not self._may_start(round_):
                     break
                 self._train(round_)
-                if self._version - self._saved_version >= self.checkpoint.every_rounds:
+                # A checkpoint records the round, evaluation included: it waits a round rather than hold up training.
+                evaluating = self._evaluation is not None and not self._evaluation.done()
+                if self._version - self._saved_version >= self.checkpoint.every_rounds and not evaluating:
                     self._save()
                 if self.control.state().stop_after_round:
                     break
         except Interrupted:
             log.info("interrupted", round=self._version)
-        if self._version > self._saved_version and self._between_rounds:
+        if self._version > self._saved_version and self.trainer.steps == self._steps:
             self._save()
+        self._record()
         finished = self._version == self.curriculum.rounds_total
         log.info("finished" if finished else "stopped", weight_version=self._version)
         return finished
@@ -103,6 +120,8 @@ class Loop:
         """Stop at the next safe point: at once while waiting, after the round while training."""
         self._stopping.set()
         self.collector.interrupt()
+        if self.evaluations is not None:
+            self.evaluations.interrupt()
 
     # -- the steps of a round --------------------------------------------------------------------------------------
 
@@ -110,18 +129,25 @@ class Loop:
         """Train the round as its rollouts arrive, then hand its version to the publisher."""
         waited_before = self.report.seconds_in("waiting_for_rollouts")
         rollouts: list[Rollout] = []
-        self._between_rounds = False
         with self.report.during("training"):
-            stats = self.trainer.train_round(self._arriving(round_, rollouts))
-        self._between_rounds = True
+            if self.rewards is None:
+                rewards = None
+                stats = self.trainer.train_round(self._arriving(round_, rollouts))
+            else:
+                arrived = list(self._arriving(round_, rollouts))
+                rewards = self.rewards.collect()
+                stats = self.trainer.train_round(arrived, rewards)
         wait_s = self.report.seconds_in("waiting_for_rollouts") - waited_before
         self.report.trained(stats.prompt_tokens + stats.response_tokens)
         self._record()
-        self._version = self.report.weight_version = round_ + 1
+        self._version, self._steps = round_ + 1, self.trainer.steps
+        self.report.weight_version = self._version
         with self.report.during("publishing"):
             tensors = wire_tensors(self.model)
         publication = self.publisher.submit(self._version, tensors)
-        self._unrecorded = _Trained(round_, rollouts, stats, wait_s, publication)
+        publication.add_done_callback(self._tell_failure)
+        self._evaluate(publication)
+        self._unrecorded = _Trained(round_, rollouts, stats, rewards, wait_s, publication)
         log.info(
             "round_trained",
             round=round_,
@@ -133,11 +159,24 @@ class Loop:
 
     def _arriving(self, round_: int, rollouts: list[Rollout]) -> Iterator[Rollout]:
         """The round's rollouts in task order, each as soon as it is here; they are kept in `rollouts`."""
-        for rollout in self.collector.in_order(
-            round_, self.deadlines.rollouts_s, lambda: self.report.during("waiting_for_rollouts")
-        ):
+        prompts = self.curriculum.prompts_of(round_)
+        for rollout in self._collected(round_) if self.training.data == "online" else self._fixed_data().of(round_):
             rollouts.append(rollout)
+            if self.rewards is not None:
+                self.rewards.submit(self.text_of(rollout.response_tokens), prompts[rollout.index].answer or "")
             yield rollout
+
+    def _collected(self, round_: int) -> Iterator[Rollout]:
+        return self.collector.in_order(
+            round_, self.deadlines.rollouts_s, lambda: self.report.during("waiting_for_rollouts")
+        )
+
+    def _fixed_data(self) -> FixedData:
+        """All of the fixed data set; waits for it once. Training starts after that, as version 0 must answer it all."""
+        if self._fixed is None:
+            drawn = self.curriculum.drawn_rounds()
+            self._fixed = FixedData(self.curriculum, chain.from_iterable(map(self._collected, drawn)))
+        return self._fixed
 
     def _issue(self, round_: int) -> None:
         """Issue a round's tasks; the version that admits them is published."""
@@ -158,38 +197,96 @@ class Loop:
         with self.report.during("checkpointing"):
             self.checkpoints.save(self._version, self.trainer.state_dict(), before_commit=self._record)
             self._saved_version = self._version
-            self.collector.release(before_round=self._version)
+            if self.training.data == "online" or self._version == self.curriculum.rounds_total:
+                self.collector.release(before_round=self._version)
 
     def _resume(self, resumed: Checkpoint | None) -> None:
         """Take up the checkpoint, publish its version (again), and issue the rounds that it admits."""
         if resumed is not None:
             self.trainer.load_state_dict(resumed.tensors)
             self._version = self._saved_version = resumed.weight_version
+            self._steps = self.trainer.steps
             log.info("resuming", weight_version=self._version, rounds_total=self.curriculum.rounds_total)
         self.records.cut_back(self._version)
         self.report.weight_version = self._version
+        if self._must_take_back(self.publisher.newest()):
+            self.publisher.take_back(after=self._version)
         with self.report.during("publishing"):
             files = modelfolder.model_files(self.model.folder) if self._version == 0 else None
-            self.publisher.submit(self._version, wire_tensors(self.model), files).result()
+            publication = self.publisher.submit(self._version, wire_tensors(self.model), files)
+            publication.result()
+        if self.evaluations is not None and not self.evaluations.is_done(self._version):
+            self._evaluate(publication)
+        if self.training.data == "fixed":
+            self._issue_fixed()
+            return
         for round_ in range(self._version, self._version + self.training.max_staleness + 1):
             self._issue(round_)
         self.publisher.on_published = lambda version: self._issue(version + self.training.max_staleness)
 
+    def _issue_fixed(self) -> None:
+        """Issue the whole fixed data set; CheckpointError when parts of it are gone and version 0 is, too."""
+        for round_ in self.curriculum.drawn_rounds() if self._version < self.curriculum.rounds_total else ():
+            tasks = self.curriculum.tasks_of(round_)
+            if self._version > 0 and not self.collector.has(tasks):
+                raise CheckpointError(
+                    f"the fixed data set lacks answers to round {round_}, and the run is at version {self._version}: "
+                    "the base model that drew the others is no longer served",
+                    hint="keep Redis and training.rounds as they were when the run began, or start a new run.dir",
+                )
+            self.collector.expect(tasks)
+
+    def _must_take_back(self, newest: int | None) -> bool:
+        """Whether versions were published after the checkpoint that may not stay while the run catches up with them.
+
+        They may when all rollouts that made them are still there: then nothing is sampled anew, and the same bytes are
+        published again. Else the rounds in between would be sampled from their own future.
+        """
+        rounds = range(self._version, min(newest or 0, self.curriculum.rounds_total))
+        if self.evaluations is not None and any(map(self.evaluations.is_due, rounds)):
+            return True  # an evaluation needs its version to be the newest
+        return not all(self.collector.has(self.curriculum.tasks_of(round_)) for round_ in rounds)
+
+    def _tell_failure(self, publication: Future[Publication]) -> None:
+        """A version that cannot be published admits no tasks: nobody must wait for their rollouts."""
+        if not publication.cancelled() and (error := publication.exception()) is not None:
+            self.collector.fail(error)
+
     def _record(self) -> None:
-        """Write the last trained round's metrics and answers, once its version is published."""
+        """Write the last trained round's metrics and answers, once its version is published and evaluated."""
         trained, self._unrecorded = self._unrecorded, None
+        evaluated = self._evaluated()
         if trained is None:
+            if evaluated:  # the round was recorded before an interruption, its version's evaluation was not
+                self.records.add_evaluations(self._version - 1, evaluated)
             return
         with self.report.during("publishing"):
             publication = trained.publication.result()
-        metrics = self._metrics(trained, publication)
+        metrics = self._metrics(trained, publication).model_copy(update={"evaluations": evaluated})
         self.records.write(metrics, self._answers(trained))
+
+    def _evaluate(self, publication: Future[Publication]) -> None:
+        """Start the evaluation of `_version`, which is being published, if one is due and not done yet."""
+        if self.evaluations is not None and self.evaluations.is_due(self._version):
+            self._evaluation = self.evaluations.start(self._version, publication)
+
+    def _evaluated(self) -> Evaluated:
+        """What the evaluation under way has found, once it has; called before another version is published."""
+        evaluation, self._evaluation = self._evaluation, None
+        if evaluation is None:
+            return ()
+        try:
+            with self.report.during("evaluating"):
+                return evaluation.result()
+        except Interrupted:
+            return ()  # the run stops; it is taken up again with the run
 
     def _answers(self, trained: _Trained) -> Sequence[Answer]:
         prompts = self.curriculum.prompts_of(trained.round)
+        rewards: Iterable[float | None] = trained.rewards or repeat(None, len(trained.rollouts))
         return [
-            Answer(prompts[rollout.index], rollout, self.text_of(rollout.response_tokens), nll)
-            for rollout, nll in zip(trained.rollouts, trained.stats.nll, strict=True)
+            Answer(prompts[rollout.index], rollout, self.text_of(rollout.response_tokens), nll, reward)
+            for rollout, nll, reward in zip(trained.rollouts, trained.stats.nll, rewards, strict=True)
         ]
 
     def _metrics(self, trained: _Trained, publication: Publication) -> RoundMetrics:
@@ -204,6 +301,7 @@ class Loop:
             loss=stats.loss,
             grad_norm=stats.grad_norm,
             **asdict(summarise(trained.rollouts)),
+            **({} if trained.rewards is None else {"reward_mean": float(np.mean(trained.rewards))}),
             generator_tokens_per_s=stats.response_tokens / round_s,
             learner_tokens_per_s=(stats.prompt_tokens + stats.response_tokens) / stats.seconds,
             learner_wait_s=trained.wait_s,

@@ -45,6 +45,16 @@ class Publisher:
         """Called with each version once it is durable, on the publisher's thread."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
 
+    def newest(self) -> int | None:
+        """The version that generators are told is the newest; None before the first."""
+        manifest = self._store.latest()
+        return manifest.weight_version if manifest else None
+
+    def take_back(self, after: int) -> None:
+        """Drop the versions after that one; call it before anything is submitted. Generators follow back."""
+        log.warning("versions_taken_back", newest=self.newest(), after=after)
+        self._store.drop_after(after)
+
     def submit(
         self, version: int, tensors: Tensors, model_files: Mapping[str, Path] | None = None
     ) -> Future[Publication]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from learner.prompts import Prompt
 from services import durable
-from services.contracts import Rollout, RoundMetrics
+from services.contracts import EvaluationMetrics, Rollout, RoundMetrics
 from services.runfolder import RunFolder
 
 
@@ -27,6 +27,8 @@ class Answer:
     text: str
     nll: float
     """Mean per response token, at the training temperature, when it was trained."""
+    reward: float | None = None
+    """Where the objective has one."""
 
 
 class Records:
@@ -39,14 +41,30 @@ class Records:
         """Drop what was recorded of `to_round` and later rounds, which will be trained again."""
         kept = [metrics for metrics in self._folder.rounds() if metrics.round < to_round]
         text = "".join(f"{metrics.model_dump_json()}\n" for metrics in kept)
-        if self._folder.metrics.exists() and self._folder.metrics.read_text() != text:
+        if self._folder.metrics.exists() and self._folder.metrics.read_bytes() != text.encode():
             durable.write_file(self._folder.metrics, text)
+        durable.clear_partial(self._folder.rollouts)
+        for path in self._folder.rollouts.glob("round-*.jsonl"):
+            if path.name >= _file_name(to_round):
+                path.unlink()
 
     def write(self, metrics: RoundMetrics, answers: Sequence[Answer]) -> None:
         """Record one round: answers first, so that every round in metrics.jsonl has its file."""
         lines = [json.dumps(_as_record(answer), ensure_ascii=False) for answer in answers]
-        durable.write_file(self._folder.rollouts / f"round-{metrics.round:06d}.jsonl", "\n".join(lines) + "\n")
+        durable.write_file(self._folder.rollouts / _file_name(metrics.round), "\n".join(lines) + "\n")
         durable.append_line(self._folder.metrics, metrics.model_dump_json())
+
+    def add_evaluations(self, round_: int, evaluations: tuple[EvaluationMetrics, ...]) -> None:
+        """Put into a round's line what was found out about its version after the line was written."""
+        rounds = [
+            metrics.model_copy(update={"evaluations": evaluations}) if metrics.round == round_ else metrics
+            for metrics in self._folder.rounds()
+        ]
+        durable.write_file(self._folder.metrics, "".join(f"{metrics.model_dump_json()}\n" for metrics in rounds))
+
+
+def _file_name(round_: int) -> str:
+    return f"round-{round_:06d}.jsonl"
 
 
 def _as_record(answer: Answer) -> dict[str, object]:
@@ -65,6 +83,7 @@ def _as_record(answer: Answer) -> dict[str, object]:
         "spans": [[span.weight_version, span.start, span.end] for span in rollout.spans],
         "staleness": rollout.staleness,
         "nll": answer.nll,
+        **({} if answer.reward is None else {"reward": answer.reward}),
         "generator_id": rollout.generator_id,
         "queued_s": rollout.queued_s,
         "generate_s": rollout.generate_s,

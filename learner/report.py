@@ -7,11 +7,18 @@ import socket
 import threading
 from contextlib import AbstractContextManager
 
+import structlog
+
 from services.clock import Rate, StateClock
 from services.contracts import Heartbeat, Part
+from services.errors import UnavailableError
 from services.streams.heartbeats import Heartbeats
 
 LEARNER_ID = "learner"
+JOIN_S = 5.0
+"""How long the last heartbeat may take: Redis may be what failed."""
+
+log = structlog.get_logger()
 
 
 class Report:
@@ -19,9 +26,12 @@ class Report:
 
     def __init__(self, heartbeats: Heartbeats, *, device: str, every_s: float) -> None:
         self.weight_version = 0
+        self.device = device
+        self.outcome = "failed"
+        """How it ended, should it end now: "finished" and "stopped" are said by whoever knows."""
         self._heartbeats = heartbeats
-        self._device = device
         self._every_s = every_s
+        self._message = ""
         self._clock = StateClock("starting")
         self._rate = Rate(window_s=30.0)
         self._stop = threading.Event()
@@ -30,10 +40,12 @@ class Report:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """Send a last heartbeat and end."""
+    def stop(self, message: str = "") -> None:
+        """Send a last heartbeat, whose state is the `outcome`, and `message` why."""
+        self._message = message
+        self._clock.enter(self.outcome)
         self._stop.set()
-        self._thread.join()
+        self._thread.join(JOIN_S)
 
     def seconds_in(self, state: str) -> float:
         """Wall time spent in the state so far."""
@@ -54,10 +66,14 @@ class Report:
 
     def _run(self) -> None:
         while True:
-            ended = self._stop.wait(self._every_s)
-            self._heartbeats.send(self._heartbeat())
+            ended = self._stop.is_set()
+            try:
+                self._heartbeats.send(self._heartbeat())
+            except UnavailableError as error:  # the learner's own waits decide how long that is borne
+                log.warning("heartbeat_not_sent", error=error.message)
             if ended:
                 return
+            self._stop.wait(self._every_s)
 
     def _heartbeat(self) -> Heartbeat:
         return Heartbeat(
@@ -69,5 +85,6 @@ class Report:
             tokens_per_s=self._rate.per_s(),
             host=socket.gethostname(),
             pid=os.getpid(),
-            device=self._device,
+            device=self.device,
+            message=self._message,
         )

@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Iterator, Sequence
+from functools import partial
 from types import FrameType
 
+import redis
 import structlog
 from transformers import AutoTokenizer
 
 from learner import modelfolder
 from learner.checkpoint import Checkpoints
 from learner.collector import Collector
-from learner.config import CheckpointConfig, DataConfig, ModelConfig, SamplingConfig, TrainingConfig
+from learner.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
 from learner.curriculum import Curriculum
+from learner.evaluation.benchmarks import load_benchmarks
+from learner.evaluation.during import Evaluations
+from learner.evaluation.exam import describe_asking, drawing
 from learner.loop import Loop
 from learner.model import load_model
-from learner.prompts import load_prompts
+from learner.prompts import Prompt, load_prompts
 from learner.publisher import Publisher
 from learner.records import Records
-from learner.report import Report
+from learner.report import LEARNER_ID, Report
+from learner.rewards import Rewards, check_answers
 from learner.trainer import Trainer
 from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
+from services.contracts import Purpose
+from services.errors import SeptError, UnavailableError
 from services.runfolder import RunFolder
 from services.streams.connection import Keys, connect
 from services.streams.control import Control
+from services.streams.dead_letters import read_dead_letters
 from services.streams.events import EventLog
 from services.streams.heartbeats import Heartbeats
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
+from services.streams.wire import claimed_task_id
 from services.weights.store import WeightStore
 
 log = structlog.get_logger()
+
+LAST_WORDS_S = 3.0
+"""How long a learner that ends tries to tell Redis why."""
 
 
 def run_learner(
@@ -46,62 +68,131 @@ def run_learner(
     weight_sync: WeightSyncConfig,
     deadlines: DeadlinesConfig,
     heartbeat: HeartbeatConfig,
+    evaluation: EvaluationConfig | None = None,
 ) -> bool:
-    """Train the run in `folder`, from its newest checkpoint if it has one; False when stopped before the last round."""
-    redis = connect(redis_url, deadline_s=deadlines.startup_s)
+    """Train the run in `folder`, from its newest checkpoint if it has one; False when stopped before the last round.
+
+    How it ended is in its last heartbeat and event.
+    """
     keys = Keys(folder.run_id)
-    events = EventLog(redis, keys)
-    trained = load_model(
-        model.path,
-        device=training.device,
-        wire_dtype=model.wire_dtype,
-        gradient_checkpointing=training.gradient_checkpointing,
+    with connect(redis_url, deadline_s=deadlines.startup_s) as client:
+        report = Report(Heartbeats(client, keys), device=training.device, every_s=heartbeat.every_s)
+        with _told(report, redis_url, keys):
+            trained = load_model(
+                model.path,
+                device=training.device,
+                wire_dtype=model.wire_dtype,
+                gradient_checkpointing=training.gradient_checkpointing,
+            )
+            report.device = str(trained.device)
+            tokenizer = AutoTokenizer.from_pretrained(trained.folder)
+            prompts = load_prompts(data, tokenizer)
+            curriculum = Curriculum(
+                prompts,
+                seed=run.seed,
+                training=training,
+                sampling=sampling,
+                stop_token_ids=modelfolder.stop_token_ids(trained.folder),
+            )
+            folder.note_rounds_total(curriculum.rounds_total)
+            checkpoints = Checkpoints(folder.checkpoints, folder.run_id, keep=checkpoint.keep)
+            resumed = checkpoints.load()
+            collector = Collector(
+                TaskIssuer(client, keys),
+                RolloutReader(client, keys),
+                first_round=resumed.weight_version if resumed and training.data == "online" else 0,
+                reason_of=partial(_why_given_up, client, keys),
+            )
+            store = WeightStore(
+                folder.weights,
+                folder.run_id,
+                anchor_every=weight_sync.anchor_every,
+                keep_versions=weight_sync.keep_versions,
+            )
+            publisher = Publisher(store, EventLog(client, keys))
+            loop = Loop(
+                training=training,
+                checkpoint=checkpoint,
+                deadlines=deadlines,
+                model=trained,
+                trainer=Trainer(trained, training),
+                text_of=lambda tokens: str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True)),
+                curriculum=curriculum,
+                collector=collector,
+                publisher=publisher,
+                checkpoints=checkpoints,
+                records=Records(folder),
+                control=Control(client, keys),
+                report=report,
+                rewards=_rewards(training, prompts),
+            )
+            if evaluation is not None and evaluation.every_rounds:
+                loop.evaluations = Evaluations(
+                    folder.evaluations,
+                    evaluation,
+                    benchmarks=load_benchmarks(evaluation.benchmarks, data, tokenizer, limit=evaluation.limit),
+                    drawing=drawing(evaluation, sampling, trained.folder),
+                    text_of=loop.text_of,
+                    new_collector=partial(_evaluation_collector, client, keys),
+                    deadline_s=deadlines.rollouts_s,
+                    meta={"model": model.path} | describe_asking(data, sampling),
+                    last_version=curriculum.rounds_total,
+                )
+            _stop_on_signals(loop)
+            collector.start()
+            try:
+                finished = loop.run(resumed)
+            finally:
+                publisher.close()
+                collector.stop()
+                if loop.rewards is not None:
+                    loop.rewards.close()
+                if loop.evaluations is not None:
+                    loop.evaluations.close()
+            report.outcome = "finished" if finished else "stopped"
+            return finished
+
+
+def _evaluation_collector(client: redis.Redis, keys: Keys, first_round: int) -> Collector:
+    issuer, reader = TaskIssuer(client, keys), RolloutReader(client, keys)
+    return Collector(
+        issuer,
+        reader,
+        first_round=first_round,
+        purpose=Purpose.EVALUATION,
+        reason_of=partial(_why_given_up, client, keys),
     )
-    tokenizer = AutoTokenizer.from_pretrained(trained.folder)
-    curriculum = Curriculum(
-        load_prompts(data, tokenizer),
-        seed=run.seed,
-        training=training,
-        sampling=sampling,
-        stop_token_ids=modelfolder.stop_token_ids(trained.folder),
-    )
-    checkpoints = Checkpoints(folder.checkpoints, folder.run_id, keep=checkpoint.keep)
-    resumed = checkpoints.load()
-    collector = Collector(
-        TaskIssuer(redis, keys),
-        RolloutReader(redis, keys),
-        first_round=resumed.weight_version if resumed else 0,
-    )
-    store = WeightStore(
-        folder.weights, folder.run_id, anchor_every=weight_sync.anchor_every, keep_versions=weight_sync.keep_versions
-    )
-    report = Report(Heartbeats(redis, keys), device=str(trained.device), every_s=heartbeat.every_s)
-    publisher = Publisher(store, events)
-    loop = Loop(
-        training=training,
-        checkpoint=checkpoint,
-        deadlines=deadlines,
-        model=trained,
-        trainer=Trainer(trained, training),
-        text_of=lambda tokens: str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True)),
-        curriculum=curriculum,
-        collector=collector,
-        publisher=publisher,
-        checkpoints=checkpoints,
-        records=Records(folder),
-        control=Control(redis, keys),
-        report=report,
-    )
-    _stop_on_signals(loop)
+
+
+@contextlib.contextmanager
+def _told(report: Report, redis_url: str, keys: Keys) -> Iterator[None]:
+    """Report from the first moment on; at the end say in the last heartbeat and an event how it came to that."""
     report.start()
-    collector.start()
+    message = ""
     try:
-        return loop.run(resumed)
+        yield
+    except BaseException as error:
+        message = error.message if isinstance(error, SeptError) else f"{type(error).__name__}: {error}"
+        raise
     finally:
-        publisher.close()
-        collector.stop()
-        report.stop()
-        redis.close()
+        report.stop(message)
+        # a client of its own: that of the run is as patient as a run has to be
+        with contextlib.suppress(UnavailableError), connect(redis_url, deadline_s=LAST_WORDS_S) as client:
+            EventLog(client, keys).append(LEARNER_ID, report.outcome, message=message)
+
+
+def _rewards(training: TrainingConfig, prompts: Sequence[Prompt]) -> Rewards | None:
+    """What grades the rollouts, for the objective that asks for it."""
+    if training.objective != "grpo":
+        return None
+    check_answers(prompts)
+    return Rewards()
+
+
+def _why_given_up(client: redis.Redis, keys: Keys, task_id: str) -> str:
+    """The reason in the task's newest dead letter."""
+    letters = read_dead_letters(client, keys, count=1000)
+    return next((letter.reason for letter in letters if claimed_task_id(letter.fields) == task_id), "")
 
 
 def _stop_on_signals(loop: Loop) -> None:

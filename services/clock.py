@@ -63,19 +63,23 @@ class StateClock:
 
 
 class Rate:
-    """Events per second over a sliding window, for tokens/s."""
+    """Events per second over a sliding window, for tokens/s. Safe to read from another thread."""
 
     def __init__(self, window_s: float = 10.0, *, now: Callable[[], float] = time.monotonic) -> None:
         self._window_s = window_s
         self._now = now
         self._start = now()
+        self._lock = threading.Lock()
         self._events: list[tuple[float, int]] = []
 
     def add(self, count: int) -> None:
-        self._events.append((self._now(), count))
+        with self._lock:
+            self._events.append((self._now(), count))
 
     def per_s(self) -> float:
         """Mean over the window, or over the time since the start while that is shorter."""
         now = self._now()
-        self._events = [event for event in self._events if event[0] > now - self._window_s]
-        return sum(count for _, count in self._events) / max(min(self._window_s, now - self._start), 1e-3)
+        with self._lock:
+            self._events = [event for event in self._events if event[0] > now - self._window_s]
+            total = sum(count for _, count in self._events)
+        return total / max(min(self._window_s, now - self._start), 1e-3)

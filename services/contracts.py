@@ -73,6 +73,13 @@ class Contract(BaseModel):
     __hash__ = None  # type: ignore[assignment]
 
 
+class Purpose(StrEnum):
+    """Who asked for the rollouts of a task; each side of the learner takes in its own only."""
+
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+
+
 class Task(Contract):
     """One prompt leased to a generator. Producer: learner. Consumer: generator."""
 
@@ -95,6 +102,7 @@ class Task(Contract):
     """A generator starts the task only at this version or a later one."""
     max_weight_version: int | None = Field(default=None, ge=0)
     """Set when every token must come from a version not above this (an evaluation); None in training."""
+    purpose: Purpose = Purpose.TRAINING
 
 
 class VersionSpan(BaseModel):
@@ -128,6 +136,8 @@ class Rollout(Contract):
     """From issue to lease."""
     generate_s: float = Field(ge=0)
     """From lease to completion."""
+    purpose: Purpose = Purpose.TRAINING
+    """As in the task."""
 
     @model_validator(mode="after")
     def _spans_cover_response(self) -> Self:
@@ -261,6 +271,19 @@ class Heartbeat(Contract):
     """Bytes fetched for the last update."""
 
 
+class EvaluationMetrics(BaseModel):
+    """pass@k of one weight version at one temperature. Producer: learner. Consumers: people, status, the page."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight_version: int = Field(ge=0)
+    temperature: float = Field(ge=0)
+    samples: int = Field(ge=1)
+    """n, per problem."""
+    pass_at_k: dict[str, dict[int, float]]
+    """Benchmark -> k -> value in 0 .. 1; "mean" weighs every benchmark alike."""
+
+
 class RoundMetrics(BaseModel):
     """One line of metrics.jsonl. Producer: learner. Consumers: people, status, the page."""
 
@@ -300,6 +323,8 @@ class RoundMetrics(BaseModel):
     tasks_reissued: int
     time: float
     """Unix seconds."""
+    evaluations: tuple[EvaluationMetrics, ...] = ()
+    """Of the version that this round published, when an evaluation of it was due: one a temperature."""
 
 
 class GeneratorStatus(BaseModel):

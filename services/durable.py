@@ -50,6 +50,8 @@ def explained(path: Path) -> Iterator[None]:
             errno.EACCES: "give this user the right to write there, or set run.dir to another folder",
             errno.EROFS: "the file system is read-only: set run.dir to another folder",
             errno.ENOTDIR: "a part of this path is a file: set run.dir to another folder",
+            errno.EEXIST: "there is a file where a folder should be: remove it, or set run.dir to another folder",
+            errno.EISDIR: "there is a folder where a file should be, or the reverse: set run.dir to another folder",
         }
         if error.errno not in remedies:
             raise
@@ -73,6 +75,26 @@ def write_file(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
             temporary.unlink(missing_ok=True)
             raise
         fsync_folder(path.parent)
+
+
+def create_file(path: Path, data: str) -> bool:
+    """Write the file durably unless there is one; of several who try at once, one gets True."""
+    with explained(path):
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            path.hardlink_to(temporary)  # unlike a rename, it never replaces
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_folder(path.parent)
+        return True
 
 
 def append_line(path: Path, line: str) -> None:

@@ -1,10 +1,11 @@
 """The paths of a run's folder, and the run's identity. Knows names, not contents.
 
 config.toml      the settings as resolved, without secrets
-run.json         run_id and what never changes in a run
+run.json         run_id and rounds_total
 endpoints.json   where Redis and the services of a local run listen, with their secrets (0600)
 metrics.jsonl    one line a round
 rollouts/        one file a round: questions, answers, versions, NLL
+evaluations/     one folder an evaluated version: every answer with its verdict, pass@k
 weights/         published versions
 checkpoints/     what the learner resumes from
 logs/            one file a part
@@ -13,11 +14,13 @@ redis/           the embedded server's append-only file
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from services import durable
 from services.contracts import RoundMetrics
@@ -34,6 +37,7 @@ class RunFolder:
         self.endpoints = path / "endpoints.json"
         self.metrics = path / "metrics.jsonl"
         self.rollouts = path / "rollouts"
+        self.evaluations = path / "evaluations"
         self.weights = path / "weights"
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
@@ -47,7 +51,7 @@ class RunFolder:
         if not self.identity.exists():
             run_id = f"{self.path.resolve().name[:40] or 'run'}-{uuid.uuid4().hex[:8]}"
             safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in run_id).lstrip("._-")
-            durable.write_file(self.identity, json.dumps({"run_id": safe}) + "\n")
+            durable.create_file(self.identity, json.dumps({"run_id": safe}) + "\n")  # parts may come first together
         return self
 
     @property
@@ -61,14 +65,15 @@ class RunFolder:
                 hint="start the run with `sept run`, or point run.dir at the folder of one that was started",
             ) from error
 
+    def note_rounds_total(self, rounds_total: int) -> None:
+        """Write down how many rounds the run is to have, for whoever shows its progress."""
+        durable.write_file(self.identity, json.dumps({"run_id": self.run_id, "rounds_total": rounds_total}) + "\n")
+
     def rounds(self) -> Iterator[RoundMetrics]:
-        """The rounds recorded in metrics.jsonl, in order; a last line cut short by a crash is left out."""
+        """The rounds recorded in metrics.jsonl, in order; a line cut short by a crash is left out."""
         if not self.metrics.exists():
             return
-        with self.metrics.open() as file:
+        with self.metrics.open("rb") as file:
             for line in file:
-                try:
-                    values: dict[str, Any] = json.loads(line)
-                except ValueError:
-                    continue
-                yield RoundMetrics.model_validate(values)
+                with contextlib.suppress(ValidationError):
+                    yield RoundMetrics.model_validate_json(line)

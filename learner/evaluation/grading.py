@@ -87,6 +87,9 @@ def grade(response: str, truth: str) -> Verdict:
 def judge(candidate: Candidate, truth: str) -> Verdict:
     """The verdict on an answer that `find_answer` found."""
     if candidate.boxed is None:
+        whole = candidate.tail.strip()
+        if _as_number(whole) is not None:  # nothing but a number needs no search for it
+            return Verdict(Outcome.CORRECT if _equal(whole, truth) else Outcome.WRONG, whole)
         extracted = _parse(candidate.tail, boxed=False)
         if not extracted:
             return Verdict(Outcome.NO_ANSWER)

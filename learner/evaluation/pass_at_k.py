@@ -54,8 +54,10 @@ class PassCurve:
     """n, per problem."""
     by_k: dict[int, Estimate]
     """For every k = 1 .. n."""
-    average: Estimate | None
-    """AVG; None where n < 32 leaves pass@32 undefined."""
+    average: Estimate
+    """AVG: the mean over `average_ks`."""
+    average_ks: tuple[int, ...]
+    """AVG_KS, without those above n: an AVG over fewer is not the paper's."""
 
     def __getitem__(self, k: int) -> Estimate:
         return self.by_k[k]
@@ -122,11 +124,10 @@ def _resampled_means(scores: NDArray[np.float64], seed: Sequence[int]) -> NDArra
 def _curve(values: NDArray[np.float64], draws: NDArray[np.float64], problems: int, confidence: float) -> PassCurve:
     samples = len(values)
     by_k = {k: _estimate(values[k - 1], draws[:, k - 1], confidence) for k in range(1, samples + 1)}
-    average = None
-    if samples >= max(AVG_KS):
-        columns = [k - 1 for k in AVG_KS]
-        average = _estimate(values[columns].mean(), draws[:, columns].mean(axis=1), confidence)
-    return PassCurve(problems, samples, by_k, average)
+    average_ks = tuple(k for k in AVG_KS if k <= samples)
+    columns = [k - 1 for k in average_ks]
+    average = _estimate(values[columns].mean(), draws[:, columns].mean(axis=1), confidence)
+    return PassCurve(problems, samples, by_k, average, average_ks)
 
 
 def _estimate(value: float, draws: NDArray[np.float64], confidence: float) -> Estimate:

@@ -24,8 +24,15 @@ from services.api.staging import Staging
 from services.api.status import StatusReader, status_router
 from services.api.weights import weights_router
 from services.errors import SeptError, UnavailableError
+from services.page import queue
+from services.page.assets import assets_router
+from services.page.columns import Columns
+from services.page.history import history_router, live_router
+from services.page.live import Live
+from services.page.login import login_router
 from services.runfolder import RunFolder
 from services.streams.connection import Keys
+from services.streams.control import AsyncControl
 from services.streams.events import AsyncEventLog
 from services.weights.client import MAX_MANIFEST_BYTES
 from services.weights.store import WeightStore
@@ -79,24 +86,29 @@ def create_app(
     token: str | None,
     lost_after_s: float = 5.0,
     max_upload_bytes: int = DEFAULT_UPLOAD_BYTES,
+    queue_every_s: float = queue.EVERY_S,
 ) -> FastAPI:
     """The app of one run. `token` None: only for an app that is bound to loopback, which the caller sees to.
+
+    `queue_every_s`: how often the state of the queues is remembered.
 
     `app.state.notices` is what a server closes to end waiting requests before it drains.
     """
     notices = Notices()
     events = AsyncEventLog(redis, keys)
+    reader = StatusReader(folder, store, redis, keys, lost_after_s=lost_after_s)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        follower = asyncio.create_task(_follow(events, notices))
+        recording = queue.record(folder.path / queue.FILE_NAME, reader.read, every_s=queue_every_s)
+        background = [asyncio.create_task(work) for work in (_follow(events, notices), recording)]
         try:
             yield
         finally:
             notices.close()
-            follower.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await follower
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
 
     app = FastAPI(
         title="SePT services",
@@ -108,7 +120,6 @@ def create_app(
         generate_unique_id_function=_operation_id,
     )
     app.state.notices = notices
-    reader = StatusReader(folder, store, redis, keys, lost_after_s=lost_after_s)
     staging = Staging(store.folder / ".staging", max_bytes=max_upload_bytes)
     app.include_router(_health_router(redis, store))
     app.include_router(weights_router(store, staging, notices, events))
@@ -116,6 +127,11 @@ def create_app(
     app.include_router(events_router(events, notices))
     app.include_router(metrics_router(reader))
     app.include_router(control_router(redis, keys, events))
+    rounds = Columns(folder.metrics)
+    app.include_router(history_router(folder, store, rounds))
+    app.include_router(live_router(Live(reader, AsyncControl(redis, keys), rounds, notices)))
+    app.include_router(assets_router(with_login=token is not None))
+    app.include_router(login_router(token))
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=MAX_MANIFEST_BYTES)
     app.add_middleware(Guard, token=token)
@@ -125,7 +141,7 @@ def create_app(
 async def _follow(events: AsyncEventLog, notices: Notices) -> None:
     """Wake whoever waits when something happened. Without Redis the waiting requests look at the disk themselves."""
     after: str | None = None
-    while True:
+    while not notices.closed:  # a cancellation alone may be swallowed by a wait that ends with it
         try:
             if after is None:
                 after = await events.last_id()

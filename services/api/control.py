@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from services.api.problems import may_answer
 from services.streams.connection import Keys
-from services.streams.control import MAX_GENERATORS, AsyncControl
+from services.streams.control import MAX_GENERATORS, AsyncControl, ControlState
 from services.streams.events import AsyncEventLog
 
 
@@ -29,6 +29,13 @@ class Wishes(BaseModel):
     paused: bool
     stop_after_round: bool
 
+    @classmethod
+    def of(cls, state: ControlState) -> Wishes:
+        """As they stand in Redis."""
+        return cls(
+            desired_generators=state.desired_generators, paused=state.paused, stop_after_round=state.stop_after_round
+        )
+
 
 def control_router(redis: Redis, keys: Keys, events: AsyncEventLog) -> APIRouter:
     """The /v1/control routes."""
@@ -38,10 +45,7 @@ def control_router(redis: Redis, keys: Keys, events: AsyncEventLog) -> APIRouter
     async def audited(request: Request, action: str, **fields: JsonValue) -> Wishes:
         client = request.client.host if request.client else "unknown"
         await events.append("services", "control", action=action, client=client, **fields)
-        state = await control.state()
-        return Wishes(
-            desired_generators=state.desired_generators, paused=state.paused, stop_after_round=state.stop_after_round
-        )
+        return Wishes.of(await control.state())
 
     @router.post("/pause", responses=may_answer(503))
     async def pause(request: Request) -> Wishes:

@@ -13,11 +13,16 @@ from redis.exceptions import RedisError
 
 from services.api.notices import Notices
 from services.api.problems import may_answer
+from services.contracts import Identifier
 from services.errors import SeptError
 from services.streams.events import AsyncEventLog, Event, check_event_id
 
 KEEP_ALIVE_S = 15.0
 """A comment is sent after so much silence, so that both sides notice a dead connection."""
+
+MAX_LAST = 500
+LOOK_BACK = 2000
+"""How far back events of one kind are looked for."""
 
 log = structlog.get_logger()
 
@@ -46,6 +51,15 @@ def events_router(events: AsyncEventLog, notices: Notices) -> APIRouter:
         check_event_id(start)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(_follow(events, notices, start), headers=headers, media_type="text/event-stream")
+
+    @router.get("/v1/events/last", responses=may_answer(422, 503))
+    async def last(
+        kind: Annotated[Identifier | None, Query(description="only these, such as control; unset: all")] = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_LAST)] = 50,
+    ) -> list[Event]:
+        """The newest events, newest first."""
+        found = [event for event in await events.tail(LOOK_BACK if kind else limit) if kind in (None, event.kind)]
+        return found[: -limit - 1 : -1]
 
     return router
 

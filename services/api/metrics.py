@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from services.api.problems import may_answer
 from services.api.status import StatusReader
 from services.contracts import Heartbeat, StatusSnapshot
+from services.verdict import Verdict
 
 RUN_GAUGES = {
     "round": "Round in progress",
@@ -38,18 +39,28 @@ PART_GAUGES = {
 """Fields of Heartbeat that become sept_part_<field>{part, part_id}."""
 
 
-class SnapshotCollector(Collector):
-    """Gauges of one snapshot."""
+VERDICT_GAUGES = {
+    "suggested_generators": "Generators that would balance the run; missing while the present number is right",
+    "learner_wait_ratio": "Share of the last rounds' time that the learner waited for rollouts",
+    "generator_idle_ratio": "Share of time that the living generators waited for tasks, mean",
+}
+"""Fields of Verdict that become sept_<field>."""
 
-    def __init__(self, snapshot: StatusSnapshot) -> None:
+
+class SnapshotCollector(Collector):
+    """Gauges of one snapshot and the verdict on it."""
+
+    def __init__(self, snapshot: StatusSnapshot, verdict: Verdict) -> None:
         self._snapshot = snapshot
+        self._verdict = verdict
 
     def collect(self) -> Iterable[Metric]:
         snapshot = self._snapshot
-        for field, text in RUN_GAUGES.items():
-            value = getattr(snapshot, field)
-            if value is not None:
-                yield GaugeMetricFamily(f"sept_{field}", text, value)
+        for source, gauges in ((snapshot, RUN_GAUGES), (self._verdict, VERDICT_GAUGES)):
+            for field, text in gauges.items():
+                value = getattr(source, field)
+                if value is not None:
+                    yield GaugeMetricFamily(f"sept_{field}", text, value)
         state = GaugeMetricFamily("sept_state", "1 for the state that the run is in", labels=["state"])
         state.add_metric([snapshot.state], 1)
         yield state
@@ -99,7 +110,7 @@ def metrics_router(reader: StatusReader) -> APIRouter:
     async def metrics() -> Response:
         """The status in Prometheus' text format."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(SnapshotCollector(await reader.read()))
+        registry.register(SnapshotCollector(*await reader.read_and_judge()))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return router

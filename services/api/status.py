@@ -19,6 +19,7 @@ from services.streams.connection import Keys
 from services.streams.control import AsyncControl
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.tasks import QueueGauge
+from services.verdict import ROUNDS_JUDGED, Verdict, judge
 from services.weights.store import WeightStore
 
 RunState = Literal["starting", "running", "paused", "finished", "failed", "stopped"]
@@ -27,7 +28,7 @@ FINAL_STATES: dict[str, RunState] = {"finished": "finished", "failed": "failed",
 """States of the learner's heartbeat that end the run."""
 
 TAIL_BYTES = 1 << 16
-"""More than any line of metrics.jsonl."""
+"""More than the lines of metrics.jsonl that a verdict looks at."""
 
 
 class StatusReader:
@@ -44,10 +45,15 @@ class StatusReader:
 
     async def read(self) -> StatusSnapshot:
         """UnavailableError when Redis does not answer."""
+        return (await self.read_and_judge())[0]
+
+    async def read_and_judge(self) -> tuple[StatusSnapshot, Verdict]:
+        """The status with what limits the run; UnavailableError when Redis does not answer."""
         beats = await AsyncHeartbeats(self._redis, self._keys).read_all()
         depth = await self._gauge.read()
         control = await self._control.state()
-        newest, last, total = await asyncio.to_thread(self._read_disk)
+        newest, rounds, total = await asyncio.to_thread(self._read_disk)
+        last = rounds[-1] if rounds else None
         learner, learner_age_s = self._learner(beats)
         learner_lost = learner is not None and learner_age_s > self._lost_after_s and learner.state not in FINAL_STATES
         generators = tuple(
@@ -56,7 +62,7 @@ class StatusReader:
             if beat.part is Part.GENERATOR
         )
         state = run_state(learner, paused=control.paused, published=newest is not None)
-        return StatusSnapshot(
+        snapshot = StatusSnapshot(
             run_id=self._keys.run_id,
             state=state,
             detail=_detail(state, learner, learner_age_s if learner_lost else None, generators),
@@ -75,9 +81,11 @@ class StatusReader:
             dead_letters=depth.dead_letters,
             oldest_task_s=depth.oldest_task_s,
         )
+        return snapshot, judge(rounds, generators)
 
-    def _read_disk(self) -> tuple[WeightManifest | None, RoundMetrics | None, int]:
-        return self._store.latest(), last_round(self._folder.metrics), rounds_total(self._folder.identity)
+    def _read_disk(self) -> tuple[WeightManifest | None, list[RoundMetrics], int]:
+        rounds = last_rounds(self._folder.metrics, ROUNDS_JUDGED)
+        return self._store.latest(), rounds, rounds_total(self._folder.identity)
 
     def _learner(self, beats: Sequence[tuple[Heartbeat, float]]) -> tuple[Heartbeat | None, float]:
         """The learner heard of last: one that was started again may have another part id."""
@@ -111,24 +119,40 @@ def _detail(
         return f"no generator is alive{': lost ' + ', '.join(lost[:5]) if lost else ''}"
     if lost:
         return f"lost generators: {', '.join(lost[:5])}"
-    return learner.message
+    return learner.message or _doing(learner)
 
 
-def last_round(path: Path) -> RoundMetrics | None:
-    """The last whole line of metrics.jsonl, read from its end."""
+def _doing(learner: Heartbeat) -> str:
+    """What the learner does, for which round: round r is trained from version r."""
+    round_ = f"round {learner.weight_version}"
+    return {
+        "starting": f"preparing {round_}",
+        "waiting_for_rollouts": f"waiting for rollouts of {round_}",
+        "training": f"training {round_}",
+        "publishing": f"publishing version {learner.weight_version}",
+        "checkpointing": f"writing the checkpoint of version {learner.weight_version}",
+        "paused": f"paused before {round_}",
+    }.get(learner.state, learner.state.replace("_", " "))
+
+
+def last_rounds(path: Path, count: int) -> list[RoundMetrics]:
+    """Up to `count` of the last whole lines of metrics.jsonl, oldest first, read from its end."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL_BYTES))
             lines = file.read().splitlines()
     except FileNotFoundError:
-        return None
+        return []
+    rounds: list[RoundMetrics] = []
     for line in reversed(lines):
+        if len(rounds) == count:
+            break
         try:
-            return RoundMetrics.model_validate_json(line)
+            rounds.append(RoundMetrics.model_validate_json(line))
         except ValidationError:
             continue  # cut short by a crash, or by the start of the tail
-    return None
+    return rounds[::-1]
 
 
 def rounds_total(path: Path) -> int:

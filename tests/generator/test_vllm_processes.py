@@ -37,14 +37,16 @@ def test_a_killed_generator_takes_its_engine_with_it(tmp_path: Path) -> None:
     model = tmp_path / "model"
     write_tiny_model(model)
     (tmp_path / "parent.py").write_text(PARENT)
-    command = [sys.executable, tmp_path / "parent.py", model, tmp_path]
+    command = [sys.executable, str(tmp_path / "parent.py"), str(model), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
-        assert parent.stdout is not None
-        assert any(line == "started\n" for line in parent.stdout)
-        handles = [os.pidfd_open(process) for process in descendants(parent.pid)]
-        assert len(handles) >= 2
-        parent.kill()
+        try:
+            assert parent.stdout is not None
+            assert any(line == "started\n" for line in parent.stdout)
+            handles = [os.pidfd_open(process) for process in descendants(parent.pid)]
+        finally:
+            parent.kill()
+    assert len(handles) >= 2, "the engine core and its worker"
     for handle in handles:
         ended = select.poll()
         ended.register(handle, select.POLLIN)
@@ -53,8 +55,9 @@ def test_a_killed_generator_takes_its_engine_with_it(tmp_path: Path) -> None:
 
 
 def descendants(process: int) -> list[int]:
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    found = [int(child) for child in children]
-    for child in list(found):
-        found += descendants(child)
+    """Processes that any thread of `process`, or of its descendants, has started."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        for child in (thread / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
     return found

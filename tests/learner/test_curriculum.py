@@ -91,7 +91,7 @@ def test_a_task_asks_for_a_version_no_older_than_max_staleness(staleness: int, v
 
 
 def test_a_fixed_data_set_is_sampled_from_version_0_at_tau_start() -> None:
-    task = curriculum(8, 4, data="fixed").tasks_of(5)[0]
+    task = curriculum(8, 4, data="fixed").tasks_of(1)[0]
     assert (task.min_weight_version, task.max_weight_version, task.temperature) == (0, 0, 0.6)
 
 

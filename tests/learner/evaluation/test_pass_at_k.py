@@ -54,7 +54,8 @@ def test_table_means_over_problems_and_weighs_benchmarks_alike() -> None:
     assert table.benchmarks["aime24"][2].value == pytest.approx((0 + 1 + 1) / 3)
     assert table.mean[1].value == pytest.approx(((0 + 3 / 4 + 1) / 3 + 1) / 2)
     assert sorted(table.mean.by_k) == [1, 2, 3, 4]
-    assert (table.mean.problems, table.mean.samples, table.mean.average) == (5, 4, None)
+    assert (table.mean.problems, table.mean.samples, table.mean.average_ks) == (5, 4, (1,))
+    assert table.mean.average == table.mean[1]
 
 
 def test_avg_is_the_mean_of_pass_at_1_8_and_32() -> None:

@@ -1,4 +1,4 @@
-"""Every route but /healthz is closed: with a token to all who lack it, without one to other sites and hosts."""
+"""Every route but /healthz and the login is closed: to all who lack the token, without one to other sites and hosts."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def routes(endpoint: Endpoint) -> list[tuple[str, str]]:
     return [*found, ("get", "/openapi.json"), ("get", "/no/such/route")]
 
 
-async def test_every_route_but_healthz_wants_the_token(guarded: Endpoint) -> None:
+async def test_every_route_but_healthz_and_the_login_wants_the_token(guarded: Endpoint) -> None:
     async with guarded.http(base_url="http://far.example") as http:
         answers = {
             (method, path): (await http.request(method, path.replace("{version}", "0"))).status_code
             for method, path in routes(guarded)
         }
     assert answers.pop(("get", "/healthz")) == 200
+    assert (answers.pop(("get", "/login")), answers.pop(("post", "/login"))) == (200, 401)
     assert len(answers) > 10
     assert set(answers.values()) == {401}
 
@@ -73,7 +74,7 @@ async def test_without_a_token_the_pages_of_other_sites_are_refused(endpoint: En
 def test_every_route_documents_the_guard_s_refusals(endpoint: Endpoint) -> None:
     for path, operations in endpoint.app.openapi()["paths"].items():
         for method, operation in operations.items():
-            if path != "/healthz":
+            if path not in {"/healthz", "/login"}:
                 assert {"401", "403"} <= operation["responses"].keys(), (method, path)
 
 

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services import durable
-from services.api.status import last_round, run_state
+from services.api.status import last_rounds, run_state
 from services.contracts import Heartbeat, Part, RoundMetrics, StatusSnapshot
 from services.streams.control import AsyncControl
 from services.streams.heartbeats import AsyncHeartbeats
@@ -90,17 +90,33 @@ def test_a_learner_without_a_version_is_still_starting() -> None:
 
 
 @pytest.mark.parametrize("rest", ["", "\n", '\n{"round": 9', "\n\n"])
-def test_the_last_whole_line_counts(tmp_path: Path, rest: str) -> None:
+def test_the_last_whole_lines_count(tmp_path: Path, rest: str) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [round_metrics(number).model_dump_json() for number in range(200)]
     path.write_text("\n".join(lines) + rest)
-    assert last_round(path) == round_metrics(199)
+    assert last_rounds(path, 3) == [round_metrics(number) for number in (197, 198, 199)]
 
 
 def test_no_line_is_no_round(tmp_path: Path) -> None:
-    assert last_round(tmp_path / "missing") is None
+    assert last_rounds(tmp_path / "missing", 3) == []
     (tmp_path / "empty").write_text("")
-    assert last_round(tmp_path / "empty") is None
+    assert last_rounds(tmp_path / "empty", 3) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "detail"),
+    [("waiting_for_rollouts", "waiting for rollouts of round 3"), ("training", "training round 3")],
+)
+async def test_a_running_run_says_what_its_learner_does(
+    endpoint: Endpoint, http: httpx.AsyncClient, state: str, detail: str
+) -> None:
+    endpoint.store.publish(0, first_version())
+    await send(
+        endpoint,
+        heartbeat(Part.LEARNER, "learner-1", state, weight_version=3),
+        heartbeat(Part.GENERATOR, "generator-1", "generating", weight_version=0),
+    )
+    assert (await status(http)).detail == detail
 
 
 async def test_the_metrics_are_the_status(endpoint: Endpoint, http: httpx.AsyncClient) -> None:

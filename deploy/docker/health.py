@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Whether the part in this container does its work: for health checks and probes. Knows the HTTP routes only.
+
+    sept-health services     Redis answers and the weight store is there
+    sept-health learner      the services hear this container's learner
+    sept-health generator    the services hear this container's generator, which has started its engine
+
+Standard library only, since it runs every few seconds. Exit code 0: healthy; 1: not, with the reason on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import urllib.error
+import urllib.request
+from typing import Any
+
+TIMEOUT_S = 5.0
+
+
+def main(part: str) -> str:
+    """Why the part is not healthy; empty when it is."""
+    try:
+        if part == "services":
+            ask("/readyz")
+            return ""
+        return unheard(ask("/v1/status"), part, socket.gethostname())
+    except (OSError, ValueError, KeyError) as error:  # URLError is an OSError
+        return f"{type(error).__name__}: {error}"
+
+
+def ask(path: str) -> dict[str, Any]:
+    """The services' JSON answer."""
+    token = os.environ.get("SEPT_SERVICES__TOKEN", "")
+    url = os.environ.get("SEPT_SERVICES__URL", "http://127.0.0.1:8400")
+    request = urllib.request.Request(url + path, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 - ours
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+def unheard(status: dict[str, Any], part: str, host: str) -> str:
+    """Why this host's part counts as lost in the status; empty when it does not."""
+    if part == "learner":
+        heard = [(status["learner"], status["learner_lost"])] if status["learner"] else []
+    else:
+        heard = [(generator["heartbeat"], generator["lost"]) for generator in status["generators"]]
+    here = [lost for heartbeat, lost in heard if heartbeat["host"] == host]
+    if not here:
+        return f"the services have not heard of a {part} on {host}"
+    return f"the {part} on {host} has fallen silent" if all(here) else ""
+
+
+if __name__ == "__main__":
+    reason = main(sys.argv[1])
+    sys.stderr.write(reason + "\n" if reason else "")
+    sys.exit(1 if reason else 0)

@@ -1,0 +1,92 @@
+"""Benchmarks by name: where their problems lie and how they are asked. Knows neither sampling nor grading."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from learner.config import DataConfig
+from learner.problems import read_problems
+from learner.prompts import Prompt, tokenize
+from services.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = structlog.get_logger()
+
+HUB = {
+    "math500": ("HuggingFaceH4/MATH-500", "test"),
+    "amc23": ("math-ai/amc23", "test"),
+    "minerva": ("math-ai/minervamath", "test"),
+    "olympiadbench": ("math-ai/olympiadbench", "test"),
+    "aime24": ("math-ai/aime24", "test"),
+    "aime25": ("math-ai/aime25", "test"),
+    "gsm8k": ("openai/gsm8k:main", "test"),
+}
+"""Name -> data set on the Hugging Face hub, and split."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Prompts of one benchmark, every one with its reference answer."""
+
+    name: str
+    prompts: Sequence[Prompt]
+
+
+def where(text: str) -> tuple[str, str, str]:
+    """(name, path, split) of a benchmark as it is given: a name in HUB, or NAME=PATH.
+
+    where("gsm8k")                       ("gsm8k", "openai/gsm8k:main", "test")
+    where("mine=held-out.jsonl")         ("mine", "held-out.jsonl", "test")
+    """
+    name, equals, path = text.partition("=")
+    if not _NAME.fullmatch(name) or name == "mean" or (equals and not path):
+        raise ConfigError(
+            f"benchmark {text!r} is not of the form NAME or NAME=PATH",
+            hint='a name has at most 40 letters, digits and "._-", and is not "mean"',
+        )
+    if equals:
+        return name, path, "test"
+    if name not in HUB:
+        raise ConfigError(f"benchmark {name} is not known", hint=f"known are {', '.join(HUB)}; others are NAME=PATH")
+    return name, *HUB[name]
+
+
+def load_benchmarks(
+    given: Sequence[str], data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, limit: int | None
+) -> list[Benchmark]:
+    """The benchmarks, asked as [data] asks training prompts: system prompt, question suffix, chat template.
+
+    ConfigError for an unknown or repeated name; DataError for a problem without a reference answer, or longer than
+    `data.max_prompt_tokens`: leaving it out would change what the benchmark measures.
+    """
+    named = [where(text) for text in given]
+    if not named or len({name for name, _, _ in named}) < len(named):
+        raise ConfigError(
+            f"evaluation.benchmarks = {list(given)} names none, or one twice", hint="name each benchmark once"
+        )
+    return [Benchmark(name, _prompts(path, split, data, tokenizer, limit)) for name, path, split in named]
+
+
+def _prompts(
+    path: str, split: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> list[Prompt]:
+    prompts = tokenize(read_problems(path, split=split, limit=limit), data, tokenizer)
+    for prompt in prompts:
+        if not prompt.answer:
+            raise DataError(f"{path} row {prompt.index} has no reference answer", hint="give every problem one")
+        if prompt.tokens.size > data.max_prompt_tokens:
+            raise DataError(
+                f"{path} row {prompt.index} has {prompt.tokens.size} tokens, the limit is {data.max_prompt_tokens}",
+                hint=f"set data.max_prompt_tokens to {prompt.tokens.size} or more",
+            )
+    log.info("benchmark_loaded", path=path, problems=len(prompts))
+    return prompts

@@ -1,0 +1,127 @@
+"""Evaluates versions of a run while it trains: the same exams, through the run's own generators. Knows no training.
+
+All tokens of an evaluation are of the version that is evaluated: its tasks are issued once that version is published,
+and the loop publishes no later one before their rollouts are in. Answers and results lie in the run's folder, under
+evaluations/v000012; what an interruption left there is not drawn again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from learner.collector import Collector, Interrupted
+from learner.config import EvaluationConfig
+from learner.evaluation.benchmarks import Benchmark
+from learner.evaluation.exam import Drawing, Examiner, exams_of
+from learner.evaluation.generations import Generations
+from learner.evaluation.pool import GraderPool
+from learner.evaluation.results import RESULTS, summarise, write_results
+from learner.publisher import Publication
+from services.contracts import EvaluationMetrics
+
+log = structlog.get_logger()
+
+Evaluated = tuple[EvaluationMetrics, ...]
+
+
+class Evaluations:
+    """One version at a time, on a thread of its own.
+
+    if evaluations.is_due(12):
+        future = evaluations.start(12, publication)
+    ...
+    future.result()             before version 13 is published
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: EvaluationConfig,
+        *,
+        benchmarks: Sequence[Benchmark],
+        drawing: Drawing,
+        text_of: Callable[[NDArray[np.int32]], str],
+        new_collector: Callable[[int], Collector],
+        deadline_s: float,
+        meta: Mapping[str, Any],
+        last_version: int,
+    ) -> None:
+        """`new_collector` makes one for evaluation, from a first round on; `meta` says how answers are asked for."""
+        self._folder = folder
+        self._config = config
+        self._exams = exams_of(benchmarks, config.temperatures)
+        self._drawing = drawing
+        self._text_of = text_of
+        self._new_collector = new_collector
+        self._deadline_s = deadline_s
+        self._meta = meta
+        self._last_version = last_version
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evaluation")
+        self._pool: GraderPool | None = None
+        self._collector: Collector | None = None
+        self._interrupted = False
+
+    def is_due(self, version: int) -> bool:
+        """Every so many versions, and the last; the untrained model is `sept eval`'s."""
+        return version > 0 and (version % self._config.every_rounds == 0 or version == self._last_version)
+
+    def is_done(self, version: int) -> bool:
+        """Whether the folder has its results."""
+        return (self._folder_of(version) / RESULTS).exists()
+
+    def start(self, version: int, publication: Future[Publication]) -> Future[Evaluated]:
+        """Evaluate the version as soon as it is published; the future raises what kept it from that."""
+        return self._thread.submit(self._evaluate, version, publication)
+
+    def interrupt(self) -> None:
+        """End the evaluation under way, and every later one, with Interrupted; safe to call from a signal handler."""
+        self._interrupted = True
+        if self._collector is not None:
+            self._collector.interrupt()
+
+    def close(self) -> None:
+        """End what is under way."""
+        self.interrupt()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.close()
+
+    def _evaluate(self, version: int, publication: Future[Publication]) -> Evaluated:
+        digest = publication.result().manifest.digest
+        folder = self._folder_of(version)
+        meta = {"weight_version": version, "digest": digest, **self._meta}
+        # A version that was trained again with other bytes is another one: its earlier answers go.
+        generations = Generations(folder, meta, replace=True)
+        (folder / RESULTS).unlink(missing_ok=True)
+        self._collector = self._new_collector(version)
+        self._collector.start()
+        try:
+            if self._interrupted:
+                raise Interrupted
+            if self._pool is None:
+                self._pool = GraderPool(1).__enter__()
+            examiner = Examiner(self._collector, self._pool, generations, self._text_of, self._drawing)
+            examiner.hold(self._exams, version=version, digest=digest, deadline_s=self._deadline_s)
+        finally:
+            self._collector.stop()
+            self._collector = None
+        results = summarise(generations.read(), self._config.samples)
+        write_results(folder / RESULTS, results, meta)
+        metrics = results.metrics(version)
+        for found in metrics:
+            log.info("evaluated", weight_version=version, temperature=found.temperature, **_first_k(found))
+        return metrics
+
+    def _folder_of(self, version: int) -> Path:
+        return self._folder / f"v{version:06d}"
+
+
+def _first_k(metrics: EvaluationMetrics) -> dict[str, float]:
+    return {f"{name}_pass_at_1": round(by_k[1], 4) for name, by_k in metrics.pass_at_k.items()}

@@ -1,0 +1,125 @@
+"""What an evaluation found: pass@k per temperature from its judged answers, as JSON. Knows no queue and no model."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from learner.evaluation.generations import Generation
+from learner.evaluation.grading import Outcome
+from learner.evaluation.pass_at_k import PassCurve, PassTable, pass_table
+from services import durable
+from services.contracts import EvaluationMetrics
+from services.errors import DataError
+
+RESULTS = "results.json"
+MEAN = "mean"
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """pass@k of one model."""
+
+    samples: int
+    by_temperature: dict[float, PassTable]
+    outcomes: dict[float, dict[str, int]]
+    """How many answers of a temperature ended how: correct, wrong, no_answer, timeout, failed, and cut short."""
+
+    @property
+    def best_temperature(self) -> float:
+        """The one with the highest AVG, the lowest of equals: the paper's Baseline is the base model there."""
+        return max(
+            sorted(self.by_temperature), key=lambda temperature: self.by_temperature[temperature].mean.average.value
+        )
+
+    def metrics(self, weight_version: int) -> tuple[EvaluationMetrics, ...]:
+        """One a temperature, for metrics.jsonl."""
+        return tuple(
+            EvaluationMetrics(
+                weight_version=weight_version,
+                temperature=temperature,
+                samples=self.samples,
+                pass_at_k={
+                    name: {k: round(curve[k].value, 6) for k in reported_ks(self.samples)}
+                    for name, curve in (table.benchmarks | {MEAN: table.mean}).items()
+                },
+            )
+            for temperature, table in self.by_temperature.items()
+        )
+
+
+def reported_ks(samples: int) -> list[int]:
+    """1, 2, 4 ... and n itself."""
+    return sorted({1 << exponent for exponent in range(samples.bit_length())} | {samples})
+
+
+def summarise(generations: Iterable[Generation], samples: int) -> Results:
+    """Count and estimate. Answers beyond `samples` per problem are left out; DataError when some are missing."""
+    counts: dict[float, dict[str, dict[int, list[bool]]]] = {}
+    outcomes: dict[float, Counter[str]] = {}
+    for generation in generations:
+        if generation.sample >= samples:
+            continue
+        problems = counts.setdefault(generation.temperature, {}).setdefault(generation.benchmark, {})
+        problems.setdefault(generation.problem, []).append(generation.outcome is Outcome.CORRECT)
+        tally = outcomes.setdefault(generation.temperature, Counter())
+        tally[generation.outcome] += 1
+        tally["cut_short"] += generation.finish_reason == "length"
+    _check_complete(counts, samples)
+    tables = {
+        temperature: pass_table(
+            {name: [sum(verdicts) for verdicts in problems.values()] for name, problems in benchmarks.items()}, samples
+        )
+        for temperature, benchmarks in sorted(counts.items())
+    }
+    return Results(samples, tables, {temperature: dict(outcomes[temperature]) for temperature in tables})
+
+
+def _check_complete(counts: Mapping[float, Mapping[str, Mapping[int, list[bool]]]], samples: int) -> None:
+    for temperature, benchmarks in counts.items():
+        for name, problems in benchmarks.items():
+            for problem, verdicts in problems.items():
+                if len(verdicts) != samples:
+                    raise DataError(
+                        f"problem {problem} of {name} has {len(verdicts)} of {samples} answers at {temperature:g}",
+                        hint="finish the evaluation first: the same command goes on where it stopped",
+                    )
+
+
+def as_json(results: Results, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything in plain values; `meta` says what was evaluated."""
+    first = next(iter(results.by_temperature.values()))
+    return {
+        **meta,
+        "samples": results.samples,
+        "confidence": 0.95,
+        "average_over_k": list(first.mean.average_ks),
+        "best_temperature": results.best_temperature,
+        "temperatures": {
+            f"{temperature:g}": {
+                "benchmarks": {name: _curve(curve) for name, curve in table.benchmarks.items()},
+                MEAN: _curve(table.mean),
+                "outcomes": results.outcomes[temperature],
+            }
+            for temperature, table in results.by_temperature.items()
+        },
+    }
+
+
+def write_results(path: Path, results: Results, meta: Mapping[str, Any]) -> None:
+    durable.write_file(path, json.dumps(as_json(results, meta), indent=2) + "\n")
+
+
+def _curve(curve: PassCurve) -> dict[str, Any]:
+    def interval(estimate: Any) -> dict[str, float]:
+        return {name: round(getattr(estimate, name), 6) for name in ("value", "low", "high")}
+
+    return {
+        "problems": curve.problems,
+        "pass_at_k": {str(k): interval(estimate) for k, estimate in curve.by_k.items()},
+        "average": interval(curve.average),
+    }

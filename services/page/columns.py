@@ -1,0 +1,128 @@
+"""Numbers of an append-only .jsonl file by column, read once and then only at the end. Knows no meaning of a column."""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+DIGITS = 6
+"""Significant digits that are passed on: more than a screen has pixels."""
+KEY_DIGITS = 13
+"""Of the column that orders the lines: milliseconds of Unix time."""
+
+Numbers = list[float | None]
+
+
+class Band(BaseModel):
+    """One column over the buckets of a window; None where no line had the field."""
+
+    mean: Numbers
+    low: Numbers | None = None
+    """Least of each bucket; None when each bucket is one line."""
+    high: Numbers | None = None
+
+
+class Window(BaseModel):
+    """A stretch of the file, reduced to so many buckets of consecutive lines."""
+
+    generation: int
+    """Changes when the file was written anew instead of appended to."""
+    lines: int
+    """Lines in the whole file."""
+    per_bucket: int
+    columns: dict[str, Band]
+
+
+class Columns:
+    """A growing file as one float array per field; 8 bytes a number, so that days of history stay small.
+
+    columns = Columns(folder.metrics)
+    columns.refresh()
+    columns.window("round", low=100, high=200, buckets=400)
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.generation = 0
+        self.lines = 0
+        self._inode: int | None = None
+        self._offset = 0
+        self._columns: dict[str, array[float]] = {}
+
+    def refresh(self) -> None:
+        """Take in the lines added since the last time; start over when the file is another or shorter."""
+        try:
+            with self._path.open("rb") as file:
+                status = self._path.stat()
+                if status.st_ino != self._inode or status.st_size < self._offset:
+                    self._reset(status.st_ino)
+                file.seek(self._offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # still being written
+                    self._offset += len(line)
+                    self._add(line)
+        except FileNotFoundError:
+            if self._inode is not None:
+                self._reset(None)
+
+    def window(self, key: str, *, low: float | None = None, high: float | None = None, buckets: int = 400) -> Window:
+        """The lines whose `key` lies in low .. high; `key` ascends down the file.
+
+        Lines are joined into at most `buckets` runs of equal length: their mean, least and greatest are kept, so that
+        no spike is lost.
+        """
+        keys = np.array(self._columns.get(key, array("d")))
+        start = 0 if low is None else int(np.searchsorted(keys, low, side="left"))
+        stop = len(keys) if high is None else int(np.searchsorted(keys, high, side="right"))
+        per_bucket = max(1, math.ceil((stop - start) / max(1, buckets)))
+        columns = {
+            name: _band(np.array(values[start:stop]), per_bucket, KEY_DIGITS if name == key else DIGITS)
+            for name, values in self._columns.items()
+        }
+        return Window(generation=self.generation, lines=self.lines, per_bucket=per_bucket, columns=columns)
+
+    def _reset(self, inode: int | None) -> None:
+        self.generation += 1
+        self.lines, self._offset, self._inode, self._columns = 0, 0, inode, {}
+
+    def _add(self, line: bytes) -> None:
+        try:
+            values: Any = json.loads(line)
+        except ValueError:
+            return  # cut short by a crash
+        if not isinstance(values, dict):
+            return
+        for name, value in values.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and name not in self._columns:
+                self._columns[name] = array("d", [math.nan] * self.lines)
+        for name, column in self._columns.items():
+            value = values.get(name)
+            column.append(float(value) if isinstance(value, int | float) else math.nan)
+        self.lines += 1
+
+
+def _band(values: NDArray[np.float64], per_bucket: int, digits: int) -> Band:
+    if per_bucket == 1 or not values.size:
+        return Band(mean=_rounded(values, digits))
+    starts = np.arange(0, values.size, per_bucket)
+    known = np.isfinite(values)
+    counts = np.add.reduceat(known.astype(np.float64), starts)
+    sums = np.add.reduceat(np.where(known, values, 0.0), starts)
+    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    return Band(
+        mean=_rounded(means, digits),
+        low=_rounded(np.fmin.reduceat(values, starts), digits),
+        high=_rounded(np.fmax.reduceat(values, starts), digits),
+    )
+
+
+def _rounded(values: NDArray[np.float64], digits: int) -> Numbers:
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in values.tolist()]

@@ -1,0 +1,185 @@
+// Puts the page together: the state at a glance, steering, and which view is open.
+
+import { byId, duration, number, say } from "./format.js";
+import * as overview from "./overview.js";
+import * as records from "./records.js";
+import * as rollouts from "./rollouts.js";
+import { follow, wish } from "./transport.js";
+
+const ROUNDS_EVERY_MS = 3000;
+const QUEUE_EVERY_MS = 10000;
+const TONES = { running: "good", finished: "good", paused: "warn", starting: "warn", stopped: "warn", failed: "bad" };
+const VIEWS = {
+  overview: () => { due.rounds = due.queue = 0; },
+  rollouts: () => rollouts.search(),
+  versions: records.showVersions,
+  settings: records.showSettings,
+  messages: records.showMessages,
+};
+
+const pace = { round: null, seconds: 0 };
+const due = { rounds: 0, queue: 0 };
+let seen = "", editing = false, view = "overview";
+
+// -- the state at a glance ---------------------------------------------------------------------------------------
+
+function onFrame(frame) {
+  if (!frame.status) { tone("bad", "unreachable", frame.trouble); return; }
+  const { status, wishes, verdict } = frame;
+  const lost = status.learner_lost || status.generators.some((generator) => generator.lost);
+  tone(lost && status.state === "running" ? "warn" : TONES[status.state], status.state, status.detail);
+  document.title = `${status.state} · ${status.run_id}`;
+  say(byId("run"), status.run_id);
+  byId("progress").max = Math.max(1, status.rounds_total);
+  byId("progress").value = status.round;
+  say(byId("round"), status.rounds_total ? `${number(status.round)} / ${number(status.rounds_total)}` : number(status.round));
+  say(byId("version"), status.weight_version === null ? "–" : `${status.weight_version} (${status.weight_digest.slice(0, 6)})`);
+  const left = status.last_round && status.state === "running" ? (status.rounds_total - status.round) * usual(status.last_round) : null;
+  say(byId("left"), left === null ? "–" : `about ${duration(left)}`);
+  say(byId("queued"), number(status.tasks_queued));
+  say(byId("leased"), number(status.tasks_leased));
+  say(byId("held"), number(status.rollouts_queued));
+  say(byId("oldest"), duration(status.oldest_task_s));
+  say(byId("dead"), number(status.dead_letters));
+  showWishes(wishes, status);
+  showVerdict(verdict);
+  overview.showParts(status);
+  if (view === "overview") refreshCharts(frame);
+}
+
+// Seconds a round usually takes, leaning to the newest ones.
+function usual({ round, round_s }) {
+  if (pace.round !== round) { pace.seconds = pace.round === null ? round_s : 0.9 * pace.seconds + 0.1 * round_s; pace.round = round; }
+  return pace.seconds;
+}
+
+function tone(kind, state, detail) {
+  byId("state").dataset.tone = kind ?? "";
+  say(byId("state"), state);
+  say(byId("detail"), detail);
+}
+
+function showWishes(wishes, status) {
+  byId("pause").hidden = wishes.paused;
+  byId("resume").hidden = !wishes.paused && !wishes.stop_after_round;
+  say(byId("resume"), wishes.paused ? "Resume" : "Do not stop");
+  byId("stop").disabled = wishes.stop_after_round;
+  const living = status.generators.filter((generator) => !generator.lost).length;
+  const wanted = wishes.desired_generators;
+  if (!editing) byId("count").value = wanted ?? living;
+  const notes = [];
+  if (wishes.stop_after_round) notes.push("The run ends when this round is durable.");
+  if (wanted !== null && wanted !== living) notes.push(`${wanted} generators are wanted, ${living} are alive.`);
+  say(byId("wish"), notes.join(" "));
+}
+
+function showVerdict(verdict) {
+  const names = { unknown: "Not known yet", generation: "Generation", training: "Training", overlap: "Neither: both wait", balanced: "Nothing: balanced" };
+  say(byId("bottleneck"), names[verdict.bottleneck]);
+  say(byId("reason"), `${verdict.reason[0].toUpperCase()}${verdict.reason.slice(1)}.`);
+  const suggested = verdict.suggested_generators;
+  byId("suggest").hidden = suggested === null;
+  byId("suggest").dataset.count = suggested ?? "";
+  say(byId("suggest"), `Run ${suggested} generator${suggested === 1 ? "" : "s"}`);
+}
+
+function refreshCharts(frame) {
+  const now = performance.now();
+  const mark = `${frame.generation} ${frame.recorded}`;
+  if (now >= due.rounds && (mark !== seen || due.rounds === 0)) {
+    due.rounds = now + ROUNDS_EVERY_MS;
+    seen = mark;
+    attempt(overview.refreshRounds);
+  }
+  if (now >= due.queue) { due.queue = now + QUEUE_EVERY_MS; attempt(overview.refreshQueue); }
+}
+
+// -- steering -------------------------------------------------------------------------------------------------------
+
+function toast(text) {
+  const note = document.createElement("p");
+  note.textContent = text;
+  byId("toast").replaceChildren(note);
+  setTimeout(() => note.remove(), 6000);
+}
+
+async function attempt(work, done) {
+  try {
+    await work();
+    if (done) toast(done);
+  } catch (error) {
+    toast(`That did not work: ${error.message}`);
+  }
+}
+
+function confirmed(question, consequence, yes) {
+  say(byId("question"), question);
+  say(byId("consequence"), consequence);
+  say(byId("yes"), yes);
+  const dialog = byId("confirm");
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+}
+
+async function stop() {
+  const sure = await confirmed("Stop after this round?",
+    "The run ends when the round is durable. It can be started again from there, but only on the machine that ran it.", "Stop the run");
+  if (sure) await attempt(() => wish("stop"), "The run ends after this round.");
+}
+
+async function scale(count) {
+  if (!Number.isInteger(count) || count < 0) return;
+  const sure = count > 0 || await confirmed("No generators?", "Nothing is sampled until there is one again; the learner waits.", "Run none");
+  if (sure) await attempt(() => wish("generators", { count }), `${count} generators are wanted now.`);
+  editing = false;
+}
+
+function steer() {
+  byId("pause").addEventListener("click", () => attempt(() => wish("pause"), "The run pauses after this round."));
+  byId("resume").addEventListener("click", () => attempt(() => wish("resume"), "The run goes on."));
+  byId("stop").addEventListener("click", stop);
+  const count = byId("count");
+  const step = (by) => { editing = true; count.value = Math.max(0, Number(count.value) + by); };
+  byId("fewer").addEventListener("click", () => step(-1));
+  byId("more").addEventListener("click", () => step(1));
+  count.addEventListener("input", () => { editing = true; });
+  byId("scale").addEventListener("submit", (event) => { event.preventDefault(); scale(count.valueAsNumber); });
+  byId("suggest").addEventListener("click", () => scale(Number(byId("suggest").dataset.count)));
+}
+
+// -- views and theme ----------------------------------------------------------------------------------------------
+
+function open() {
+  const name = location.hash.slice(1);
+  view = name in VIEWS ? name : "overview";
+  document.body.dataset.view = view;
+  for (const section of document.querySelectorAll(".view")) section.hidden = section.id !== view;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.hash === `#${view}`) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
+  }
+  attempt(async () => VIEWS[view]());
+}
+
+function theme() {
+  const order = ["auto", "light", "dark"];
+  const apply = (name) => {
+    if (name === "auto") delete document.documentElement.dataset.theme; else document.documentElement.dataset.theme = name;
+    say(byId("theme"), `Theme: ${name}`);
+  };
+  let chosen = order.includes(localStorage.getItem("theme")) ? localStorage.getItem("theme") : "auto";
+  apply(chosen);
+  byId("theme").addEventListener("click", () => {
+    chosen = order[(order.indexOf(chosen) + 1) % order.length];
+    localStorage.setItem("theme", chosen);
+    apply(chosen);
+  });
+}
+
+theme();
+steer();
+overview.listen();
+rollouts.listen();
+addEventListener("hashchange", open);
+open();
+follow(onFrame, () => tone("bad", "disconnected", "the services do not answer; trying again"));

@@ -1,0 +1,49 @@
+"""The page in front of a run that is over: formulas are drawn, and an answer stays text whatever it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from services.streams.embedded import free_port
+from tests.browser.conftest import Sept, Visitor, answers, eventually, sept
+from tests.services.page.recorded import HOSTILE_ANSWER, record
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, redis_url: str) -> Iterator[Sept]:
+    folder = record(tmp_path / "run", rounds=1500)
+    config, port = tmp_path / "services.toml", free_port()
+    config.write_text(f'[run]\ndir = "{folder.path}"\n[redis]\nurl = "{redis_url}"\n[services]\nport = {port}\n')
+    url = f"http://127.0.0.1:{port}"
+    with sept("services", "--config", str(config), log=tmp_path / "services.log"), httpx.Client(base_url=url) as http:
+        eventually("the services", lambda: answers(http), 60)
+        yield Sept(url, folder.path, http)
+
+
+def test_answers_are_drawn_and_never_run(recorded: Sept, visit: Visitor) -> None:
+    seen = visit(f"{recorded.url}/#rollouts")
+    page = seen.page
+    expect(page.get_by_role("article").first.locator("math mfrac")).to_have_count(6)
+    expect(page.get_by_text(HOSTILE_ANSWER)).to_be_visible()
+    expect(page.get_by_text("$\\unknown{x}$")).to_be_visible()
+    assert page.title() != "1"
+    assert seen.complaints == []
+    seen.shot("desktop-formulas")
+
+
+def test_a_long_history_is_joined_into_points_and_zooms_to_rounds(recorded: Sept, visit: Visitor) -> None:
+    seen = visit(f"{recorded.url}/")
+    expect(seen.page.locator("#shown")).to_contain_text("4 to a point")
+    expect(seen.page.locator('[data-chart="Loss"] path.band')).to_have_count(1)
+    seen.page.get_by_role("button", name="Last 50").click()
+    expect(seen.page.locator("#shown")).to_contain_text("Rounds 1,450 to 1,499.")
+    expect(seen.page.locator("#state")).to_have_text("starting")
+    expect(seen.page.locator("#detail")).to_have_text("waiting for the learner")
+    seen.shot("desktop-long-history")

@@ -1,0 +1,71 @@
+"""Benchmarks by name and by path, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from deploy.addition import make_tokenizer
+from learner.config import DataConfig
+from learner.evaluation.benchmarks import HUB, load_benchmarks, where
+from services.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerBase:
+    return make_tokenizer()
+
+
+def problems(path: Path, *rows: dict[str, str]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_known_name_is_a_data_set_on_the_hub() -> None:
+    assert where("gsm8k") == ("gsm8k", "openai/gsm8k:main", "test")
+    assert set(HUB) == {"math500", "amc23", "minerva", "olympiadbench", "aime24", "aime25", "gsm8k"}
+
+
+def test_a_name_with_a_path_is_that_file() -> None:
+    assert where("mine=some/held-out=1.jsonl") == ("mine", "some/held-out=1.jsonl", "test")
+
+
+@pytest.mark.parametrize("text", ["", "mean", "mean=x.jsonl", "a b=x.jsonl", "x=", "=x.jsonl", "a/b", "x" * 41])
+def test_what_names_no_benchmark_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="NAME=PATH"):
+        where(text)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="math500, amc23"):
+        where("math5000")
+
+
+def test_problems_are_asked_as_training_prompts_are(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = problems(tmp_path / "held.jsonl", {"question": "1+2", "answer": "3"}, {"question": "3+4", "answer": "7"})
+    data = DataConfig(question_suffix="=", chat_template="none")
+    (benchmark,) = load_benchmarks([f"held={path}"], data, tokenizer, limit=1)
+    (prompt,) = benchmark.prompts
+    assert tokenizer.decode(prompt.tokens.tolist()) == "1+2="
+    assert (benchmark.name, prompt.answer, prompt.question) == ("held", "3", "1+2")
+
+
+def test_a_problem_without_an_answer_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = problems(tmp_path / "held.jsonl", {"question": "1+2="})
+    with pytest.raises(DataError, match="row 0 has no reference answer"):
+        load_benchmarks([f"held={path}"], DataConfig(chat_template="none"), tokenizer, limit=None)
+
+
+def test_a_problem_that_is_too_long_is_refused_not_left_out(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = problems(tmp_path / "held.jsonl", {"question": "1+2=", "answer": "3"})
+    with pytest.raises(DataError, match=r"set data\.max_prompt_tokens to 4"):
+        load_benchmarks([f"held={path}"], DataConfig(chat_template="none", max_prompt_tokens=3), tokenizer, limit=None)
+
+
+@pytest.mark.parametrize("given", [[], ["a=x.jsonl", "a=y.jsonl"]])
+def test_no_benchmark_or_one_twice_is_refused(given: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ConfigError, match="none, or one twice"):
+        load_benchmarks(given, DataConfig(), tokenizer, limit=None)

@@ -1,0 +1,101 @@
+"""Evaluations beside training: exact versions, beside the rounds and not in them, in the metrics."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from learner.config import CheckpointConfig, DataConfig, EvaluationConfig, ModelConfig, SamplingConfig
+from learner.evaluation.generations import read_generations
+from learner.run import run_learner
+from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
+from services.runfolder import RunFolder
+from services.streams.connection import Keys, connect
+from tests.learner import tiny
+from tests.learner.answering import Answering
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """The learner takes over SIGTERM and SIGINT of its process, which is pytest's here."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny.save(tmp_path_factory.mktemp("model"))
+    words = Tokenizer(WordLevel({str(number): number for number in range(tiny.VOCABULARY)}, unk_token="0"))
+    words.pre_tokenizer = Whitespace()
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=words, eos_token="2").save_pretrained(folder)
+    return folder
+
+
+def learn(path: Path, model: Path, redis_url: str, *, rounds: int, every_rounds: int, save_every: int = 1) -> RunFolder:
+    folder = RunFolder(path / "run").create()
+    data, held_out = path / "data.jsonl", path / "held.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{number} 1"}) + "\n" for number in range(3, 9)))
+    held_out.write_text(json.dumps({"question": "9 1", "answer": "31"}) + "\n")
+    evaluation = EvaluationConfig(every_rounds=every_rounds, benchmarks=(f"held={held_out}",), samples=3)
+    with Answering(redis_url, Keys(folder.run_id)):
+        run_learner(
+            folder,
+            redis_url=redis_url,
+            run=RunConfig(dir=folder.path),
+            model=ModelConfig(path=str(model)),
+            data=DataConfig(path=str(data), chat_template="none"),
+            sampling=SamplingConfig(max_response_tokens=8),
+            training=tiny.training(prompts_per_round=4, rounds=rounds),
+            checkpoint=CheckpointConfig(every_rounds=save_every),
+            evaluation=evaluation,
+            weight_sync=WeightSyncConfig(),
+            deadlines=DeadlinesConfig(rollouts_s=60),
+            heartbeat=HeartbeatConfig(),
+        )
+    return folder
+
+
+def test_due_versions_and_the_last_are_evaluated_each_by_itself(tmp_path: Path, model: Path, redis_url: str) -> None:
+    folder = learn(tmp_path, model, redis_url, rounds=5, every_rounds=2)
+    rounds = list(folder.rounds())
+    evaluated = {line.weight_version: line.evaluations for line in rounds if line.evaluations}
+    assert list(evaluated) == [2, 4, 5]
+    assert all(metrics.weight_version == version for version, found in evaluated.items() for metrics in found)
+    assert evaluated[5][0].pass_at_k["held"].keys() == {1, 2, 3}
+    for version in evaluated:
+        answers = list(read_generations(folder.evaluations / f"v{version:06d}" / "generations.jsonl"))
+        assert {answer.weight_version for answer in answers} == {version}
+        assert len(answers) == 3
+
+
+def test_evaluation_leaves_the_training_rounds_alone(tmp_path: Path, model: Path, redis_url: str) -> None:
+    with_evaluation = learn(tmp_path / "a", model, redis_url, rounds=3, every_rounds=1)
+    without = learn(tmp_path / "b", model, redis_url, rounds=3, every_rounds=0)
+    assert [line.loss for line in with_evaluation.rounds()] == [line.loss for line in without.rounds()]
+    with connect(redis_url) as client:
+        assert client.xlen(Keys(with_evaluation.run_id).rollouts) == 0
+
+
+def test_an_evaluation_that_an_interruption_left_out_is_made_up_for(
+    tmp_path: Path, model: Path, redis_url: str
+) -> None:
+    folder = learn(tmp_path, model, redis_url, rounds=2, every_rounds=2)
+    (folder.evaluations / "v000002" / "results.json").unlink()
+    (folder.evaluations / "v000002" / "generations.jsonl").unlink()
+    lines = folder.metrics.read_text().splitlines()
+    lines[-1] = json.dumps(json.loads(lines[-1]) | {"evaluations": []})
+    folder.metrics.write_text("\n".join(lines) + "\n")
+    again = learn(tmp_path, model, redis_url, rounds=2, every_rounds=2)
+    assert [bool(line.evaluations) for line in again.rounds()] == [False, True]

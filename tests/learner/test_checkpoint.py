@@ -1,0 +1,128 @@
+"""A checkpoint is whole or does not count, and only intact bytes of this run are resumed from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from learner.checkpoint import META, STATE, Checkpoint, Checkpoints
+from services.errors import CheckpointError
+
+
+def state(value: float) -> dict[str, torch.Tensor]:
+    return {"weights": torch.full((4, 3), value), "steps": torch.tensor(7), "scalar": torch.tensor(0.5)}
+
+
+def loaded(checkpoints: Checkpoints) -> Checkpoint:
+    found = checkpoints.load()
+    assert found is not None
+    return found
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, "run", keep=2).save(3, state(1.5))
+    found = loaded(Checkpoints(tmp_path, "run", keep=2))
+    assert (found.run_id, found.weight_version) == ("run", 3)
+    assert found.tensors.keys() == state(0).keys()
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in state(1.5).items())
+
+
+def test_a_new_run_has_none(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path, "run", keep=2).load() is None
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    for version in (1, 2, 3, 11):
+        checkpoints.save(version, state(version))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v000003", "v000011"]
+
+
+def test_what_happens_before_the_commit_comes_first(tmp_path: Path) -> None:
+    """A learner that dies in between resumes from the checkpoint before and does it again."""
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    checkpoints.save(1, state(1))
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(2, state(2), before_commit=die)
+    assert [path.name for path in tmp_path.iterdir()] == ["v000001"], "nothing half-written is left"
+    assert loaded(Checkpoints(tmp_path, "run", keep=2)).weight_version == 1
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
+    partial = tmp_path / ".partial-abc"
+    partial.mkdir()
+    (partial / STATE).write_bytes(b"half")
+    assert Checkpoints(tmp_path, "run", keep=2).load() is None
+    assert not partial.exists()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def rewrite(**changes: object) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage
+
+
+DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
+    (STATE, cut),
+    (STATE, flip),
+    (STATE, Path.unlink),
+    (META, cut),
+    (META, Path.unlink),
+    (META, lambda path: path.write_text("[]")),
+    (META, lambda path: path.write_bytes(b"\xff\xfe")),
+    (META, rewrite(run_id="another run")),
+    (META, rewrite(weight_version=9)),
+    (META, rewrite(weight_version="nine")),
+    (META, rewrite(digest="0" * 64)),
+]
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGES)
+def test_a_damaged_one_gives_way_to_the_one_before(
+    file: str, damage: Callable[[Path], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    checkpoints.save(1, state(1))
+    damage(checkpoints.save(2, state(2)) / file)
+    assert loaded(checkpoints).weight_version == 1
+    assert "checkpoint_unusable" in capsys.readouterr().out
+
+
+def test_none_that_can_be_trusted_is_an_error_and_not_a_new_run(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    for version in (1, 2):
+        flip(checkpoints.save(version, state(version)) / STATE)
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        checkpoints.load()
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=1)
+    checkpoints.save(1, state(1))
+
+    def fill() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(Exception, match=r"cannot write.*No space left"):
+        checkpoints.save(2, state(2), before_commit=fill)
+    assert loaded(checkpoints).weight_version == 1
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,309 @@
+"""Whenever the learner dies or is stopped, it goes on to the very weights and records of a run left in peace."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+import torch
+
+from learner.checkpoint import Checkpoint, Checkpoints
+from learner.collector import Collector
+from learner.config import CheckpointConfig, SamplingConfig, TrainingConfig
+from learner.curriculum import Curriculum
+from learner.loop import Loop
+from learner.model import load_model
+from learner.prompts import Prompt
+from learner.publisher import Publisher
+from learner.records import Records
+from learner.report import Report
+from learner.trainer import Trainer
+from services.config import DeadlinesConfig
+from services.contracts import Task
+from services.errors import UnavailableError
+from services.runfolder import RunFolder
+from services.streams.connection import Keys, connect
+from services.streams.control import Control
+from services.streams.events import EventLog
+from services.streams.heartbeats import Heartbeats
+from services.streams.rollouts import RolloutReader
+from services.streams.tasks import TaskIssuer
+from services.weights.store import WeightStore
+from tests.learner import tiny
+from tests.learner.answering import Answering
+
+ROUNDS = 4
+PROMPTS = 8
+STEPS = 2
+PATIENCE_S = 60.0
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+@dataclass
+class Life:
+    """One life of the learner of a run: what it is made of, and how it goes."""
+
+    loop: Loop
+    resumed: Checkpoint | None
+    client: redis.Redis
+    keys: Keys
+
+    def go(self, may_answer: Callable[[Task], bool] = lambda task: True) -> bool:
+        """To the end of this life, with generators that answer."""
+        with Answering(self.url, self.keys, may_answer=may_answer):
+            return self.loop.run(self.resumed)
+
+    url: str = ""
+
+
+@contextmanager
+def life(
+    folder: RunFolder,
+    redis_url: str,
+    *,
+    max_staleness: int = 0,
+    every_rounds: int = 1,
+    text_of: Callable[[object], str] = str,
+) -> Iterator[Life]:
+    """A learner as `learner.run` wires it; leaving the block ends it as it stands, without saving anything."""
+    training = tiny.training(
+        rounds=ROUNDS, prompts_per_round=PROMPTS, steps_per_round=STEPS, max_staleness=max_staleness
+    )
+    keys = Keys(folder.run_id)
+    trained = load_model(str(folder.path.parent / "model"), device="cpu")
+    with connect(redis_url) as client:
+        checkpoints = Checkpoints(folder.checkpoints, folder.run_id, keep=2)
+        resumed = checkpoints.load()
+        report = Report(Heartbeats(client, keys), device="cpu", every_s=60)
+        publisher = Publisher(
+            WeightStore(folder.weights, folder.run_id, anchor_every=3, keep_versions=100), EventLog(client, keys)
+        )
+        collector = Collector(
+            TaskIssuer(client, keys),
+            RolloutReader(client, keys),
+            first_round=resumed.weight_version if resumed else 0,
+            look_every_s=0.05,
+        )
+        loop = Loop(
+            training=training,
+            checkpoint=CheckpointConfig(every_rounds=every_rounds),
+            deadlines=DeadlinesConfig(rollouts_s=PATIENCE_S),
+            model=trained,
+            trainer=Trainer(trained, training),
+            text_of=text_of,
+            curriculum=curriculum(training),
+            collector=collector,
+            publisher=publisher,
+            checkpoints=checkpoints,
+            records=Records(folder),
+            control=Control(client, keys),
+            report=report,
+        )
+        report.start()
+        collector.start()
+        try:
+            yield Life(loop, resumed, client, keys, redis_url)
+        finally:
+            publisher.close()
+            collector.stop()
+            report.stop()
+
+
+def curriculum(training: TrainingConfig) -> Curriculum:
+    prompts = [
+        Prompt(index=n, question=f"{n}?", answer=None, tokens=np.array([n + 3, 5], dtype=np.int32)) for n in range(20)
+    ]
+    return Curriculum(prompts, seed=1, training=training, sampling=SamplingConfig(), stop_token_ids=())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("loop") / "model", dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def folder(model: Path) -> Iterator[RunFolder]:
+    number = len(list(model.parent.iterdir()))
+    yield RunFolder(model.parent / f"run-{number}").create()
+
+
+@pytest.fixture(scope="module")
+def in_peace(model: Path, redis_server_url: str) -> dict[int, str]:
+    """Digests of all versions of a run that nobody disturbed."""
+    folder = RunFolder(model.parent / "in-peace").create()
+    with life(folder, redis_server_url) as learner:
+        assert learner.go()
+    return digests(folder)
+
+
+def digests(folder: RunFolder) -> dict[int, str]:
+    store = WeightStore(folder.weights, folder.run_id, anchor_every=3, keep_versions=100)
+    return {version: store.manifest(version).digest for version in store.versions()}
+
+
+def check(folder: RunFolder, learner: Life, in_peace: dict[int, str]) -> None:
+    """The run is the one it would have been, and Redis holds nothing of it any more."""
+    assert digests(folder) == in_peace
+    assert len(in_peace) == ROUNDS + 1
+    assert [metrics.round for metrics in folder.rounds()] == list(range(ROUNDS))
+    assert len(folder.metrics.read_text().splitlines()) == ROUNDS
+    assert len(list(folder.rollouts.iterdir())) == ROUNDS
+    assert learner.loop.trainer.steps == ROUNDS * STEPS
+    assert learner.client.xlen(learner.keys.rollouts) == learner.client.xlen(learner.keys.tasks) == 0
+
+
+@pytest.mark.parametrize(("max_staleness", "every_rounds"), [(0, 1), (0, 10), (1, 3), (2, 1)])
+def test_every_round_is_trained_published_and_recorded(
+    max_staleness: int, every_rounds: int, folder: RunFolder, redis_url: str, in_peace: dict[int, str]
+) -> None:
+    with life(folder, redis_url, max_staleness=max_staleness, every_rounds=every_rounds) as learner:
+        assert learner.go()
+        check(folder, learner, in_peace)
+
+
+@pytest.mark.parametrize("every_rounds", [1, 3])
+@pytest.mark.parametrize("death_at", [0, PROMPTS, 2 * PROMPTS + 3, 4 * PROMPTS - 1])
+@pytest.mark.parametrize("redis_too", [False, True])
+def test_a_learner_killed_between_publishing_and_remembering(
+    death_at: int, every_rounds: int, redis_too: bool, folder: RunFolder, redis_url: str, in_peace: dict[int, str]
+) -> None:
+    """Its last version is out, its checkpoint is older: it trains the same again, and publishes the same."""
+    texts = 0
+
+    def dying(tokens: object) -> str:
+        nonlocal texts
+        if texts == death_at:
+            raise Killed
+        texts += 1
+        return str(tokens)
+
+    with life(folder, redis_url, every_rounds=every_rounds, text_of=dying) as learner:
+        with pytest.raises(Killed):
+            learner.go()
+        published = learner.loop.publisher.newest()
+        assert published is not None
+        assert published > learner.loop._saved_version
+        if redis_too:
+            learner.client.flushall()
+    with life(folder, redis_url, every_rounds=every_rounds) as learner:
+        assert learner.go()
+        check(folder, learner, in_peace)
+
+
+def test_versions_of_the_future_are_taken_back_when_rounds_must_be_sampled_anew(
+    folder: RunFolder, redis_url: str, in_peace: dict[int, str]
+) -> None:
+    with life(folder, redis_url, every_rounds=10) as learner:
+        with Answering(redis_url, learner.keys, may_answer=lambda task: task.round < 3), ThreadPoolExecutor() as pool:
+            running = pool.submit(learner.loop.run, None)
+            until(lambda: learner.loop.publisher.newest() == 3)
+            learner.loop.stop()
+            assert running.result(PATIENCE_S) is False
+        assert learner.loop._saved_version == 3
+    for path in folder.checkpoints.iterdir():
+        path.rename(folder.path / "lost")  # the disk, or a fallback to an older one
+    with life(folder, redis_url) as learner:
+        assert learner.resumed is None
+        newest: list[int | None] = []
+
+        def look(task: Task) -> bool:
+            newest.append(learner.loop.publisher.newest())
+            return True
+
+        assert learner.go(may_answer=look)
+        assert newest[0] == 0, "nothing is sampled at version 3 for round 0"
+        check(folder, learner, in_peace)
+
+
+def test_a_half_trained_round_is_not_remembered(folder: RunFolder, redis_url: str, in_peace: dict[int, str]) -> None:
+    """Stopped between the two steps of round 1: its weights are of no version, so it is done again from version 1."""
+    half = PROMPTS // STEPS
+
+    def withheld(task: Task) -> bool:
+        return task.round == 0 or (task.round == 1 and task.index <= half)
+
+    with life(folder, redis_url, every_rounds=10) as learner:
+        with Answering(redis_url, learner.keys, may_answer=withheld), ThreadPoolExecutor() as pool:
+            running = pool.submit(learner.loop.run, None)
+            until(lambda: learner.loop.trainer.steps == STEPS + 1)
+            learner.loop.stop()
+            assert running.result(PATIENCE_S) is False
+        assert not list(folder.checkpoints.iterdir())
+    with life(folder, redis_url) as learner:
+        learner.client.delete(learner.keys.tasks, learner.keys.open)  # their leases are still held by the dead
+        assert learner.go()
+        check(folder, learner, in_peace)
+
+
+def test_a_learner_stopped_while_it_waits_remembers_all_it_has(
+    folder: RunFolder, redis_url: str, in_peace: dict[int, str]
+) -> None:
+    with (
+        life(folder, redis_url, every_rounds=10) as learner,
+        Answering(redis_url, learner.keys, may_answer=lambda task: task.round < 2),
+        ThreadPoolExecutor() as pool,
+    ):
+        running = pool.submit(learner.loop.run, None)
+        until(lambda: learner.loop.publisher.newest() == 2)
+        learner.loop.stop()
+        assert running.result(PATIENCE_S) is False
+    with life(folder, redis_url) as learner:
+        assert learner.resumed is not None
+        assert learner.resumed.weight_version == 2
+        learner.client.delete(learner.keys.tasks, learner.keys.open)
+        assert learner.go()
+        check(folder, learner, in_peace)
+
+
+def test_the_wish_to_stop_is_kept_after_the_round(folder: RunFolder, redis_url: str, in_peace: dict[int, str]) -> None:
+    with life(folder, redis_url, every_rounds=10) as learner:
+        learner.loop.control.set_stop_after_round(True)
+        assert learner.go() is False
+        learner.loop.control.set_stop_after_round(False)
+    assert [metrics.round for metrics in folder.rounds()] == [0]
+    with life(folder, redis_url) as learner:
+        assert learner.go()
+        check(folder, learner, in_peace)
+
+
+def test_a_checkpoint_that_rots_costs_a_round_and_nothing_else(
+    folder: RunFolder, redis_url: str, in_peace: dict[int, str]
+) -> None:
+    with life(folder, redis_url) as learner:
+        assert learner.go()
+    newest = max(folder.checkpoints.iterdir()) / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with life(folder, redis_url) as learner:
+        assert learner.resumed is not None
+        assert learner.resumed.weight_version == ROUNDS - 1
+        assert learner.go()
+        check(folder, learner, in_peace)
+
+
+def test_a_version_that_cannot_be_published_ends_the_run_at_once(folder: RunFolder, redis_url: str) -> None:
+    (folder.weights / "00000001").write_text("a file where version 1 should be")
+    started = time.monotonic()
+    with life(folder, redis_url, every_rounds=10) as learner, pytest.raises(UnavailableError, match="00000001"):
+        learner.go()
+    assert time.monotonic() - started < PATIENCE_S / 2
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Look again and again, from another thread than the one that works."""
+    over = threading.Event()
+    for _ in range(int(PATIENCE_S * 100)):
+        if condition():
+            return
+        over.wait(0.01)
+    raise AssertionError("it never came to that")

@@ -1,0 +1,60 @@
+"""Warnings and errors are picked out of the parts' logs, whatever wrote them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from services.page.troubles import last_troubles, parse_line
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "text"),
+    [
+        ("2026-01-02T03:04:05.5Z [warning  ] lease_lost    part=g id=r1", "warning", "lease_lost part=g id=r1"),
+        ('{"event": "cut", "level": "error", "timestamp": "2026-01-02T03:04:05Z", "at": 1}', "error", "cut at=1"),
+        ('{"time": 1767323045.5, "event": "part_died", "part": "learner"}', "warning", "part_died part=learner"),
+        ("2026-01-02 03:04:05,500 ERROR asyncio Task was destroyed", "error", "asyncio Task was destroyed"),
+    ],
+)  # fmt: skip
+def test_a_trouble_is_recognised(line: str, level: str, text: str) -> None:
+    part = "supervisor" if "part_died" in line else "g"
+    time_s, trouble = parse_line(part, line)
+    assert trouble is not None
+    assert (trouble.part, trouble.level, trouble.text) == (part, level, text)
+    assert trouble.time_s == time_s
+    assert time_s is not None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "2026-01-02T03:04:05.5Z [info     ] published",
+        '{"event": "scaling", "time": 1}',
+        "{broken",
+        "loading ... 100%",
+    ],
+)
+def test_what_is_none_is_left_out(line: str) -> None:
+    assert parse_line("g", line)[1] is None
+
+
+def test_last_words_have_the_time_of_the_line_before(tmp_path: Path) -> None:
+    (tmp_path / "learner.log").write_text(
+        "2026-01-02T03:04:05Z [info     ] trained\nsept: the disk is full\n\nhint: make room\n"
+    )
+    (tmp_path / "supervisor.log").write_text(json.dumps({"time": 1.0, "event": "part_died", "part": "learner"}) + "\n")
+    found = last_troubles(tmp_path, 10)
+    assert [(one.level, one.text) for one in found] == [
+        ("error", "sept: the disk is full"),
+        ("warning", "hint: make room"),
+        ("warning", "part_died part=learner"),
+    ]
+    assert found[0].time_s == 1767323045.0
+
+
+def test_without_logs_there_are_no_troubles(tmp_path: Path) -> None:
+    assert last_troubles(tmp_path / "missing", 10) == []
