@@ -114,7 +114,7 @@ def run_trl(model: Path, steps: Sequence[Sequence[Pair]], setting: int, learning
     done = Steps([], [])
     clock = _Clock()
 
-    class Watch(TrainerCallback):  # type: ignore[misc]  # untyped in transformers
+    class Watch(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             clock.start()
 
@@ -203,6 +203,18 @@ def _tokenizer(model: Path) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def number_tokenizer(vocabulary: int) -> Any:
+    """One token per number, for models of random weights."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    end, pad = "2", "0"
+    words = Tokenizer(WordLevel({str(number): number for number in range(vocabulary)}, unk_token=pad))
+    fast: Any = PreTrainedTokenizerFast  # untyped in transformers
+    return fast(tokenizer_object=words, eos_token=end, pad_token=pad)
 
 
 class Peer(Protocol):

@@ -106,6 +106,7 @@ def evaluate(
     limit: int | None = None,
     weight_version: int | None = None,
     out: Path | None = None,
+    general: Annotated[bool, Parameter(negative="")] = False,
     config: Annotated[Path | None, Parameter(name="--config")] = None,
     sets: Sets = (),
 ) -> int:
@@ -129,6 +130,8 @@ def evaluate(
         Which version of a run; default: the newest.
     out
         Folder for answers, tables and the figure; default: runs/eval-NAME.
+    general
+        Instead of pass@k: IFEval, BBH, GPQA, MuSR and MMLU-Pro by lm-evaluation-harness (the extra sept[eval]).
     config
         TOML file with other settings; default: that of the run, if MODEL is one.
     """
@@ -145,6 +148,11 @@ def evaluate(
         "limit": limit,
     }
     settings = evaluation_settings(model, options, out=out, config=config, weight_version=weight_version, sets=sets)
+    if general:
+        from deploy.general import general_ability
+
+        general_ability(settings.model.path, settings.run.dir / "general", Console(), limit=limit)
+        return exits.OK
     stopped_by = asyncio.run(evaluate_model(settings, Console()))
     return exits.OK if stopped_by is None else 128 + stopped_by
 

@@ -83,7 +83,12 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     ks = _shown_ks(results["samples"])
     heads = [*(f"pass@{k}" for k in ks), "AVG"]
     per_benchmark = Table(
-        "benchmark", "problems", *heads, box=SIMPLE, title=f"pass@k at tau_eval = {best}, 95 % intervals"
+        "benchmark",
+        "problems",
+        *heads,
+        box=SIMPLE,
+        padding=(0, 1),
+        title=f"pass@k at tau_eval = {best}, 95 % intervals",
     )
     rows = measured[best]["benchmarks"]
     for name, curve in rows.items():
@@ -93,7 +98,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
         per_benchmark.add_row(MEAN, str(measured[best][MEAN]["problems"]), *_cells(measured[best][MEAN], ks))
     if len(measured) == 1:
         return [per_benchmark]
-    sweep = Table("tau_eval", *heads, box=SIMPLE, title="Mean of the benchmarks at every temperature")
+    sweep = Table("tau_eval", *heads, box=SIMPLE, padding=(0, 1), title="Mean of the benchmarks at every temperature")
     for temperature, found in measured.items():
         label = f"[bold]{temperature} (best)[/]" if temperature == best else temperature
         sweep.add_row(label, *_cells(found[MEAN], ks))
@@ -122,5 +127,6 @@ def _cells(curve: Mapping[str, Any], ks: list[int]) -> list[str]:
 
 
 def in_percent(estimate: Mapping[str, float]) -> str:
-    """{"value": 0.546, "low": 0.52, "high": 0.57} -> '54.6' and below it '52.0 - 57.0'."""
-    return f"{100 * estimate['value']:.1f}\n[dim]{100 * estimate['low']:.1f} - {100 * estimate['high']:.1f}[/]"
+    """{"value": 0.546, "low": 0.52, "high": 1} -> '54.6' and, below it, '52.0-100'."""
+    value, low, high = (f"{100 * estimate[name]:.1f}".replace("100.0", "100") for name in ("value", "low", "high"))
+    return f"{value}\n[dim]{low}-{high}[/]"

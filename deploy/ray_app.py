@@ -4,7 +4,7 @@
     sept ray run.toml --max-generators 8                               # the same, and waits for the end
 
 Redis is reached at redis.url from every node. The run's folder must be where the learner and the services run: on a
-cluster of several nodes those that have it carry the resource `sept_store`: `ray start --resources '{"sept_store": 1}'`.
+cluster of several nodes, those that have it carry the resource sept_store: ray start --resources '{"sept_store": 1}'.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ STORE_SHARE = 0.001
 SERVE_PORT = 8000
 """Where Serve's proxies listen unless told otherwise."""
 HEALTH_PERIOD_S = 5.0
+LOOK_BACK_S = 15.0
+"""The longest queue of so long counts: a round's end is no reason to let generators go."""
+WAIT_LOOK_S = 2.0
 GRACE_S = 10.0
 """For a replica to end after its part has drained."""
-REPORT_EVERY_S = 2.0
 
 
 class Options(BaseModel):
@@ -75,6 +77,7 @@ def plan(settings: Settings, options: Options, resources: dict[str, float], *, n
         "health_check_period_s": HEALTH_PERIOD_S,
         "graceful_shutdown_timeout_s": drain_s,
         "graceful_shutdown_wait_loop_s": 0.5,
+        "logging_config": {"enable_access_log": False},
     }
     deployment: Any = serve.deployment
     learner = deployment(
@@ -111,8 +114,9 @@ def scaling(settings: Settings, options: Options) -> dict[str, Any]:
     return {
         "min_replicas": options.min_generators,
         "max_replicas": most,
-        "metrics_interval_s": REPORT_EVERY_S,
-        "look_back_period_s": 2 * REPORT_EVERY_S,
+        # replicas report every 10 s unless RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S says otherwise
+        "look_back_period_s": LOOK_BACK_S,
+        "aggregation_function": "max",
         "upscale_delay_s": 0,
         "downscale_delay_s": options.downscale_after_s,
         "policy": {
@@ -179,7 +183,7 @@ def run_on_ray(settings: Settings, options: Options, say: Callable[[str], None])
         raise UnavailableError(outcome, hint="mend what it names, then start again: the run resumes")
 
 
-def wait_for_end(say: Callable[[str], None], *, every_s: float = REPORT_EVERY_S) -> str:
+def wait_for_end(say: Callable[[str], None], *, every_s: float = WAIT_LOOK_S) -> str:
     """What the learner came to; survives its replacement on another node."""
     learner: Any = serve.get_deployment_handle("learner", APP)
     lost = False
@@ -217,5 +221,6 @@ def source_env(root: Path = Path(__file__).parents[1]) -> dict[str, Any]:
         return {}
     return {
         "working_dir": str(root),
-        "excludes": ["/.*", "/runs", "/tests", "/docs", "/build", "/dist", "__pycache__"],
+        # with what .gitignore names, and Ray's own .git and .venv
+        "excludes": ["/runs", "/tests", "/docs", "__pycache__"],
     }

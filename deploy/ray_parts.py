@@ -8,8 +8,11 @@ then resumes from its checkpoint.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +31,15 @@ from deploy.run import inherited_environment
 from deploy.settings import Settings, load, redis_url, services_url
 from deploy.supervisor import KILL_GRACE_S, Keeper, RestartPolicy
 from services.api.app import create_app
-from services.errors import ConfigError
+from services.errors import ConfigError, UnavailableError
 from services.logs import configure_logs
 from services.runfolder import RunFolder
 from services.streams.connection import Keys, connect_async
 from services.weights.store import WeightStore
 
 PACKAGES = ("services", "learner", "generator", "deploy")
+REPORT_EVERY_S = 2.0
+"""How often a generator asks the services for the length of the queue."""
 
 
 def code_digest() -> str:
@@ -157,11 +162,17 @@ class Generator(KeptPart):
         run = RayRun(run.config, {**run.places, "SEPT_RUN__DIR": mirror}, run.code)
         await self.keep(run, name, ("generator", "--id", name), None, may_finish=False)
         self._client = RunClient(endpoints_of(self.settings))
+        self._open_requests, self._asked = 0, -math.inf
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """How much there is to generate, for the policy that scales us."""
-        status = await self._client.status()
-        return {METRIC: float((status.tasks_queued + status.tasks_leased) * self.settings.sampling.rollouts_per_prompt)}
+        if time.monotonic() - self._asked >= REPORT_EVERY_S:
+            self._asked = time.monotonic()
+            with contextlib.suppress(UnavailableError):  # the services are on their way; what was known stands
+                status = await self._client.status()
+                tasks = status.tasks_queued + status.tasks_leased
+                self._open_requests = tasks * self.settings.sampling.rollouts_per_prompt
+        return {METRIC: float(self._open_requests)}
 
 
 def endpoints_of(settings: Settings) -> Endpoints:

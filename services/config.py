@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 
 class Section(BaseModel):
-    """Base of all config sections: immutable, unknown keys refused, field docstrings are the help text."""
+    """Base of all config sections: immutable, unknown keys and infinity refused, field docstrings are the help text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class RunConfig(Section):

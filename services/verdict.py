@@ -70,7 +70,7 @@ def judge(rounds: Sequence[RoundMetrics], generators: Sequence[GeneratorStatus])
 
 def _weigh(wait: float, idle: float, count: int) -> tuple[Bottleneck, str, int]:
     waits = f"the learner waits {wait:.0%} of its time"
-    idles = f"the generators wait {idle:.0%} of theirs for tasks"
+    idles = f"the generators wait {idle:.0%} of theirs"
     if wait > WAIT_TOLERATED and idle > IDLE_TOLERATED:
         remedy = "larger rounds or a higher max_staleness would let them overlap more"
         return "overlap", f"{waits} and {idles}: {remedy}", count
@@ -78,8 +78,12 @@ def _weigh(wait: float, idle: float, count: int) -> tuple[Bottleneck, str, int]:
         wanted = min(math.ceil(count / max(1e-9, 1 - wait)), math.ceil(count * MAX_GROWTH))
         return "generation", f"{waits} for rollouts", wanted
     if idle > IDLE_TOLERATED:
-        return "training", idles, max(1, min(count, math.ceil(count * (1 - idle) * HEADROOM)))
-    return "balanced", f"{waits}, {idles}", count
+        return (
+            "training",
+            f"the generators wait {idle:.0%} of their time for tasks",
+            max(1, min(count, math.ceil(count * (1 - idle) * HEADROOM))),
+        )
+    return "balanced", f"{waits} and {idles}", count
 
 
 def _share(part: float, whole: float) -> float:

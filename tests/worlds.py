@@ -1,4 +1,4 @@
-"""A run small enough for any placement: a random model of 0.1 M parameters, 40 prompts, generators that answer by script.
+"""A run small enough for any placement: a random model of 0.1 M parameters, 40 prompts, generators by script.
 
 The same world on local, compose and Ray must give the same rounds.
 """
@@ -62,12 +62,16 @@ def write(
     folder: Path,
     *,
     seen_at: str | None = None,
+    run: str | None = None,
     rounds: int = 6,
     prompts_per_round: int = 16,
     response_tokens: int = 32,
     in_flight: int = 16,
 ) -> Path:
-    """Model, prompts and config below `folder`; returns the config. `seen_at`: where the parts see the folder."""
+    """Model, prompts and config below `folder`; returns the config.
+
+    `seen_at`: where the parts see that folder; `run`: the run's folder as they see it.
+    """
     write_model(folder / "model")
     questions = [{"question": f"{number:04d}"} for number in range(PROMPTS)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
@@ -75,7 +79,7 @@ def write(
     config = folder / "run.toml"
     config.write_text(
         CONFIG.format(
-            run=f"{seen}/run",
+            run=run or f"{seen}/run",
             model=f"{seen}/model",
             prompts=f"{seen}/prompts.jsonl",
             rounds=rounds,
@@ -132,3 +136,30 @@ def rounds_of(run: Path) -> list[tuple[int, float, list[str]]]:
         answers = [json.loads(text) for text in path.read_text().splitlines()]
         found.append((line["round"], line["tau_s"], [answer["question"] for answer in answers]))
     return found
+
+
+def expected_rounds(config: Path, model: Path, prompts: Path) -> list[tuple[int, float, list[str]]]:
+    """What `rounds_of` must find, from the curriculum alone."""
+    from transformers import AutoTokenizer
+
+    from deploy.settings import load
+    from learner.curriculum import Curriculum
+    from learner.prompts import load_prompts
+
+    settings = load(config, [f"data.path={prompts}"], environ={})
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    curriculum = Curriculum(
+        load_prompts(settings.data, tokenizer),
+        seed=settings.run.seed,
+        training=settings.training,
+        sampling=settings.sampling,
+        stop_token_ids=(VOCABULARY - 1,),
+    )
+    return [
+        (
+            round_,
+            curriculum.tasks_of(round_)[0].temperature,
+            [prompt.question for prompt in curriculum.prompts_of(round_)],
+        )
+        for round_ in range(curriculum.rounds_total)
+    ]

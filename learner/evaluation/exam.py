@@ -7,8 +7,8 @@ of an evaluation are of one weight version. Knows neither how benchmarks are rea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 SAMPLES_PER_TASK = 8
 """Answers that one generator draws for one lease: fewer leases, still spread over the generators."""
 GRADED_AT_ONCE = 128
-"""Answers that are judged and written together; those of an interruption's last batch are judged again."""
+"""Most answers that are judged and written together; fewer when the next is not there yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,32 +129,49 @@ class Examiner:
         return [task for task in exam.tasks(round_, version, digest, self._drawing) if is_missing(task)]
 
     def _collect(self, exam: Exam, round_: int, deadline_s: float) -> None:
-        for rollouts in _batched(self._collector.in_order(round_, deadline_s), GRADED_AT_ONCE):
-            texts = [self._text_of(rollout.response_tokens) for rollout in rollouts]
-            asked = [exam.place_of(rollout) for rollout in rollouts]
-            verdicts = self._pool.grade_many(
-                [(text, prompt.answer or "") for text, (prompt, _) in zip(texts, asked, strict=True)]
-            )
-            self._generations.add(
-                [
-                    Generation(
-                        benchmark=exam.benchmark.name,
-                        temperature=exam.temperature,
-                        problem=prompt.index,
-                        sample=sample,
-                        outcome=verdict.outcome,
-                        question=prompt.question,
-                        truth=prompt.answer or "",
-                        answer=verdict.answer,
-                        response=text,
-                        finish_reason=rollout.finish_reason,
-                        response_tokens=int(rollout.response_tokens.size),
-                        weight_version=rollout.spans[0].weight_version,
-                        generator_id=rollout.generator_id,
-                    )
-                    for rollout, text, (prompt, sample), verdict in zip(rollouts, texts, asked, verdicts, strict=True)
-                ]
-            )
+        pending: list[Rollout] = []
+
+        def judge_pending() -> None:
+            self._judge(exam, pending)
+            pending.clear()
+
+        @contextmanager
+        def waiting() -> Iterator[None]:
+            judge_pending()  # there is time for it, and an interruption then finds it done
+            yield
+
+        for rollout in self._collector.in_order(round_, deadline_s, waiting):
+            pending.append(rollout)
+            if len(pending) == GRADED_AT_ONCE:
+                judge_pending()
+        judge_pending()
+
+    def _judge(self, exam: Exam, rollouts: Sequence[Rollout]) -> None:
+        """Judge and keep these answers."""
+        texts = [self._text_of(rollout.response_tokens) for rollout in rollouts]
+        asked = [exam.place_of(rollout) for rollout in rollouts]
+        pairs = [(text, prompt.answer or "") for text, (prompt, _) in zip(texts, asked, strict=True)]
+        verdicts = self._pool.grade_many(pairs)
+        self._generations.add(
+            [
+                Generation(
+                    benchmark=exam.benchmark.name,
+                    temperature=exam.temperature,
+                    problem=prompt.index,
+                    sample=sample,
+                    outcome=verdict.outcome,
+                    question=prompt.question,
+                    truth=prompt.answer or "",
+                    answer=verdict.answer,
+                    response=text,
+                    finish_reason=rollout.finish_reason,
+                    response_tokens=int(rollout.response_tokens.size),
+                    weight_version=rollout.spans[0].weight_version,
+                    generator_id=rollout.generator_id,
+                )
+                for rollout, text, (prompt, sample), verdict in zip(rollouts, texts, asked, verdicts, strict=True)
+            ]
+        )
 
 
 def drawing(evaluation: EvaluationConfig, sampling: SamplingConfig, model_folder: Path) -> Drawing:
@@ -181,8 +198,3 @@ def describe_asking(data: DataConfig, sampling: SamplingConfig) -> dict[str, Any
 def exams_of(benchmarks: Sequence[Benchmark], temperatures: Sequence[float]) -> list[Exam]:
     """Every benchmark at every temperature, one temperature after the other."""
     return [Exam(benchmark, temperature) for temperature in temperatures for benchmark in benchmarks]
-
-
-def _batched(rollouts: Iterator[Rollout], size: int) -> Iterator[list[Rollout]]:
-    while batch := list(islice(rollouts, size)):
-        yield batch

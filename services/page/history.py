@@ -97,7 +97,11 @@ def history_router(folder: RunFolder, store: WeightStore, rounds: Columns) -> AP
         """The newest versions in the store, newest first."""
         return await asyncio.to_thread(_versions, store, limit)
 
-    @router.get("/v1/config", response_class=PlainTextResponse, responses=may_answer(404, 503))
+    @router.get(
+        "/v1/config",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **may_answer(404, 503)},
+    )
     async def read_config() -> PlainTextResponse:
         """The settings as resolved, in TOML, without secrets."""
         try:

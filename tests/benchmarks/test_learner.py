@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
-from benchmarks.learner_peers import PEERS, Pair
+from benchmarks.learner_peers import PEERS, Pair, number_tokenizer
 from tests.learner import tiny
 
 STEPS = 4
@@ -21,11 +17,7 @@ PER_STEP = 4
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny.save(tmp_path_factory.mktemp("model"))
-    vocabulary = {str(number): number for number in range(tiny.VOCABULARY)}
-    fast: Any = PreTrainedTokenizerFast
-    fast(
-        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="0")), eos_token="2", pad_token="0"
-    ).save_pretrained(folder)
+    number_tokenizer(tiny.VOCABULARY).save_pretrained(folder)
     return folder
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "test-output" / "page"
 """Screenshots, for a person to look at."""
 AXE = ROOT / ".cache" / "axe"
-AXE_VERSION = "4.11.0"
+AXE_VERSION = "4.14.1"
 TOKEN = "the token of the browser tests"
 START_S = 240.0
 PHONE = {"width": 390, "height": 844}
@@ -77,7 +77,7 @@ def make_model(folder: Path) -> None:
     make_tokenizer().save_pretrained(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sept]:
     """A run with one generator that has done its first rounds."""
     folder = tmp_path_factory.mktemp("browser")
@@ -110,8 +110,9 @@ def answers(http: httpx.Client) -> bool:
         return False
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
+    """Not for the session: while Playwright runs, tests with an event loop of their own cannot."""
     path = os.environ.get("SEPT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip("there is no chromium; name one in SEPT_CHROMIUM")
@@ -177,7 +178,7 @@ def inside(run: Sept, visit: Visitor) -> Visitor:
         seen.page.get_by_label("Token").fill(TOKEN)
         seen.page.get_by_role("button", name="Log in").click()
         seen.page.get_by_text("running", exact=True).wait_for()
-        seen.page.goto(f"{run.url}/#{view}")
+        seen.page.goto(f"{run.url}/#/{view}")
         seen.page.locator(f"section#{view}").wait_for()
         return seen
 

@@ -99,7 +99,7 @@ def test_pausing_stops_new_rounds_within_one(run: Sept, inside: Visitor) -> None
     page.get_by_role("button", name="Resume").click()
     expect(page.locator("#state")).to_have_text("running")
     eventually("the next round", lambda: run.status()["learner"]["weight_version"] > paused_at, 60)
-    page.goto(f"{run.url}/#messages")
+    page.goto(f"{run.url}/#/messages")
     expect(page.locator("#audit")).to_contain_text("pause")
 
 

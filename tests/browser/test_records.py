@@ -28,7 +28,7 @@ def recorded(tmp_path: Path, redis_url: str) -> Iterator[Sept]:
 
 
 def test_answers_are_drawn_and_never_run(recorded: Sept, visit: Visitor) -> None:
-    seen = visit(f"{recorded.url}/#rollouts")
+    seen = visit(f"{recorded.url}/#/rollouts")
     page = seen.page
     expect(page.get_by_role("article").first.locator("math mfrac")).to_have_count(6)
     expect(page.get_by_text(HOSTILE_ANSWER)).to_be_visible()
@@ -42,7 +42,7 @@ def test_a_long_history_is_joined_into_points_and_zooms_to_rounds(recorded: Sept
     seen = visit(f"{recorded.url}/")
     expect(seen.page.locator("#shown")).to_contain_text("4 to a point")
     expect(seen.page.locator('[data-chart="Loss"] path.band')).to_have_count(1)
-    seen.page.get_by_role("button", name="Last 50").click()
+    seen.page.get_by_role("button", name="Last 50", exact=True).click()
     expect(seen.page.locator("#shown")).to_contain_text("Rounds 1,450 to 1,499.")
     expect(seen.page.locator("#state")).to_have_text("starting")
     expect(seen.page.locator("#detail")).to_have_text("waiting for the learner")

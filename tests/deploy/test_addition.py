@@ -33,7 +33,7 @@ def test_examples_are_wrong_as_often_as_promised() -> None:
 
 def test_a_saved_model_reads_back_with_one_token_per_character(tmp_path: Path) -> None:
     model = addition.make_model()
-    assert 300_000 < sum(parameter.numel() for parameter in model.parameters()) < 350_000
+    assert 450_000 < sum(parameter.numel() for parameter in model.parameters()) < 550_000
     addition.save(model, tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert tokenizer.encode("47+85=") == [4, 7, 10, 8, 5, 11]

@@ -151,12 +151,12 @@ function steer() {
 // -- views and theme ----------------------------------------------------------------------------------------------
 
 function open() {
-  const name = location.hash.slice(1);
+  const name = location.hash.slice(2); // "#/rollouts": no id of an element, so that nothing scrolls there
   view = name in VIEWS ? name : "overview";
   document.body.dataset.view = view;
   for (const section of document.querySelectorAll(".view")) section.hidden = section.id !== view;
   for (const link of document.querySelectorAll("nav a")) {
-    if (link.hash === `#${view}`) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
+    if (link.hash === `#/${view}`) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
   }
   attempt(async () => VIEWS[view]());
 }

@@ -58,7 +58,7 @@ def address(tmp_path_factory: pytest.TempPathFactory, redis_server_url: str) -> 
 @pytest.fixture(scope="module")
 def document(address: str) -> schemathesis.BaseSchema:
     loaded = schemathesis.openapi.from_url(f"{address}/openapi.json", headers={"Authorization": f"Bearer {TOKEN}"})
-    return loaded.exclude(path="/v1/events")  # an answer without end
+    return loaded.exclude(path=["/v1/events", "/v1/live"])  # answers without end
 
 
 def test_every_answer_is_one_that_the_document_promises(document: schemathesis.BaseSchema) -> None:
@@ -88,7 +88,8 @@ async def test_nothing_but_the_health_check_is_open_without_the_token(
     authorization: str | None, tmp_path: Path, redis_url: str
 ) -> None:
     """Goes by the app's routes and not by the document, so that none is forgotten."""
-    headers = {} if authorization is None else {"Authorization": authorization.encode(errors="surrogateescape")}
+    value = (authorization or "").encode(errors="surrogateescape")
+    headers = {} if authorization is None else {b"Authorization": value}
     async with open_endpoint(tmp_path / "run", redis_url, token=TOKEN) as endpoint, endpoint.http() as http:
         for method, path in routes(endpoint):
             answer = await http.request(method, path, headers=headers)

@@ -1,0 +1,43 @@
+"""The short form: a run on a Ray of one node, from deployment to the last round, with the code that was shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from deploy.ray_app import run_on_ray, source_env
+from tests.ray.runs import RayWorld
+
+# Ray leaves sockets and files for the garbage collector
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture
+def one_node() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, runtime_env=source_env(), log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def where_deploy_is() -> str:
+    import deploy
+
+    return str(deploy.__file__)
+
+
+def test_a_run_goes_to_its_end_and_has_the_rounds_of_any_placement(
+    tmp_path: Path, redis_url: str, one_node: None
+) -> None:
+    shipped: str = ray.get(ray.remote(where_deploy_is).remote())
+    assert "/runtime_resources/working_dir_files/" in shipped
+    world = RayWorld.make(tmp_path, redis_url, rounds=3)
+    said: list[str] = []
+    run_on_ray(world.settings(), world.options(most=1), said.append)
+    assert world.found() == world.expected()
+    assert said == [f"serving on port {world.port}; `serve status` shows the parts"]
