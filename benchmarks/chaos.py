@@ -95,6 +95,7 @@ def settings(inputs: Path, *, engine: str, rounds: int) -> dict[str, Any]:
         "model.path": inputs / "model",
         "data.path": inputs / "prompts.jsonl",
         "data.chat_template": "none",
+        "data.max_prompt_tokens": 32,
         "sampling.max_response_tokens": 24,
         "sampling.rollouts_per_prompt": SAMPLES,
         "training.rounds": rounds,
@@ -217,7 +218,7 @@ class Kills:
         turns: list[str] = []
         while len(turns) < self.kills:
             turns += self.draw.sample(parts, len(parts))
-        at = sorted(self.draw.randrange(max(1, rounds - 1)) for _ in range(self.kills))
+        at = sorted(self.draw.randrange(1, rounds - 1) for _ in range(self.kills))
         return list(zip(at, turns[: self.kills], strict=True))
 
     async def inflict(self, run: Run, schedule: Sequence[tuple[int, str]], say: Callable[[str], None]) -> None:

@@ -58,12 +58,11 @@ def claim(gpus: Sequence[str], count: int, folder: Path = FOLDER) -> list[str]:
 
 
 def main() -> None:
-    """Claim, then exec `sept` with the arguments given."""
-    gpus = placement.visible_gpus()
-    if gpus:
+    """Claim as many as SEPT_GPUS says, if it is set, then exec `sept` with the arguments given."""
+    gpus, count = placement.visible_gpus(), os.environ.get("SEPT_GPUS")
+    if gpus and count is not None:
         try:
-            count = int(os.environ.get("SEPT_GPUS", "1"))
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim(gpus, count))
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim(gpus, int(count)))
         except SeptError as error:
             sys.stderr.write(f"sept: {error}\n")
             sys.exit(exits.code_of(error))

@@ -50,6 +50,7 @@ def start_learner(settings: Settings) -> None:
             sampling=settings.sampling,
             training=settings.training,
             checkpoint=settings.checkpoint,
+            health=settings.health,
             evaluation=settings.evaluation,
             weight_sync=settings.weight_sync,
             deadlines=settings.deadlines,

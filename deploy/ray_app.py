@@ -57,6 +57,8 @@ class Options(BaseModel):
     generator_cpus: float = Field(default=1.0, gt=0)
     gpus: bool | None = None
     """One GPU for the learner and generator.tensor_parallel for each generator; unset: if the cluster has any."""
+    on_store: bool | None = None
+    """Tie learner and services to nodes with the resource sept_store; unset: if the cluster has such nodes now."""
     http_port: int = Field(default=SERVE_PORT, ge=1, le=65535)
     """Port of Serve's proxies, which every node that runs a generator has."""
 
@@ -70,7 +72,7 @@ def plan(settings: Settings, options: Options, resources: dict[str, float], *, n
     """Three deployments, placed on what the cluster has."""
     settings = on_ray(settings, options)
     run = RayRun(to_resolved(settings), _places(settings), code_digest())
-    store = store_resource(resources, nodes)
+    store = store_resource({**resources, **({STORE: 1.0} if options.on_store else {})}, nodes)
     gpus = options.gpus if options.gpus is not None else resources.get("GPU", 0) > 0
     drain_s = settings.deadlines.drain_s + GRACE_S
     common: dict[str, Any] = {

@@ -27,6 +27,7 @@ from learner.config import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
+    HealthConfig,
     ModelConfig,
     SamplingConfig,
     TrainingConfig,
@@ -75,6 +76,7 @@ class Settings(Section):
     sampling: SamplingConfig = SamplingConfig()
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    health: HealthConfig = HealthConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     generator: GeneratorConfig = GeneratorConfig()
     redis: RedisConfig = RedisConfig()

@@ -114,6 +114,13 @@ class CheckpointConfig(Section):
     """Checkpoints kept."""
 
 
+class HealthConfig(Section):
+    """[health]: what happens when the model shows signs of collapse."""
+
+    action: Literal["off", "warn", "pause"] = "warn"
+    """off: nothing is measured; warn: a warning in the log and the events; pause: that, and the run is paused."""
+
+
 class EvaluationConfig(Section):
     """[evaluation]: how good the model is, while it trains and in `sept eval`."""
 

@@ -30,6 +30,7 @@ from learner.config import CheckpointConfig, TrainingConfig
 from learner.curriculum import Curriculum
 from learner.evaluation.during import Evaluated, Evaluations
 from learner.fixed_data import FixedData
+from learner.health import Guard, Health
 from learner.model import TrainedModel, wire_tensors
 from learner.publisher import Publication, Publisher
 from learner.records import Answer, Records, summarise
@@ -56,6 +57,7 @@ class _Trained:
     stats: RoundStats
     rewards: Sequence[float] | None
     """Per rollout; None for objectives without."""
+    health: Health | None
     wait_s: float
     publication: Future[Publication]
 
@@ -80,6 +82,8 @@ class Loop:
     report: Report
     rewards: Rewards | None = None
     """Set when the objective asks for rewards."""
+    guard: Guard | None = None
+    """Set when the model's health is measured."""
     evaluations: Evaluations | None = None
     """Set when versions are to be evaluated."""
     _evaluation: Future[Evaluated] | None = None
@@ -137,6 +141,7 @@ class Loop:
                 arrived = list(self._arriving(round_, rollouts))
                 rewards = self.rewards.collect()
                 stats = self.trainer.train_round(arrived, rewards)
+            health = None if self.guard is None else self.guard.examine(self.model, rollouts)
         wait_s = self.report.seconds_in("waiting_for_rollouts") - waited_before
         self.report.trained(stats.prompt_tokens + stats.response_tokens)
         self._record()
@@ -147,7 +152,7 @@ class Loop:
         publication = self.publisher.submit(self._version, tensors)
         publication.add_done_callback(self._tell_failure)
         self._evaluate(publication)
-        self._unrecorded = _Trained(round_, rollouts, stats, rewards, wait_s, publication)
+        self._unrecorded = _Trained(round_, rollouts, stats, rewards, health, wait_s, publication)
         log.info(
             "round_trained",
             round=round_,
@@ -300,7 +305,7 @@ class Loop:
             learning_rate=stats.learning_rate,
             loss=stats.loss,
             grad_norm=stats.grad_norm,
-            **asdict(summarise(trained.rollouts)),
+            **asdict(summarise(trained.rollouts)) | ({} if trained.health is None else asdict(trained.health)),
             **({} if trained.rewards is None else {"reward_mean": float(np.mean(trained.rewards))}),
             generator_tokens_per_s=stats.response_tokens / round_s,
             learner_tokens_per_s=(stats.prompt_tokens + stats.response_tokens) / stats.seconds,

@@ -19,6 +19,7 @@ from learner.config import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
+    HealthConfig,
     ModelConfig,
     SamplingConfig,
     TrainingConfig,
@@ -27,6 +28,7 @@ from learner.curriculum import Curriculum
 from learner.evaluation.benchmarks import load_benchmarks
 from learner.evaluation.during import Evaluations
 from learner.evaluation.exam import describe_asking, drawing
+from learner.health import Guard
 from learner.loop import Loop
 from learner.model import load_model
 from learner.prompts import Prompt, load_prompts
@@ -69,6 +71,7 @@ def run_learner(
     deadlines: DeadlinesConfig,
     heartbeat: HeartbeatConfig,
     evaluation: EvaluationConfig | None = None,
+    health: HealthConfig | None = None,
 ) -> bool:
     """Train the run in `folder`, from its newest checkpoint if it has one; False when stopped before the last round.
 
@@ -126,6 +129,9 @@ def run_learner(
                 report=report,
                 rewards=_rewards(training, prompts),
             )
+            if health is not None and health.action != "off":
+                alarm = partial(tell_collapse, EventLog(client, keys), loop.control, pause=health.action == "pause")
+                loop.guard = Guard(folder.rounds(), alarm)
             if evaluation is not None and evaluation.every_rounds:
                 loop.evaluations = Evaluations(
                     folder.evaluations,
@@ -187,6 +193,14 @@ def _rewards(training: TrainingConfig, prompts: Sequence[Prompt]) -> Rewards | N
         return None
     check_answers(prompts)
     return Rewards()
+
+
+def tell_collapse(events: EventLog, control: Control, signs: list[str], *, pause: bool) -> None:
+    """A model that collapses is said to, and stopped from going on if that is wanted."""
+    log.warning("collapse", signs="; ".join(signs), paused=pause)
+    events.append(LEARNER_ID, "collapse", signs="; ".join(signs), paused=pause)
+    if pause:
+        control.set_paused(True)
 
 
 def _why_given_up(client: redis.Redis, keys: Keys, task_id: str) -> str:

@@ -24,7 +24,7 @@ from services.api.staging import Staging
 from services.api.status import StatusReader, status_router
 from services.api.weights import weights_router
 from services.errors import SeptError, UnavailableError
-from services.page import queue
+from services.page import depths
 from services.page.assets import assets_router
 from services.page.columns import Columns
 from services.page.history import history_router, live_router
@@ -86,7 +86,7 @@ def create_app(
     token: str | None,
     lost_after_s: float = 5.0,
     max_upload_bytes: int = DEFAULT_UPLOAD_BYTES,
-    queue_every_s: float = queue.EVERY_S,
+    queue_every_s: float = depths.EVERY_S,
 ) -> FastAPI:
     """The app of one run. `token` None: only for an app that is bound to loopback, which the caller sees to.
 
@@ -100,7 +100,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        recording = queue.record(folder.path / queue.FILE_NAME, reader.read, every_s=queue_every_s)
+        recording = depths.record(folder.path / depths.FILE_NAME, reader.read, every_s=queue_every_s)
         background = [asyncio.create_task(work) for work in (_follow(events, notices), recording)]
         try:
             yield

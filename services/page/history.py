@@ -14,8 +14,8 @@ from services.contracts import Digest, FileEntry, WeightManifest
 from services.errors import VersionNotFoundError
 from services.page.archive import Archive, Found, Place
 from services.page.columns import Columns, Window
+from services.page.depths import FILE_NAME
 from services.page.live import Live
-from services.page.queue import FILE_NAME
 from services.page.troubles import Trouble, last_troubles
 from services.runfolder import RunFolder
 from services.weights.store import WeightStore

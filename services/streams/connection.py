@@ -29,6 +29,8 @@ SOCKET_TIMEOUT_S = 10.0
 """A server that is silent for this long counts as gone; above MAX_BLOCK_S, so that a blocking read never does."""
 MAX_BLOCK_S = 2.0
 """Longest single blocking read; longer waits are made of several, so that each sees what has changed meanwhile."""
+MAX_CONNECTIONS = 32
+"""Of one event-loop client."""
 RETRY_BASE_S = 0.025
 RETRY_CAP_S = 0.5
 """First and longest pause between two attempts to reconnect."""
@@ -184,7 +186,11 @@ async def connect_async(url: str, *, deadline_s: float = 10) -> redis.asyncio.Re
             await probe.ping()
         except ResponseError as error:
             raise _refused(patience.address, error) from error
-    return redis.asyncio.Redis.from_url(url, retry=_AsyncRetry(patience), **OPTIONS)
+    # A generator completes hundreds of tasks at a time: they queue for a connection rather than fail for want of one.
+    pool: Any = redis.asyncio.BlockingConnectionPool.from_url(
+        url, max_connections=MAX_CONNECTIONS, timeout=deadline_s, retry=_AsyncRetry(patience), **OPTIONS
+    )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def address_of(url: str) -> str:

@@ -19,7 +19,7 @@ JOINS_S = 30.0
 """Three generators must work this long after they were asked for."""
 ROUND_S = 90
 WORLD = "/sept/.cache/world"
-ROUNDS = 60
+ROUNDS = 120
 
 
 def past(status: StatusSnapshot | None, rounds: int) -> Callable[[StatusSnapshot], bool]:

@@ -28,7 +28,7 @@ training.objective training.data training.tau_t training.epochs training.rounds 
 training.steps_per_round training.max_staleness training.learning_rate training.warmup_steps training.weight_decay
 training.max_grad_norm training.micro_batch_tokens training.device training.gradient_checkpointing
 checkpoint.every_rounds checkpoint.keep
-evaluation.every_rounds evaluation.benchmarks evaluation.samples evaluation.temperatures evaluation.limit
+health.action evaluation.every_rounds evaluation.benchmarks evaluation.samples evaluation.temperatures evaluation.limit
 generator.count generator.engine generator.dtype generator.max_in_flight generator.max_model_len
 generator.memory_fraction generator.cpu_cache_gib generator.tensor_parallel
 redis.url redis.lease_s

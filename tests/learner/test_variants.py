@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from learner.config import CheckpointConfig, DataConfig, ModelConfig, SamplingConfig
+from learner.config import CheckpointConfig, DataConfig, HealthConfig, ModelConfig, SamplingConfig
 from learner.run import run_learner
 from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
 from services.errors import CheckpointError, DataError
@@ -49,7 +49,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def learn(
-    path: Path, model: Path, redis_url: str, *, answer: str | None = None, samples: int = 1, **training: Any
+    path: Path,
+    model: Path,
+    redis_url: str,
+    *,
+    answer: str | None = None,
+    samples: int = 1,
+    health: HealthConfig | None = None,
+    **training: Any,
 ) -> RunFolder:
     """Run the learner to its end and return its folder."""
     folder = RunFolder(path / "run").create()
@@ -69,6 +76,7 @@ def learn(
             weight_sync=WeightSyncConfig(),
             deadlines=DeadlinesConfig(rollouts_s=60),
             heartbeat=HeartbeatConfig(),
+            health=health,
         )
     return folder
 
@@ -136,3 +144,12 @@ def test_a_fixed_data_set_that_is_gone_is_not_drawn_from_another_model(
     learn(tmp_path, model, redis_url, data="fixed", rounds=1)
     with pytest.raises(CheckpointError, match="base model"):
         learn(tmp_path, model, redis_url, data="fixed", rounds=2)
+
+
+def test_health_is_recorded_and_goes_on_after_a_resume(tmp_path: Path, model: Path, redis_url: str) -> None:
+    for rounds in (1, 2):
+        folder = learn(tmp_path, model, redis_url, health=HealthConfig(), rounds=rounds)
+    for metrics in folder.rounds():
+        assert metrics.model_extra is not None
+        assert metrics.model_extra["entropy"] > 0
+        assert metrics.model_extra["nll_tau_s"] != metrics.model_extra["nll_tau_1"]

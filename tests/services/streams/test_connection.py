@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,12 @@ def test_nobody_there_fails_by_its_deadline_and_hides_the_password() -> None:
         connect(url, deadline_s=0.2)
     assert PASSWORD not in str(caught.value)
     assert caught.value.hint
+
+
+async def test_any_number_of_commands_at_once_queue_for_a_connection(redis_url: str) -> None:
+    async with await connect_async(redis_url) as client:
+        scripts: list[Any] = [client.eval("return 1", 0) for _ in range(500)]
+        assert await asyncio.gather(*scripts) == [1] * 500
 
 
 async def test_nobody_there_fails_by_its_deadline_in_an_event_loop() -> None:

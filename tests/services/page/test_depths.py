@@ -9,7 +9,7 @@ from typing import Any
 
 from services.contracts import GeneratorStatus, Part, StatusSnapshot
 from services.errors import UnavailableError
-from services.page.queue import line_of, record
+from services.page.depths import line_of, record
 from tests.services.api.test_status import heartbeat
 
 

@@ -1,0 +1,425 @@
+"""Where a run saturates as generators are added: everything real but the models, whose times are replayed.
+
+    python -m benchmarks.scale --json
+    python -m benchmarks.scale --generators 1 100 --generate-s 20 --response-tokens 1500 --train-s 30
+
+Real: Redis, the HTTP endpoint, the learner's collector, the weight store, and on the generators' side leases, long
+polls, downloads and heartbeats. Replayed: how long a response and a training round take (`--generate-s`, `--train-s`:
+take them from a run's metrics). Every part has its own process; the CPU seconds it spends per task say how many tasks/s
+one core of it bears, also where this machine is too small to get there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.synchronize import Event as ProcessEvent
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import redis
+
+from learner.collector import Collector, Interrupted
+from learner.publisher import Publisher
+from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
+from services.contracts import FileKind, Heartbeat, Part, Rollout, Task, VersionSpan
+from services.runfolder import RunFolder
+from services.server import serve
+from services.streams.connection import Keys, connect, connect_async
+from services.streams.embedded import EmbeddedRedis, free_port
+from services.streams.events import EventLog
+from services.streams.heartbeats import AsyncHeartbeats
+from services.streams.rollouts import RolloutReader
+from services.streams.tasks import Lease, TaskIssuer, TaskLeaser
+from services.weights.store import WeightStore
+from services.weights.tensors import RawTensor
+
+GENERATORS = (1, 10, 100, 1000)
+LEASE_S = 30.0
+HEARTBEAT_S = 1.0
+LONG_POLL_S = 20.0
+STALENESS = 1
+CHANGED = 0.01
+"""Share of the elements that a round changes."""
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is replayed."""
+
+    generate_s: float
+    train_s: float
+    in_flight: int
+    prompt_tokens: int
+    response_tokens: int
+    model_mb: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of generators. CPU: cores in use."""
+
+    generators: int
+    offered_tasks_per_s: float
+    tasks_per_s: float
+    pulls_per_s: float
+    weight_bytes_per_s: float
+    rollout_bytes_per_s: float
+    redis_cpu: float
+    endpoint_cpu: float
+    learner_cpu: float
+    simulator_cpu: float
+    redis_peak_mb: float
+    learner_mb: float
+
+
+@dataclass(frozen=True)
+class World:
+    """The addresses of one measurement."""
+
+    folder: Path
+    redis_url: str
+    port: int
+    load: Load
+    generators: int
+
+    @property
+    def tasks_per_round(self) -> int:
+        return max(128, self.generators * self.load.in_flight)
+
+
+# -- the parts, each in a process of its own -------------------------------------------------------------------------
+
+
+def be_endpoint(world: World) -> None:
+    """The services' app, as `sept services` runs it."""
+    serve(
+        folder=RunFolder(world.folder),
+        redis_url=world.redis_url,
+        services=ServicesConfig(port=world.port),
+        weight_sync=WeightSyncConfig(),
+        deadlines=DeadlinesConfig(),
+        heartbeat=HeartbeatConfig(),
+    )
+
+
+def be_learner(world: World, stop: ProcessEvent) -> None:
+    """The loop's bookkeeping: issue, collect in order, publish, release; training is a wait."""
+    keys = Keys(RunFolder(world.folder).run_id)
+    with connect(world.redis_url) as client:
+        collector = Collector(TaskIssuer(client, keys), RolloutReader(client, keys), first_round=0)
+        store = WeightStore(RunFolder(world.folder).weights, keys.run_id, anchor_every=20, keep_versions=60)
+        publisher = Publisher(store, EventLog(client, keys))
+        weights = _weights(world.load.model_mb)
+        publisher.submit(0, weights).result()
+        publisher.on_published = lambda version: collector.expect(_tasks(world, version + STALENESS))
+        collector.start()
+        for round_ in range(STALENESS + 1):
+            collector.expect(_tasks(world, round_))
+        round_ = 0
+        while not stop.is_set():
+            try:
+                for _ in collector.in_order(round_, deadline_s=600):
+                    if stop.is_set():
+                        return
+            except Interrupted:
+                return
+            stop.wait(world.load.train_s)
+            weights = _changed(weights, round_)
+            publisher.submit(round_ + 1, weights)
+            collector.release(before_round=round_)
+            round_ += 1
+
+
+def _tasks(world: World, round_: int) -> list[Task]:
+    prompt = np.arange(world.load.prompt_tokens, dtype=np.int32)
+    return [
+        Task(
+            task_id=f"r{round_:06d}-{index:06d}",
+            round=round_,
+            index=index,
+            prompt_tokens=prompt,
+            temperature=0.6,
+            max_response_tokens=world.load.response_tokens,
+            min_weight_version=max(0, round_ - STALENESS),
+        )
+        for index in range(world.tasks_per_round)
+    ]
+
+
+def _weights(megabytes: float) -> dict[str, RawTensor]:
+    """One bfloat16 tensor of random values around 1 / 50."""
+    values = np.random.default_rng(0).normal(0, 0.02, int(megabytes * 1e6 / 2)).astype(np.float32)
+    return {"weight": RawTensor("BF16", (values.size,), (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8))}
+
+
+def _changed(weights: dict[str, RawTensor], seed: int) -> dict[str, RawTensor]:
+    bits = weights["weight"].data.view("<u2").copy()
+    places = np.random.default_rng(seed).integers(0, bits.size, int(bits.size * CHANGED))
+    bits[places] ^= 1
+    return {"weight": RawTensor("BF16", (bits.size,), bits.view(np.uint8))}
+
+
+# -- simulated generators ----------------------------------------------------------------------------------------------
+
+
+class Simulated:
+    """A generator without an engine: real leases, completions, heartbeats, polls and downloads."""
+
+    def __init__(self, world: World, name: str, http: httpx.AsyncClient, counts: dict[str, int]) -> None:
+        self._world = world
+        self._name = name
+        self._http = http
+        self._counts = counts
+        self._random = random.Random(name)
+        self._held: dict[bytes, Lease] = {}
+        self._version = 0
+
+    async def run(self) -> None:
+        client = await connect_async(self._world.redis_url, deadline_s=60)
+        keys = Keys(RunFolder(self._world.folder).run_id)
+        leaser = TaskLeaser(client, keys, self._name, LEASE_S)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow())
+                group.create_task(self._beat(leaser, AsyncHeartbeats(client, keys)))
+                while True:
+                    room = self._world.load.in_flight - len(self._held)
+                    if room == 0:
+                        await asyncio.sleep(self._world.load.generate_s / 10)
+                        continue
+                    for lease in await leaser.lease(room, 1.0):
+                        self._held[lease.entry_id] = lease
+                        group.create_task(self._work(leaser, lease))
+        finally:
+            await client.aclose()
+
+    async def _work(self, leaser: TaskLeaser, lease: Lease) -> None:
+        await asyncio.sleep(self._world.load.generate_s * self._random.uniform(0.5, 1.5))
+        await leaser.complete(lease, [self._rollout(lease.task)])
+        del self._held[lease.entry_id]
+        self._counts["tasks"] += 1
+
+    def _rollout(self, task: Task) -> Rollout:
+        tokens = self._world.load.response_tokens
+        return Rollout(
+            task_id=task.task_id,
+            sample=0,
+            round=task.round,
+            index=task.index,
+            prompt_tokens=task.prompt_tokens,
+            response_tokens=np.arange(tokens, dtype=np.int32),
+            finish_reason="length",
+            temperature=task.temperature,
+            spans=(VersionSpan(weight_version=task.min_weight_version, start=0, end=tokens),),
+            generator_id=self._name,
+            queued_s=0.0,
+            generate_s=self._world.load.generate_s,
+        )
+
+    async def _follow(self) -> None:
+        """Long-poll, then download what a generator one version behind does."""
+        digest: str | None = None
+        while True:
+            params: dict[str, Any] = {"after": self._version, "timeout_s": LONG_POLL_S}
+            answer = await self._http.get("/v1/weights/latest", params=params | ({"digest": digest} if digest else {}))
+            if answer.status_code != httpx.codes.OK:
+                continue
+            manifest = answer.json()
+            self._version, digest = manifest["weight_version"], manifest["digest"]
+            files = [entry for entry in manifest["files"] if entry["kind"] != FileKind.MODEL]
+            smallest = min(files, key=lambda entry: int(entry["size_bytes"]))
+            async with self._http.stream("GET", f"/v1/weights/{self._version}/files/{smallest['name']}") as body:
+                async for chunk in body.aiter_raw():
+                    self._counts["weight_bytes"] += len(chunk)
+            self._counts["pulls"] += 1
+
+    async def _beat(self, leaser: TaskLeaser, heartbeats: AsyncHeartbeats) -> None:
+        renewed = time.monotonic()
+        while True:
+            await heartbeats.send(
+                Heartbeat(
+                    part=Part.GENERATOR,
+                    part_id=self._name,
+                    state="generating",
+                    shares={},
+                    weight_version=self._version,
+                    in_flight=len(self._held),
+                    host="simulated",
+                    pid=os.getpid(),
+                    device="simulated",
+                )
+            )
+            if time.monotonic() - renewed > LEASE_S / 3:
+                renewed = time.monotonic()
+                await leaser.renew(list(self._held.values()))
+            await asyncio.sleep(HEARTBEAT_S)
+
+
+async def simulate(world: World, pids: dict[str, int]) -> Row:
+    """Let the generators work for a while; measure after what it takes to fill them."""
+    counts = {"tasks": 0, "pulls": 0, "weight_bytes": 0}
+    base = f"http://127.0.0.1:{world.port}"
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(base_url=base, limits=limits, timeout=60, trust_env=False) as http:
+        await _until_published(http)
+        simulated = [Simulated(world, f"generator-{index}", http, counts) for index in range(world.generators)]
+        running = [asyncio.create_task(each.run()) for each in simulated]
+        await asyncio.sleep(2 * world.load.generate_s)
+        before, cpu_before, started = dict(counts), _cpu(pids), time.monotonic()
+        done, _ = await asyncio.wait(running, timeout=world.load.seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        took_s = time.monotonic() - started
+        cpu = {name: (after - cpu_before[name]) / took_s for name, after in _cpu(pids).items()}
+        rate = {name: (count - before[name]) / took_s for name, count in counts.items()}
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    with redis.Redis.from_url(world.redis_url) as client:
+        info: Any = client.info("memory")
+    tokens = world.load.prompt_tokens + world.load.response_tokens
+    return Row(
+        generators=world.generators,
+        offered_tasks_per_s=world.generators * world.load.in_flight / world.load.generate_s,
+        tasks_per_s=rate["tasks"],
+        pulls_per_s=rate["pulls"],
+        weight_bytes_per_s=rate["weight_bytes"],
+        rollout_bytes_per_s=rate["tasks"] * 4 * tokens,
+        redis_cpu=cpu["redis"],
+        endpoint_cpu=cpu["endpoint"],
+        learner_cpu=cpu["learner"],
+        simulator_cpu=cpu["simulator"],
+        redis_peak_mb=info["used_memory_peak"] / 1e6,
+        learner_mb=_resident_mb(pids["learner"]),
+    )
+
+
+async def _until_published(http: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                if (await http.get("/v1/weights/latest", params={"timeout_s": 1})).status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                await asyncio.sleep(0.1)  # the endpoint is on its way
+
+
+# -- the measurement ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def parts(world: World) -> Iterator[dict[str, int]]:
+    """Redis, endpoint and learner, running; their process ids."""
+    spawn = multiprocessing.get_context("spawn")
+    stop = spawn.Event()
+    server = EmbeddedRedis(world.folder / "redis", _port_of(world.redis_url), _password_of(world.redis_url))
+    with subprocess.Popen(server.command(), stdout=subprocess.DEVNULL) as valkey:
+        endpoint = spawn.Process(target=be_endpoint, args=(world,))
+        learner = spawn.Process(target=be_learner, args=(world, stop))
+        try:
+            endpoint.start()
+            learner.start()
+            assert endpoint.pid is not None and learner.pid is not None
+            yield {"redis": valkey.pid, "endpoint": endpoint.pid, "learner": learner.pid, "simulator": os.getpid()}
+        finally:
+            stop.set()
+            for process in (learner, endpoint):
+                process.terminate()
+                process.join()
+            valkey.terminate()
+
+
+def measure(generators: int, load: Load) -> Row:
+    """One row, in a world of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = RunFolder(Path(name) / "run").create().path
+        password = "scale-benchmark-only"  # noqa: S105 - a server of its own, on loopback, for these seconds
+        world = World(folder, f"redis://:{password}@127.0.0.1:{free_port()}/0", free_port(), load, generators)
+        with parts(world) as pids:
+            return asyncio.run(simulate(world, pids))
+
+
+def saturation(rows: list[Row], load: Load) -> dict[str, Any]:
+    """What one core of each part bears, by its CPU seconds per task or pull in the busiest row."""
+    busiest = max(rows, key=lambda row: row.tasks_per_s)
+    per_generator = load.in_flight / load.generate_s
+    tasks = {
+        part: busiest.tasks_per_s / cpu
+        for part, cpu in (("redis", busiest.redis_cpu), ("learner", busiest.learner_cpu))
+        if cpu > 0
+    }
+    found: dict[str, Any] = {
+        part: {"tasks_per_s": round(rate), "generators": round(rate / per_generator)} for part, rate in tasks.items()
+    }
+    pulling = max(rows, key=lambda row: row.pulls_per_s)
+    if pulling.endpoint_cpu > 0 and pulling.pulls_per_s > 0:
+        pulls = pulling.pulls_per_s / pulling.endpoint_cpu
+        round_s = max(load.train_s, load.generate_s)
+        found["endpoint"] = {"pulls_per_s": round(pulls), "generators": round(pulls * round_s)}
+    first = min(found, key=lambda part: found[part]["generators"]) if found else None
+    return {"busiest_generators": busiest.generators, "one_core_bears": found, "first": first}
+
+
+def _cpu(pids: dict[str, int]) -> dict[str, float]:
+    """CPU seconds so far, of all threads."""
+    seconds = {}
+    for name, pid in pids.items():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        seconds[name] = (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    return seconds
+
+
+def _resident_mb(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _port_of(url: str) -> int:
+    return int(url.rpartition(":")[2].partition("/")[0])
+
+
+def _password_of(url: str) -> str:
+    return url.partition("://:")[2].partition("@")[0]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Where a run saturates as generators are added.")
+    parser.add_argument("--generators", type=int, nargs="+", default=list(GENERATORS))
+    parser.add_argument("--generate-s", type=float, default=8.0, help="seconds of one response")
+    parser.add_argument("--train-s", type=float, default=4.0, help="seconds of one round's training")
+    parser.add_argument("--in-flight", type=int, default=8, help="responses at once in one generator")
+    parser.add_argument("--prompt-tokens", type=int, default=256)
+    parser.add_argument("--response-tokens", type=int, default=1024)
+    parser.add_argument("--model-mb", type=float, default=8.0, help="size of the published weights")
+    parser.add_argument("--seconds", type=float, default=20.0, help="measured time per number of generators")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    load = Load(**{name: value for name, value in vars(args).items() if name not in ("generators", "json")})
+    rows = []
+    for count in args.generators:
+        rows.append(measure(count, load))
+        if not args.json:
+            print({name: round(value, 2) for name, value in asdict(rows[-1]).items()})
+    result = {"load": asdict(load), "rows": [asdict(row) for row in rows], "saturation": saturation(rows, load)}
+    print(json.dumps(result, indent=1) if args.json else result["saturation"])
+
+
+if __name__ == "__main__":
+    main()
