@@ -12,10 +12,10 @@ COMPILE := --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-an
 # The stamp is named after what was installed, so a changed requirement installs again and nothing else does.
 STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup demo test lint format docs lock clean
+.PHONY: help setup demo test test-compose test-ray lint format docs lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## make .venv and install everything for CPU into it (about 3 minutes, 3.5 GB)
 
@@ -38,6 +38,12 @@ demo: setup  ## a small model teaches itself additions: pre-train, run, compare 
 test: setup lint  ## lint, types, layers and all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
+test-compose: setup  ## runs under docker-compose on a real engine (needs root or docker; up to 25 minutes)
+	$(BIN)/python -m pytest -s tests/compose
+
+test-ray: setup  ## runs on a real Ray cluster of several nodes (up to 15 minutes)
+	$(BIN)/python -m pytest -s tests/ray
+
 lint: setup  ## style, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -56,6 +62,11 @@ lock:  ## compile requirements/*.txt from pyproject.toml (needs uv)
 	UV_FIND_LINKS="$(TORCH_CPU_WHEELS)" $(UV) pip compile pyproject.toml --extra cpu $(EXTRAS) $(COMPILE) \
 		--override requirements/overrides.txt -o requirements/cpu.txt
 	UV_FIND_LINKS= $(UV) pip compile pyproject.toml --extra cuda $(EXTRAS) $(COMPILE) -o requirements/cuda.txt
+	UV_FIND_LINKS="$(TORCH_CPU_WHEELS)" $(UV) pip compile pyproject.toml --extra cpu --extra ray $(COMPILE) \
+		--override requirements/overrides.txt -c requirements/cpu.txt -o requirements/images/worker-cpu.txt
+	UV_FIND_LINKS= $(UV) pip compile pyproject.toml --extra cuda --extra ray $(COMPILE) -c requirements/cuda.txt \
+		-o requirements/images/worker-cuda.txt
+	$(UV) pip compile pyproject.toml $(COMPILE) -c requirements/cpu.txt -o requirements/images/services.txt
 
 clean:  ## remove caches and build outputs; keeps .venv, runs and the demo's model
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache test-output

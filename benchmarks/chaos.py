@@ -327,7 +327,7 @@ async def chaos(
     rounds: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """The benchmark's result; `parts` None: all. Nothing that it started is left going."""
+    """The benchmark's result; no `parts`: all of them. Nothing that it started is left going."""
     began = time.monotonic()
     rounds = rounds or kills * ROUNDS_PER_KILL
     await asyncio.to_thread(write_inputs, folder, seed)
@@ -337,7 +337,9 @@ async def chaos(
         say("the undisturbed run")
         undisturbed = judge(await _whole(Run(folder / "undisturbed", values)), rounds)
     generators = [f"generator-{index}" for index in range(values["generator.count"])]
-    everyone = list(parts) or ["redis", "services", "learner", *generators, SUPERVISOR]
+    everyone = list(parts) or ["redis", "services", "learner", *generators]
+    if engine == "scripted" and not parts:
+        everyone.append(SUPERVISOR)
     inflicted = Kills(random.Random(seed), kills)
     schedule = inflicted.schedule(everyone, rounds)
     say(f"the disturbed run: {kills} kills in {rounds} rounds, seed {seed}")

@@ -36,6 +36,7 @@ from learner.collector import Collector, Interrupted
 from learner.publisher import Publisher
 from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
 from services.contracts import FileKind, Heartbeat, Part, Rollout, Task, VersionSpan
+from services.logs import configure_logs
 from services.runfolder import RunFolder
 from services.server import serve
 from services.streams.connection import Keys, connect, connect_async
@@ -52,6 +53,7 @@ LEASE_S = 30.0
 HEARTBEAT_S = 1.0
 LONG_POLL_S = 20.0
 STALENESS = 1
+STOP_S = 60.0
 CHANGED = 0.01
 """Share of the elements that a round changes."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -108,6 +110,7 @@ class World:
 
 def be_endpoint(world: World) -> None:
     """The services' app, as `sept services` runs it."""
+    configure_logs("services")
     serve(
         folder=RunFolder(world.folder),
         redis_url=world.redis_url,
@@ -120,6 +123,7 @@ def be_endpoint(world: World) -> None:
 
 def be_learner(world: World, stop: ProcessEvent) -> None:
     """The loop's bookkeeping: issue, collect in order, publish, release; training is a wait."""
+    configure_logs("learner")
     keys = Keys(RunFolder(world.folder).run_id)
     with connect(world.redis_url) as client:
         collector = Collector(TaskIssuer(client, keys), RolloutReader(client, keys), first_round=0)
@@ -188,7 +192,13 @@ class Simulated:
         self._counts = counts
         self._random = random.Random(name)
         self._held: dict[bytes, Lease] = {}
+        self._working: set[asyncio.Task[None]] = set()
         self._version = 0
+        self._stopping = False
+
+    def stop(self) -> None:
+        """End `run` within about a second. A cancellation alone may end nothing but one command of redis-py."""
+        self._stopping = True
 
     async def run(self) -> None:
         client = await connect_async(self._world.redis_url, deadline_s=60)
@@ -196,18 +206,27 @@ class Simulated:
         leaser = TaskLeaser(client, keys, self._name, LEASE_S)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._follow())
-                group.create_task(self._beat(leaser, AsyncHeartbeats(client, keys)))
-                while True:
-                    room = self._world.load.in_flight - len(self._held)
-                    if room == 0:
-                        await asyncio.sleep(self._world.load.generate_s / 10)
-                        continue
-                    for lease in await leaser.lease(room, 1.0):
-                        self._held[lease.entry_id] = lease
-                        group.create_task(self._work(leaser, lease))
+                background = [
+                    group.create_task(self._follow()),
+                    group.create_task(self._beat(leaser, AsyncHeartbeats(client, keys))),
+                ]
+                await self._serve(leaser, group)
+                for task in [*background, *self._working]:
+                    task.cancel()
         finally:
             await client.aclose()
+
+    async def _serve(self, leaser: TaskLeaser, group: asyncio.TaskGroup) -> None:
+        while not self._stopping:
+            room = self._world.load.in_flight - len(self._held)
+            if room == 0:
+                await asyncio.sleep(min(1.0, self._world.load.generate_s / 10))
+                continue
+            for lease in await leaser.lease(room, 1.0):
+                self._held[lease.entry_id] = lease
+                work = group.create_task(self._work(leaser, lease))
+                self._working.add(work)
+                work.add_done_callback(self._working.discard)
 
     async def _work(self, leaser: TaskLeaser, lease: Lease) -> None:
         await asyncio.sleep(self._world.load.generate_s * self._random.uniform(0.5, 1.5))
@@ -251,7 +270,7 @@ class Simulated:
 
     async def _beat(self, leaser: TaskLeaser, heartbeats: AsyncHeartbeats) -> None:
         renewed = time.monotonic()
-        while True:
+        while not self._stopping:
             await heartbeats.send(
                 Heartbeat(
                     part=Part.GENERATOR,
@@ -288,9 +307,9 @@ async def simulate(world: World, pids: dict[str, int]) -> Row:
         took_s = time.monotonic() - started
         cpu = {name: (after - cpu_before[name]) / took_s for name, after in _cpu(pids).items()}
         rate = {name: (count - before[name]) / took_s for name, count in counts.items()}
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        for each in simulated:
+            each.stop()
+        await asyncio.wait(running, timeout=STOP_S)
     with redis.Redis.from_url(world.redis_url) as client:
         info: Any = client.info("memory")
     tokens = world.load.prompt_tokens + world.load.response_tokens
@@ -409,6 +428,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="measured time per number of generators")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
+    configure_logs("simulator")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     load = Load(**{name: value for name, value in vars(args).items() if name not in ("generators", "json")})

@@ -81,7 +81,7 @@ class RayRun:
 class Services:
     """The HTTP app, next to the run's folder."""
 
-    async def __init__(self, run: RayRun, *_others: DeploymentHandle) -> None:
+    async def __init__(self, run: RayRun, *_others: DeploymentHandle) -> None:  # type: ignore[misc]  # Serve awaits it
         """`_others` makes the application consist of them too; they are not called."""
         run.check_code()
         configure_logs("services")
@@ -141,7 +141,7 @@ class KeptPart:
 class Learner(KeptPart):
     """The one learner, on a node that has the run's folder."""
 
-    async def __init__(self, run: RayRun) -> None:
+    async def __init__(self, run: RayRun) -> None:  # type: ignore[misc]  # Serve awaits it
         logs = RunFolder(Path(run.places["SEPT_RUN__DIR"])).create().logs
         await self.keep(run, "learner", ("learner",), logs, may_finish=True)
 
@@ -156,7 +156,7 @@ class Learner(KeptPart):
 class Generator(KeptPart):
     """One of the generators; needs nothing of the run but its addresses."""
 
-    async def __init__(self, run: RayRun) -> None:
+    async def __init__(self, run: RayRun) -> None:  # type: ignore[misc]  # Serve awaits it
         name = f"generator-{serve.get_replica_context().replica_id.unique_id}"
         mirror = tempfile.mkdtemp(prefix="sept-mirror-")
         run = RayRun(run.config, {**run.places, "SEPT_RUN__DIR": mirror}, run.code)

@@ -32,7 +32,7 @@ def manifests(name: str) -> list[Manifest]:
 
 def pods(name: str) -> dict[str, Manifest]:
     """Pod specs by what they belong to."""
-    found = {}
+    found: dict[str, Manifest] = {}
     for manifest in manifests(name):
         spec = manifest.get("spec", {})
         if manifest["kind"] == "RayService":

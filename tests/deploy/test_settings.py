@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy import endpoints
@@ -143,6 +143,7 @@ def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     assert "does not exist" in refused([], config=tmp_path / "none.toml")
 
 
+@settings(deadline=None)  # a busy machine is no defect
 @given(st.dictionaries(st.text(max_size=8), st.dictionaries(st.text(max_size=8), st.text(max_size=8)), max_size=3))
 def test_no_environment_crashes(values: dict[str, dict[str, str]]) -> None:
     environ = {f"SEPT_{section}__{key}": value for section, content in values.items() for key, value in content.items()}
@@ -161,6 +162,7 @@ def test_resolved_settings_read_back_and_belong_to_their_folder(tmp_path: Path) 
     assert again.data == settings.data
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_survives_toml(text: str) -> None:
     assert tomllib.loads(f"key = {to_toml(text)}") == {"key": text}

@@ -41,10 +41,14 @@ def cluster() -> Iterator[Cluster]:
 
 
 def rounds_on(world: RayWorld, count: int) -> float:
-    """Seconds until the run has gone on for so many rounds."""
-    before = world.status()
-    at = before.round if before is not None else 0
-    return world.until(f"{count} more rounds", lambda now: now.round >= at + count, RECOVERS_S)
+    """Seconds until the run answers and has gone on for so many rounds."""
+    seen: list[int] = []
+
+    def far_enough(now: StatusSnapshot) -> bool:
+        seen.append(now.round)
+        return now.round >= seen[0] + count
+
+    return world.until(f"{count} more rounds", far_enough, RECOVERS_S)
 
 
 def generators(count: int) -> Any:

@@ -63,3 +63,10 @@ def test_clear_partial_removes_only_leftovers(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("")
     durable.clear_partial(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_of_several_who_create_a_file_one_does(tmp_path: Path) -> None:
+    assert durable.create_file(tmp_path / "run.json", "first")
+    assert not durable.create_file(tmp_path / "run.json", "second")
+    assert (tmp_path / "run.json").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
