@@ -53,9 +53,12 @@ LEASE_S = 30.0
 HEARTBEAT_S = 1.0
 LONG_POLL_S = 20.0
 STALENESS = 1
+STARTS_S = 120.0
 STOP_S = 60.0
 CHANGED = 0.01
 """Share of the elements that a round changes."""
+SHORT = 0.9
+"""Below this share of what was offered, the simulated generators themselves were too slow for this machine."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -195,6 +198,7 @@ class Simulated:
         self._working: set[asyncio.Task[None]] = set()
         self._version = 0
         self._stopping = False
+        self.connected = asyncio.Event()
 
     def stop(self) -> None:
         """End `run` within about a second. A cancellation alone may end nothing but one command of redis-py."""
@@ -202,6 +206,7 @@ class Simulated:
 
     async def run(self) -> None:
         client = await connect_async(self._world.redis_url, deadline_s=60)
+        self.connected.set()
         keys = Keys(RunFolder(self._world.folder).run_id)
         leaser = TaskLeaser(client, keys, self._name, LEASE_S)
         try:
@@ -299,6 +304,8 @@ async def simulate(world: World, pids: dict[str, int]) -> Row:
         await _until_published(http)
         simulated = [Simulated(world, f"generator-{index}", http, counts) for index in range(world.generators)]
         running = [asyncio.create_task(each.run()) for each in simulated]
+        async with asyncio.timeout(STARTS_S):
+            await asyncio.gather(*(each.connected.wait() for each in simulated))
         await asyncio.sleep(2 * world.load.generate_s)
         before, cpu_before, started = dict(counts), _cpu(pids), time.monotonic()
         done, _ = await asyncio.wait(running, timeout=world.load.seconds, return_when=asyncio.FIRST_EXCEPTION)
@@ -375,24 +382,23 @@ def measure(generators: int, load: Load) -> Row:
 
 
 def saturation(rows: list[Row], load: Load) -> dict[str, Any]:
-    """What one core of each part bears, by its CPU seconds per task or pull in the busiest row."""
-    busiest = max(rows, key=lambda row: row.tasks_per_s)
-    per_generator = load.in_flight / load.generate_s
-    tasks = {
-        part: busiest.tasks_per_s / cpu
-        for part, cpu in (("redis", busiest.redis_cpu), ("learner", busiest.learner_cpu))
-        if cpu > 0
+    """What one core of each part bears, by its CPU seconds per task or pull in the row where it worked hardest."""
+    per_generator, round_s = load.in_flight / load.generate_s, max(load.train_s, load.generate_s)
+    found: dict[str, Any] = {}
+    for part in ("redis", "learner", "endpoint"):
+        row = max(rows, key=lambda row: float(getattr(row, f"{part}_cpu")))
+        cpu: float = getattr(row, f"{part}_cpu")
+        done, name = (row.pulls_per_s, "pulls_per_s") if part == "endpoint" else (row.tasks_per_s, "tasks_per_s")
+        if cpu > 0 and done > 0:
+            bears = done / cpu
+            generators = bears * round_s if part == "endpoint" else bears / per_generator
+            found[part] = {name: round(bears), "generators": round(generators), "seen_at": row.generators}
+    short = [row.generators for row in rows if row.tasks_per_s < SHORT * row.offered_tasks_per_s]
+    return {
+        "one_core_bears": found,
+        "first": min(found, key=lambda part: int(found[part]["generators"])) if found else None,
+        "simulator_fell_short_at": short,
     }
-    found: dict[str, Any] = {
-        part: {"tasks_per_s": round(rate), "generators": round(rate / per_generator)} for part, rate in tasks.items()
-    }
-    pulling = max(rows, key=lambda row: row.pulls_per_s)
-    if pulling.endpoint_cpu > 0 and pulling.pulls_per_s > 0:
-        pulls = pulling.pulls_per_s / pulling.endpoint_cpu
-        round_s = max(load.train_s, load.generate_s)
-        found["endpoint"] = {"pulls_per_s": round(pulls), "generators": round(pulls * round_s)}
-    first = min(found, key=lambda part: found[part]["generators"]) if found else None
-    return {"busiest_generators": busiest.generators, "one_core_bears": found, "first": first}
 
 
 def _cpu(pids: dict[str, int]) -> dict[str, float]:
@@ -419,8 +425,8 @@ def _password_of(url: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Where a run saturates as generators are added.")
     parser.add_argument("--generators", type=int, nargs="+", default=list(GENERATORS))
-    parser.add_argument("--generate-s", type=float, default=8.0, help="seconds of one response")
-    parser.add_argument("--train-s", type=float, default=4.0, help="seconds of one round's training")
+    parser.add_argument("--generate-s", type=float, default=30.0, help="seconds of one response")
+    parser.add_argument("--train-s", type=float, default=15.0, help="seconds of one round's training")
     parser.add_argument("--in-flight", type=int, default=8, help="responses at once in one generator")
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--response-tokens", type=int, default=1024)

@@ -95,6 +95,7 @@ def make_model(seed: int = 0) -> Qwen2ForCausalLM:
 
 def pretrain(model: Qwen2ForCausalLM, problems: list[Problem], report: Callable[[str], None], *, seed: int = 0) -> None:
     """Teach the model additions from examples of which CORRUPTED are wrong; each draw is corrupted anew."""
+    torch.set_num_threads(1)  # for matrices this small, more threads wait for each other longer than they work
     tokenizer, draw = make_tokenizer(), random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.1)

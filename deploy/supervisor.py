@@ -25,6 +25,9 @@ from services.errors import UnavailableError
 KILL_GRACE_S = 5.0
 """A part that has not left this long after its own drain deadline is killed."""
 
+SAME_STOP_S = 1.0
+"""Requests this close together are one: a shell or make passes on the signal that its whole group received."""
+
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
@@ -157,6 +160,7 @@ class Supervisor:
         policy: RestartPolicy | None = None,
         drain_s: float = 20.0,
         grace_s: float = KILL_GRACE_S,
+        same_stop_s: float = SAME_STOP_S,
         last_look: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._plan = plan
@@ -166,6 +170,7 @@ class Supervisor:
         self._policy = policy or RestartPolicy()
         self._drain_s = drain_s
         self._grace_s = grace_s
+        self._same_stop_s = same_stop_s
         self._last_look = last_look
         self._generators: dict[int, Keeper] = {}
         self._leaving: set[Keeper] = set()
@@ -173,6 +178,7 @@ class Supervisor:
         self._now = asyncio.Event()
         self._failure: BaseException | None = None
         self._stopped_by: signal.Signals | None = None
+        self._stopped_at = 0.0
 
     async def run(self) -> signal.Signals | None:
         """Start everything, keep it running until the learner has finished or somebody stops it, drain.
@@ -200,12 +206,16 @@ class Supervisor:
 
     def request_stop(self, by: signal.Signals) -> None:
         """The first request drains, a second one ends everything now. To be called from the loop's own thread."""
+        now = asyncio.get_running_loop().time()
         if self._stopped_by is not None:
+            if now - self._stopped_at < self._same_stop_s:
+                return
             self._journal.note("stopping_now", signal=by.name)
             self._now.set()
         else:
             self._journal.note("stopping", signal=by.name)
             self._stopped_by = by
+            self._stopped_at = now
         self._over.set()
 
     def _keep(self, spec: Spec, *, may_finish: bool = False) -> Keeper:

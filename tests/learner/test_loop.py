@@ -215,6 +215,7 @@ def test_versions_of_the_future_are_taken_back_when_rounds_must_be_sampled_anew(
         path.rename(folder.path / "lost")  # the disk, or a fallback to an older one
     with life(folder, redis_url) as learner:
         assert learner.resumed is None
+        learner.client.delete(learner.keys.tasks, learner.keys.open)  # their leases are still held by the dead
         newest: list[int | None] = []
 
         def look(task: Task) -> bool:
