@@ -58,7 +58,7 @@ STOP_S = 60.0
 CHANGED = 0.01
 """Share of the elements that a round changes."""
 SHORT = 0.9
-"""Below this share of what was offered, the simulated generators themselves were too slow for this machine."""
+"""Below this share of what was offered, generators waited for a round, or their simulation was too slow here."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -105,7 +105,7 @@ class World:
 
     @property
     def tasks_per_round(self) -> int:
-        return max(128, self.generators * self.load.in_flight)
+        return max(128, 2 * self.generators * self.load.in_flight)
 
 
 # -- the parts, each in a process of its own -------------------------------------------------------------------------
@@ -397,7 +397,7 @@ def saturation(rows: list[Row], load: Load) -> dict[str, Any]:
     return {
         "one_core_bears": found,
         "first": min(found, key=lambda part: int(found[part]["generators"])) if found else None,
-        "simulator_fell_short_at": short,
+        "fell_short_at": short,
     }
 
 
@@ -425,13 +425,13 @@ def _password_of(url: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Where a run saturates as generators are added.")
     parser.add_argument("--generators", type=int, nargs="+", default=list(GENERATORS))
-    parser.add_argument("--generate-s", type=float, default=30.0, help="seconds of one response")
-    parser.add_argument("--train-s", type=float, default=15.0, help="seconds of one round's training")
+    parser.add_argument("--generate-s", type=float, default=10.0, help="seconds of one response")
+    parser.add_argument("--train-s", type=float, default=2.0, help="seconds of one round's training")
     parser.add_argument("--in-flight", type=int, default=8, help="responses at once in one generator")
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--response-tokens", type=int, default=1024)
     parser.add_argument("--model-mb", type=float, default=8.0, help="size of the published weights")
-    parser.add_argument("--seconds", type=float, default=20.0, help="measured time per number of generators")
+    parser.add_argument("--seconds", type=float, default=40.0, help="measured time per number of generators")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     configure_logs("simulator")

@@ -1,0 +1,89 @@
+"""Whole runs of real processes: how old the weights behind a rollout may be, and a generator that joins meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.runfolder import RunFolder
+from services.weights.mirror import MANIFEST_NAME
+from services.weights.store import WeightStore
+from services.weights.tensors import describe, read_safetensors, version_digest
+from tests import worlds
+
+ROUNDS = 6
+DEADLINE_S = 200.0
+
+
+async def sept(*arguments: str | Path) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", "deploy.cli", *map(str, arguments))
+
+
+async def finish(process: asyncio.subprocess.Process) -> int:
+    try:
+        return await asyncio.wait_for(process.wait(), DEADLINE_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def rollouts_of(run: Path) -> list[dict[str, Any]]:
+    lines = (line for path in sorted((run / "rollouts").glob("*.jsonl")) for line in path.read_text().splitlines())
+    return [json.loads(line) for line in lines]
+
+
+def world(folder: Path, *, max_staleness: int) -> tuple[Path, str]:
+    """The config, and the --set that bounds its staleness; answers are long enough for a version to come amid them."""
+    config = worlds.write(folder, rounds=ROUNDS, prompts_per_round=16, response_tokens=96, in_flight=4)
+    return config, f"training.max_staleness={max_staleness}"
+
+
+async def test_without_staleness_every_round_is_sampled_wholly_by_its_own_version(tmp_path: Path) -> None:
+    config, staleness = world(tmp_path, max_staleness=0)
+    assert await finish(await sept("run", config, "--set", staleness, "--set", "services.port=0")) == 0
+    rollouts = rollouts_of(tmp_path / "run")
+    assert {rollout["round"] for rollout in rollouts} == set(range(ROUNDS))
+    for rollout in rollouts:
+        assert rollout["spans"] == [[rollout["round"], 0, rollout["response_tokens"]]]
+        assert rollout["staleness"] == 0
+
+
+async def test_staleness_stays_within_its_bound_while_answers_span_versions(tmp_path: Path) -> None:
+    config, staleness = world(tmp_path, max_staleness=2)
+    assert await finish(await sept("run", config, "--set", staleness, "--set", "services.port=0")) == 0
+    rollouts = rollouts_of(tmp_path / "run")
+    assert max(rollout["staleness"] for rollout in rollouts) in (1, 2)
+    assert all(0 <= rollout["staleness"] <= 2 for rollout in rollouts)
+    assert any(len(rollout["spans"]) > 1 for rollout in rollouts)
+
+
+@pytest.mark.timeout(400)
+async def test_a_generator_started_by_hand_joins_works_and_ends_with_the_published_bytes(tmp_path: Path) -> None:
+    config, staleness = world(tmp_path, max_staleness=1)
+    folder = RunFolder(tmp_path / "run")
+    run = await sept(
+        "run", config, "--set", staleness, "--set", "services.port=0", "--set", "generator.count=0", "--set",
+        "training.rounds=3",
+    )  # fmt: skip
+    while not (folder.endpoints.exists() and folder.config.exists()):
+        assert run.returncode is None, "the run ended before it was up"
+        await asyncio.wait({asyncio.create_task(run.wait())}, timeout=0.1)
+    guest = await sept("generator", "--config", folder.config, "--id", "guest")
+    try:
+        assert await finish(run) == 0
+    finally:
+        if guest.returncode is None:
+            guest.terminate()
+            await finish(guest)
+    assert {rollout["generator_id"] for rollout in rollouts_of(folder.path)} == {"guest"}
+    store = WeightStore(folder.weights, folder.run_id, anchor_every=20, keep_versions=60)
+    model = folder.path / "mirrors" / "guest" / "model"
+    held = json.loads((model / MANIFEST_NAME).read_text())["weight_version"]
+    served = describe(read_safetensors(model / "model.safetensors"))
+    assert version_digest(served) == store.manifest(held).digest
