@@ -52,6 +52,9 @@ async def record(path: Path, read: Callable[[], Awaitable[StatusSnapshot]], *, e
             await asyncio.to_thread(_append, path, line)
         except (SeptError, RedisError, OSError) as error:
             log.warning("queue_not_recorded", reason=str(error))
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return  # redis-py took the cancellation for a connection that failed
         await asyncio.sleep(every_s)
 
 

@@ -53,6 +53,21 @@ return issued
 """
 )
 
+# KEYS tasks open; ARGV task ids. Returns those that are not open. One whose entry is gone (Redis evicted the stream and
+# kept the rest, or a copy of it was restored in part) would be nobody's for ever, so it is struck off.
+UNKNOWN = """
+local unknown = {}
+for _, task_id in ipairs(ARGV) do
+  local id = redis.call('HGET', KEYS[2], task_id)
+  if id and #redis.call('XRANGE', KEYS[1], id, id) == 0 then
+    redis.call('HDEL', KEYS[2], task_id)
+    id = false
+  end
+  if not id then unknown[#unknown + 1] = task_id end
+end
+return unknown
+"""
+
 # KEYS tasks open; ARGV group, then task ids. Returns how many were open.
 CLOSE = (
     _FORGET

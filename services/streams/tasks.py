@@ -80,6 +80,7 @@ class TaskIssuer:
         self._keys = keys
         self._identify = client.register_script(scripts.IDENTIFY)
         self._issue = client.register_script(scripts.ISSUE)
+        self._unknown = client.register_script(scripts.UNKNOWN)
         self._close = client.register_script(scripts.CLOSE)
         self._incarnation = self._identity()
 
@@ -107,8 +108,8 @@ class TaskIssuer:
         """Those that are not open: never issued, completed, closed, given up, or lost with Redis."""
         if not task_ids:
             return []
-        entries = cast("list[bytes | None]", self._client.hmget(self._keys.open, list(task_ids)))
-        return [task_id for task_id, entry in zip(task_ids, entries, strict=True) if entry is None]
+        unknown = cast("list[bytes]", self._unknown([self._keys.tasks, self._keys.open], list(task_ids)))
+        return [task_id.decode() for task_id in unknown]
 
     def close(self, task_ids: Sequence[str]) -> int:
         """Drops tasks wherever they are; a completion that comes later is refused. Returns how many were open."""

@@ -321,6 +321,16 @@ def test_a_loss_is_noticed_even_when_tasks_were_issued_since(client: redis.Redis
     assert issuer.unknown(IDS) == IDS[:3]
 
 
+def test_a_task_whose_entry_alone_is_gone_is_open_for_issue_again(
+    client: redis.Redis, keys: Keys, issuer: TaskIssuer
+) -> None:
+    issuer.issue(TASKS[:2])
+    client.delete(keys.tasks)
+    assert issuer.alive(), "nothing tells of a loss in part"
+    assert issuer.unknown(IDS[:2]) == IDS[:2]
+    assert issuer.issue(TASKS[:2]) == 2
+
+
 def test_a_learner_that_resumes_finds_the_queue_alive(client: redis.Redis, keys: Keys, issuer: TaskIssuer) -> None:
     issuer.issue(TASKS)
     resumed = TaskIssuer(client, keys)
