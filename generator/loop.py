@@ -26,7 +26,7 @@ from services.clock import Rate, StateClock
 from services.config import DeadlinesConfig, HeartbeatConfig
 from services.contracts import Heartbeat, Part, Rollout, Task, WeightManifest
 from services.errors import ContractError, DeadlineError, SeptError, UnavailableError, WeightError
-from services.streams.connection import Keys, connect_async
+from services.streams.connection import Keys, connect_async, is_cancelled
 from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.tasks import Lease, TaskLeaser
@@ -146,7 +146,7 @@ class Generator:
     # -- tasks -----------------------------------------------------------------------------------------------------
 
     async def _serve(self, group: asyncio.TaskGroup) -> None:
-        while not (self._draining.is_set() or _is_cancelled()):
+        while not (self._draining.is_set() or is_cancelled()):
             room = self._free_slots()
             if room == 0:
                 self._room.clear()
@@ -266,7 +266,7 @@ class Generator:
 
     async def _follow(self) -> None:
         """Bring every new version into the engine: fetched, verified and decoded while it generates."""
-        while not _is_cancelled():
+        while not is_cancelled():
             try:
                 manifest = await self._client.latest(self._version, self._digest, LONG_POLL_S)
                 heard = time.monotonic()
@@ -309,7 +309,7 @@ class Generator:
     async def _beat(self) -> None:
         renew_every_s = self._lease_s / RENEWALS_PER_LEASE
         renewed = time.monotonic()
-        while not _is_cancelled():
+        while not is_cancelled():
             await self._heartbeats.send(self._report())
             if time.monotonic() - renewed >= renew_every_s:
                 renewed = time.monotonic()
@@ -397,13 +397,6 @@ async def run_generator(
             raise error from group
         finally:
             await redis.aclose()
-
-
-def _is_cancelled() -> bool:
-    """Whether this task is to end. Before Python 3.12, what awaits under a timeout may swallow a CancelledError that
-    comes in the instant in which its wait is over, so a loop that is ended by cancelling has to look itself."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 async def _tell(events: AsyncEventLog, generator_id: str, error: BaseException) -> None:

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from services import durable
 from services.contracts import StatusSnapshot
 from services.errors import SeptError
+from services.streams.connection import is_cancelled
 
 EVERY_S = 10.0
 """A line is about 250 bytes: 2 MB a day."""
@@ -46,15 +47,12 @@ def line_of(snapshot: StatusSnapshot, time_s: float) -> dict[str, Any]:
 
 async def record(path: Path, read: Callable[[], Awaitable[StatusSnapshot]], *, every_s: float = EVERY_S) -> None:
     """Append a line every `every_s` until cancelled; rides out a Redis that is away and a disk that is full."""
-    while True:
+    while not is_cancelled():
         try:
             line = line_of(await read(), time.time())
             await asyncio.to_thread(_append, path, line)
         except (SeptError, RedisError, OSError) as error:
             log.warning("queue_not_recorded", reason=str(error))
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            return  # redis-py took the cancellation for a connection that failed
         await asyncio.sleep(every_s)
 
 

@@ -10,6 +10,7 @@ command. Whatever is sent through it must therefore bear being sent twice.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -211,6 +212,16 @@ def address_of(url: str) -> str:
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:
         raise ConfigError(f"redis.url is no Redis address: scheme {parts.scheme!r}, host {parts.hostname!r}", hint=hint)
     return f"{parts.hostname}:{port}{parts.path if parts.path != '/' else ''}"
+
+
+def is_cancelled() -> bool:
+    """Whether the current task is to end, for loops that are ended by cancelling.
+
+    Before Python 3.12, what awaits under a timeout (redis-py's reads do) may swallow a CancelledError that comes in the
+    instant in which its wait is over, so such a loop has to look itself.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def block_ms(seconds: float) -> int:
