@@ -117,8 +117,9 @@ class CheckpointConfig(Section):
 class HealthConfig(Section):
     """[health]: what happens when the model shows signs of collapse."""
 
-    action: Literal["off", "warn", "pause"] = "warn"
-    """off: nothing is measured; warn: a warning in the log and the events; pause: that, and the run is paused."""
+    action: Literal["off", "warn", "pause", "rollback"] = "warn"
+    """off: nothing is measured; warn: a warning in log and events; pause: that, and the run pauses; rollback: that,
+    and it goes back to its newest healthy checkpoint first."""
 
 
 class EvaluationConfig(Section):

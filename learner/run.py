@@ -126,12 +126,12 @@ def run_learner(
                 checkpoints=checkpoints,
                 records=Records(folder),
                 control=Control(client, keys),
+                events=EventLog(client, keys),
                 report=report,
                 rewards=_rewards(training, prompts),
             )
             if health is not None and health.action != "off":
-                alarm = partial(tell_collapse, EventLog(client, keys), loop.control, pause=health.action == "pause")
-                loop.guard = Guard(folder.rounds(), alarm)
+                loop.guard = _guard(folder, loop.events, loop.control, health)
             if evaluation is not None and evaluation.every_rounds:
                 loop.evaluations = Evaluations(
                     folder.evaluations,
@@ -195,12 +195,28 @@ def _rewards(training: TrainingConfig, prompts: Sequence[Prompt]) -> Rewards | N
     return Rewards()
 
 
-def tell_collapse(events: EventLog, control: Control, signs: list[str], *, pause: bool) -> None:
-    """A model that collapses is said to, and stopped from going on if that is wanted."""
-    log.warning("collapse", signs="; ".join(signs), paused=pause)
-    events.append(LEARNER_ID, "collapse", signs="; ".join(signs), paused=pause)
+def _guard(folder: RunFolder, events: EventLog, control: Control, health: HealthConfig) -> Guard:
+    """A guard that does what `health.action` says about a collapse, over the same wishes as a person."""
+
+    def alarm(signs: list[str]) -> None:
+        back_to = guard.healthy(folder.checkpointed()) if health.action == "rollback" else None
+        tell_collapse(events, control, signs, pause=health.action != "warn", back_to=back_to)
+
+    guard = Guard(folder.rounds(), alarm)
+    return guard
+
+
+def tell_collapse(events: EventLog, control: Control, signs: list[str], *, pause: bool, back_to: int | None) -> None:
+    """A model that collapses is said to; where that is wanted it goes back to a version, and the run pauses.
+
+    It pauses after going back, too: what made the model collapse is still there, and a person should look first.
+    """
+    log.warning("collapse", signs="; ".join(signs), paused=pause, rollback_to=back_to)
+    events.append(LEARNER_ID, "collapse", signs="; ".join(signs), paused=pause, rollback_to=back_to)
     if pause:
         control.set_paused(True)
+    if back_to is not None:
+        control.ask_rollback(back_to)
 
 
 def _why_given_up(client: redis.Redis, keys: Keys, task_id: str) -> str:
