@@ -36,6 +36,7 @@ from learner.publisher import Publisher
 from learner.records import Records
 from learner.report import LEARNER_ID, Report
 from learner.rewards import Rewards, check_answers
+from learner.trackers import open_trackers
 from learner.trainer import Trainer
 from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
 from services.contracts import Purpose
@@ -81,6 +82,7 @@ def run_learner(
     with connect(redis_url, deadline_s=deadlines.startup_s) as client:
         report = Report(Heartbeats(client, keys), device=training.device, every_s=heartbeat.every_s)
         with _told(report, redis_url, keys):
+            records = Records(folder, open_trackers(run.trackers, folder))
             trained = load_model(
                 model.path,
                 device=training.device,
@@ -124,7 +126,7 @@ def run_learner(
                 collector=collector,
                 publisher=publisher,
                 checkpoints=checkpoints,
-                records=Records(folder),
+                records=records,
                 control=Control(client, keys),
                 events=EventLog(client, keys),
                 report=report,
@@ -151,6 +153,7 @@ def run_learner(
             finally:
                 publisher.close()
                 collector.stop()
+                records.close()
                 if loop.rewards is not None:
                     loop.rewards.close()
                 if loop.evaluations is not None:
