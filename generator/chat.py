@@ -34,7 +34,7 @@ from generator.engine import Engine
 from generator.vllm_engine import VllmEngine
 from services.api.auth import Guard
 from services.api.limits import BodyLimit
-from services.errors import ConfigError, SeptError
+from services.errors import ConfigError, SeptError, UnavailableError
 from services.server import bind, url_of
 
 RETRY_AFTER_S = 1
@@ -61,7 +61,7 @@ _versions: ContextVar[set[int]] = ContextVar("versions")
 """Those that sampled the answer to the request at hand."""
 
 
-class Slots:
+class Places:
     """How many answers may be in the engine at once."""
 
     def __init__(self, count: int) -> None:
@@ -125,8 +125,8 @@ class _Models(OpenAIServingModels):  # type: ignore[misc]
 class Conversation:
     """vLLM's handlers over one engine."""
 
-    def __init__(self, engine: VllmEngine, run_id: str, slots: Slots) -> None:
-        self._slots = slots
+    def __init__(self, engine: VllmEngine, run_id: str, places: Places) -> None:
+        self._places = places
         client = _Client(engine)
         self._models = _Models(client, [BaseModelPath(run_id, run_id)])
         template = {"chat_template": None, "chat_template_content_format": "auto"}
@@ -143,14 +143,14 @@ class Conversation:
         for name, plain in PLAIN.items():
             if getattr(request, name) not in plain:
                 return _refusal(f"{name} is not offered beside a training run", HTTPStatus.BAD_REQUEST)
-        if not self._slots.take():
+        if not self._places.take():
             return _refusal(
-                f"chat holds its {self._slots.count} places in the engine",
+                f"chat holds its {self._places.count} places in the engine",
                 HTTPStatus.TOO_MANY_REQUESTS,
                 {"Retry-After": str(RETRY_AFTER_S)},
             )
         with contextlib.ExitStack() as room:
-            room.callback(self._slots.give)
+            room.callback(self._places.give)
             _versions.set(seen := set())
             given = await self._chat.create_chat_completion(request, raw)
             if isinstance(given, ErrorResponse):
@@ -212,14 +212,21 @@ class _Server(uvicorn.Server):
 async def open_chat(engine: Engine, run_id: str, *, address: str, places: int, token: str | None) -> AsyncIterator[str]:
     """Answers on `address` ("host:port") within the block; yields the URL. The engine must have started.
 
-    Without a token the address must be one of loopback, which the settings see to. ConfigError for an engine that is
-    not vLLM's, UnavailableError when the address is taken.
+    An address that is taken, as by another generator of this machine, is no reason not to train: then there is no chat
+    here, and the URL is empty. Without a token the address must be one of loopback, which the settings see to.
+    ConfigError for an engine that is not vLLM's.
     """
     if not isinstance(engine, VllmEngine):
         raise ConfigError("generator.chat needs vLLM's engine", hint="set generator.engine to vllm, or chat to nothing")
     host, _, port = address.rpartition(":")
-    app = create_chat_app(Conversation(engine, run_id, Slots(places)), token)
-    with bind(host, int(port), setting="generator.chat") as listener:
+    app = create_chat_app(Conversation(engine, run_id, Places(places)), token)
+    try:
+        listener = bind(host, int(port), setting="generator.chat")
+    except UnavailableError as error:
+        log.warning("chat_not_offered", reason=error.message, hint=error.hint)
+        yield ""
+        return
+    with listener:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=round(CLOSE_S)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -131,6 +132,15 @@ async def test_nobody_is_answered_without_the_token(rig: Rig) -> None:
     async with chat(rig, token=None) as http:
         assert (await ask(http)).status_code == 401
         assert (await http.get("/v1/models")).status_code == 401
+
+
+async def test_a_port_that_is_taken_leaves_the_generator_without_chat_and_whole(rig: Rig) -> None:
+    from generator.chat import open_chat
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        async with open_chat(rig.engine, "run", address=address, places=1, token=TOKEN) as url:
+            assert url == ""
 
 
 async def test_a_scripted_engine_has_nothing_to_say() -> None:

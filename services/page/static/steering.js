@@ -23,7 +23,7 @@ export function show(wishes, status) {
   if (wanted !== null && wanted !== living) notes.push(`${wanted} generators are wanted, ${living} are alive.`);
   say(byId("wish"), notes.join(" "));
   newest = status.weight_version;
-  const mark = `${newest} ${wishes.checkpoint} ${wishes.rollback_to}`;
+  const mark = `${newest} ${status.learner?.state}`;
   if (mark !== versionsOf && performance.now() >= versionsAt) {
     versionsAt = performance.now() + VERSIONS_EVERY_MS;
     versionsOf = mark;
