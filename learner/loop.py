@@ -271,9 +271,21 @@ class Loop:
         if self.training.data == "fixed":
             self._issue_fixed()
             return
+        self._let_generators_follow()
         for round_ in range(self._version, self._version + self.training.max_staleness + 1):
             self._issue(round_)
         self.publisher.on_published = lambda version: self._issue(version + self.training.max_staleness)
+
+    def _let_generators_follow(self) -> None:
+        """Wait while generators serve versions that were taken back: what they sample would be refused.
+
+        One that does not follow in time is left to that.
+        """
+        give_up_at = time.monotonic() + self.deadlines.weights_s
+        while self.publisher.newest() == self._version and self.report.generators_above(self._version):
+            if self._stopping.wait(PAUSE_CHECK_S) or time.monotonic() >= give_up_at:
+                log.warning("generators_not_followed", weight_version=self._version)
+                return
 
     def _issue_fixed(self) -> None:
         """Issue the whole fixed data set; CheckpointError when parts of it are gone and version 0 is, too."""

@@ -15,6 +15,8 @@ from services.errors import UnavailableError
 from services.streams.heartbeats import Heartbeats
 
 LEARNER_ID = "learner"
+LIVING_BEATS = 5
+"""Heartbeats that a generator may miss and still count as living."""
 JOIN_S = 5.0
 """How long the last heartbeat may take: Redis may be what failed."""
 
@@ -63,6 +65,16 @@ class Report:
         """The longest of the generators' last update pauses; 0 when none is known."""
         beats = [heartbeat for heartbeat, _ in self._heartbeats.read_all()]
         return max((beat.pause_ms for beat in beats if beat.part is Part.GENERATOR), default=0.0)
+
+    def generators_above(self, weight_version: int) -> bool:
+        """Whether a living generator serves a later version than this."""
+        return any(
+            beat.part is Part.GENERATOR
+            and age_s <= LIVING_BEATS * self._every_s
+            and beat.weight_version > weight_version
+            for beat, age_s in self._heartbeats.read_all()
+            if beat.weight_version is not None
+        )
 
     def _run(self) -> None:
         while True:

@@ -133,7 +133,7 @@ def run_learner(
                 rewards=_rewards(training, prompts),
             )
             if health is not None and health.action != "off":
-                loop.guard = _guard(folder, loop.events, loop.control, health)
+                loop.guard = watch_health(folder, loop.events, loop.control, health)
             if evaluation is not None and evaluation.every_rounds:
                 loop.evaluations = Evaluations(
                     folder.evaluations,
@@ -198,7 +198,7 @@ def _rewards(training: TrainingConfig, prompts: Sequence[Prompt]) -> Rewards | N
     return Rewards()
 
 
-def _guard(folder: RunFolder, events: EventLog, control: Control, health: HealthConfig) -> Guard:
+def watch_health(folder: RunFolder, events: EventLog, control: Control, health: HealthConfig) -> Guard:
     """A guard that does what `health.action` says about a collapse, over the same wishes as a person."""
 
     def alarm(signs: list[str]) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 
 from learner.checkpoint import Checkpoint, Checkpoints
 from learner.collector import Collector
-from learner.config import CheckpointConfig, SamplingConfig, TrainingConfig
+from learner.config import CheckpointConfig, HealthConfig, SamplingConfig, TrainingConfig
 from learner.curriculum import Curriculum
 from learner.loop import Loop
 from learner.model import load_model
@@ -25,6 +25,7 @@ from learner.prompts import Prompt
 from learner.publisher import Publisher
 from learner.records import Records
 from learner.report import Report
+from learner.run import watch_health
 from learner.trainer import Trainer
 from services.config import DeadlinesConfig
 from services.contracts import Task
@@ -39,6 +40,7 @@ from services.streams.tasks import TaskIssuer
 from services.weights.store import WeightStore
 from tests.learner import tiny
 from tests.learner.answering import Answering
+from tests.learner.test_health import SOUND
 
 ROUNDS = 4
 PROMPTS = 8
@@ -395,6 +397,40 @@ def test_a_paused_run_goes_back_at_once_and_stays_paused(folder: RunFolder, redi
         assert control.state().paused
         learner.loop.stop()
         assert running.result(PATIENCE_S) is False
+
+
+def test_a_run_that_collapses_goes_back_to_its_newest_healthy_version_and_waits_for_a_person(
+    folder: RunFolder, redis_url: str
+) -> None:
+    with (
+        life(folder, redis_url) as learner,
+        Answering(redis_url, learner.keys, may_answer=lambda task: task.round < 3),
+        ThreadPoolExecutor() as pool,
+    ):
+        running = pool.submit(learner.loop.run, None)
+        until(lambda: folder.checkpointed() == [2, 3])
+        learner.loop.stop()
+        assert running.result(PATIENCE_S) is False
+        learner.client.delete(learner.keys.tasks, learner.keys.open)
+    sound = [metrics.model_copy(update=asdict(SOUND)) for metrics in folder.rounds()]
+    folder.metrics.write_text("".join(f"{metrics.model_dump_json()}\n" for metrics in sound))
+    with (
+        life(folder, redis_url) as learner,
+        Answering(redis_url, learner.keys),
+        ThreadPoolExecutor() as pool,
+    ):
+        events, control = learner.loop.events, learner.loop.control
+        learner.loop.guard = watch_health(folder, events, control, HealthConfig(action="rollback"))
+        running = pool.submit(learner.loop.run, learner.resumed)
+        until(lambda: bool(answers_of(learner)) and control.state().rollback_to is None)
+        learner.loop.stop()
+        assert running.result(PATIENCE_S) is False
+        (collapse,) = [event.fields for event in events.tail(100) if event.kind == "collapse"]
+        assert "response length" in str(collapse["signs"])
+        assert collapse["rollback_to"] == 3
+        assert answers_of(learner) == [{"action": "rolled_back", "weight_version": 3, "before": 4}]
+        assert control.state().paused
+        assert (learner.loop.publisher.newest(), folder.checkpointed()) == (3, [2, 3])
 
 
 def test_a_checkpoint_that_rots_costs_a_round_and_nothing_else(
