@@ -151,7 +151,8 @@ class Conversation:
             )
         with contextlib.ExitStack() as room:
             room.callback(self._places.give)
-            _versions.set(seen := set())
+            seen: set[int] = set()
+            _versions.set(seen)
             given = await self._chat.create_chat_completion(request, raw)
             if isinstance(given, ErrorResponse):
                 return JSONResponse(given.model_dump(), given.error.code)

@@ -101,7 +101,7 @@ class Generator:
         self._draining = asyncio.Event()
         self._updates, self._pause_ms, self._sync_s, self._sync_bytes = 0, 0.0, 0.0, 0
         self._message = ""
-        self._chat = chat or partial(nullcontext, "")
+        self._chat: Callable[[], AbstractAsyncContextManager[str]] = chat or (lambda: nullcontext(""))
         self._chat_url = ""
 
     async def run(self, manifest: WeightManifest) -> None:

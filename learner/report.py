@@ -68,13 +68,9 @@ class Report:
 
     def generators_above(self, weight_version: int) -> bool:
         """Whether a living generator serves a later version than this."""
-        return any(
-            beat.part is Part.GENERATOR
-            and age_s <= LIVING_BEATS * self._every_s
-            and beat.weight_version > weight_version
-            for beat, age_s in self._heartbeats.read_all()
-            if beat.weight_version is not None
-        )
+        living = [beat for beat, age_s in self._heartbeats.read_all() if age_s <= LIVING_BEATS * self._every_s]
+        served = [beat.weight_version or 0 for beat in living if beat.part is Part.GENERATOR]
+        return max(served, default=0) > weight_version
 
     def _run(self) -> None:
         while True:
