@@ -59,6 +59,8 @@ class _Trained:
     """Per rollout; None for objectives without."""
     health: Health | None
     wait_s: float
+    round_s: float
+    """From the end of the round before, or of the start, to the end of this one."""
     publication: Future[Publication]
 
 
@@ -94,12 +96,22 @@ class Loop:
     _steps: int = 0
     """Optimizer steps that `_version` is made of; when the trainer has taken more, its weights are of no version."""
     _unrecorded: _Trained | None = None
-    _round_started: float = field(default_factory=time.monotonic)
+    _round_began: float = 0.0
+    """On the monotonic clock: when the round before had been trained."""
     _stopping: threading.Event = field(default_factory=threading.Event)
 
     def run(self, resumed: Checkpoint | None) -> bool:
         """Train from `resumed` to the last round; False when asked to stop before it."""
         self._resume(resumed)
+        self._round_began = time.monotonic()
+        with self.report.during("training"):
+            self._go_through_rounds()
+        finished = self._version == self.curriculum.rounds_total
+        log.info("finished" if finished else "stopped", weight_version=self._version)
+        return finished
+
+    def _go_through_rounds(self) -> None:
+        """Every wait within is accounted as what it is; the rest is training."""
         try:
             for round_ in range(self._version, self.curriculum.rounds_total):
                 if not self._may_start(round_):
@@ -116,9 +128,6 @@ class Loop:
         if self._version > self._saved_version and self.trainer.steps == self._steps:
             self._save()
         self._record()
-        finished = self._version == self.curriculum.rounds_total
-        log.info("finished" if finished else "stopped", weight_version=self._version)
-        return finished
 
     def stop(self) -> None:
         """Stop at the next safe point: at once while waiting, after the round while training."""
@@ -133,15 +142,16 @@ class Loop:
         """Train the round as its rollouts arrive, then hand its version to the publisher."""
         waited_before = self.report.seconds_in("waiting_for_rollouts")
         rollouts: list[Rollout] = []
-        with self.report.during("training"):
-            if self.rewards is None:
-                rewards = None
-                stats = self.trainer.train_round(self._arriving(round_, rollouts))
-            else:
-                arrived = list(self._arriving(round_, rollouts))
-                rewards = self.rewards.collect()
-                stats = self.trainer.train_round(arrived, rewards)
-            health = None if self.guard is None else self.guard.examine(self.model, rollouts)
+        if self.rewards is None:
+            rewards = None
+            stats = self.trainer.train_round(self._arriving(round_, rollouts))
+        else:
+            arrived = list(self._arriving(round_, rollouts))
+            rewards = self.rewards.collect()
+            stats = self.trainer.train_round(arrived, rewards)
+        health = None if self.guard is None else self.guard.examine(self.model, rollouts)
+        now = time.monotonic()
+        round_s, self._round_began = now - self._round_began, now
         wait_s = self.report.seconds_in("waiting_for_rollouts") - waited_before
         self.report.trained(stats.prompt_tokens + stats.response_tokens)
         self._record()
@@ -152,7 +162,7 @@ class Loop:
         publication = self.publisher.submit(self._version, tensors)
         publication.add_done_callback(self._tell_failure)
         self._evaluate(publication)
-        self._unrecorded = _Trained(round_, rollouts, stats, rewards, health, wait_s, publication)
+        self._unrecorded = _Trained(round_, rollouts, stats, rewards, health, wait_s, round_s, publication)
         log.info(
             "round_trained",
             round=round_,
@@ -190,8 +200,8 @@ class Loop:
 
     def _may_start(self, round_: int) -> bool:
         """False once asked to stop; waits as long as the run is paused."""
-        with self.report.during("paused"):
-            while self.control.state().paused and not self._stopping.is_set():
+        while self.control.state().paused and not self._stopping.is_set():
+            with self.report.during("paused"):
                 self._stopping.wait(PAUSE_CHECK_S)
         return not self._stopping.is_set()
 
@@ -267,8 +277,9 @@ class Loop:
             return
         with self.report.during("publishing"):
             publication = trained.publication.result()
-        metrics = self._metrics(trained, publication).model_copy(update={"evaluations": evaluated})
-        self.records.write(metrics, self._answers(trained))
+        with self.report.during("checkpointing"):
+            metrics = self._metrics(trained, publication).model_copy(update={"evaluations": evaluated})
+            self.records.write(metrics, self._answers(trained))
 
     def _evaluate(self, publication: Future[Publication]) -> None:
         """Start the evaluation of `_version`, which is being published, if one is due and not done yet."""
@@ -295,8 +306,7 @@ class Loop:
         ]
 
     def _metrics(self, trained: _Trained, publication: Publication) -> RoundMetrics:
-        now, stats = time.monotonic(), trained.stats
-        round_s, self._round_started = now - self._round_started, now
+        stats = trained.stats
         return RoundMetrics(
             round=trained.round,
             weight_version=trained.round + 1,
@@ -307,11 +317,11 @@ class Loop:
             grad_norm=stats.grad_norm,
             **asdict(summarise(trained.rollouts)) | ({} if trained.health is None else asdict(trained.health)),
             **({} if trained.rewards is None else {"reward_mean": float(np.mean(trained.rewards))}),
-            generator_tokens_per_s=stats.response_tokens / round_s,
+            generator_tokens_per_s=stats.response_tokens / trained.round_s,
             learner_tokens_per_s=(stats.prompt_tokens + stats.response_tokens) / stats.seconds,
             learner_wait_s=trained.wait_s,
             train_s=stats.seconds,
-            round_s=round_s,
+            round_s=trained.round_s,
             sync_bytes=publication.sync_bytes,
             sync_full_bytes=publication.manifest.full_bytes,
             publish_s=publication.seconds,
