@@ -219,7 +219,9 @@ class Generator:
         while True:
             await self._reach_version(task.min_weight_version)
             self._unfinished[lease.entry_id] = task.samples
-            completions = await asyncio.gather(*(self._generate(lease, sample) for sample in range(task.samples)))
+            async with asyncio.TaskGroup() as group:
+                answers = [group.create_task(self._generate(lease, sample)) for sample in range(task.samples)]
+            completions = [answer.result() for answer in answers]
             if all(completion.spans[0].weight_version >= task.min_weight_version for completion in completions):
                 return completions
 

@@ -104,14 +104,13 @@ class Loop:
         """Train from `resumed` to the last round; False when asked to stop before it."""
         self._resume(resumed)
         self._round_began = time.monotonic()
-        with self.report.during("training"):
-            self._go_through_rounds()
+        self.report.enter("training")  # but for what is accounted as a wait or as something else
+        self._go_through_rounds()
         finished = self._version == self.curriculum.rounds_total
         log.info("finished" if finished else "stopped", weight_version=self._version)
         return finished
 
     def _go_through_rounds(self) -> None:
-        """Every wait within is accounted as what it is; the rest is training."""
         try:
             for round_ in range(self._version, self.curriculum.rounds_total):
                 if not self._may_start(round_):
