@@ -52,7 +52,7 @@ log = structlog.get_logger()
 
 UPDATE_DEADLINE_S = 600.0
 """Longest wait for the workers to take one update."""
-STOP_DEADLINE_S = 20.0
+STOP_DEADLINE_S = 12.0
 """Longest wait for the processes to end by themselves; killed ones leave shared memory behind."""
 WORKER = "generator.vllm_worker.ServedWeights"
 BACKEND = "sept"
