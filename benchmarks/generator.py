@@ -49,20 +49,13 @@ def ours(folder: Path, inputs: Path, options: argparse.Namespace, cores: tuple[i
 
 
 def bare(inputs: Path, options: argparse.Namespace, core: int) -> float:
-    """Tokens per second of `LLM.generate` in a fresh process."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.generator",
-        "--worker",
-        str(inputs),
-        "--in-flight",
-        str(options.in_flight),
-    ]
-    command += ["--response-tokens", str(options.response_tokens), "--core", str(core)]
+    """Tokens per second of `LLM.generate` in a fresh process, which writes them into a file: vLLM prints, too."""
+    answer = inputs / "bare.txt"
+    command = [sys.executable, "-m", "benchmarks.generator", "--worker", str(answer), "--core", str(core)]
+    command += ["--in-flight", str(options.in_flight), "--response-tokens", str(options.response_tokens)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    answer = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True, text=True)
-    return float(answer.stdout.splitlines()[-1])
+    subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=True)
+    return float(answer.read_text())
 
 
 def generate_bare(inputs: Path, options: argparse.Namespace) -> float:
@@ -138,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.worker:
-        print(generate_bare(options.worker, options))
+        options.worker.write_text(str(generate_bare(options.worker.parent, options)))
         return
     with tempfile.TemporaryDirectory(prefix="sept-generator-") as name:
         result = compare(Path(name).resolve(), options)
