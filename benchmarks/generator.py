@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.runs import PROMPT_TOKENS, Run, base_settings, completions, pin_process, write_inputs
+from benchmarks.runs import PROMPT_TOKENS, Run, base_settings, completions, pin_process, two_cores, write_inputs
 
 TEMPERATURE = 0.6
 
@@ -102,7 +102,7 @@ def generate_bare(inputs: Path, options: argparse.Namespace) -> float:
 def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The benchmark's result."""
     write_inputs(folder, seed=0, prompts=options.prompts, hidden=options.hidden, layers=options.layers)
-    first, *_, second = sorted(os.sched_getaffinity(0))
+    first, second = two_cores()
     speeds: dict[str, list[float]] = {"bare": [], "ours": []}
     for repeat in range(options.repeats):
         speeds["bare"].append(bare(folder, options, second))

@@ -18,13 +18,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.runs import Run, base_settings, completions, per_s, write_inputs
+from benchmarks.runs import Run, base_settings, completions, per_s, two_cores, write_inputs
 from services.contracts import Heartbeat, RoundMetrics
 from services.runfolder import RunFolder
 
@@ -57,7 +56,7 @@ def settings(inputs: Path, options: argparse.Namespace, changes: dict[str, Any])
 async def go(run: Run) -> tuple[RunFolder, dict[str, dict[str, float]]]:
     """The finished run, and what each side spent its time on since it had started: shares by part."""
     last: dict[str, Heartbeat] = {}
-    one, *_, other = sorted(os.sched_getaffinity(0))
+    one, other = two_cores()
 
     async def watch() -> None:
         await run.pin({"redis": one, "learner": one, "services": other, "generator-0": other})

@@ -202,6 +202,14 @@ def pin_process(pid: int | None, core: int) -> None:
         os.sched_setaffinity(int(thread.name), {core})
 
 
+def two_cores() -> tuple[int, int]:
+    """One for each side of a run, as far apart as there are."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit("this benchmark gives each side a core of its own, and this process may use only one")
+    return cores[0], cores[-1]
+
+
 def per_s(rounds: list[RoundMetrics]) -> float:
     """Rollouts per second over these rounds."""
     return sum(line.rollouts for line in rounds) / sum(line.round_s for line in rounds)
