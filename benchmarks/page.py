@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.chaos import Run, settings, write_inputs
+from benchmarks.runs import Run, base_settings, write_inputs
 from deploy.going import where_is
 from services.contracts import RoundMetrics
 
@@ -109,10 +109,13 @@ def cpu_s(pid: int) -> float:
 
 async def measure(folder: Path, *, browsers: int, pairs: int, window_s: float) -> dict[str, Any]:
     """Start a run, watch it in turns, stop it."""
-    write_inputs(folder, seed=0)
-    values = settings(folder, engine="scripted", rounds=1_000_000) | {
+    write_inputs(folder, seed=0, prompts=160)
+    values = base_settings(folder) | {
+        "sampling.max_response_tokens": 24,
+        "training.rounds": 1_000_000,
         "training.prompts_per_round": 32,
         "training.max_staleness": 2,
+        "generator.engine": "scripted",
         "generator.count": 1,
         "generator.max_in_flight": 64,
         "checkpoint.every_rounds": 50,

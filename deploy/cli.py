@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -329,6 +331,8 @@ def main(tokens: list[str] | None = None) -> None:
     tokens = sys.argv[1:] if tokens is None else tokens
     debug = "--debug" in tokens
     command = [token for token in tokens if token != "--debug"]  # noqa: S105 - no password
+    # At exit Python looks through a million objects of torch and its kin for cycles, which takes a part seconds.
+    atexit.register(gc.freeze)
     sys.exit(_guarded(lambda: app(command, print_error=False, exit_on_error=False), debug=debug))
 
 

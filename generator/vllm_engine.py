@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,10 +37,10 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import PrometheusStatLogger
-from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from generator.config import GeneratorConfig
-from generator.engine import Completion, EngineLoad
+from generator.engine import Completion, EngineLoad, Paused
 from services.contracts import Task, VersionSpan
 from services.errors import DeadlineError, EngineError
 from services.weights.tensors import RawTensor, read_safetensors, write_safetensors
@@ -51,7 +52,7 @@ log = structlog.get_logger()
 
 UPDATE_DEADLINE_S = 600.0
 """Longest wait for the workers to take one update."""
-STOP_DEADLINE_S = 20.0
+STOP_DEADLINE_S = 12.0
 """Longest wait for the processes to end by themselves; killed ones leave shared memory behind."""
 WORKER = "generator.vllm_worker.ServedWeights"
 BACKEND = "sept"
@@ -70,6 +71,9 @@ T = TypeVar("T")
 class VllmEngine:
     """One AsyncLLM. A request that has no token yet when an update comes starts over, so that no response begins
     after a prompt that older weights have read; the others keep their tokens and their KV.
+
+    A task's G samples are G requests: vLLM would make as many of one with n = G. They share the blocks of their prompt
+    through its prefix cache. Long prompts are read in chunks between the others' tokens (its chunked prefill).
     """
 
     def __init__(self, config: GeneratorConfig, *, seed: int = 0, cache: Path | None = None) -> None:
@@ -79,6 +83,7 @@ class VllmEngine:
         self._llm: AsyncLLM | None = None
         self._handover: Path | None = None
         self._stats = SchedulerStats()
+        self._preemptions = 0
         self._version = -1
         self._updates = 0
         self._open = asyncio.Event()
@@ -153,7 +158,7 @@ class VllmEngine:
             if given:
                 return
 
-    async def apply(self, update: WeightUpdate) -> float:
+    async def apply(self, update: WeightUpdate, paused: Paused = nullcontext) -> float:
         llm = self._serving()
         assert self._handover is not None
         async with self._updating:
@@ -162,7 +167,8 @@ class VllmEngine:
             started = time.monotonic()
             self._open.clear()
             try:
-                await self._reachable(self._replace(llm, request, update.manifest.weight_version))
+                with paused():
+                    await self._reachable(self._replace(llm, request, update.manifest.weight_version))
             except BaseException as error:  # whatever it was, half an update is no version
                 self._failure = EngineError(f"no weights to serve: {error}", hint="restart this generator")
                 llm.output_processor.propagate_error(EngineDeadError())
@@ -174,11 +180,17 @@ class VllmEngine:
 
     def load(self) -> EngineLoad:
         # the scheduler reports with its steps, so its last word may be about requests that are gone
-        unfinished = self._serving().get_num_unfinished_requests()
+        llm = self._serving()
+        unfinished = llm.get_num_unfinished_requests()
         running = min(unfinished, self._stats.num_running_reqs)
         waiting = self._stats.num_waiting_reqs + self._stats.num_skipped_waiting_reqs
+        cache, longest = llm.vllm_config.cache_config, llm.vllm_config.model_config.max_model_len
         return EngineLoad(
-            running, min(unfinished - running, waiting), self._stats.kv_cache_usage if unfinished else 0.0
+            running=running,
+            waiting=min(unfinished - running, waiting),
+            cache_used=self._stats.kv_cache_usage if unfinished else 0.0,
+            preemptions=self._preemptions,
+            fits=(cache.num_gpu_blocks or 0) * cache.block_size // longest,
         )
 
     async def checksums(self) -> dict[str, str] | None:
@@ -361,15 +373,25 @@ def _completion(response: CompletionOutput) -> Completion:
 
 
 def _stats_into(engine: VllmEngine) -> type[PrometheusStatLogger]:
-    """A logger that keeps the scheduler's newest numbers. vLLM adds its Prometheus logger unless it is given one."""
+    """A logger that keeps the scheduler's newest numbers and counts preemptions. vLLM adds its Prometheus logger unless
+    it is given one.
+    """
 
     class Stats(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untyped here
         def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int] | None = None) -> None:
             """Registers no metric."""
 
-        def record(self, scheduler_stats: SchedulerStats | None, *_args: Any, **_kwargs: Any) -> None:
+        def record(
+            self,
+            scheduler_stats: SchedulerStats | None,
+            iteration_stats: IterationStats | None,
+            *_args: Any,
+            **_kwargs: Any,
+        ) -> None:
             if scheduler_stats is not None:
                 engine._stats = scheduler_stats
+            if iteration_stats is not None:
+                engine._preemptions += iteration_stats.num_preempted_reqs
 
         def log_engine_initialized(self) -> None:
             """Nothing to say."""

@@ -28,8 +28,10 @@ from services.streams.tasks import TaskIssuer
 
 log = structlog.get_logger()
 
+READ_S = 0.2
+"""How long one read waits for the next rollout: what stopping waits for at most."""
 LOOK_EVERY_S = 1.0
-"""How long one read waits for the next rollout, and how often Redis is asked whether it is still the same."""
+"""How often Redis is asked whether it is still the same."""
 RECHECK_AFTER_S = 5.0
 """Silence after which the tasks still owed are checked, and those that nobody has any more are issued again."""
 MAX_REISSUES = 3
@@ -242,7 +244,7 @@ class Collector:
         asked = rechecked = time.monotonic()
         try:
             while not self._stopping.is_set():
-                self._accept(self._reader.read(self._look_every_s))
+                self._accept(self._reader.read(min(READ_S, self._look_every_s)))
                 now = time.monotonic()
                 if now - asked >= self._look_every_s:
                     asked = now

@@ -62,6 +62,8 @@ class _Trained:
     """Per rollout; None for objectives without."""
     health: Health | None
     wait_s: float
+    round_s: float
+    """From the end of the round before, or of the start, to the end of this one."""
     publication: Future[Publication]
 
 
@@ -98,12 +100,21 @@ class Loop:
     _steps: int = 0
     """Optimizer steps that `_version` is made of; when the trainer has taken more, its weights are of no version."""
     _unrecorded: _Trained | None = None
-    _round_started: float = field(default_factory=time.monotonic)
+    _round_began: float = 0.0
+    """On the monotonic clock: when the round before had been trained."""
     _stopping: threading.Event = field(default_factory=threading.Event)
 
     def run(self, resumed: Checkpoint | None) -> bool:
         """Train from `resumed` to the last round; False when asked to stop before it."""
         self._resume(resumed)
+        self._round_began = time.monotonic()
+        self.report.enter("training")  # but for what is accounted as a wait or as something else
+        self._go_through_rounds()
+        finished = self._is_over()
+        log.info("finished" if finished else "stopped", weight_version=self._version)
+        return finished
+
+    def _go_through_rounds(self) -> None:
         try:
             while self._may_go_on():
                 self._train(self._version)
@@ -114,9 +125,6 @@ class Loop:
         if self._version > self._saved_version and self.trainer.steps == self._steps:
             self._save()
         self._record()
-        finished = self._is_over()
-        log.info("finished" if finished else "stopped", weight_version=self._version)
-        return finished
 
     def stop(self) -> None:
         """Stop at the next safe point: at once while waiting, after the round while training."""
@@ -131,15 +139,16 @@ class Loop:
         """Train the round as its rollouts arrive, then hand its version to the publisher."""
         waited_before = self.report.seconds_in("waiting_for_rollouts")
         rollouts: list[Rollout] = []
-        with self.report.during("training"):
-            if self.rewards is None:
-                rewards = None
-                stats = self.trainer.train_round(self._arriving(round_, rollouts))
-            else:
-                arrived = list(self._arriving(round_, rollouts))
-                rewards = self.rewards.collect()
-                stats = self.trainer.train_round(arrived, rewards)
-            health = None if self.guard is None else self.guard.examine(self.model, rollouts)
+        if self.rewards is None:
+            rewards = None
+            stats = self.trainer.train_round(self._arriving(round_, rollouts))
+        else:
+            arrived = list(self._arriving(round_, rollouts))
+            rewards = self.rewards.collect()
+            stats = self.trainer.train_round(arrived, rewards)
+        health = None if self.guard is None else self.guard.examine(self.model, rollouts)
+        now = time.monotonic()
+        round_s, self._round_began = now - self._round_began, now
         wait_s = self.report.seconds_in("waiting_for_rollouts") - waited_before
         self.report.trained(stats.prompt_tokens + stats.response_tokens)
         self._record()
@@ -150,7 +159,7 @@ class Loop:
         publication = self.publisher.submit(self._version, tensors)
         publication.add_done_callback(self._tell_failure)
         self._evaluate(publication)
-        self._unrecorded = _Trained(round_, rollouts, stats, rewards, health, wait_s, publication)
+        self._unrecorded = _Trained(round_, rollouts, stats, rewards, health, wait_s, round_s, publication)
         log.info(
             "round_trained",
             round=round_,
@@ -190,8 +199,8 @@ class Loop:
 
     def _may_go_on(self) -> bool:
         """False once asked to stop and after the last round; waits as long as the run is paused."""
-        with self.report.during("paused"):
-            while self._heed().paused and not (self._stopping.is_set() or self._is_over()):
+        while self._heed().paused and not (self._stopping.is_set() or self._is_over()):
+            with self.report.during("paused"):
                 self._stopping.wait(PAUSE_CHECK_S)
         return not (self._stopping.is_set() or self._is_over())
 
@@ -232,6 +241,7 @@ class Loop:
                 self.collector.start_over(version)
             self.publisher.take_back(after=version)
         self._resume(checkpoint)
+        self._round_began = time.monotonic()
         self._answer("rolled_back", weight_version=version, before=before)
 
     def _answer(self, action: str, **fields: JsonValue) -> None:
@@ -257,7 +267,6 @@ class Loop:
             self._steps = self.trainer.steps
             log.info("resuming", weight_version=self._version, rounds_total=self.curriculum.rounds_total)
         self.records.cut_back(self._version)
-        self._round_started = time.monotonic()
         self.report.weight_version = self._version
         if self._must_take_back(self.publisher.newest()):
             self.publisher.take_back(after=self._version)
@@ -325,8 +334,9 @@ class Loop:
             return
         with self.report.during("publishing"):
             publication = trained.publication.result()
-        metrics = self._metrics(trained, publication).model_copy(update={"evaluations": evaluated})
-        self.records.write(metrics, self._answers(trained))
+        with self.report.during("checkpointing"):
+            metrics = self._metrics(trained, publication).model_copy(update={"evaluations": evaluated})
+            self.records.write(metrics, self._answers(trained))
 
     def _evaluate(self, publication: Future[Publication]) -> None:
         """Start the evaluation of `_version`, which is being published, if one is due and not done yet."""
@@ -353,8 +363,7 @@ class Loop:
         ]
 
     def _metrics(self, trained: _Trained, publication: Publication) -> RoundMetrics:
-        now, stats = time.monotonic(), trained.stats
-        round_s, self._round_started = now - self._round_started, now
+        stats = trained.stats
         return RoundMetrics(
             round=trained.round,
             weight_version=trained.round + 1,
@@ -365,11 +374,11 @@ class Loop:
             grad_norm=stats.grad_norm,
             **asdict(summarise(trained.rollouts)) | ({} if trained.health is None else asdict(trained.health)),
             **({} if trained.rewards is None else {"reward_mean": float(np.mean(trained.rewards))}),
-            generator_tokens_per_s=stats.response_tokens / round_s,
+            generator_tokens_per_s=stats.response_tokens / trained.round_s,
             learner_tokens_per_s=(stats.prompt_tokens + stats.response_tokens) / stats.seconds,
             learner_wait_s=trained.wait_s,
             train_s=stats.seconds,
-            round_s=round_s,
+            round_s=trained.round_s,
             sync_bytes=publication.sync_bytes,
             sync_full_bytes=publication.manifest.full_bytes,
             publish_s=publication.seconds,

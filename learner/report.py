@@ -53,6 +53,10 @@ class Report:
         """Wall time spent in the state so far."""
         return self._clock.seconds().get(state, 0.0)
 
+    def enter(self, state: str) -> None:
+        """Account the time from now on to `state`."""
+        self._clock.enter(state)
+
     def during(self, state: str) -> AbstractContextManager[None]:
         """Account the block's wall time to `state`."""
         return self._clock.during(state)

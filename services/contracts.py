@@ -253,7 +253,7 @@ class Heartbeat(Contract):
     weight_version: int | None = None
     weight_digest: Digest | None = None
     in_flight: int = 0
-    """Requests in the engine (generator) or rollouts held for the current round (learner)."""
+    """Sequences in the engine (generator) or rollouts held for the current round (learner)."""
     tokens_per_s: float = 0.0
     """Over the last ten seconds or so."""
     host: str
@@ -310,12 +310,13 @@ class RoundMetrics(BaseModel):
     spanning_rollouts: int
     """Rollouts whose tokens come from more than one version."""
     generator_tokens_per_s: float
-    """Response tokens of the round over the wall time since the round before was complete."""
+    """Response tokens of the round over `round_s`."""
     learner_tokens_per_s: float
     """Prompt and response tokens of the round over the time spent training on them."""
     learner_wait_s: float
     train_s: float
     round_s: float
+    """From the end of the round before, or of the start, to the end of this one."""
     sync_bytes: int
     """Bytes that a generator one version behind fetches for this version."""
     sync_full_bytes: int

@@ -447,6 +447,39 @@ def test_a_checkpoint_that_rots_costs_a_round_and_nothing_else(
         check(folder, learner, in_peace)
 
 
+def test_every_second_is_accounted_to_what_it_was_spent_on(folder: RunFolder, redis_url: str) -> None:
+    starting_s = set()
+    with life(folder, redis_url, every_rounds=2) as learner:
+        clock, began = learner.loop.report._clock, time.monotonic()
+        before_s = sum(clock.seconds().values())
+
+        def looking(tokens: object) -> str:
+            starting_s.add(clock.seconds()["starting"])
+            return str(tokens)
+
+        learner.loop.text_of = looking
+        assert learner.go()
+        seconds, wall_s = clock.seconds(), time.monotonic() - began
+    assert sum(seconds.values()) - before_s == pytest.approx(wall_s, abs=0.01)
+    assert starting_s == {seconds["starting"]}, "nothing counts as starting once rounds are trained"
+    assert seconds.keys() == {"starting", "waiting_for_rollouts", "training", "publishing", "checkpointing"}
+    rounds = list(folder.rounds())
+    assert seconds["waiting_for_rollouts"] == pytest.approx(sum(line.learner_wait_s for line in rounds))
+    assert seconds["training"] >= sum(line.train_s for line in rounds)
+
+
+def test_rounds_follow_each_other_without_a_gap(folder: RunFolder, redis_url: str) -> None:
+    """Their lengths add up to the time from the first's start to the last's end, whenever they were written down."""
+    with life(folder, redis_url, max_staleness=2, every_rounds=3) as learner:
+        began = time.monotonic()
+        assert learner.go()
+        wall_s = time.monotonic() - began
+    rounds = list(folder.rounds())
+    assert 0.5 * wall_s < sum(line.round_s for line in rounds) <= wall_s
+    for line in rounds:
+        assert line.learner_wait_s + line.train_s <= line.round_s
+
+
 def test_a_version_that_cannot_be_published_ends_the_run_at_once(folder: RunFolder, redis_url: str) -> None:
     (folder.weights / "00000001").write_text("a file where version 1 should be")
     started = time.monotonic()
