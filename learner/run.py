@@ -128,6 +128,7 @@ def run_learner(
                 control=Control(client, keys),
                 report=report,
                 rewards=_rewards(training, prompts),
+                canary_prompts=weight_sync.canary_prompts,
             )
             if health is not None and health.action != "off":
                 alarm = partial(tell_collapse, EventLog(client, keys), loop.control, pause=health.action == "pause")
