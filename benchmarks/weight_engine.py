@@ -3,9 +3,10 @@
     python -m benchmarks.weight_engine --json                  a small model, made on the spot
     python -m benchmarks.weight_engine --model PATH --versions FOLDER --every-s 20 --json
 
-Generation is continuous: `--in-flight` requests at any time. Three stretches of `--seconds` each: without updates, with
-one every `--every-s`, and with one whose canaries are heard as well. `pause_share` of the loss is the time that the
-engine stood still; the rest is what writing the update down and hearing the canaries takes from the same cores.
+Generation is continuous: `--in-flight` requests at any time. In turns, a stretch without updates, one with an update
+every `--every-s`, and one whose updates are heard sing their canaries as well; the medians of `--rounds` of them count.
+Of the loss, `pause_share` is the time that the engine stood still; the rest is what handing the update over and hearing
+the canaries takes from the same cores.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from generator import canary
@@ -110,8 +113,7 @@ async def tokens_per_s(engine: Engine, seconds: float, in_flight: int) -> float:
     async def work() -> None:
         nonlocal tokens
         while time.monotonic() < until:
-            number = next(numbers)
-            completion = await engine.generate(_task(number), 0)
+            completion = await engine.generate(_task(next(numbers)), 0)
             if until - seconds <= time.monotonic() < until:
                 tokens += len(completion.response_tokens)
 
@@ -131,33 +133,53 @@ def _task(number: int) -> Task:
     )
 
 
-async def measure_loss(
-    engine: Engine, versions: Versions, sung: tuple[Canary, ...], *, seconds: float, every_s: float, in_flight: int
-) -> dict[str, float]:
-    """The three stretches."""
-    versioner = Versioner(engine, versions, 1000)
-    pauses: list[float] = []
-    hearings: list[float] = []
+@dataclass
+class Costs:
+    """Seconds that each update took, by what took them."""
 
-    async def apply() -> None:
-        pauses.append((await versioner.next())[0])
+    pauses: list[float] = field(default_factory=list)
+    handovers: list[float] = field(default_factory=list)
+    hearings: list[float] = field(default_factory=list)
 
-    async def apply_and_hear() -> None:
-        _, manifest = await versioner.next(canaries=sung)
+    async def update(self, engine: Engine, versioner: Versioner, canaries: tuple[Canary, ...]) -> None:
         started = time.monotonic()
-        await canary.difference(engine, manifest)
-        hearings.append(time.monotonic() - started)
+        pause_s, manifest = await versioner.next(canaries=canaries)
+        self.pauses.append(pause_s)
+        self.handovers.append(time.monotonic() - started - pause_s)
+        if canaries:
+            started = time.monotonic()
+            await canary.difference(engine, manifest)
+            self.hearings.append(time.monotonic() - started)
 
-    alone = await tokens_per_s(engine, seconds, in_flight)
-    updated = await _beside(apply, every_s, tokens_per_s(engine, seconds, in_flight))
-    heard = await _beside(apply_and_hear, every_s, tokens_per_s(engine, seconds, in_flight))
+
+async def measure_loss(
+    engine: Engine,
+    versions: Versions,
+    sung: tuple[Canary, ...],
+    *,
+    seconds: float,
+    every_s: float,
+    in_flight: int,
+    rounds: int,
+) -> dict[str, float]:
+    """Tokens per second without updates, with them, and with canaries, and where the difference goes."""
+    versioner, costs = Versioner(engine, versions, 1000), Costs()
+    rates: dict[str, list[float]] = {"alone": [], "updated": [], "heard": []}
+    for _ in range(rounds):
+        rates["alone"].append(await tokens_per_s(engine, seconds, in_flight))
+        for name, canaries in (("updated", ()), ("heard", sung)):
+            update = partial(costs.update, engine, versioner, canaries)
+            rates[name].append(await _beside(update, every_s, tokens_per_s(engine, seconds, in_flight)))
+    alone, updated, heard = (median(found) for found in rates.values())
     return {
         "tokens_per_s": alone,
-        "tokens_per_s_updated": updated,
+        "tokens_per_s_updated": heard,
         "tokens_per_s_loss": 1 - heard / alone,
         "loss_without_canaries": 1 - updated / alone,
-        "pause_share": sum(pauses) / len(pauses) / every_s,
-        "canary_ms": 1e3 * sum(hearings) / len(hearings),
+        "pause_share": median(costs.pauses) / every_s,
+        "pause_ms": 1e3 * median(costs.pauses),
+        "handover_ms": 1e3 * median(costs.handovers),
+        "canary_ms": 1e3 * median(costs.hearings),
         "every_s": every_s,
     }
 
@@ -178,7 +200,7 @@ async def _beside(update: Callable[[], Awaitable[None]], every_s: float, stretch
         await asyncio.wait((background,))
 
 
-async def measure(model: Path, versions: Versions, *, seconds: float, every_s: float, in_flight: int) -> dict[str, Any]:
+async def measure(model: Path, versions: Versions, *, in_flight: int, **stretches: Any) -> dict[str, Any]:
     """The JSON line."""
     from learner.canary import sing
     from learner.model import load_model
@@ -186,7 +208,7 @@ async def measure(model: Path, versions: Versions, *, seconds: float, every_s: f
     sung = sing(load_model(str(model), device="cpu"), 2)
     async with engine_on(model, versions[0], in_flight=in_flight) as engine:
         updates = await measure_update(engine, versions)
-        loss = await measure_loss(engine, versions, sung, seconds=seconds, every_s=every_s, in_flight=in_flight)
+        loss = await measure_loss(engine, versions, sung, in_flight=in_flight, **stretches)
         full_bytes = sum(tensor.nbytes for tensor in versions[0].values())
         return {"model_bytes": full_bytes, "device": engine.device, **updates, **loss}
 
@@ -197,7 +219,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="Hugging Face folder")
     parser.add_argument("--versions", type=Path, help="folder with its versions 0 and 1; unset: trained on the spot")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each stretch")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each stretch")
+    parser.add_argument("--rounds", type=int, default=3, help="of three stretches")
     parser.add_argument("--every-s", type=float, default=2.0, help="between two updates")
     parser.add_argument("--in-flight", type=int, default=16)
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
@@ -207,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = arguments.versions or Path(name) / "versions"
         train_versions(arguments.model, None, folder, learning_rate=1e-7, keep=(0, 1))
         parent, child = (read_safetensors(version_path(folder, version)) for version in (0, 1))
-        stretches = {"seconds": arguments.seconds, "every_s": arguments.every_s, "in_flight": arguments.in_flight}
+        stretches = {name: getattr(arguments, name) for name in ("seconds", "every_s", "in_flight", "rounds")}
         result = asyncio.run(measure(model, (parent, child), **stretches))
     print(json.dumps(result) if arguments.json else "\n".join(f"{key}: {value}" for key, value in result.items()))
 

@@ -230,9 +230,9 @@ class VllmEngine:
         patches = None if self._is_quantised() or current_platform.is_cpu() else sparse_patches(update)
         if patches is not None:
             shapes = {name: list(update.tensors[name].shape) for name in update.changed}
-            write_safetensors(path, patches)
+            write_safetensors(path, patches, lasting=False)
             return WeightTransferUpdateRequest({"path": str(path), "patched_shapes": shapes})
-        write_safetensors(path, changed_groups(update))
+        write_safetensors(path, changed_groups(update), lasting=False)
         return WeightTransferUpdateRequest({"path": str(path)})
 
     def _is_quantised(self) -> bool:
