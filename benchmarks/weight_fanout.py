@@ -22,7 +22,7 @@ import socketserver
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ from services.runfolder import RunFolder
 from services.server import serve
 from services.streams.embedded import free_port
 from services.weights.store import WeightStore
+from services.weights.tensors import Tensors, read_safetensors
 
 TOKEN = "fanout-benchmark-only"  # noqa: S105 - a server of its own, on loopback, for these seconds
 REPEATS = 3
@@ -277,14 +278,13 @@ def start_servers(parts: ExitStack, folder: RunFolder, scratch: Path, *, relay: 
     return delta, targets
 
 
-def measure(pullers: int, parameters: int, *, relay: bool = False) -> dict[str, Any]:
-    """The JSON line."""
+def measure(pullers: int, versions: Sequence[Tensors], *, relay: bool = False) -> dict[str, Any]:
+    """The JSON line, for the delta between the two versions."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as parts:
         folder = RunFolder(Path(name) / "run").create()
         store = WeightStore(folder.weights, folder.run_id, anchor_every=1000, keep_versions=1000)
-        for version, tensors in enumerate(synthetic_pair(parameters)):
+        for version, tensors in enumerate(versions):
             store.publish(version, tensors)
-        del store, tensors
         delta, targets = start_servers(parts, folder, Path(name), relay=relay)
         expected = delta.read_bytes()
         measured = {target.name: Measured() for target in targets}
@@ -318,11 +318,19 @@ def describe(pullers: int, delta_bytes: int, measured: dict[str, Measured]) -> d
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pullers", type=int, default=1000)
-    parser.add_argument("--parameters", type=int, default=135_000_000, help="of the model whose delta is pulled")
+    parser.add_argument(
+        "--versions", type=Path, help="folder whose first two .safetensors make the delta; else synthetic"
+    )
+    parser.add_argument("--parameters", type=int, default=135_000_000, help="of the synthetic model")
     parser.add_argument("--relay", action="store_true", help="measure the relay too (needs nginx)")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args(argv)
-    result = measure(arguments.pullers, arguments.parameters, relay=arguments.relay)
+    versions: Sequence[Tensors] = (
+        synthetic_pair(arguments.parameters)
+        if arguments.versions is None
+        else [read_safetensors(path) for path in sorted(arguments.versions.glob("*.safetensors"))[:2]]
+    )
+    result = measure(arguments.pullers, versions, relay=arguments.relay)
     print(json.dumps(result) if arguments.json else "\n".join(f"{key}: {value}" for key, value in result.items()))
 
 
