@@ -1,7 +1,7 @@
 """What weight updates cost a real vLLM engine: how long it stands still, and what they take from its tokens per second.
 
     python -m benchmarks.weight_engine --json                  a small model, made on the spot
-    python -m benchmarks.weight_engine --model PATH --versions FOLDER --every-s 20 --json
+    python -m benchmarks.weight_engine --model PATH --versions FOLDER --every-s 20 --seconds 60 --json
 
 Generation is continuous: `--in-flight` requests at any time. In turns, a stretch without updates, one with an update
 every `--every-s`, and one whose updates are heard sing their canaries as well; the medians of `--rounds` of them count.
