@@ -5,7 +5,7 @@ Every engine passes the same contract tests (tests/generator/test_engine_contrac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,10 @@ class Engine(Protocol):
     def device(self) -> str:
         """What it computes on, for a person to read: "cpu", "NVIDIA H200"."""
 
+    @property
+    def precision(self) -> str:
+        """The type that it computes in: "float32", "bfloat16", "float16"."""
+
     async def start(self, model_folder: Path, version: int) -> None:
         """Serve the Hugging Face folder (config.json, model.safetensors), whose weights are `version`."""
 
@@ -78,6 +82,13 @@ class Engine(Protocol):
         Requests in flight keep their tokens and their KV. Only when the version is not newer than the served one
         (a learner went back, or published a version anew) do they start over: spans never descend.
         After an EngineError the weights are undefined and the engine serves no more.
+        """
+
+    async def score(self, tokens: Sequence[int]) -> list[float] | None:
+        """[T - 1] log-probability of each of T tokens after the first, given those before it, by the weights served.
+
+        A request like any other: generation goes on beside it. Fewer where the engine has no room for T tokens; None
+        where it has no probabilities of its own.
         """
 
     def load(self) -> EngineLoad:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import structlog
 
+from generator import canary
 from generator.config import GeneratorConfig
 from generator.engine import Completion, Engine, create_engine
 from generator.flow import Flow, Slots
@@ -71,6 +72,7 @@ class Generator:
         client: WeightClient,
         leaser: TaskLeaser,
         heartbeats: AsyncHeartbeats,
+        events: AsyncEventLog,
         *,
         config: GeneratorConfig,
         deadlines: DeadlinesConfig,
@@ -85,6 +87,7 @@ class Generator:
         self._client = client
         self._leaser = leaser
         self._heartbeats = heartbeats
+        self._events = events
         self._config = config
         self._deadlines = deadlines
         self._heartbeat = heartbeat
@@ -105,6 +108,10 @@ class Generator:
         self._version = -1
         self._digest: str | None = None
         """What the engine serves; the mirror's may differ while an update is on its way."""
+        self._unproven: int | None = None
+        """The version whose canaries have not been heard yet, from the moment that its first token may be sampled."""
+        self._refusals = 0
+        """Versions that the engine served otherwise than the learner computes them."""
         self._version_changed = asyncio.Condition()
         self._room = asyncio.Event()
         self._draining = asyncio.Event()
@@ -118,6 +125,7 @@ class Generator:
         manifest, model_folder = await self._prepare(manifest)
         try:
             await self._engine.start(model_folder, manifest.weight_version)
+            await self._prove(manifest)
             self._version, self._digest = manifest.weight_version, manifest.digest
             log.info("engine_started", weight_version=self._version)
             self._flow = Flow(self._config.max_in_flight, self._engine.load().fits)
@@ -215,18 +223,22 @@ class Generator:
             self._account()
 
     async def _sample(self, lease: Lease) -> list[Completion]:
-        """One completion a sample, from the version that the task asks for on.
+        """One completion a sample, from the version that the task asks for on, and from proven versions only.
 
         Where a learner went back, answers in flight start over at its version; that may be too old for them.
         """
         task = lease.task
         while True:
             await self._reach_version(task.min_weight_version)
+            refusals = self._refusals
             self._unfinished[lease.entry_id] = task.samples
             async with asyncio.TaskGroup() as group:
                 answers = [group.create_task(self._generate(lease, sample)) for sample in range(task.samples)]
             completions = [answer.result() for answer in answers]
-            if all(completion.spans[0].weight_version >= task.min_weight_version for completion in completions):
+            await self._reach_proof(max(completion.spans[-1].weight_version for completion in completions))
+            if refusals == self._refusals and all(
+                completion.spans[0].weight_version >= task.min_weight_version for completion in completions
+            ):
                 return completions
 
     async def _generate(self, lease: Lease, sample: int) -> Completion:
@@ -240,6 +252,11 @@ class Generator:
         self._room.set()
         self._account()
         return completion
+
+    async def _reach_proof(self, version: int) -> None:
+        """Wait while `version` is being applied and proven, which both have deadlines of their own."""
+        async with self._version_changed:
+            await self._version_changed.wait_for(lambda: self._unproven != version)
 
     def _rollout(self, lease: Lease, sample: int, completion: Completion, generate_s: float) -> Rollout:
         task = lease.task
@@ -315,12 +332,14 @@ class Generator:
     async def _serve_version(self, update: WeightUpdate, heard: float) -> None:
         """Lay the update over what the engine serves; failing there ends it, as nobody knows what it serves then."""
         manifest = update.manifest
+        self._unproven = manifest.weight_version
         pause_s = await self._engine.apply(update, self._pause)
+        pause_s += await self._prove(manifest)
         self._updates += 1
         self._pause_ms, self._sync_s = pause_s * 1e3, time.monotonic() - heard
         self._sync_bytes = update.fetched_bytes
         async with self._version_changed:
-            self._version, self._digest = manifest.weight_version, manifest.digest
+            self._version, self._digest, self._unproven = manifest.weight_version, manifest.digest, None
             self._version_changed.notify_all()
         log.info(
             "weights_updated",
@@ -339,6 +358,32 @@ class Generator:
         finally:
             self._paused = False
             self._account()
+
+    async def _prove(self, manifest: WeightManifest) -> float:
+        """Hear the version's canaries from the engine; if they are wrong, reload every tensor once and hear them again.
+
+        Returns the seconds for which generation stood still. WeightError when they are wrong again: what the endpoint
+        serves is not what the learner computes with.
+        """
+        problem = await canary.difference(self._engine, manifest)
+        if not problem:
+            return 0.0
+        self._refusals += 1
+        self._message = f"canary: {problem}"
+        log.warning("canary_failed", weight_version=manifest.weight_version, reason=problem)
+        await self._events.append(
+            self.generator_id, "canary_failed", weight_version=manifest.weight_version, message=problem
+        )
+        pause_s = await self._engine.apply(await self._mirror.renew(manifest), self._pause)
+        problem = await canary.difference(self._engine, manifest)
+        if problem:
+            raise WeightError(
+                f"weight version {manifest.weight_version} is not the learner's, reloaded from its snapshot too: "
+                f"{problem}",
+                hint="what is published differs from what is trained: look for the cause in the learner, or in a type "
+                "that this engine computes differently; weight_sync.canary_prompts = 0 turns the check off",
+            )
+        return pause_s
 
     # -- leases and heartbeats -------------------------------------------------------------------------------------
 
@@ -418,6 +463,7 @@ async def run_generator(
             client,
             TaskLeaser(redis, keys, generator_id, peers.lease_s),
             AsyncHeartbeats(redis, keys),
+            AsyncEventLog(redis, keys),
             config=config,
             deadlines=deadlines,
             heartbeat=heartbeat,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -36,9 +37,11 @@ class ScriptedEngine:
     ScriptedEngine(step_s=0.01)                 100 tokens/s and request
     ScriptedEngine(follows_weights=True)        other weights, other answers
     ScriptedEngine(cache_tokens=1000)           a KV cache of so many tokens, and preemptions when it is full
+    ScriptedEngine(scores=True)                 log-probabilities by a formula (see `scripted_log_probs`)
     """
 
     device = "scripted"
+    precision = "float32"
 
     def __init__(
         self,
@@ -47,11 +50,13 @@ class ScriptedEngine:
         max_in_flight: int = 64,
         follows_weights: bool = False,
         cache_tokens: int | None = None,
+        scores: bool = False,
     ) -> None:
         self._step_s = step_s
         self._room = asyncio.Semaphore(max_in_flight)
         self._max_in_flight = max_in_flight
         self._follows_weights = follows_weights
+        self._scores = scores
         self._version: int | None = None
         self._tensors: dict[str, RawTensor] = {}
         self._digest = ""
@@ -100,6 +105,10 @@ class ScriptedEngine:
         self._version = update.manifest.weight_version
         if self._version <= served:
             self._restarts += 1
+
+    async def score(self, tokens: Sequence[int]) -> list[float] | None:
+        self._served_version()
+        return scripted_log_probs(self._tensors, tokens) if self._scores else None
 
     def load(self) -> EngineLoad:
         """With a KV cache it promises room for one sequence only: it knows no greatest length."""
@@ -169,6 +178,12 @@ class ScriptedEngine:
         if task.stop_token_ids and position + 1 == length:
             return task.stop_token_ids[0]
         return _draw(f"{task.task_id} {drawn} {position} {self._digest}", VOCABULARY)
+
+
+def scripted_log_probs(tensors: Tensors, tokens: Sequence[int]) -> list[float]:
+    """[T - 1] what a scripted engine with these weights scores T tokens with; other weights, other numbers."""
+    digest = version_digest(describe(tensors))
+    return [-_draw(f"{digest} {tokens[: end + 1]}", 10_000) / 1e3 for end in range(1, len(tokens))]
 
 
 def _finish_reason(task: Task, tokens: list[int]) -> Literal["stop", "length"] | None:

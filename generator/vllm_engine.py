@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,6 +41,7 @@ from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from generator.config import GeneratorConfig
 from generator.engine import Completion, EngineLoad, Paused
+from generator.vllm_handover import BACKEND, GENERATOR_PID, INDICES, VALUES
 from services.contracts import Task, VersionSpan
 from services.errors import DeadlineError, EngineError
 from services.weights.tensors import RawTensor, read_safetensors, write_safetensors
@@ -55,10 +56,7 @@ UPDATE_DEADLINE_S = 600.0
 STOP_DEADLINE_S = 12.0
 """Longest wait for the processes to end by themselves; killed ones leave shared memory behind."""
 WORKER = "generator.vllm_worker.ServedWeights"
-BACKEND = "sept"
-GENERATOR_PID = "SEPT_GENERATOR_PID"
-INDICES, VALUES = "indices:", "values:"
-"""As in generator.vllm_worker, which only worker processes may import."""
+"""Named, not imported: importing it registers the weight transfer, which is for worker processes."""
 
 ENGINE_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """vLLM's names of the published types that it can compute in."""
@@ -116,16 +114,14 @@ class VllmEngine:
         self._open.set()
         log.info("vllm_started", seconds=round(time.monotonic() - started, 1), device=self.device)
 
+    @property
+    def precision(self) -> str:
+        return str(self._serving().vllm_config.model_config.dtype).removeprefix("torch.")
+
     async def generate(self, task: Task, sample: int) -> Completion:
         prompt = tokens_input(task.prompt_tokens.tolist())
-        try:
-            async for output in self.outputs(prompt, _sampling_params(task), f"{task.task_id}.{sample}"):
-                response = output.outputs[0]
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise self._died() from error
-        except ValueError as error:
-            raise EngineError(f"vLLM refused task {task.task_id}: {error}") from error
-        return _completion(response)
+        output = await self._answer(prompt, _sampling_params(task), f"{task.task_id}.{sample}")
+        return _completion(output.outputs[0])
 
     @property
     def version(self) -> int:
@@ -157,6 +153,26 @@ class VllmEngine:
             self._restarting.discard(numbered)
             if given:
                 return
+
+    async def _answer(self, prompt: EngineInput, params: SamplingParams, request_id: str) -> RequestOutput:
+        """One request to its end."""
+        try:
+            async for output in self.outputs(prompt, params, request_id):
+                answer = output
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise self._died() from error
+        except ValueError as error:
+            raise EngineError(f"vLLM refused request {request_id}: {error}") from error
+        return answer
+
+    async def score(self, tokens: Sequence[int]) -> list[float] | None:
+        if self._is_quantised():
+            return None
+        async with self._updating:
+            most = self._serving().vllm_config.model_config.max_model_len - 1  # one place is for the token sampled
+            output = await self._answer(tokens_input(list(tokens[:most])), SCORING, "score")
+        assert output.prompt_logprobs is not None
+        return [next(iter(found.values())).logprob for found in output.prompt_logprobs[1:]]
 
     async def apply(self, update: WeightUpdate, paused: Paused = nullcontext) -> float:
         llm = self._serving()
@@ -195,7 +211,7 @@ class VllmEngine:
 
     async def checksums(self) -> dict[str, str] | None:
         llm = self._serving()
-        if self._config.tensor_parallel > 1 or llm.vllm_config.model_config.quantization is not None:
+        if self._config.tensor_parallel > 1 or self._is_quantised():
             return None
         (digests,) = await self._reachable(llm.collective_rpc("served_digests", args=(self._types,)))
         return dict(digests)
@@ -215,6 +231,8 @@ class VllmEngine:
     def _create(self, model_folder: Path) -> AsyncLLM:
         os.environ[GENERATOR_PID] = str(os.getpid())
         cpu = current_platform.is_cpu()
+        if cpu:  # without it the first scoring compiles a sum, for seconds, with a compiler that may not be there
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         arguments = AsyncEngineArgs(
             model=str(model_folder),
             skip_tokenizer_init=not self._config.chat,
@@ -222,7 +240,7 @@ class VllmEngine:
             dtype=self._engine_type(),
             seed=self._seed,
             max_model_len=self._config.max_model_len,
-            max_num_seqs=self._config.max_in_flight,
+            max_num_seqs=self._config.max_in_flight + 1,  # a place is kept for scoring
             enforce_eager=cpu,
             gpu_memory_utilization=self._config.memory_fraction,
             kv_cache_memory_bytes=int(self._config.cpu_cache_gib * 2**30) if cpu else None,
@@ -243,14 +261,16 @@ class VllmEngine:
 
     def _hand_over(self, update: WeightUpdate, path: Path) -> WeightTransferUpdateRequest:
         """Write the update where the workers can read it, while generation goes on."""
-        quantised = self._serving().vllm_config.model_config.quantization is not None
-        patches = None if quantised or current_platform.is_cpu() else sparse_patches(update)
+        patches = None if self._is_quantised() or current_platform.is_cpu() else sparse_patches(update)
         if patches is not None:
             shapes = {name: list(update.tensors[name].shape) for name in update.changed}
-            write_safetensors(path, patches)
+            write_safetensors(path, patches, lasting=False)
             return WeightTransferUpdateRequest({"path": str(path), "patched_shapes": shapes})
-        write_safetensors(path, changed_groups(update))
+        write_safetensors(path, changed_groups(update), lasting=False)
         return WeightTransferUpdateRequest({"path": str(path)})
+
+    def _is_quantised(self) -> bool:
+        return self._serving().vllm_config.model_config.quantization is not None
 
     async def _replace(self, llm: AsyncLLM, request: WeightTransferUpdateRequest, version: int) -> None:
         # vLLM's pause_generation is this call and a nap of 20 ms for the caller's convenience
@@ -348,6 +368,15 @@ def _handover_folder(cache: Path | None) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
+
+
+SCORING = SamplingParams(
+    temperature=0.0,
+    max_tokens=1,  # vLLM samples at least one
+    prompt_logprobs=0,  # those of the prompt's own tokens; vLLM then computes all of it, without cached prefixes
+    detokenize=False,
+    output_kind=RequestOutputKind.FINAL_ONLY,
+)
 
 
 def _sampling_params(task: Task) -> SamplingParams:

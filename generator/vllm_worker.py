@@ -36,17 +36,8 @@ from vllm.model_executor.model_loader.checkpoint_weight_patch import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from generator.vllm_handover import BACKEND, GENERATOR_PID, INDICES, VALUES
 from services.weights.tensors import digest_bytes
-
-BACKEND = "sept"
-"""Name of the weight-transfer engine."""
-
-GENERATOR_PID = "SEPT_GENERATOR_PID"
-"""Environment variable with the process that the workers must not outlive."""
-
-INDICES = "indices:"
-VALUES = "values:"
-"""Prefixes of a patched tensor's two entries in a file of patches."""
 
 PACKING_LAYERS = (LinearBase, ParallelLMHead)
 """Layers that may compute with a packed copy of their weight."""

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from learner import modelfolder
+from learner.canary import sing
 from learner.checkpoint import Checkpoint, Checkpoints
 from learner.collector import Collector, Interrupted
 from learner.config import CheckpointConfig, TrainingConfig
@@ -88,6 +89,8 @@ class Loop:
     report: Report
     rewards: Rewards | None = None
     """Set when the objective asks for rewards."""
+    canary_prompts: int = 0
+    """Canaries that every version carries."""
     guard: Guard | None = None
     """Set when the model's health is measured."""
     evaluations: Evaluations | None = None
@@ -155,8 +158,7 @@ class Loop:
         self._version, self._steps = round_ + 1, self.trainer.steps
         self.report.weight_version = self._version
         with self.report.during("publishing"):
-            tensors = wire_tensors(self.model)
-        publication = self.publisher.submit(self._version, tensors)
+            publication = self._publish()
         publication.add_done_callback(self._tell_failure)
         self._evaluate(publication)
         self._unrecorded = _Trained(round_, rollouts, stats, rewards, health, wait_s, round_s, publication)
@@ -168,6 +170,12 @@ class Loop:
             train_s=round(stats.seconds, 2),
             wait_s=round(wait_s, 2),
         )
+
+    def _publish(self) -> Future[Publication]:
+        """Hand the weights, as they are now, to the publisher as `_version`."""
+        files = modelfolder.model_files(self.model.folder) if self._version == 0 else None
+        tensors = wire_tensors(self.model)
+        return self.publisher.submit(self._version, tensors, files, sing(self.model, self.canary_prompts))
 
     def _arriving(self, round_: int, rollouts: list[Rollout]) -> Iterator[Rollout]:
         """The round's rollouts in task order, each as soon as it is here; they are kept in `rollouts`."""
@@ -272,8 +280,7 @@ class Loop:
             self.publisher.take_back(after=self._version)
         self.publisher.on_published = lambda version: None  # the first rounds are issued here, in their order
         with self.report.during("publishing"):
-            files = modelfolder.model_files(self.model.folder) if self._version == 0 else None
-            publication = self.publisher.submit(self._version, wire_tensors(self.model), files)
+            publication = self._publish()
             publication.result()
         if self.evaluations is not None and not self.evaluations.is_done(self._version):
             self._evaluate(publication)

@@ -46,6 +46,10 @@ class TrainedModel:
     autocast_dtype: torch.dtype | None = None
     """Type of the forward's products; None: float32 like the weights."""
 
+    def wire_dtype(self, name: str) -> str:
+        """safetensors' name of the type in which the floating tensor of that name is published."""
+        return self.wire_dtypes.get(name, self.default_wire_dtype)
+
     @property
     def head(self) -> Head:
         """The last layer, which maps hidden states to logits."""
@@ -187,7 +191,7 @@ def _checkpoint_tensors(module: PreTrainedModel) -> dict[str, torch.Tensor]:
 def _raw(name: str, tensor: torch.Tensor, model: TrainedModel) -> RawTensor:
     """One tensor in its wire type, copied exactly once."""
     if tensor.is_floating_point():
-        dtype = model.wire_dtypes.get(name, model.default_wire_dtype)
+        dtype = model.wire_dtype(name)
         if dtype not in TORCH_DTYPES:
             raise ModelError(f"{name} is stored as {dtype}", hint="train an unquantised model, or set model.wire_dtype")
     else:

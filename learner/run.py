@@ -131,6 +131,7 @@ def run_learner(
                 events=EventLog(client, keys),
                 report=report,
                 rewards=_rewards(training, prompts),
+                canary_prompts=weight_sync.canary_prompts,
             )
             if health is not None and health.action != "off":
                 loop.guard = watch_health(folder, loop.events, loop.control, health)

@@ -198,6 +198,23 @@ class FileEntry(BaseModel):
     digest: Digest
 
 
+class Canary(BaseModel):
+    """A fixed prompt and what the learner computes for it. Producer: learner. Consumer: generator, which must agree."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=2, max_length=1024)
+    """[T] token ids."""
+    log_probs: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+    """[T - 1] log-probability of each token after the first, given those before it, by the weights as published."""
+
+    @model_validator(mode="after")
+    def _one_number_per_prediction(self) -> Self:
+        if len(self.log_probs) != len(self.tokens) - 1:
+            raise ValueError(f"{len(self.tokens)} tokens have {len(self.log_probs)} log-probabilities")
+        return self
+
+
 class WeightManifest(Contract):
     """A published version. Producer: learner. Consumers: the endpoint, generators."""
 
@@ -210,6 +227,8 @@ class WeightManifest(Contract):
     """BLAKE3 over the tensors' names, types, shapes and digests: the identity of the version's content."""
     tensors: tuple[TensorEntry, ...]
     files: tuple[FileEntry, ...]
+    canaries: tuple[Canary, ...] = Field(default=(), max_length=64)
+    """What the version computes, to be reproduced by whoever serves it; no part of `digest`."""
     created_at: float
     """Unix seconds."""
 

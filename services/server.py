@@ -19,6 +19,7 @@ from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, We
 from services.errors import ConfigError, UnavailableError
 from services.loopback import is_loopback
 from services.runfolder import RunFolder
+from services.sendfile import SendfileProtocol
 from services.streams.connection import Keys, connect_async
 from services.weights.store import WeightStore
 
@@ -96,6 +97,7 @@ async def run_app(
     """Answer on `listener` until a signal; then at most `drain_s` for what is under way."""
     config = uvicorn.Config(
         app,
+        http=SendfileProtocol,
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -33,7 +33,7 @@ generator.count generator.engine generator.dtype generator.max_in_flight generat
 generator.memory_fraction generator.cpu_cache_gib generator.tensor_parallel generator.chat generator.chat_share
 redis.url redis.lease_s
 services.host services.port services.url services.token
-weight_sync.anchor_every weight_sync.keep_versions
+weight_sync.anchor_every weight_sync.keep_versions weight_sync.canary_prompts
 deadlines.startup_s deadlines.rollouts_s deadlines.weights_s deadlines.drain_s
 heartbeat.every_s heartbeat.lost_after_s
 """

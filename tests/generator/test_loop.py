@@ -15,7 +15,7 @@ import redis
 import redis.asyncio
 
 from generator.config import GeneratorConfig
-from generator.engine import Completion
+from generator.engine import Completion, Engine
 from generator.loop import Generator
 from generator.scripted_engine import ScriptedEngine
 from services.clock import StateClock
@@ -23,6 +23,7 @@ from services.config import DeadlinesConfig, HeartbeatConfig
 from services.contracts import Heartbeat, Rollout, Task, WeightManifest
 from services.errors import DeadlineError, EngineError
 from services.streams.connection import connect
+from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer, TaskLeaser
@@ -64,16 +65,19 @@ class World:
         self.endpoint.app.state.notices.wake()
         return self.endpoint.store.manifest(after)
 
-    def generator(self, name: str = "g0", *, lease_s: float = 30.0, max_in_flight: int = 8) -> Generator:
+    def generator(
+        self, name: str = "g0", *, lease_s: float = 30.0, max_in_flight: int = 8, engine: Engine | None = None
+    ) -> Generator:
         self.clock = StateClock("starting")
         weights = self.endpoint.weights()
         return Generator(
             name,
-            self.engine,
+            engine or self.engine,
             WeightMirror(self.folder / name, weights),
             weights,
             TaskLeaser(self.endpoint.redis, self.endpoint.keys, name, lease_s),
             AsyncHeartbeats(self.endpoint.redis, self.endpoint.keys),
+            AsyncEventLog(self.endpoint.redis, self.endpoint.keys),
             config=GeneratorConfig(engine="scripted", max_in_flight=max_in_flight),
             deadlines=self.deadlines,
             heartbeat=HeartbeatConfig(every_s=0.02),
