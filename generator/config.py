@@ -28,3 +28,7 @@ class GeneratorConfig(Section):
     """KV cache on CPU, in GiB."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs per generator."""
+    chat: str = Field(default="", pattern=r"^(.+:\d{1,5})?$")
+    """host:port where each generator answers OpenAI chat requests; port 0: a free one, shown among the parts."""
+    chat_share: float = Field(default=0.1, gt=0, le=1)
+    """Share of max_in_flight that chat may hold, one request at least; more is answered 429."""

@@ -15,7 +15,8 @@ import signal
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,7 @@ class Generator:
         heartbeat: HeartbeatConfig,
         lease_s: float,
         clock: StateClock,
+        chat: Callable[[], AbstractAsyncContextManager[str]] | None = None,
     ) -> None:
         self.generator_id = generator_id
         self._engine = engine
@@ -108,6 +110,8 @@ class Generator:
         self._draining = asyncio.Event()
         self._updates, self._pause_ms, self._sync_s, self._sync_bytes = 0, 0.0, 0.0, 0
         self._message = ""
+        self._chat: Callable[[], AbstractAsyncContextManager[str]] = chat or (lambda: nullcontext(""))
+        self._chat_url = ""
 
     async def run(self, manifest: WeightManifest) -> None:
         """Serve from `manifest` on until `drain` is called and the work in flight is done."""
@@ -119,7 +123,7 @@ class Generator:
             self._flow = Flow(self._config.max_in_flight, self._engine.load().fits)
             self._slots.resize(self._flow.limit)
             self._account()
-            async with asyncio.TaskGroup() as group:
+            async with self._chat() as self._chat_url, asyncio.TaskGroup() as group:
                 background = [group.create_task(self._follow()), group.create_task(self._beat())]
                 await self._serve(group)
                 for task in background:
@@ -385,6 +389,7 @@ class Generator:
             pause_ms=self._pause_ms,
             sync_s=self._sync_s,
             sync_bytes=self._sync_bytes,
+            chat_url=self._chat_url,
         )
 
 
@@ -418,6 +423,7 @@ async def run_generator(
             heartbeat=heartbeat,
             lease_s=peers.lease_s,
             clock=clock,
+            chat=partial(_open_chat, engine, config, manifest.run_id, peers.token),
         )
         _stop_on_signals(generator)
         try:
@@ -429,6 +435,18 @@ async def run_generator(
             raise error from group
         finally:
             await redis.aclose()
+
+
+def _open_chat(
+    engine: Engine, config: GeneratorConfig, run_id: str, token: str | None
+) -> AbstractAsyncContextManager[str]:
+    """Where people may talk to the engine, if anywhere; the settings let only vLLM's be talked to."""
+    if not config.chat:
+        return nullcontext("")
+    from generator.chat import open_chat
+
+    places = max(1, int(config.chat_share * config.max_in_flight))
+    return open_chat(engine, run_id, address=config.chat, places=places, token=token)
 
 
 async def _tell(events: AsyncEventLog, generator_id: str, error: BaseException) -> None:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,8 +30,8 @@ from vllm import SamplingParams
 from vllm.config import VllmConfig, WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest, layerwise_groups
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.inputs.engine import tokens_input
-from vllm.outputs import CompletionOutput
+from vllm.inputs.engine import EngineInput, tokens_input
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -117,25 +117,46 @@ class VllmEngine:
         log.info("vllm_started", seconds=round(time.monotonic() - started, 1), device=self.device)
 
     async def generate(self, task: Task, sample: int) -> Completion:
-        params = _sampling_params(task)
-        prompt = task.prompt_tokens.tolist()
+        prompt = tokens_input(task.prompt_tokens.tolist())
+        try:
+            async for output in self.outputs(prompt, _sampling_params(task), f"{task.task_id}.{sample}"):
+                response = output.outputs[0]
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise self._died() from error
+        except ValueError as error:
+            raise EngineError(f"vLLM refused task {task.task_id}: {error}") from error
+        return _completion(response)
+
+    @property
+    def version(self) -> int:
+        """What requests that come now are answered by."""
+        return self._version
+
+    @property
+    def llm(self) -> AsyncLLM:
+        """vLLM's engine, for what knows vLLM itself; EngineError when it does not serve."""
+        return self._serving()
+
+    async def outputs(
+        self, prompt: EngineInput, params: SamplingParams, request_id: str, **options: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """vLLM's outputs of one request; it starts over where new weights want that, unless some of it is given out."""
+        given = False
         while True:
             await self._open.wait()
             llm = self._serving()
-            request_id = f"{task.task_id}.{sample}.{next(self._numbers)}"
-            try:
-                # the salt keeps new requests away from prefix blocks that other weights have computed
-                async for output in llm.generate(
-                    tokens_input(prompt, cache_salt=f"{self._version}.{self._updates}"), params, request_id
-                ):
-                    response = output.outputs[0]
-            except (EngineDeadError, EngineGenerateError) as error:
-                raise self._died() from error
-            except ValueError as error:
-                raise EngineError(f"vLLM refused task {task.task_id}: {error}") from error
-            if request_id not in self._restarting:
-                return _completion(response)
-            self._restarting.discard(request_id)
+            numbered = f"{request_id}.{next(self._numbers)}"
+            # the salt keeps new requests away from prefix blocks that other weights have computed
+            salted = {**prompt, "cache_salt": f"{self._version}.{self._updates}"}
+            async for output in llm.generate(salted, params, numbered, **options):
+                if given or numbered not in self._restarting:
+                    given = True
+                    yield output
+            if numbered not in self._restarting:
+                return
+            self._restarting.discard(numbered)
+            if given:
+                return
 
     async def apply(self, update: WeightUpdate, paused: Paused = nullcontext) -> float:
         llm = self._serving()
@@ -196,7 +217,7 @@ class VllmEngine:
         cpu = current_platform.is_cpu()
         arguments = AsyncEngineArgs(
             model=str(model_folder),
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=not self._config.chat,
             generation_config="vllm",
             dtype=self._engine_type(),
             seed=self._seed,

@@ -26,6 +26,8 @@ log = structlog.get_logger()
 
 STATE = "state.safetensors"
 META = "meta.json"
+UNUSABLE = (OSError, ValueError, KeyError, TypeError, CheckpointError, safetensors.SafetensorError)
+"""What reading a checkpoint raises whose files are gone or not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Checkpoints:
         for folder in folders:
             try:
                 return self._read(folder)
-            except (OSError, ValueError, KeyError, TypeError, CheckpointError, safetensors.SafetensorError) as error:
+            except UNUSABLE as error:
                 log.warning("checkpoint_unusable", folder=str(folder), error=str(error))
         if folders:
             raise CheckpointError(
@@ -90,6 +92,24 @@ class Checkpoints:
                 hint="the log names what is wrong with each; restore one from a backup, or start with a new run.dir",
             )
         return None
+
+    def go_back(self, weight_version: int) -> Checkpoint:
+        """The checkpoint of that version, which is the newest from here on: later ones are dropped.
+
+        Raises CheckpointError, and drops nothing, when there is none or its bytes are not what was written.
+        """
+        folder = self._folder / _folder_name(weight_version)
+        if not folder.is_dir():
+            held = ", ".join(path.name for path in self._newest_first()) or "none"
+            raise CheckpointError(f"there is no checkpoint of version {weight_version}", hint=f"there are: {held}")
+        try:
+            found = self._read(folder)
+        except UNUSABLE as error:
+            raise CheckpointError(f"the checkpoint of version {weight_version} cannot be loaded: {error}") from error
+        for later in self._newest_first():
+            if later.name > folder.name:
+                shutil.rmtree(later)
+        return found
 
     def _read(self, folder: Path) -> Checkpoint:
         meta = json.loads((folder / META).read_text())

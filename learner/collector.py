@@ -91,7 +91,7 @@ class Collector:
         self._fatal: BaseException | None = None
         self._interrupted = False
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+        self._thread = self._new_thread()
         self.reissued = 0
         """Tasks issued again so far."""
 
@@ -101,6 +101,32 @@ class Collector:
         self._take_in()
         if self._received:
             log.info("rollouts_found", count=len(self._received), rounds=sorted({i[0] for i in self._received}))
+        self._thread.start()
+
+    def start_over(self, first_round: int) -> None:
+        """Forget every task and every rollout from `first_round` on, here and in Redis: all of it is drawn anew.
+
+        Nobody may wait for rollouts or issue tasks meanwhile. A generator's answer to a closed task is refused.
+        Raises DeadlineError when Redis keeps the reading from ending.
+        """
+        self.stop()
+        if self._thread.is_alive():
+            raise DeadlineError("Redis", "the end of a read", JOIN_S)
+        self._issuer.close([task.task_id for tasks in self._owed.values() for task in tasks.values()])
+        with self._changed:
+            self._first_round = first_round
+            self._owed.clear()
+            self._entries.clear()
+            self._reissues.clear()
+        self._reader.rewind()
+        self._take_in()  # also what was never read here, such as rollouts of a learner before this one
+        with self._changed:
+            entries = [entry_id for of_round in self._entries.values() for entry_id in of_round]
+            self._entries.clear()
+            self._received.clear()
+        self._reader.delete(entries)
+        self._stopping.clear()
+        self._thread = self._new_thread()
         self._thread.start()
 
     def stop(self) -> None:
@@ -210,6 +236,9 @@ class Collector:
         return [task for task in tasks if any(identity not in self._received for identity in _identities(task))]
 
     # -- the reading thread ----------------------------------------------------------------------------------------
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name="collector", daemon=True)
 
     def _run(self) -> None:
         asked = rechecked = time.monotonic()

@@ -5,6 +5,7 @@
         take `steps_per_round` optimizer steps on them
         publish version r + 1, which admits the tasks of round r + 1 + max_staleness
         write a checkpoint, then release from Redis what it contains
+        heed what people ask for: a checkpoint, a version to go back to, a pause, a stop
 
 Queues, files and threads live in the parts that `learner.run` wires together. There is no reward, verifier, teacher
 or reference model here unless the objective asks for one.
@@ -22,6 +23,7 @@ from itertools import chain, repeat
 import numpy as np
 import structlog
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from learner import modelfolder
 from learner.checkpoint import Checkpoint, Checkpoints
@@ -34,13 +36,14 @@ from learner.health import Guard, Health
 from learner.model import TrainedModel, wire_tensors
 from learner.publisher import Publication, Publisher
 from learner.records import Answer, Records, summarise
-from learner.report import Report
+from learner.report import LEARNER_ID, Report
 from learner.rewards import Rewards
 from learner.trainer import RoundStats, Trainer
 from services.config import DeadlinesConfig
 from services.contracts import Rollout, RoundMetrics
 from services.errors import CheckpointError
-from services.streams.control import Control
+from services.streams.control import Control, ControlState
+from services.streams.events import EventLog
 
 log = structlog.get_logger()
 
@@ -81,6 +84,7 @@ class Loop:
     checkpoints: Checkpoints
     records: Records
     control: Control
+    events: EventLog
     report: Report
     rewards: Rewards | None = None
     """Set when the objective asks for rewards."""
@@ -106,21 +110,15 @@ class Loop:
         self._round_began = time.monotonic()
         self.report.enter("training")  # but for what is accounted as a wait or as something else
         self._go_through_rounds()
-        finished = self._version == self.curriculum.rounds_total
+        finished = self._is_over()
         log.info("finished" if finished else "stopped", weight_version=self._version)
         return finished
 
     def _go_through_rounds(self) -> None:
         try:
-            for round_ in range(self._version, self.curriculum.rounds_total):
-                if not self._may_start(round_):
-                    break
-                self._train(round_)
-                # A checkpoint records the round, evaluation included: it waits a round rather than hold up training.
-                evaluating = self._evaluation is not None and not self._evaluation.done()
-                if self._version - self._saved_version >= self.checkpoint.every_rounds and not evaluating:
-                    self._save()
-                if self.control.state().stop_after_round:
+            while self._may_go_on():
+                self._train(self._version)
+                if self._heed().stop_after_round:
                     break
         except Interrupted:
             log.info("interrupted", round=self._version)
@@ -197,12 +195,59 @@ class Loop:
         if round_ < self.curriculum.rounds_total:
             self.collector.expect(self.curriculum.tasks_of(round_))
 
-    def _may_start(self, round_: int) -> bool:
-        """False once asked to stop; waits as long as the run is paused."""
-        while self.control.state().paused and not self._stopping.is_set():
+    # -- what people ask for ---------------------------------------------------------------------------------------
+
+    def _may_go_on(self) -> bool:
+        """False once asked to stop and after the last round; waits as long as the run is paused."""
+        while self._heed().paused and not (self._stopping.is_set() or self._is_over()):
             with self.report.during("paused"):
                 self._stopping.wait(PAUSE_CHECK_S)
-        return not self._stopping.is_set()
+        return not (self._stopping.is_set() or self._is_over())
+
+    def _is_over(self) -> bool:
+        return self._version == self.curriculum.rounds_total
+
+    def _heed(self) -> ControlState:
+        """What people want by now. Between two rounds: what they asked for once is done, a checkpoint written."""
+        wishes = self.control.state()
+        if wishes.rollback_to is not None:
+            self._roll_back(wishes.rollback_to)
+            self.control.rollback_done(wishes.rollback_to)
+        # A checkpoint records the round, evaluation included: it waits a round rather than hold up training.
+        evaluating = self._evaluation is not None and not self._evaluation.done()
+        unsaved = self._version - self._saved_version
+        if not evaluating and unsaved and (wishes.checkpoint or unsaved >= self.checkpoint.every_rounds):
+            self._save()
+        if not evaluating and wishes.checkpoint:
+            self._answer("checkpointed", weight_version=self._version)
+            self.control.checkpoint_done()
+        return wishes
+
+    def _roll_back(self, version: int) -> None:
+        """Go back to the checkpoint of `version`, then go on as a resumed learner does.
+
+        What came later is given up: checkpoints, versions, records, and the tasks and rollouts of its rounds, which
+        are drawn anew. The wish stands until all of that is done, so a learner that dies over it does it again.
+        """
+        self._record()  # nothing is being published, evaluated or recorded from here on
+        before = self._version
+        with self.report.during("rolling_back"):
+            try:
+                checkpoint = self.checkpoints.go_back(version)
+            except CheckpointError as error:
+                self._answer("not_rolled_back", weight_version=version, reason=f"{error.message}; {error.hint}")
+                return
+            if self.training.data == "online":
+                self.collector.start_over(version)
+            self.publisher.take_back(after=version)
+        self._resume(checkpoint)
+        self._round_began = time.monotonic()
+        self._answer("rolled_back", weight_version=version, before=before)
+
+    def _answer(self, action: str, **fields: JsonValue) -> None:
+        """Leave word of what became of a wish, beside the wish."""
+        log.info(action, **fields)
+        self.events.append(LEARNER_ID, "control", action=action, **fields)
 
     # -- what is remembered ----------------------------------------------------------------------------------------
 
@@ -225,6 +270,7 @@ class Loop:
         self.report.weight_version = self._version
         if self._must_take_back(self.publisher.newest()):
             self.publisher.take_back(after=self._version)
+        self.publisher.on_published = lambda version: None  # the first rounds are issued here, in their order
         with self.report.during("publishing"):
             files = modelfolder.model_files(self.model.folder) if self._version == 0 else None
             publication = self.publisher.submit(self._version, wire_tensors(self.model), files)
@@ -234,9 +280,21 @@ class Loop:
         if self.training.data == "fixed":
             self._issue_fixed()
             return
+        self._let_generators_follow()
         for round_ in range(self._version, self._version + self.training.max_staleness + 1):
             self._issue(round_)
         self.publisher.on_published = lambda version: self._issue(version + self.training.max_staleness)
+
+    def _let_generators_follow(self) -> None:
+        """Wait while generators serve versions that were taken back: what they sample would be refused.
+
+        One that does not follow in time is left to that.
+        """
+        give_up_at = time.monotonic() + self.deadlines.weights_s
+        while self.publisher.newest() == self._version and self.report.generators_above(self._version):
+            if self._stopping.wait(PAUSE_CHECK_S) or time.monotonic() >= give_up_at:
+                log.warning("generators_not_followed", weight_version=self._version)
+                return
 
     def _issue_fixed(self) -> None:
         """Issue the whole fixed data set; CheckpointError when parts of it are gone and version 0 is, too."""

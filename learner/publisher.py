@@ -51,7 +51,7 @@ class Publisher:
         return manifest.weight_version if manifest else None
 
     def take_back(self, after: int) -> None:
-        """Drop the versions after that one; call it before anything is submitted. Generators follow back."""
+        """Drop the versions after that one; call it while nothing is being published. Generators follow back."""
         log.warning("versions_taken_back", newest=self.newest(), after=after)
         self._store.drop_after(after)
 

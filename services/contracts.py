@@ -269,6 +269,8 @@ class Heartbeat(Contract):
     """From hearing of the last version to serving it."""
     sync_bytes: int = 0
     """Bytes fetched for the last update."""
+    chat_url: str = ""
+    """Where it answers OpenAI chat requests, if it does."""
 
 
 class EvaluationMetrics(BaseModel):
