@@ -16,6 +16,11 @@ from generator.engine import EngineLoad
 
 HEADROOM = 0.9
 """Above this share of the KV cache in use no more sequences are let in: those that are there still grow."""
+AHEAD = 0.25
+"""Share of the limit that is fetched beyond it, one sequence at least, so that a slot is taken the moment it is free:
+an engine whose answers end together would idle until as many are leased. The price: what waits here is kept from
+another generator that has nothing to do, at the end of a round above all, for as long as a slot takes to become free.
+"""
 DECREASE = 0.75
 """What the limit is multiplied by when the engine preempts."""
 
@@ -57,7 +62,8 @@ class Flow:
 
     def room(self, load: EngineLoad, outstanding: int) -> int:
         """Sequences to fetch now, with `outstanding` fetched and not finished; none while the engine is full."""
-        return 0 if is_full(load) and outstanding else max(0, self.limit - outstanding)
+        wanted = self.limit + max(1, int(AHEAD * self.limit))
+        return 0 if is_full(load) and outstanding else max(0, wanted - outstanding)
 
 
 def is_full(load: EngineLoad) -> bool:

@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -100,6 +100,8 @@ class Generator:
         """Those of `_working` that wait for a version and have nothing in the engine."""
         self._unfinished: dict[bytes, int] = {}
         """Sequences that each lease still lacks."""
+        self._begun: set[bytes] = set()
+        """Leases that have had a slot for their answers; the others wait for one, or for a version."""
         self._samples = 1
         """G of the last task: what the next one will take."""
         self._flow = Flow(config.max_in_flight, fits=config.max_in_flight)
@@ -200,7 +202,7 @@ class Generator:
             draining.cancel()
 
     def _tasks_wanted(self) -> int:
-        """Tasks that give the engine all it can take; of the last one some samples may have to wait for a slot."""
+        """Tasks that give the engine all it can take and have a few more wait for the next slots."""
         room = self._flow.room(self._engine.load(), sum(self._unfinished.values()))
         return math.ceil(room / self._samples)
 
@@ -219,6 +221,7 @@ class Generator:
         finally:
             self._working.pop(lease.entry_id, None)
             self._unfinished.pop(lease.entry_id, None)
+            self._begun.discard(lease.entry_id)
             self._room.set()
             self._account()
 
@@ -229,6 +232,7 @@ class Generator:
         """
         task = lease.task
         while True:
+            self._begun.discard(lease.entry_id)
             await self._reach_version(task.min_weight_version)
             refusals = self._refusals
             self._unfinished[lease.entry_id] = task.samples
@@ -244,6 +248,7 @@ class Generator:
     async def _generate(self, lease: Lease, sample: int) -> Completion:
         """One answer in a slot of its own, whose end makes room for another, however long its siblings take."""
         async with self._slots.one():
+            self._begun.add(lease.entry_id)
             self._account()
             completion = await self._engine.generate(lease.task, sample)
         self._unfinished[lease.entry_id] -= 1
@@ -301,15 +306,19 @@ class Generator:
             self._account()
 
     async def _finish_in_flight(self) -> None:
-        """Let the work in flight end within the drain's deadline, then cancel; what has not begun goes back now."""
-        for waiting in list(self._awaiting):
-            waiting.cancel()
-        if not self._working:
-            return
-        _, unfinished = await asyncio.wait(self._working.values(), timeout=self._deadlines.drain_s)
-        for task in unfinished:
-            task.cancel()
-        await asyncio.gather(*unfinished, return_exceptions=True)
+        """Give back what has not begun, let the rest end within the drain's deadline, then cancel it."""
+        await self._stop([entry_id for entry_id in self._working if entry_id not in self._begun])
+        if self._working:
+            await asyncio.wait(self._working.values(), timeout=self._deadlines.drain_s)
+        await self._stop(list(self._working))
+
+    async def _stop(self, entry_ids: Sequence[bytes]) -> None:
+        """End the work on these leases and give back what of it was not handed in meanwhile."""
+        for entry_id in entry_ids:
+            self._working[entry_id].cancel()
+        await asyncio.gather(*(self._working.pop(entry_id) for entry_id in entry_ids), return_exceptions=True)
+        held = (self._held.pop(entry_id, None) for entry_id in entry_ids)
+        await self._leaser.release([lease for lease in held if lease is not None])
 
     # -- weights ---------------------------------------------------------------------------------------------------
 

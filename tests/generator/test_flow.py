@@ -67,13 +67,15 @@ def test_it_never_falls_below_one() -> None:
     assert flow.limit == 1
 
 
-def test_room_is_what_the_limit_leaves() -> None:
+def test_room_is_what_the_limit_leaves_and_a_few_to_wait() -> None:
     flow = Flow(64, fits=8)
-    assert flow.room(load(5), outstanding=5) == 3
+    assert flow.room(load(5), outstanding=5) == 5
     assert flow.room(load(8), outstanding=12) == 0
+    assert flow.room(load(8), outstanding=8) == 2, "a quarter of the limit waits for the next slots"
+    assert Flow(64, fits=1).room(load(1), outstanding=1) == 1, "one at least"
     assert flow.room(load(5, cache=0.95), outstanding=5) == 0
     assert flow.room(load(5, waiting=1), outstanding=5) == 0
-    assert flow.room(load(0, cache=0.95), outstanding=0) == 8, "an engine without work cannot wait for room"
+    assert flow.room(load(0, cache=0.95), outstanding=0) == 10, "an engine without work cannot wait for room"
 
 
 @pytest.mark.parametrize("bears", [5, 23, 60])

@@ -26,7 +26,7 @@ from services.streams.connection import connect
 from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.rollouts import RolloutReader
-from services.streams.tasks import TaskIssuer, TaskLeaser
+from services.streams.tasks import QueueGauge, TaskIssuer, TaskLeaser
 from services.weights.mirror import WeightMirror
 from services.weights.tensors import Tensors
 from tests.generator.models import changed
@@ -204,6 +204,51 @@ async def test_a_long_answer_holds_up_neither_its_siblings_slots_nor_others(worl
     assert {rollout.index for rollout in rollouts} == {1, 2, 3, 4, 5}
 
 
+class Gated(ScriptedEngine):
+    """Holds every answer until its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[int] = []
+        self.gates = [asyncio.Event() for _ in range(40)]
+
+    async def generate(self, task: Task, sample: int) -> Completion:
+        self.begun.append(task.index)
+        await self.gates[task.index].wait()
+        return await super().generate(task, sample)
+
+    def open(self) -> None:
+        for gate in self.gates:
+            gate.set()
+
+
+async def test_a_few_tasks_wait_for_the_next_slots_and_no_more(world: World) -> None:
+    """A limit of eight: a quarter of it is leased ahead, and a heartbeat counts what is in the engine."""
+    world.engine = engine = Gated()
+    manifest = world.publish(0)
+    world.issue(*(task(index) for index in range(40)))
+    async with world.going(world.generator(max_in_flight=8), manifest):
+        await until_leased(world, 10)
+        await until_beat(world, lambda beat: beat.in_flight == 8)
+        assert engine.begun == list(range(8))
+        engine.open()
+        await world.rollouts(40)
+
+
+async def test_a_free_slot_is_taken_without_a_word_to_redis(world: World) -> None:
+    world.engine = engine = Gated()
+    manifest = world.publish(0)
+    world.issue(*(task(index, max_response_tokens=1) for index in range(3)))
+    async with world.going(world.generator(max_in_flight=1), manifest):
+        await until_leased(world, 2)
+        await until(lambda: engine.begun == [0])
+        engine.gates[0].set()
+        for _ in range(5):  # turns of the event loop: Redis would need more to answer
+            await asyncio.sleep(0)
+        assert engine.begun == [0, 1]
+        engine.open()
+
+
 async def test_a_small_kv_cache_bounds_what_is_in_flight(world: World) -> None:
     """Thirty tokens hold three answers: the engine gets few at a time, though 64 would be allowed, and all get done."""
     world.engine = ScriptedEngine(step_s=0.001, cache_tokens=30)
@@ -292,6 +337,33 @@ async def test_a_drained_generator_ends_what_it_began(world: World) -> None:
         await until(lambda: world.engine.load().running == 2)
     assert len(await world.rollouts(2)) == 2
     assert await world.leftover() == [("r000000-00002", 1), ("r000000-00003", 1)]
+
+
+async def test_a_drained_generator_gives_back_at_once_what_it_has_not_begun(world: World) -> None:
+    world.engine = engine = Gated()
+    manifest = world.publish(0)
+    world.issue(*(task(index) for index in range(8)))
+    generator = world.generator(max_in_flight=4)
+    async with world.going(generator, manifest):
+        await until_leased(world, 5)
+        await until(lambda: len(engine.begun) == 4)
+        generator.drain()
+        await until_leased(world, 4)
+        assert engine.begun == [0, 1, 2, 3]
+        engine.open()
+    assert {rollout.index for rollout in await world.rollouts(4)} == {0, 1, 2, 3}
+    assert await world.leftover() == [(f"r000000-{index:05d}", 1) for index in (4, 5, 6, 7)]
+
+
+async def test_leases_that_wait_are_renewed_too(world: World) -> None:
+    world.engine = ScriptedEngine(step_s=SLOW_S)
+    manifest = world.publish(0)
+    world.issue(task(0, max_response_tokens=40), task(1))
+    async with world.going(world.generator(lease_s=0.2, max_in_flight=1), manifest):
+        await until_leased(world, 2)
+        await world.rollouts(1)
+        assert await world.leftover() == []
+        await world.rollouts(1)
 
 
 async def test_a_drained_generator_does_not_wait_for_versions_or_tasks(world: World) -> None:
@@ -409,6 +481,16 @@ async def test_it_bears_a_redis_that_comes_back_empty(world: World) -> None:
         world.issue(task(0, max_response_tokens=20), task(1))
         rollouts = await world.rollouts(2)
     assert {rollout.rollout_id for rollout in rollouts} == {"r000000-00000.0", "r000000-00001.0"}
+
+
+async def until_leased(world: World, count: int) -> None:
+    gauge = QueueGauge(world.endpoint.redis, world.endpoint.keys)
+    for _ in range(int(PATIENCE_S * 100)):
+        leased = (await gauge.read()).tasks_leased
+        if leased == count:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"never {count} tasks were leased, but {leased}")
 
 
 async def until_state(world: World, state: str) -> None:
