@@ -9,7 +9,6 @@ Precedence, lowest first: defaults, the TOML file, `SEPT_SECTION__KEY` in the en
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,6 +43,7 @@ from services.config import (
     WeightSyncConfig,
 )
 from services.errors import ConfigError
+from services.loopback import is_loopback
 from services.runfolder import RunFolder
 
 ENV_PREFIX = "SEPT_"
@@ -134,14 +134,6 @@ def _conflicts(settings: Settings) -> Iterator[str]:
             f"services.host ({settings.services.host}) is not loopback and services.token is not set: set "
             f"{ENV_PREFIX}SERVICES{ENV_DELIMITER}TOKEN to a secret, or bind to 127.0.0.1"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @dataclass(frozen=True, slots=True)

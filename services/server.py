@@ -14,10 +14,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from services.api.app import create_app
-from services.api.auth import is_loopback
 from services.api.notices import Notices
 from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
 from services.errors import ConfigError, UnavailableError
+from services.loopback import is_loopback
 from services.runfolder import RunFolder
 from services.streams.connection import Keys, connect_async
 from services.weights.store import WeightStore

@@ -15,11 +15,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from services.api.session import is_session, is_token, session_of
+from services.loopback import is_loopback
 
 LOGIN_PATH = "/login"
 OPEN_PATHS = frozenset({"/healthz", LOGIN_PATH, "/page/login.css", "/page/icon.svg"})
 """The login, with what it shows, and the sign of life."""
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 POLICY_VIOLATION = 1008
 """WebSocket close code of RFC 6455."""
 
@@ -69,7 +69,7 @@ def _token_refusal(headers: Headers, token: str, scope: Scope) -> Response | Non
 
 def _loopback_refusal(headers: Headers) -> Response | None:
     host = headers.get("host", "")
-    if _hostname(f"//{host}") not in LOOPBACK_NAMES:
+    if not is_loopback(_hostname(f"//{host}") or ""):
         return _refusal(
             403, f"host {host[:80]!r} is not this machine's loopback address", "use 127.0.0.1 or set services.token"
         )
@@ -95,8 +95,3 @@ def _hostname(url: str) -> str | None:
 
 def _refusal(status: int, error: str, hint: str, headers: dict[str, str] | None = None) -> Response:
     return JSONResponse({"error": error, "hint": hint}, status_code=status, headers=headers)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether binding to `host` keeps the endpoint on this machine."""
-    return host in LOOPBACK_NAMES

@@ -21,9 +21,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from services import durable
 from services.contracts import FileEntry, WeightManifest
 from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
+from services.loopback import is_loopback
 from services.weights.tensors import digest_file
-
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 CONNECT_S = 5.0
 SILENCE_S = 30.0
@@ -83,7 +82,7 @@ class WeightClient:
             headers=headers,
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
             transport=transport,
-            trust_env=httpx.URL(self._url).host not in LOOPBACK_NAMES,  # no proxy leads to this machine itself
+            trust_env=not is_loopback(httpx.URL(self._url).host),  # no proxy leads to this machine itself
         )
 
     async def __aenter__(self) -> Self:

@@ -7,21 +7,19 @@ import os
 import secrets
 import shutil
 import subprocess
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from services.contracts import StatusSnapshot
 from services.streams.embedded import free_port
+from tests.watching import Watched
 
 ROOT = Path(__file__).parents[2]
 BUILD_S = 900
-LOOK_EVERY_S = 0.5
 
 
-class Stack:
+class Stack(Watched):
     """docker-compose on the committed file, under a name of its own."""
 
     def __init__(self, name: str, config: Path) -> None:
@@ -69,7 +67,6 @@ class Stack:
         return found
 
     def status(self) -> StatusSnapshot | None:
-        """The run's status; None while the services or Redis are away."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v1/status", headers={"Authorization": f"Bearer {self.token}"}
         )
@@ -79,19 +76,5 @@ class Stack:
         except OSError:
             return None
 
-    def until(self, what: str, condition: Callable[[StatusSnapshot], bool], within_s: float) -> float:
-        """Seconds until the status satisfies the condition."""
-        started = time.monotonic()
-        last: StatusSnapshot | None = None
-        while (waited := time.monotonic() - started) < within_s:
-            last = self.status() or last
-            if last is not None and condition(last):
-                return waited
-            time.sleep(LOOK_EVERY_S)
-        logs = self.compose("logs", "--no-color", "--tail", "25")
-        raise AssertionError(f"no {what} within {within_s:.0f} s; last status: {last}\n{logs}")
-
-
-def alive(status: StatusSnapshot) -> int:
-    """Generators that work."""
-    return sum(not generator.lost for generator in status.generators)
+    def last_words(self) -> str:
+        return self.compose("logs", "--no-color", "--tail", "25")

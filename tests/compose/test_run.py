@@ -11,7 +11,8 @@ import pytest
 
 from services.contracts import StatusSnapshot
 from tests import worlds
-from tests.compose.stack import ROOT, Stack, alive
+from tests.compose.stack import ROOT, Stack
+from tests.watching import alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from deploy.settings import Settings, load
 from services.contracts import StatusSnapshot
 from services.errors import ContractError, UnavailableError
 from tests import worlds
+from tests.watching import Watched
 
-LOOK_EVERY_S = 0.5
 TOKEN = "ray-test"
 
 
 @dataclass
-class RayWorld:
+class RayWorld(Watched):
     """A run to be placed on a cluster of this machine."""
 
     folder: Path
@@ -63,8 +62,6 @@ class RayWorld:
         asyncio.run(ask())
 
     def status(self) -> StatusSnapshot | None:
-        """The run's status; None while the services are away."""
-
         async def ask() -> StatusSnapshot:
             async with self._client() as client:
                 return await client.status()
@@ -74,21 +71,5 @@ class RayWorld:
         except (UnavailableError, ContractError):
             return None
 
-    def until(self, what: str, condition: Callable[[StatusSnapshot], bool], within_s: float) -> float:
-        """Seconds until the status satisfies the condition."""
-        started = time.monotonic()
-        last: StatusSnapshot | None = None
-        while (waited := time.monotonic() - started) < within_s:
-            last = self.status() or last
-            if last is not None and condition(last):
-                return waited
-            time.sleep(LOOK_EVERY_S)
-        raise AssertionError(f"no {what} within {within_s:.0f} s; last status: {last}")
-
     def _client(self) -> RunClient:
         return RunClient(Endpoints(redis_url="", services_url=f"http://127.0.0.1:{self.port}", token=TOKEN))
-
-
-def alive(status: StatusSnapshot) -> int:
-    """Generators that work."""
-    return sum(not generator.lost for generator in status.generators)

@@ -15,7 +15,8 @@ from ray.cluster_utils import Cluster
 from deploy.client import RunClient
 from deploy.ray_app import APP, STORE, plan, source_env
 from services.contracts import StatusSnapshot
-from tests.ray.runs import RayWorld, alive
+from tests.ray.runs import RayWorld
+from tests.watching import alive
 
 pytestmark = [
     pytest.mark.slow,
