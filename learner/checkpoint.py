@@ -141,7 +141,7 @@ class Checkpoints:
             told = self.ranks.tell(np.frombuffer(name, np.uint8).astype(np.int64) if self.ranks.leads else None)
             path = self.folder / bytes(told.astype(np.uint8)).decode()
             mine = {name: local(t).detach() for name, t in tensors.items() if self.ranks.leads or local(t) is not t}
-            rows = {name: [first_row(tensors[name]), *tensors[name].shape[:1]] for name in mine}
+            rows = {name: [first_row(t), t.shape[0] if t.ndim else 1] for name, t in tensors.items() if name in mine}
             if self.beside:
                 mine = {name: t.to("cpu", copy=True) for name, t in mine.items()}
             digest = self._thread.submit(_write_state, mine, rows, path / _state_name(self.ranks.rank))
@@ -233,9 +233,9 @@ def _read(folder: Path, run_id: str, *, verify: bool) -> Checkpoint:
             raise CheckpointError(f"it names {name} where {_state_name(number)} belongs")
         if verify and digest_file(folder / name) != digest:
             raise CheckpointError(f"{name} has changed since it was written")
-        file = safetensors.safe_open(folder / name, framework="pt")
-        for tensor, (first, *rows) in json.loads(file.metadata()[ROWS]).items():
-            tensors.setdefault(tensor, SavedTensor()).add(first, *(rows or [0]), file.get_slice(tensor))
+        file: Any = safetensors.safe_open(folder / name, framework="pt")
+        for tensor, (first, rows) in json.loads(file.metadata()[ROWS]).items():
+            tensors.setdefault(tensor, SavedTensor()).add(first, rows, file.get_slice(tensor))
     return Checkpoint(run_id, int(meta["weight_version"]), tensors)
 
 

@@ -92,7 +92,9 @@ class TrainedModel:
 
         All ranks call it at once, each with a micro-batch of its own.
         """
-        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        # No cache of cast weights: each is used once a forward, and all casts together would undo the sharding.
+        mixed = self.autocast_dtype is not None
+        with torch.autocast(self.device.type, self.autocast_dtype, enabled=mixed, cache_enabled=False):
             losses: TokenLosses = self.scorer(batch, objective, targets, tau)
         return losses
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from services.errors import ConfigError, UnavailableError
 
@@ -134,7 +134,7 @@ class Ranks:
 
     def mesh(self, device: torch.device) -> DeviceMesh:
         """The ranks in a row, as sharding wants them."""
-        return dist.init_device_mesh(device.type, (self.size,))
+        return init_device_mesh(device.type, (self.size,))
 
     def device(self, device: torch.device) -> torch.device:
         """This rank's own device of that type."""
@@ -169,7 +169,7 @@ def joined(count: int) -> Iterator[Ranks]:
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, "lo")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store = dist.FileStore(os.environ[STORE], size)
+    store = dist.FileStore(os.environ[STORE], size)  # type: ignore[attr-defined]
     rank = int(os.environ[RANK])
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COMPUTE_DEADLINE)
     ranks = Ranks(rank, size, dist.new_group(backend="gloo", timeout=SILENCE_DEADLINE))
