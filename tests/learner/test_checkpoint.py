@@ -49,7 +49,7 @@ def test_rows_that_no_file_holds_are_missed(tmp_path: Path) -> None:
     checkpoints.save(1, state(1.0))
     saved = loaded(checkpoints).tensors["weights"]
     saved.shape = (6, 3)
-    with pytest.raises(CheckpointError, match="only 4 of the rows 0 to 6"):
+    with pytest.raises(CheckpointError, match="rows 0 to 6 are not all in the checkpoint, only 4"):
         saved[...]
 
 
