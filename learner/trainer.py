@@ -151,7 +151,7 @@ class Trainer:
 
     def _with_old_log_probs(self, mini_batches: Iterable[Iterable[Turn]], tally: _Tally) -> Iterator[Iterator[Turn]]:
         """The same with log-probabilities under the weights of the round's start, for which all of it is needed."""
-        held = []
+        held: list[list[Turn]] = []
         for mini_batch in mini_batches:
             held.append(turns := [])
             for turn in mini_batch:
