@@ -26,22 +26,15 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
-import redis.asyncio
-from redis.exceptions import RedisError
 from safetensors import safe_open
 
-from deploy import endpoints
-from services.contracts import Heartbeat
-from services.errors import SeptError
+from benchmarks.runs import DEADLINE_S, POLL_S, SUPERVISOR, Run, base_settings, until, write_inputs
 from services.runfolder import RunFolder
-from services.streams.connection import Keys
-from services.streams.heartbeats import AsyncHeartbeats
 from services.weights.store import WeightStore
 
 PROMPTS_PER_ROUND = 8
@@ -51,157 +44,28 @@ ROUNDS_PER_KILL = 2
 """On average; so the run is long enough for all kills and every part has work to lose."""
 MOST_DELAY_S = 1.0
 """A kill comes at a moment within this after the round that it waited for."""
-DEADLINE_S = 300.0
-POLL_S = 0.05
-SUPERVISOR = "supervisor"
-END = "<end>"
-
-
-def write_inputs(folder: Path, seed: int) -> None:
-    """A random Qwen2 with a tokenizer of single bytes, and more prompts than a round has."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    vocabulary = {byte: index for index, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab={**vocabulary, END: len(vocabulary)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast: Any = PreTrainedTokenizerFast  # untyped in transformers
-    fast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(folder / "model")
-    torch.manual_seed(seed)
-    qwen2: Any = Qwen2ForCausalLM
-    model = qwen2(
-        Qwen2Config(
-            vocab_size=len(vocabulary) + 1,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=len(vocabulary),
-        )
-    )
-    model.to(torch.bfloat16).save_pretrained(folder / "model")
-    questions = [{"question": f"{number}*{number + 1}="} for number in range(100, 100 + 5 * PROMPTS_PER_ROUND)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
 
 
 def settings(inputs: Path, *, engine: str, rounds: int) -> dict[str, Any]:
     """Short leases and beats, checkpoints that lag behind, small work."""
-    return {
-        "model.path": inputs / "model",
-        "data.path": inputs / "prompts.jsonl",
-        "data.chat_template": "none",
-        "data.max_prompt_tokens": 32,
+    return base_settings(inputs) | {
         "sampling.max_response_tokens": 24,
         "sampling.rollouts_per_prompt": SAMPLES,
         "training.rounds": rounds,
         "training.prompts_per_round": PROMPTS_PER_ROUND,
         "training.steps_per_round": STEPS_PER_ROUND,
         "training.max_staleness": 0 if engine == "scripted" else 1,
-        "training.learning_rate": 1e-3,
-        "training.warmup_steps": 2,
-        "training.device": "cpu",
         "checkpoint.every_rounds": 3,
         "weight_sync.anchor_every": 5,
         "weight_sync.keep_versions": 1000,
         "generator.engine": engine,
         "generator.count": 2 if engine == "scripted" else 1,
         "generator.max_in_flight": 8,
-        "generator.cpu_cache_gib": 0.25,
         "redis.lease_s": 3,
-        "services.port": 0,
         "heartbeat.every_s": 0.2,
         "heartbeat.lost_after_s": 2,
-        "deadlines.startup_s": DEADLINE_S,
-        "deadlines.rollouts_s": DEADLINE_S,
-        "deadlines.weights_s": DEADLINE_S,
         "deadlines.drain_s": 5,
     }
-
-
-class Run:
-    """One `sept run` in a folder: started, killed, started again, waited for."""
-
-    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
-        self.folder = RunFolder(folder)
-        self.log = folder.with_suffix(".log")
-        self._config = folder.with_suffix(".toml")
-        self._sets = [f"{name}={value}" for name, value in {**values, "run.dir": folder}.items()]
-        self._config.write_text("")
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        """A new supervisor; a folder that was run before is resumed."""
-        command = [sys.executable, "-m", "deploy.cli", "run", str(self._config)]
-        command += [argument for text in self._sets for argument in ("--set", text)]
-        with self.log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-            )
-
-    @property
-    def going(self) -> bool:
-        return self._process is not None and self._process.returncode is None
-
-    async def end(self) -> int:
-        """The exit code of `sept run`."""
-        assert self._process is not None
-        return await asyncio.wait_for(self._process.wait(), DEADLINE_S)
-
-    async def stop(self) -> None:
-        """However it stands: nothing of it is left going afterwards."""
-        if self._process is not None and self.going:
-            self._process.terminate()
-            try:
-                await asyncio.wait_for(self._process.wait(), 20)
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
-
-    def pid_of(self, part: str) -> int | None:
-        """The newest process of the part, as the supervisor noted it."""
-        if part == SUPERVISOR:
-            return self._process.pid if self._process is not None else None
-        started = [event for event in self._journal() if event["event"] == "part_started" and event["part"] == part]
-        return int(started[-1]["pid"]) if started else None
-
-    def rounds_done(self) -> int:
-        return sum(1 for _ in self.folder.rounds())
-
-    def _journal(self) -> Iterator[dict[str, Any]]:
-        path = self.folder.logs / "supervisor.log"
-        for line in path.read_text().splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError):  # a line that the supervisor was killed in
-                yield json.loads(line)
-
-    async def works(self, part: str, since_pid: int | None) -> bool:
-        """Whether another process than `since_pid` does the part's work."""
-        if part == SUPERVISOR:
-            return await self.works("learner", since_pid)
-        if (pid := self.pid_of(part)) is None or pid == since_pid or (where := endpoints.read(self.folder)) is None:
-            return False
-        with contextlib.suppress(RedisError, SeptError, httpx.HTTPError, OSError):
-            if part == "services":
-                async with httpx.AsyncClient(trust_env=False, timeout=2) as http:
-                    return (await http.get(f"{where.services_url}/readyz")).is_success
-            async with redis.asyncio.Redis.from_url(where.redis_url, socket_timeout=2, protocol=2) as client:
-                if part == "redis":
-                    return bool(await client.ping())
-                beats = await AsyncHeartbeats(client, Keys(self.folder.run_id)).read_all()
-                return any(beat.part_id == part and _at_work(beat, pid) for beat, _ in beats)
-        return False
-
-
-def _at_work(beat: Heartbeat, pid: int) -> bool:
-    return beat.pid == pid and beat.state != "starting"
 
 
 @dataclass
@@ -225,7 +89,7 @@ class Kills:
         """Kill after kill; the next may come before the last is overcome, but never to a part that is not back."""
         recoveries: dict[str, asyncio.Task[None]] = {}
         for number, (round_, part) in enumerate(schedule, 1):
-            await _until(lambda round_=round_: _ready(run, round_), f"round {round_} of the disturbed run")  # type: ignore[misc]
+            await until(lambda round_=round_: _ready(run, round_), f"round {round_} of the disturbed run")  # type: ignore[misc]
             await asyncio.sleep(self.draw.uniform(0, MOST_DELAY_S))
             await asyncio.gather(*(task for name, task in recoveries.items() if _same(name, part)))
             if not run.going:
@@ -262,7 +126,7 @@ class Kills:
         async def back() -> bool:
             return not run.going or await run.works(part, pid)
 
-        await _until(back, f"{part} to be back")
+        await until(back, f"{part} to be back")
         self.recovery_s[part].append(time.monotonic() - killed_at)
 
 
@@ -273,14 +137,6 @@ def _same(killed: str, part: str) -> bool:
 
 async def _ready(run: Run, round_: int) -> bool:
     return not run.going or run.rounds_done() >= round_
-
-
-async def _until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    give_up_at = time.monotonic() + DEADLINE_S
-    while not await condition():
-        if time.monotonic() > give_up_at:
-            raise SystemExit(f"waited {DEADLINE_S:g} s for {what}")
-        await asyncio.sleep(POLL_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,12 +186,12 @@ async def chaos(
     """The benchmark's result; no `parts`: all of them. Nothing that it started is left going."""
     began = time.monotonic()
     rounds = rounds or kills * ROUNDS_PER_KILL
-    await asyncio.to_thread(write_inputs, folder, seed)
+    await asyncio.to_thread(write_inputs, folder, seed=seed, prompts=5 * PROMPTS_PER_ROUND)
     values = settings(folder, engine=engine, rounds=rounds)
     undisturbed: Verdict | None = None
     if engine == "scripted":
         say("the undisturbed run")
-        undisturbed = judge(await _whole(Run(folder / "undisturbed", values)), rounds)
+        undisturbed = judge(await Run(folder / "undisturbed", values).whole(), rounds)
     generators = [f"generator-{index}" for index in range(values["generator.count"])]
     everyone = list(parts) or ["redis", "services", "learner", *generators]
     if engine == "scripted" and not parts:
@@ -344,7 +200,7 @@ async def chaos(
     schedule = inflicted.schedule(everyone, rounds)
     say(f"the disturbed run: {kills} kills in {rounds} rounds, seed {seed}")
     run = Run(folder / "disturbed", values)
-    verdict = judge(await _whole(run, lambda: inflicted.inflict(run, schedule, say)), rounds)
+    verdict = judge(await run.whole(lambda: inflicted.inflict(run, schedule, say)), rounds)
     return {
         "engine": engine,
         "seed": seed,
@@ -360,20 +216,6 @@ async def chaos(
         },
         "seconds": round(time.monotonic() - began, 1),
     }
-
-
-async def _whole(run: Run, meanwhile: Callable[[], Awaitable[None]] | None = None) -> RunFolder:
-    """The folder of the run once it has ended by itself."""
-    try:
-        await run.start()
-        if meanwhile is not None:
-            await meanwhile()
-        code = await run.end()
-    finally:
-        await run.stop()
-    if code != 0:
-        raise SystemExit(f"the run ended with exit code {code}:\n{run.log.read_text()[-4000:]}")
-    return run.folder
 
 
 def passed(result: dict[str, Any]) -> bool:

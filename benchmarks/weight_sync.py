@@ -1,15 +1,19 @@
 """Bytes and speed of the weight delta on real successive versions, against its entropy bound and a memcpy.
 
-    python -m benchmarks.weight_sync --model PATH --texts gsm8k_train.jsonl --json
+    python -m benchmarks.weight_sync --model PATH --texts gsm8k_train.jsonl --engine --json
 
 Trains the model for a few updates at each learning rate, then measures chosen updates. Without `--model`, a small model
-trained on the spot in full precision. `--versions` keeps the trained versions for the next time.
+trained on the spot in full precision. `--versions` keeps the trained versions for the next time. `--engine` also lays
+the last update of each rate over a real vLLM engine. `--synthetic 1.5` adds a set of 1.5 billion parameters, which are
+made, encoded and decoded tensor by tensor.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -95,20 +99,52 @@ def measure_rate(folder: Path, updates: list[int]) -> dict[str, Any]:
     return {**measured[str(updates[-1])], "publish_s": measure_publish(parent, child), "updates": measured}
 
 
+def measure_synthetic(billions: float) -> dict[str, Any]:
+    """One update's numbers, for a set that is made and measured a tensor at a time: what a model of that size costs,
+    in the memory of one tensor. In a real delta, too, each tensor is a part of its own.
+    """
+    sums: dict[str, float] = {}
+    seconds = {"encode": 0.0, "decode": 0.0, "memcpy": 0.0}
+    exact = True
+    for layer in range(int(billions * 1e9) // math.prod(SYNTHETIC_TENSOR)):
+        numbers = measure(*synthetic_layer(layer))
+        for name in ("delta_bytes", "full_bytes", "entropy_bound_bytes", "host_apply_ms"):
+            sums[name] = sums.get(name, 0) + numbers[name]
+        for name in seconds:
+            seconds[name] += numbers["full_bytes"] / numbers[f"{name}_gb_per_s"] / 1e9
+        exact = exact and numbers["bit_exact"]
+    rates = {f"{name}_gb_per_s": sums["full_bytes"] / spent / 1e9 for name, spent in seconds.items()}
+    return {
+        **sums,
+        "ratio": sums["delta_bytes"] / sums["full_bytes"],
+        "over_entropy": sums["delta_bytes"] / sums["entropy_bound_bytes"],
+        **rates,
+        "bit_exact": exact,
+    }
+
+
 def synthetic_pair(parameters: int) -> tuple[dict[str, RawTensor], dict[str, RawTensor]]:
-    """Normal bf16 weights and what steps of about 1e-7 make of them: for size, not for statistics."""
-    rng = np.random.default_rng(0)
-    rows, columns = SYNTHETIC_TENSOR
-    parent, child = {}, {}
-    for layer in range(parameters // (rows * columns)):
-        old = rng.standard_normal(rows * columns, dtype=np.float32) * np.float32(0.02)
-        old_bits = _round(old)
-        exact = (old_bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        moved = exact + rng.standard_normal(old.size, dtype=np.float32) * np.float32(1e-7)
-        name = f"layers.{layer}.weight"
-        parent[name] = RawTensor("BF16", SYNTHETIC_TENSOR, old_bits.view(np.uint8))
-        child[name] = RawTensor("BF16", SYNTHETIC_TENSOR, _round(moved).view(np.uint8))
+    """A set of such layers, whole in memory."""
+    parent: dict[str, RawTensor] = {}
+    child: dict[str, RawTensor] = {}
+    for layer in range(parameters // math.prod(SYNTHETIC_TENSOR)):
+        old, new = synthetic_layer(layer)
+        parent, child = parent | old, child | new
     return parent, child
+
+
+def synthetic_layer(layer: int) -> tuple[dict[str, RawTensor], dict[str, RawTensor]]:
+    """Normal bf16 weights and what steps of about 1e-7 make of them: for size, not for statistics."""
+    rng = np.random.default_rng(layer)
+    old = rng.standard_normal(math.prod(SYNTHETIC_TENSOR), dtype=np.float32) * np.float32(0.02)
+    old_bits = _round(old)
+    exact = (old_bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    moved = exact + rng.standard_normal(old.size, dtype=np.float32) * np.float32(1e-7)
+    name = f"layers.{layer}.weight"
+    return (
+        {name: RawTensor("BF16", SYNTHETIC_TENSOR, old_bits.view(np.uint8))},
+        {name: RawTensor("BF16", SYNTHETIC_TENSOR, _round(moved).view(np.uint8))},
+    )
 
 
 def _round(values: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.uint16]]:
@@ -123,9 +159,8 @@ def main() -> None:
     parser.add_argument("--versions", type=Path, help="folder to keep trained versions in and reuse them from")
     parser.add_argument("--measure", default="1,2,10,20", help="updates to measure, ascending")
     parser.add_argument("--rates", default=",".join(f"{rate:.0e}" for rate in LEARNING_RATES))
-    parser.add_argument(
-        "--synthetic", type=int, default=0, help="add a set of so many parameters, 6 bytes of memory each"
-    )
+    parser.add_argument("--synthetic", type=float, default=0.0, help="add a set of so many billion parameters")
+    parser.add_argument("--engine", action="store_true", help="measure the last updates on a real vLLM engine too")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()
     updates = [int(number) for number in arguments.measure.split(",")]
@@ -147,9 +182,32 @@ def _measure_all(arguments: argparse.Namespace, updates: list[int], versions: Pa
         folder = versions / rate
         train_versions(arguments.model, arguments.texts, folder, learning_rate=float(rate), keep=keep)
         results[rate] = measure_rate(folder, updates)
+    if arguments.engine:
+        for rate, pauses in asyncio.run(_measure_engine(arguments.model, versions, list(results), updates[-1])).items():
+            results[rate] |= pauses
     if arguments.synthetic:
-        results["synthetic"] = measure(*synthetic_pair(arguments.synthetic))
+        results["synthetic"] = measure_synthetic(arguments.synthetic)
     return results
+
+
+async def _measure_engine(
+    model: Path | None, versions: Path, rates: list[str], update: int
+) -> dict[str, dict[str, float]]:
+    """Pauses of that update at each rate, by one engine."""
+    from benchmarks.weight_engine import engine_on, measure_update
+    from benchmarks.weight_versions import save_small_model, version_path
+
+    def pair(rate: str) -> tuple[Tensors, Tensors]:
+        parent, child = (read_safetensors(version_path(versions / rate, number)) for number in (update - 1, update))
+        return parent, child
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = model or save_small_model(Path(name) / "model")
+        async with engine_on(folder, pair(rates[0])[0], in_flight=16) as engine:
+            return {
+                rate: await measure_update(engine, pair(rate), first_number=1 + 100 * number)
+                for number, rate in enumerate(rates)
+            }
 
 
 def _line(numbers: dict[str, Any]) -> str:

@@ -66,6 +66,13 @@ def train_versions(
         _save(network, folder, version, keep)
 
 
+def save_small_model(folder: Path) -> Path:
+    """The Hugging Face folder of the small model, untrained: its config is what engines need."""
+    torch.manual_seed(0)
+    cast(Any, _small_model()).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
 def _train(network: Any, batches: Batches, learning_rate: float, updates: range) -> Iterator[int]:
     """One optimizer step per number of `updates`, which is yielded after it."""
     network.train()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -258,21 +260,46 @@ def resume(*, run: RunDir = None) -> None:
     tell(run, lambda client: client.resume())
 
 
+@app.command(group=GOING)
+def checkpoint(*, run: RunDir = None) -> None:
+    """Let the learner write a checkpoint when its round is done."""
+    from deploy.going import tell
+
+    tell(run, lambda client: client.checkpoint())
+
+
+@app.command(group=GOING)
+def rollback(weight_version: int, *, run: RunDir = None) -> None:
+    """Let the learner go back to its checkpoint of a version; what came later is lost.
+
+    Parameters
+    ----------
+    weight_version
+        Which version; the page shows those that have a checkpoint.
+    """
+    from deploy.going import tell
+
+    tell(run, lambda client: client.roll_back(weight_version))
+
+
 @app.command(group=OTHER)
-def export(out: Path, *, run: RunDir = None, weight_version: int | None = None) -> None:
+def export(out: Path | None = None, *, run: RunDir = None, weight_version: int | None = None) -> None:
     """Write a version of a run as a Hugging Face model folder.
 
     Parameters
     ----------
     out
-        Folder to create.
+        Folder to create; default: the run that is going writes it into its exports/.
     weight_version
         Which version; default: the newest.
     """
-    from deploy.export import export_version
-    from deploy.going import find_run
+    from deploy.going import find_run, tell
+    from services.export import export_version
 
-    export_version(find_run(run), out, weight_version)
+    if out is not None:
+        export_version(find_run(run), out, weight_version)
+    else:
+        app.console.print(tell(run, lambda client: client.export(weight_version)), highlight=False)
 
 
 @app.command(group=OTHER)
@@ -310,6 +337,8 @@ def main(tokens: list[str] | None = None) -> None:
     tokens = sys.argv[1:] if tokens is None else tokens
     debug = "--debug" in tokens
     command = [token for token in tokens if token != "--debug"]  # noqa: S105 - no password
+    # At exit Python looks through a million objects of torch and its kin for cycles, which takes a part seconds.
+    atexit.register(gc.freeze)
     sys.exit(_guarded(lambda: app(command, print_error=False, exit_on_error=False), debug=debug))
 
 

@@ -49,6 +49,21 @@ class RunClient:
     async def resume(self) -> None:
         await self._ask("POST", "/v1/control/resume")
 
+    async def checkpoint(self) -> None:
+        """Let the learner write a checkpoint when its round is done."""
+        await self._ask("POST", "/v1/control/checkpoint")
+
+    async def roll_back(self, weight_version: int) -> None:
+        """Let the learner go back to its checkpoint of that version when its round is done."""
+        await self._ask("POST", "/v1/control/rollback", {"weight_version": weight_version})
+
+    async def export(self, weight_version: int | None) -> str:
+        """Ask for the version (the newest when None) in the run's exports/; returns where it will be."""
+        if weight_version is None:
+            weight_version = (await self.status()).weight_version
+        answer = await self._ask("POST", "/v1/control/export", {"weight_version": weight_version})
+        return str(answer.json()["folder"])
+
     async def scale(self, generators: int) -> None:
         """Ask for that many generators; the supervisor follows."""
         await self._ask("POST", "/v1/control/generators", {"count": generators})

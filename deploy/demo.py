@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import exits
-from deploy.export import export_version
 from deploy.progress import in_bytes
 from deploy.run import run_local
 from deploy.settings import Settings, load
 from services import durable
 from services.contracts import RoundMetrics
 from services.errors import SeptError
+from services.export import export_version
 from services.runfolder import RunFolder
 
 CONFIG = Path("deploy/config/demo.toml")

@@ -13,10 +13,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from deploy.export import export_version
 from deploy.figures import draw_pass_at_k
 from deploy.run import run_local
 from deploy.settings import Settings, load
+from services.export import export_version
 from services.runfolder import RunFolder
 
 RESULTS, FIGURE = "results.json", "pass_at_k.png"

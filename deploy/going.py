@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -16,6 +17,8 @@ from deploy.progress import headline, parts_table, rounds_table
 from services.contracts import StatusSnapshot
 from services.errors import ConfigError, UnavailableError
 from services.runfolder import RunFolder
+
+T = TypeVar("T")
 
 RUNS = Path("runs")
 """Where run folders lie unless told otherwise."""
@@ -49,14 +52,14 @@ def where_is(folder: RunFolder) -> Endpoints:
     return found
 
 
-def tell(run: Path | None, wish: Callable[[RunClient], Awaitable[None]]) -> None:
-    """Pass one wish to the run."""
+def tell(run: Path | None, wish: Callable[[RunClient], Awaitable[T]]) -> T:
+    """Pass one wish to the run; returns its answer."""
 
-    async def ask() -> None:
+    async def ask() -> T:
         async with RunClient(where_is(find_run(run))) as client:
-            await wish(client)
+            return await wish(client)
 
-    asyncio.run(ask())
+    return asyncio.run(ask())
 
 
 def show_status(run: Path | None, *, as_json: bool) -> None:

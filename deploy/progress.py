@@ -123,7 +123,7 @@ def _add_part(table: Table, beat: Heartbeat, *, lost: bool) -> None:
     pause = f"{beat.pause_ms:.0f} ms" if beat.updates else "-"
     version = "-" if beat.weight_version is None else str(beat.weight_version)
     numbers = (version, str(beat.in_flight), f"{beat.tokens_per_s:.0f}", pause, f"{busy:.0%}")
-    table.add_row(beat.part_id, state, *numbers, beat.message)
+    table.add_row(beat.part_id, state, *numbers, beat.message or beat.chat_url)
 
 
 def rounds_table(rounds: Sequence[RoundMetrics]) -> Table:

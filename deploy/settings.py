@@ -129,6 +129,17 @@ def _conflicts(settings: Settings) -> Iterator[str]:
             f"training.max_staleness ({settings.training.max_staleness}) still needs: keep at least "
             f"{settings.training.max_staleness + 2}"
         )
+    if settings.generator.chat and settings.generator.engine != "vllm":
+        yield (
+            f"generator.chat ({settings.generator.chat}) needs generator.engine vllm, and it is "
+            f"{settings.generator.engine}: a scripted engine has nothing to say"
+        )
+    chat_host = settings.generator.chat.rpartition(":")[0]
+    if chat_host and settings.services.token is None and not is_loopback(chat_host):
+        yield (
+            f"generator.chat ({settings.generator.chat}) is not loopback and services.token is not set: set "
+            f"{ENV_PREFIX}SERVICES{ENV_DELIMITER}TOKEN to a secret, or bind to 127.0.0.1"
+        )
     if settings.services.token is None and not is_loopback(settings.services.host):
         yield (
             f"services.host ({settings.services.host}) is not loopback and services.token is not set: set "

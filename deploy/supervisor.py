@@ -22,8 +22,9 @@ from deploy.journal import Journal
 from deploy.processes import Process, Spec, last_words
 from services.errors import UnavailableError
 
-KILL_GRACE_S = 5.0
-"""A part that has not left this long after its own drain deadline is killed."""
+KILL_GRACE_S = 15.0
+"""A part that has not left this long after its own drain deadline is killed: an engine's processes take 3 s to end, and
+several times that on a busy machine."""
 
 SAME_STOP_S = 1.0
 """Requests this close together are one: a shell or make passes on the signal that its whole group received."""

@@ -19,7 +19,7 @@ class GeneratorConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type the engine computes in; auto: the published type on CUDA, float32 on CPU."""
     max_in_flight: int = Field(default=64, ge=1)
-    """Most requests in the engine at once."""
+    """Most sequences in the engine at once; while its KV cache is too small for them, fewer (generator/flow.py)."""
     max_model_len: int | None = Field(default=None, ge=2)
     """Longest prompt plus response the engine must hold; unset: the longest the config can produce."""
     memory_fraction: float = Field(default=0.9, gt=0, le=1)
@@ -28,3 +28,7 @@ class GeneratorConfig(Section):
     """KV cache on CPU, in GiB."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs per generator."""
+    chat: str = Field(default="", pattern=r"^(.+:\d{1,5})?$")
+    """host:port where each generator answers OpenAI chat requests; port 0: a free one, shown among the parts."""
+    chat_share: float = Field(default=0.1, gt=0, le=1)
+    """Share of max_in_flight that chat may hold, one request at least; more is answered 429."""

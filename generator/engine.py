@@ -5,7 +5,8 @@ Every engine passes the same contract tests (tests/generator/test_engine_contrac
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -16,6 +17,9 @@ from services.contracts import Task, VersionSpan
 if TYPE_CHECKING:
     from services.weights.mirror import WeightUpdate
 
+
+Paused = Callable[[], AbstractContextManager[None]]
+"""Accounts the time for which generation stands still."""
 
 SCRIPTED_STEP_S = 0.005
 """A scripted request gets 200 tokens a second: slow enough to be interrupted, fast enough to be waited for."""
@@ -34,14 +38,18 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy an engine is."""
+    """How busy an engine was at its last step. Producer: engine. Consumer: `generator.flow`."""
 
     running: int
-    """Requests that get tokens now."""
+    """Sequences that get tokens now."""
     waiting: int
-    """Requests that wait for room in the engine."""
+    """Sequences that wait for room in the engine."""
     cache_used: float
     """Share of the KV cache in use, 0 .. 1."""
+    preemptions: int
+    """How often, since the start, a sequence lost its room in the KV cache and had to be computed again."""
+    fits: int
+    """Sequences of the greatest length that the KV cache holds at once; more of the usual length."""
 
 
 class Engine(Protocol):
@@ -54,6 +62,10 @@ class Engine(Protocol):
     def device(self) -> str:
         """What it computes on, for a person to read: "cpu", "NVIDIA H200"."""
 
+    @property
+    def precision(self) -> str:
+        """The type that it computes in: "float32", "bfloat16", "float16"."""
+
     async def start(self, model_folder: Path, version: int) -> None:
         """Serve the Hugging Face folder (config.json, model.safetensors), whose weights are `version`."""
 
@@ -64,12 +76,19 @@ class Engine(Protocol):
         versions, as the spans say.
         """
 
-    async def apply(self, update: WeightUpdate) -> float:
-        """Serve another version; returns the seconds for which generation stood still.
+    async def apply(self, update: WeightUpdate, paused: Paused = nullcontext) -> float:
+        """Serve another version; returns the seconds for which generation stood still, all within a `paused()`.
 
         Requests in flight keep their tokens and their KV. Only when the version is not newer than the served one
         (a learner went back, or published a version anew) do they start over: spans never descend.
         After an EngineError the weights are undefined and the engine serves no more.
+        """
+
+    async def score(self, tokens: Sequence[int]) -> list[float] | None:
+        """[T - 1] log-probability of each of T tokens after the first, given those before it, by the weights served.
+
+        A request like any other: generation goes on beside it. Fewer where the engine has no room for T tokens; None
+        where it has no probabilities of its own.
         """
 
     def load(self) -> EngineLoad:

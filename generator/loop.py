@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import socket
 import time
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import structlog
 
+from generator import canary
 from generator.config import GeneratorConfig
 from generator.engine import Completion, Engine, create_engine
+from generator.flow import Flow, Slots
 from services.clock import Rate, StateClock
 from services.config import DeadlinesConfig, HeartbeatConfig
-from services.contracts import Heartbeat, Part, Rollout, Task, WeightManifest
+from services.contracts import Heartbeat, Part, Rollout, WeightManifest
 from services.errors import ContractError, DeadlineError, SeptError, UnavailableError, WeightError
 from services.streams.connection import Keys, connect_async, is_cancelled
 from services.streams.events import AsyncEventLog
@@ -67,12 +72,14 @@ class Generator:
         client: WeightClient,
         leaser: TaskLeaser,
         heartbeats: AsyncHeartbeats,
+        events: AsyncEventLog,
         *,
         config: GeneratorConfig,
         deadlines: DeadlinesConfig,
         heartbeat: HeartbeatConfig,
         lease_s: float,
         clock: StateClock,
+        chat: Callable[[], AbstractAsyncContextManager[str]] | None = None,
     ) -> None:
         self.generator_id = generator_id
         self._engine = engine
@@ -80,6 +87,7 @@ class Generator:
         self._client = client
         self._leaser = leaser
         self._heartbeats = heartbeats
+        self._events = events
         self._config = config
         self._deadlines = deadlines
         self._heartbeat = heartbeat
@@ -90,24 +98,40 @@ class Generator:
         self._working: dict[bytes, asyncio.Task[None]] = {}
         self._awaiting: set[asyncio.Task[None]] = set()
         """Those of `_working` that wait for a version and have nothing in the engine."""
+        self._unfinished: dict[bytes, int] = {}
+        """Sequences that each lease still lacks."""
+        self._samples = 1
+        """G of the last task: what the next one will take."""
+        self._flow = Flow(config.max_in_flight, fits=config.max_in_flight)
+        self._slots = Slots(self._flow.limit)
+        self._paused = False
         self._version = -1
         self._digest: str | None = None
         """What the engine serves; the mirror's may differ while an update is on its way."""
+        self._unproven: int | None = None
+        """The version whose canaries have not been heard yet, from the moment that its first token may be sampled."""
+        self._refusals = 0
+        """Versions that the engine served otherwise than the learner computes them."""
         self._version_changed = asyncio.Condition()
         self._room = asyncio.Event()
         self._draining = asyncio.Event()
         self._updates, self._pause_ms, self._sync_s, self._sync_bytes = 0, 0.0, 0.0, 0
         self._message = ""
+        self._chat: Callable[[], AbstractAsyncContextManager[str]] = chat or (lambda: nullcontext(""))
+        self._chat_url = ""
 
     async def run(self, manifest: WeightManifest) -> None:
         """Serve from `manifest` on until `drain` is called and the work in flight is done."""
         manifest, model_folder = await self._prepare(manifest)
         try:
             await self._engine.start(model_folder, manifest.weight_version)
+            await self._prove(manifest)
             self._version, self._digest = manifest.weight_version, manifest.digest
             log.info("engine_started", weight_version=self._version)
+            self._flow = Flow(self._config.max_in_flight, self._engine.load().fits)
+            self._slots.resize(self._flow.limit)
             self._account()
-            async with asyncio.TaskGroup() as group:
+            async with self._chat() as self._chat_url, asyncio.TaskGroup() as group:
                 background = [group.create_task(self._follow()), group.create_task(self._beat())]
                 await self._serve(group)
                 for task in background:
@@ -139,7 +163,7 @@ class Generator:
 
     def drain(self) -> None:
         """Take no more tasks; `run` returns when those in flight are done, or after `deadlines.drain_s`."""
-        log.info("draining", in_flight=len(self._working))
+        log.info("draining", in_flight=self._slots.held)
         self._draining.set()
         self._room.set()
 
@@ -147,21 +171,22 @@ class Generator:
 
     async def _serve(self, group: asyncio.TaskGroup) -> None:
         while not (self._draining.is_set() or is_cancelled()):
-            room = self._free_slots()
-            if room == 0:
+            wanted = self._tasks_wanted()
+            if wanted == 0:
                 self._room.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._room.wait(), LEASE_BLOCK_S)
                 continue
-            for lease in await self._lease(room):
+            for lease in await self._lease(wanted):
                 self._held[lease.entry_id] = lease
+                self._samples = self._unfinished[lease.entry_id] = lease.task.samples
                 self._working[lease.entry_id] = group.create_task(self._work(lease))
             self._account()
         await self._finish_in_flight()
 
-    async def _lease(self, room: int) -> list[Lease]:
-        """Up to `room` tasks; none once drained, however long Redis takes to answer."""
-        leasing = asyncio.ensure_future(self._leaser.lease(room, LEASE_BLOCK_S))
+    async def _lease(self, count: int) -> list[Lease]:
+        """Up to `count` tasks; none once drained, however long Redis takes to answer."""
+        leasing = asyncio.ensure_future(self._leaser.lease(count, LEASE_BLOCK_S))
         draining = asyncio.ensure_future(self._draining.wait())
         try:
             await asyncio.wait((leasing, draining), return_when=asyncio.FIRST_COMPLETED)
@@ -174,12 +199,10 @@ class Generator:
             leasing.cancel()
             draining.cancel()
 
-    def _free_slots(self) -> int:
-        """Requests the engine can take now: none while it already has some waiting for room in its KV cache."""
-        if self._engine.load().waiting > 0 and self._working:
-            return 0
-        requests = sum(lease.task.samples for lease in self._held.values())
-        return max(0, self._config.max_in_flight - requests)
+    def _tasks_wanted(self) -> int:
+        """Tasks that give the engine all it can take; of the last one some samples may have to wait for a slot."""
+        room = self._flow.room(self._engine.load(), sum(self._unfinished.values()))
+        return math.ceil(room / self._samples)
 
     async def _work(self, lease: Lease) -> None:
         """Sample one task's answers and hand them in; what is not handed in stays held, and `run` gives it back."""
@@ -187,7 +210,7 @@ class Generator:
         try:
             rollouts = [
                 self._rollout(lease, sample, completion, time.monotonic() - started)
-                for sample, completion in enumerate(await self._sample(lease.task))
+                for sample, completion in enumerate(await self._sample(lease))
             ]
             if not await self._leaser.complete(lease, rollouts):
                 log.info("twin_ignored", task_id=lease.task.task_id)
@@ -195,19 +218,45 @@ class Generator:
             self._rate.add(sum(int(rollout.response_tokens.size) for rollout in rollouts))
         finally:
             self._working.pop(lease.entry_id, None)
+            self._unfinished.pop(lease.entry_id, None)
             self._room.set()
             self._account()
 
-    async def _sample(self, task: Task) -> list[Completion]:
-        """One completion a sample, from the version that the task asks for on.
+    async def _sample(self, lease: Lease) -> list[Completion]:
+        """One completion a sample, from the version that the task asks for on, and from proven versions only.
 
         Where a learner went back, answers in flight start over at its version; that may be too old for them.
         """
+        task = lease.task
         while True:
             await self._reach_version(task.min_weight_version)
-            completions = await asyncio.gather(*(self._engine.generate(task, sample) for sample in range(task.samples)))
-            if all(completion.spans[0].weight_version >= task.min_weight_version for completion in completions):
+            refusals = self._refusals
+            self._unfinished[lease.entry_id] = task.samples
+            async with asyncio.TaskGroup() as group:
+                answers = [group.create_task(self._generate(lease, sample)) for sample in range(task.samples)]
+            completions = [answer.result() for answer in answers]
+            await self._reach_proof(max(completion.spans[-1].weight_version for completion in completions))
+            if refusals == self._refusals and all(
+                completion.spans[0].weight_version >= task.min_weight_version for completion in completions
+            ):
                 return completions
+
+    async def _generate(self, lease: Lease, sample: int) -> Completion:
+        """One answer in a slot of its own, whose end makes room for another, however long its siblings take."""
+        async with self._slots.one():
+            self._account()
+            completion = await self._engine.generate(lease.task, sample)
+        self._unfinished[lease.entry_id] -= 1
+        self._flow.observe(self._engine.load())
+        self._slots.resize(self._flow.limit)
+        self._room.set()
+        self._account()
+        return completion
+
+    async def _reach_proof(self, version: int) -> None:
+        """Wait while `version` is being applied and proven, which both have deadlines of their own."""
+        async with self._version_changed:
+            await self._version_changed.wait_for(lambda: self._unproven != version)
 
     def _rollout(self, lease: Lease, sample: int, completion: Completion, generate_s: float) -> Rollout:
         task = lease.task
@@ -283,19 +332,15 @@ class Generator:
     async def _serve_version(self, update: WeightUpdate, heard: float) -> None:
         """Lay the update over what the engine serves; failing there ends it, as nobody knows what it serves then."""
         manifest = update.manifest
-        before = self._clock.state
-        self._clock.enter("updating")
-        try:
-            pause_s = await self._engine.apply(update)
-        finally:
-            self._clock.enter(before)
+        self._unproven = manifest.weight_version
+        pause_s = await self._engine.apply(update, self._pause)
+        pause_s += await self._prove(manifest)
         self._updates += 1
         self._pause_ms, self._sync_s = pause_s * 1e3, time.monotonic() - heard
         self._sync_bytes = update.fetched_bytes
         async with self._version_changed:
-            self._version, self._digest = manifest.weight_version, manifest.digest
+            self._version, self._digest, self._unproven = manifest.weight_version, manifest.digest, None
             self._version_changed.notify_all()
-        self._account()
         log.info(
             "weights_updated",
             weight_version=self._version,
@@ -303,6 +348,42 @@ class Generator:
             sync_s=round(self._sync_s, 3),
             sync_bytes=self._sync_bytes,
         )
+
+    @contextlib.contextmanager
+    def _pause(self) -> Iterator[None]:
+        self._paused = True
+        self._account()
+        try:
+            yield
+        finally:
+            self._paused = False
+            self._account()
+
+    async def _prove(self, manifest: WeightManifest) -> float:
+        """Hear the version's canaries from the engine; if they are wrong, reload every tensor once and hear them again.
+
+        Returns the seconds for which generation stood still. WeightError when they are wrong again: what the endpoint
+        serves is not what the learner computes with.
+        """
+        problem = await canary.difference(self._engine, manifest)
+        if not problem:
+            return 0.0
+        self._refusals += 1
+        self._message = f"canary: {problem}"
+        log.warning("canary_failed", weight_version=manifest.weight_version, reason=problem)
+        await self._events.append(
+            self.generator_id, "canary_failed", weight_version=manifest.weight_version, message=problem
+        )
+        pause_s = await self._engine.apply(await self._mirror.renew(manifest), self._pause)
+        problem = await canary.difference(self._engine, manifest)
+        if problem:
+            raise WeightError(
+                f"weight version {manifest.weight_version} is not the learner's, reloaded from its snapshot too: "
+                f"{problem}",
+                hint="what is published differs from what is trained: look for the cause in the learner, or in a type "
+                "that this engine computes differently; weight_sync.canary_prompts = 0 turns the check off",
+            )
+        return pause_s
 
     # -- leases and heartbeats -------------------------------------------------------------------------------------
 
@@ -327,13 +408,13 @@ class Generator:
                     self._working[lease.entry_id].cancel()
 
     def _account(self) -> None:
-        """Name what the wall time from now on goes to."""
-        if self._clock.state == "updating":
-            return
-        if len(self._working) > len(self._awaiting):
+        """Name what the wall time from now on goes to; called whenever one of the facts below has changed."""
+        if self._paused:
+            self._clock.enter("updating")
+        elif self._slots.held:
             self._clock.enter("generating")
         else:
-            self._clock.enter("waiting_for_weights" if self._working else "waiting_for_tasks")
+            self._clock.enter("waiting_for_weights" if self._awaiting else "waiting_for_tasks")
 
     def _report(self) -> Heartbeat:
         return Heartbeat(
@@ -343,7 +424,7 @@ class Generator:
             shares=self._clock.shares(),
             weight_version=self._version,
             weight_digest=self._digest,
-            in_flight=len(self._working),
+            in_flight=self._slots.held,
             tokens_per_s=self._rate.per_s(),
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -353,6 +434,7 @@ class Generator:
             pause_ms=self._pause_ms,
             sync_s=self._sync_s,
             sync_bytes=self._sync_bytes,
+            chat_url=self._chat_url,
         )
 
 
@@ -381,11 +463,13 @@ async def run_generator(
             client,
             TaskLeaser(redis, keys, generator_id, peers.lease_s),
             AsyncHeartbeats(redis, keys),
+            AsyncEventLog(redis, keys),
             config=config,
             deadlines=deadlines,
             heartbeat=heartbeat,
             lease_s=peers.lease_s,
             clock=clock,
+            chat=partial(_open_chat, engine, config, manifest.run_id, peers.token),
         )
         _stop_on_signals(generator)
         try:
@@ -397,6 +481,18 @@ async def run_generator(
             raise error from group
         finally:
             await redis.aclose()
+
+
+def _open_chat(
+    engine: Engine, config: GeneratorConfig, run_id: str, token: str | None
+) -> AbstractAsyncContextManager[str]:
+    """Where people may talk to the engine, if anywhere; the settings let only vLLM's be talked to."""
+    if not config.chat:
+        return nullcontext("")
+    from generator.chat import open_chat
+
+    places = max(1, int(config.chat_share * config.max_in_flight))
+    return open_chat(engine, run_id, address=config.chat, places=places, token=token)
 
 
 async def _tell(events: AsyncEventLog, generator_id: str, error: BaseException) -> None:

@@ -13,7 +13,8 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,17 +30,18 @@ from vllm import SamplingParams
 from vllm.config import VllmConfig, WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest, layerwise_groups
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.inputs.engine import tokens_input
-from vllm.outputs import CompletionOutput
+from vllm.inputs.engine import EngineInput, tokens_input
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import PrometheusStatLogger
-from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from generator.config import GeneratorConfig
-from generator.engine import Completion, EngineLoad
+from generator.engine import Completion, EngineLoad, Paused
+from generator.vllm_handover import BACKEND, GENERATOR_PID, INDICES, VALUES
 from services.contracts import Task, VersionSpan
 from services.errors import DeadlineError, EngineError
 from services.weights.tensors import RawTensor, read_safetensors, write_safetensors
@@ -51,13 +53,10 @@ log = structlog.get_logger()
 
 UPDATE_DEADLINE_S = 600.0
 """Longest wait for the workers to take one update."""
-STOP_DEADLINE_S = 20.0
+STOP_DEADLINE_S = 12.0
 """Longest wait for the processes to end by themselves; killed ones leave shared memory behind."""
 WORKER = "generator.vllm_worker.ServedWeights"
-BACKEND = "sept"
-GENERATOR_PID = "SEPT_GENERATOR_PID"
-INDICES, VALUES = "indices:", "values:"
-"""As in generator.vllm_worker, which only worker processes may import."""
+"""Named, not imported: importing it registers the weight transfer, which is for worker processes."""
 
 ENGINE_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """vLLM's names of the published types that it can compute in."""
@@ -70,6 +69,9 @@ T = TypeVar("T")
 class VllmEngine:
     """One AsyncLLM. A request that has no token yet when an update comes starts over, so that no response begins
     after a prompt that older weights have read; the others keep their tokens and their KV.
+
+    A task's G samples are G requests: vLLM would make as many of one with n = G. They share the blocks of their prompt
+    through its prefix cache. Long prompts are read in chunks between the others' tokens (its chunked prefill).
     """
 
     def __init__(self, config: GeneratorConfig, *, seed: int = 0, cache: Path | None = None) -> None:
@@ -79,6 +81,7 @@ class VllmEngine:
         self._llm: AsyncLLM | None = None
         self._handover: Path | None = None
         self._stats = SchedulerStats()
+        self._preemptions = 0
         self._version = -1
         self._updates = 0
         self._open = asyncio.Event()
@@ -111,28 +114,67 @@ class VllmEngine:
         self._open.set()
         log.info("vllm_started", seconds=round(time.monotonic() - started, 1), device=self.device)
 
+    @property
+    def precision(self) -> str:
+        return str(self._serving().vllm_config.model_config.dtype).removeprefix("torch.")
+
     async def generate(self, task: Task, sample: int) -> Completion:
-        params = _sampling_params(task)
-        prompt = task.prompt_tokens.tolist()
+        prompt = tokens_input(task.prompt_tokens.tolist())
+        output = await self._answer(prompt, _sampling_params(task), f"{task.task_id}.{sample}")
+        return _completion(output.outputs[0])
+
+    @property
+    def version(self) -> int:
+        """What requests that come now are answered by."""
+        return self._version
+
+    @property
+    def llm(self) -> AsyncLLM:
+        """vLLM's engine, for what knows vLLM itself; EngineError when it does not serve."""
+        return self._serving()
+
+    async def outputs(
+        self, prompt: EngineInput, params: SamplingParams, request_id: str, **options: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """vLLM's outputs of one request; it starts over where new weights want that, unless some of it is given out."""
+        given = False
         while True:
             await self._open.wait()
             llm = self._serving()
-            request_id = f"{task.task_id}.{sample}.{next(self._numbers)}"
-            try:
-                # the salt keeps new requests away from prefix blocks that other weights have computed
-                async for output in llm.generate(
-                    tokens_input(prompt, cache_salt=f"{self._version}.{self._updates}"), params, request_id
-                ):
-                    response = output.outputs[0]
-            except (EngineDeadError, EngineGenerateError) as error:
-                raise self._died() from error
-            except ValueError as error:
-                raise EngineError(f"vLLM refused task {task.task_id}: {error}") from error
-            if request_id not in self._restarting:
-                return _completion(response)
-            self._restarting.discard(request_id)
+            numbered = f"{request_id}.{next(self._numbers)}"
+            # the salt keeps new requests away from prefix blocks that other weights have computed
+            salted = {**prompt, "cache_salt": f"{self._version}.{self._updates}"}
+            async for output in llm.generate(salted, params, numbered, **options):
+                if given or numbered not in self._restarting:
+                    given = True
+                    yield output
+            if numbered not in self._restarting:
+                return
+            self._restarting.discard(numbered)
+            if given:
+                return
 
-    async def apply(self, update: WeightUpdate) -> float:
+    async def _answer(self, prompt: EngineInput, params: SamplingParams, request_id: str) -> RequestOutput:
+        """One request to its end."""
+        try:
+            async for output in self.outputs(prompt, params, request_id):
+                answer = output
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise self._died() from error
+        except ValueError as error:
+            raise EngineError(f"vLLM refused request {request_id}: {error}") from error
+        return answer
+
+    async def score(self, tokens: Sequence[int]) -> list[float] | None:
+        if self._is_quantised():
+            return None
+        async with self._updating:
+            most = self._serving().vllm_config.model_config.max_model_len - 1  # one place is for the token sampled
+            output = await self._answer(tokens_input(list(tokens[:most])), SCORING, "score")
+        assert output.prompt_logprobs is not None
+        return [next(iter(found.values())).logprob for found in output.prompt_logprobs[1:]]
+
+    async def apply(self, update: WeightUpdate, paused: Paused = nullcontext) -> float:
         llm = self._serving()
         assert self._handover is not None
         async with self._updating:
@@ -141,7 +183,8 @@ class VllmEngine:
             started = time.monotonic()
             self._open.clear()
             try:
-                await self._reachable(self._replace(llm, request, update.manifest.weight_version))
+                with paused():
+                    await self._reachable(self._replace(llm, request, update.manifest.weight_version))
             except BaseException as error:  # whatever it was, half an update is no version
                 self._failure = EngineError(f"no weights to serve: {error}", hint="restart this generator")
                 llm.output_processor.propagate_error(EngineDeadError())
@@ -153,16 +196,22 @@ class VllmEngine:
 
     def load(self) -> EngineLoad:
         # the scheduler reports with its steps, so its last word may be about requests that are gone
-        unfinished = self._serving().get_num_unfinished_requests()
+        llm = self._serving()
+        unfinished = llm.get_num_unfinished_requests()
         running = min(unfinished, self._stats.num_running_reqs)
         waiting = self._stats.num_waiting_reqs + self._stats.num_skipped_waiting_reqs
+        cache, longest = llm.vllm_config.cache_config, llm.vllm_config.model_config.max_model_len
         return EngineLoad(
-            running, min(unfinished - running, waiting), self._stats.kv_cache_usage if unfinished else 0.0
+            running=running,
+            waiting=min(unfinished - running, waiting),
+            cache_used=self._stats.kv_cache_usage if unfinished else 0.0,
+            preemptions=self._preemptions,
+            fits=(cache.num_gpu_blocks or 0) * cache.block_size // longest,
         )
 
     async def checksums(self) -> dict[str, str] | None:
         llm = self._serving()
-        if self._config.tensor_parallel > 1 or llm.vllm_config.model_config.quantization is not None:
+        if self._config.tensor_parallel > 1 or self._is_quantised():
             return None
         (digests,) = await self._reachable(llm.collective_rpc("served_digests", args=(self._types,)))
         return dict(digests)
@@ -182,14 +231,16 @@ class VllmEngine:
     def _create(self, model_folder: Path) -> AsyncLLM:
         os.environ[GENERATOR_PID] = str(os.getpid())
         cpu = current_platform.is_cpu()
+        if cpu:  # without it the first scoring compiles a sum, for seconds, with a compiler that may not be there
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         arguments = AsyncEngineArgs(
             model=str(model_folder),
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=not self._config.chat,
             generation_config="vllm",
             dtype=self._engine_type(),
             seed=self._seed,
             max_model_len=self._config.max_model_len,
-            max_num_seqs=self._config.max_in_flight,
+            max_num_seqs=self._config.max_in_flight + 1,  # a place is kept for scoring
             enforce_eager=cpu,
             gpu_memory_utilization=self._config.memory_fraction,
             kv_cache_memory_bytes=int(self._config.cpu_cache_gib * 2**30) if cpu else None,
@@ -210,14 +261,16 @@ class VllmEngine:
 
     def _hand_over(self, update: WeightUpdate, path: Path) -> WeightTransferUpdateRequest:
         """Write the update where the workers can read it, while generation goes on."""
-        quantised = self._serving().vllm_config.model_config.quantization is not None
-        patches = None if quantised or current_platform.is_cpu() else sparse_patches(update)
+        patches = None if self._is_quantised() or current_platform.is_cpu() else sparse_patches(update)
         if patches is not None:
             shapes = {name: list(update.tensors[name].shape) for name in update.changed}
-            write_safetensors(path, patches)
+            write_safetensors(path, patches, lasting=False)
             return WeightTransferUpdateRequest({"path": str(path), "patched_shapes": shapes})
-        write_safetensors(path, changed_groups(update))
+        write_safetensors(path, changed_groups(update), lasting=False)
         return WeightTransferUpdateRequest({"path": str(path)})
+
+    def _is_quantised(self) -> bool:
+        return self._serving().vllm_config.model_config.quantization is not None
 
     async def _replace(self, llm: AsyncLLM, request: WeightTransferUpdateRequest, version: int) -> None:
         # vLLM's pause_generation is this call and a nap of 20 ms for the caller's convenience
@@ -317,6 +370,15 @@ def _handover_folder(cache: Path | None) -> Path:
     return folder
 
 
+SCORING = SamplingParams(
+    temperature=0.0,
+    max_tokens=1,  # vLLM samples at least one
+    prompt_logprobs=0,  # those of the prompt's own tokens; vLLM then computes all of it, without cached prefixes
+    detokenize=False,
+    output_kind=RequestOutputKind.FINAL_ONLY,
+)
+
+
 def _sampling_params(task: Task) -> SamplingParams:
     return SamplingParams(
         temperature=task.temperature,
@@ -340,15 +402,25 @@ def _completion(response: CompletionOutput) -> Completion:
 
 
 def _stats_into(engine: VllmEngine) -> type[PrometheusStatLogger]:
-    """A logger that keeps the scheduler's newest numbers. vLLM adds its Prometheus logger unless it is given one."""
+    """A logger that keeps the scheduler's newest numbers and counts preemptions. vLLM adds its Prometheus logger unless
+    it is given one.
+    """
 
     class Stats(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untyped here
         def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int] | None = None) -> None:
             """Registers no metric."""
 
-        def record(self, scheduler_stats: SchedulerStats | None, *_args: Any, **_kwargs: Any) -> None:
+        def record(
+            self,
+            scheduler_stats: SchedulerStats | None,
+            iteration_stats: IterationStats | None,
+            *_args: Any,
+            **_kwargs: Any,
+        ) -> None:
             if scheduler_stats is not None:
                 engine._stats = scheduler_stats
+            if iteration_stats is not None:
+                engine._preemptions += iteration_stats.num_preempted_reqs
 
         def log_engine_initialized(self) -> None:
             """Nothing to say."""

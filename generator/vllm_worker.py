@@ -7,6 +7,7 @@ Importing registers the weight-transfer engine "sept". Knows no versions: vLLM's
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import select
@@ -35,17 +36,8 @@ from vllm.model_executor.model_loader.checkpoint_weight_patch import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from generator.vllm_handover import BACKEND, GENERATOR_PID, INDICES, VALUES
 from services.weights.tensors import digest_bytes
-
-BACKEND = "sept"
-"""Name of the weight-transfer engine."""
-
-GENERATOR_PID = "SEPT_GENERATOR_PID"
-"""Environment variable with the process that the workers must not outlive."""
-
-INDICES = "indices:"
-VALUES = "values:"
-"""Prefixes of a patched tensor's two entries in a file of patches."""
 
 PACKING_LAYERS = (LinearBase, ParallelLMHead)
 """Layers that may compute with a packed copy of their weight."""
@@ -104,7 +96,8 @@ class FileWeightTransfer(WeightTransferEngine[NoInitInfo, FileUpdate]):  # type:
         """Nothing to do: `receive_weights` leaves the model complete."""
 
     def shutdown(self) -> None:
-        """Holds nothing between updates."""
+        """Holds nothing between updates; the worker ends now."""
+        gc.freeze()  # else it looks through a million objects for cycles, three times, which takes seconds
 
     def _patch(self, path: Path, shapes: dict[str, list[int]]) -> None:
         with safe_open(path, framework="pt", device=str(self.device)) as file:

@@ -39,6 +39,9 @@ ROWS = "rows"
 """Key in a state file's header: name -> [first row in the whole tensor, rows of the whole tensor], as JSON."""
 DIGEST_BYTES = 32
 
+UNUSABLE = (OSError, ValueError, KeyError, TypeError, CheckpointError, safetensors.SafetensorError)
+"""What reading a checkpoint raises whose files are gone or not what was written."""
+
 
 class SavedTensor:
     """One tensor of a checkpoint, read as far as it is asked for.
@@ -187,8 +190,30 @@ class Checkpoints:
         Raises CheckpointError when there are checkpoints but none can be trusted: starting over would silently
         throw the run's work away. Its files are read when its tensors are: load them before the next `commit`.
         """
+        return self._told(self._newest_intact() if self.ranks.leads else None)
+
+    def go_back(self, weight_version: int) -> Checkpoint:
+        """The checkpoint of that version, which is the newest from here on: later ones are dropped.
+
+        Raises CheckpointError, and drops nothing, when there is none or its bytes are not what was written.
+        """
+        folder = self.folder / _folder_name(weight_version)
+        if not folder.is_dir():
+            held = ", ".join(path.name for path in self._newest_first()) or "none"
+            raise CheckpointError(f"there is no checkpoint of version {weight_version}", hint=f"there are: {held}")
+        try:
+            found = _read(folder, self.run_id, verify=True)
+        except UNUSABLE as error:
+            raise CheckpointError(f"the checkpoint of version {weight_version} cannot be loaded: {error}") from error
+        for later in self._newest_first():
+            if later.name > folder.name:
+                shutil.rmtree(later)
+        self._told(found)
+        return found
+
+    def _told(self, found: Checkpoint | None) -> Checkpoint | None:
+        """What rank 0 has found, which verified it, for this rank to load from."""
         self.ranks.announce(Order.LOAD_CHECKPOINT)
-        found = self._newest_intact() if self.ranks.leads else None
         version = -1 if found is None else found.weight_version
         told = int(self.ranks.tell(np.array([version]) if self.ranks.leads else None)[0])
         if self.ranks.leads or told < 0:
@@ -200,7 +225,7 @@ class Checkpoints:
         for folder in folders:
             try:
                 return _read(folder, self.run_id, verify=True)
-            except (OSError, ValueError, KeyError, TypeError, CheckpointError, safetensors.SafetensorError) as error:
+            except UNUSABLE as error:
                 log.warning("checkpoint_unusable", folder=str(folder), error=str(error))
         if folders:
             raise CheckpointError(

@@ -28,8 +28,10 @@ from services.streams.tasks import TaskIssuer
 
 log = structlog.get_logger()
 
+READ_S = 0.2
+"""How long one read waits for the next rollout: what stopping waits for at most."""
 LOOK_EVERY_S = 1.0
-"""How long one read waits for the next rollout, and how often Redis is asked whether it is still the same."""
+"""How often Redis is asked whether it is still the same."""
 RECHECK_AFTER_S = 5.0
 """Silence after which the tasks still owed are checked, and those that nobody has any more are issued again."""
 MAX_REISSUES = 3
@@ -89,7 +91,7 @@ class Collector:
         self._fatal: BaseException | None = None
         self._interrupted = False
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+        self._thread = self._new_thread()
         self.reissued = 0
         """Tasks issued again so far."""
 
@@ -99,6 +101,32 @@ class Collector:
         self._take_in()
         if self._received:
             log.info("rollouts_found", count=len(self._received), rounds=sorted({i[0] for i in self._received}))
+        self._thread.start()
+
+    def start_over(self, first_round: int) -> None:
+        """Forget every task and every rollout from `first_round` on, here and in Redis: all of it is drawn anew.
+
+        Nobody may wait for rollouts or issue tasks meanwhile. A generator's answer to a closed task is refused.
+        Raises DeadlineError when Redis keeps the reading from ending.
+        """
+        self.stop()
+        if self._thread.is_alive():
+            raise DeadlineError("Redis", "the end of a read", JOIN_S)
+        self._issuer.close([task.task_id for tasks in self._owed.values() for task in tasks.values()])
+        with self._changed:
+            self._first_round = first_round
+            self._owed.clear()
+            self._entries.clear()
+            self._reissues.clear()
+        self._reader.rewind()
+        self._take_in()  # also what was never read here, such as rollouts of a learner before this one
+        with self._changed:
+            entries = [entry_id for of_round in self._entries.values() for entry_id in of_round]
+            self._entries.clear()
+            self._received.clear()
+        self._reader.delete(entries)
+        self._stopping.clear()
+        self._thread = self._new_thread()
         self._thread.start()
 
     def stop(self) -> None:
@@ -209,11 +237,14 @@ class Collector:
 
     # -- the reading thread ----------------------------------------------------------------------------------------
 
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name="collector", daemon=True)
+
     def _run(self) -> None:
         asked = rechecked = time.monotonic()
         try:
             while not self._stopping.is_set():
-                self._accept(self._reader.read(self._look_every_s))
+                self._accept(self._reader.read(min(READ_S, self._look_every_s)))
                 now = time.monotonic()
                 if now - asked >= self._look_every_s:
                     asked = now

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from services.config import Section
-
-
-def _listed(value: Any) -> Any:
-    """Text with commas, as from the command line, is a list."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+from services.config import Section, listed
 
 
 class ModelConfig(Section):
@@ -114,7 +109,7 @@ class LoraConfig(Section):
     """Rank of the adapters; 0 trains all weights."""
     alpha: float = Field(default=32.0, gt=0)
     """The adapters' product is scaled by alpha / rank."""
-    targets: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    targets: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Names of the linear layers with adapters, such as q_proj,v_proj; empty: all but the head."""
 
 
@@ -130,8 +125,9 @@ class CheckpointConfig(Section):
 class HealthConfig(Section):
     """[health]: what happens when the model shows signs of collapse."""
 
-    action: Literal["off", "warn", "pause"] = "warn"
-    """off: nothing is measured; warn: a warning in the log and the events; pause: that, and the run is paused."""
+    action: Literal["off", "warn", "pause", "rollback"] = "warn"
+    """off: nothing is measured; warn: a warning in log and events; pause: that, and the run pauses; rollback: that,
+    and it goes back to its newest healthy checkpoint first."""
 
 
 class EvaluationConfig(Section):
@@ -139,11 +135,11 @@ class EvaluationConfig(Section):
 
     every_rounds: int = Field(default=0, ge=0)
     """A run evaluates every so many rounds, and its last version; 0 never."""
-    benchmarks: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    benchmarks: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Names (math500, amc23, minerva, olympiadbench, aime24, aime25, gsm8k) or NAME=PATH of problems with answers."""
     samples: int = Field(default=32, ge=1, le=1024)
     """n, answers per problem."""
-    temperatures: Annotated[tuple[float, ...], BeforeValidator(_listed)] = (1.0,)
+    temperatures: Annotated[tuple[float, ...], BeforeValidator(listed)] = (1.0,)
     """tau_eval; with several, `sept eval` finds the best, and a run evaluates at each of them."""
     limit: int | None = Field(default=None, ge=1)
     """Only the first so many problems of each benchmark."""

@@ -123,23 +123,38 @@ def signs(first: Sequence[Health], now: Health) -> list[str]:
 class Guard:
     """Compares every round with the run's first ones, and raises the alarm.
 
-    guard = Guard(folder.rounds(), alarm)       after a resume too: the first rounds are read from metrics.jsonl
+    guard = Guard(folder.rounds(), alarm)       after a resume too: what is recorded is examined again
     guard.examine(model, rollouts)              Health(...), after alarm(["token entropy is ..."]) where that is due
+    guard.healthy([8, 10, 12])                  10: the newest of these versions whose round showed no sign
     """
 
     def __init__(self, recorded: Iterable[RoundMetrics], alarm: Callable[[list[str]], None]) -> None:
         self._alarm = alarm
         self._first: list[Health] = []
+        self._sick: set[int] = set()
         for metrics in recorded:
             known = metrics.model_dump()
-            if len(self._first) < BASELINE_ROUNDS and all(field.name in known for field in fields(Health)):
-                self._first.append(Health(**{field.name: known[field.name] for field in fields(Health)}))
+            if all(field.name in known for field in fields(Health)):
+                self._judge(Health(**{field.name: known[field.name] for field in fields(Health)}), metrics.round)
 
     def examine(self, model: TrainedModel, rollouts: Sequence[Rollout]) -> Health:
         """The round's health; the alarm is given its signs of collapse, if it has any."""
         health = measure(model, rollouts)
-        if len(self._first) < BASELINE_ROUNDS:
-            self._first.append(health)
-        elif found := signs(self._first, health):
+        if found := self._judge(health, rollouts[0].round):
             self._alarm(found)
         return health
+
+    def healthy(self, versions: Iterable[int]) -> int | None:
+        """The newest of these versions that showed no sign of collapse; None when they all did."""
+        return max((version for version in versions if version not in self._sick), default=None)
+
+    def _judge(self, health: Health, round_: int) -> list[str]:
+        """Signs of the version that the round made; the first rounds are what the others are compared with."""
+        self._sick.discard(round_ + 1)  # made again after going back
+        if len(self._first) < BASELINE_ROUNDS:
+            self._first.append(health)
+            return []
+        found = signs(self._first, health)
+        if found:
+            self._sick.add(round_ + 1)
+        return found

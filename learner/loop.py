@@ -5,6 +5,7 @@
         take `steps_per_round` optimizer steps on them
         publish version r + 1, which admits the tasks of round r + 1 + max_staleness
         write a checkpoint, then release from Redis what it contains
+        heed what people ask for: a checkpoint, a version to go back to, a pause, a stop
 
 Queues, files and threads live in the parts that `learner.run` wires together. There is no reward, verifier, teacher
 or reference model here unless the objective asks for one.
@@ -22,8 +23,10 @@ from itertools import chain, repeat
 import numpy as np
 import structlog
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from learner import modelfolder
+from learner.canary import sing
 from learner.checkpoint import Checkpoint, Checkpoints
 from learner.collector import Collector, Interrupted
 from learner.config import CheckpointConfig, TrainingConfig
@@ -35,13 +38,14 @@ from learner.memory import take_peak_bytes
 from learner.model import TrainedModel, wire_tensors
 from learner.publisher import Publication, Publisher
 from learner.records import Answer, Records, summarise
-from learner.report import Report
+from learner.report import LEARNER_ID, Report
 from learner.rewards import Rewards
 from learner.trainer import RoundStats, Trainer
 from services.config import DeadlinesConfig
 from services.contracts import Rollout, RoundMetrics
 from services.errors import CheckpointError
-from services.streams.control import Control
+from services.streams.control import Control, ControlState
+from services.streams.events import EventLog
 
 log = structlog.get_logger()
 
@@ -60,6 +64,8 @@ class _Trained:
     """Per rollout; None for objectives without."""
     health: Health | None
     wait_s: float
+    round_s: float
+    """From the end of the round before, or of the start, to the end of this one."""
     publication: Future[Publication]
 
 
@@ -80,9 +86,12 @@ class Loop:
     checkpoints: Checkpoints
     records: Records
     control: Control
+    events: EventLog
     report: Report
     rewards: Rewards | None = None
     """Set when the objective asks for rewards."""
+    canary_prompts: int = 0
+    """Canaries that every version carries."""
     guard: Guard | None = None
     """Set when the model's health is measured."""
     evaluations: Evaluations | None = None
@@ -95,22 +104,25 @@ class Loop:
     _steps: int = 0
     """Optimizer steps that `_version` is made of; when the trainer has taken more, its weights are of no version."""
     _unrecorded: _Trained | None = None
-    _round_started: float = field(default_factory=time.monotonic)
+    _round_began: float = 0.0
+    """On the monotonic clock: when the round before had been trained."""
     _stopping: threading.Event = field(default_factory=threading.Event)
 
     def run(self, resumed: Checkpoint | None) -> bool:
         """Train from `resumed` to the last round; False when asked to stop before it."""
         self._resume(resumed)
+        self._round_began = time.monotonic()
+        self.report.enter("training")  # but for what is accounted as a wait or as something else
+        self._go_through_rounds()
+        finished = self._is_over()
+        log.info("finished" if finished else "stopped", weight_version=self._version)
+        return finished
+
+    def _go_through_rounds(self) -> None:
         try:
-            for round_ in range(self._version, self.curriculum.rounds_total):
-                if not self._may_start(round_):
-                    break
-                self._train(round_)
-                # A checkpoint records the round, evaluation included: it waits a round rather than hold up training.
-                evaluating = self._evaluation is not None and not self._evaluation.done()
-                if self._version - self._saved_version >= self.checkpoint.every_rounds and not evaluating:
-                    self._save()
-                if self.control.state().stop_after_round:
+            while self._may_go_on():
+                self._train(self._version)
+                if self._heed().stop_after_round:
                     break
         except Interrupted:
             log.info("interrupted", round=self._version)
@@ -118,9 +130,6 @@ class Loop:
             self._save()
         self._commit()
         self._record()
-        finished = self._version == self.curriculum.rounds_total
-        log.info("finished" if finished else "stopped", weight_version=self._version)
-        return finished
 
     def stop(self) -> None:
         """Stop at the next safe point: at once while waiting, after the round while training."""
@@ -135,15 +144,16 @@ class Loop:
         """Train the round as its rollouts arrive, then hand its version to the publisher."""
         waited_before = self.report.seconds_in("waiting_for_rollouts")
         rollouts: list[Rollout] = []
-        with self.report.during("training"):
-            if self.rewards is None:
-                rewards = None
-                stats = self.trainer.train_round(self._arriving(round_, rollouts))
-            else:
-                arrived = list(self._arriving(round_, rollouts))
-                rewards = self.rewards.collect()
-                stats = self.trainer.train_round(arrived, rewards)
-            health = None if self.guard is None else self.guard.examine(self.model, rollouts)
+        if self.rewards is None:
+            rewards = None
+            stats = self.trainer.train_round(self._arriving(round_, rollouts))
+        else:
+            arrived = list(self._arriving(round_, rollouts))
+            rewards = self.rewards.collect()
+            stats = self.trainer.train_round(arrived, rewards)
+        health = None if self.guard is None else self.guard.examine(self.model, rollouts)
+        now = time.monotonic()
+        round_s, self._round_began = now - self._round_began, now
         wait_s = self.report.seconds_in("waiting_for_rollouts") - waited_before
         self.report.trained(stats.prompt_tokens + stats.response_tokens)
         self._record()
@@ -151,11 +161,10 @@ class Loop:
         self._version, self._steps = round_ + 1, self.trainer.steps
         self.report.weight_version = self._version
         with self.report.during("publishing"):
-            tensors = wire_tensors(self.model)
-        publication = self.publisher.submit(self._version, tensors)
+            publication = self._publish()
         publication.add_done_callback(self._tell_failure)
         self._evaluate(publication)
-        self._unrecorded = _Trained(round_, rollouts, stats, rewards, health, wait_s, publication)
+        self._unrecorded = _Trained(round_, rollouts, stats, rewards, health, wait_s, round_s, publication)
         log.info(
             "round_trained",
             round=round_,
@@ -164,6 +173,12 @@ class Loop:
             train_s=round(stats.seconds, 2),
             wait_s=round(wait_s, 2),
         )
+
+    def _publish(self) -> Future[Publication]:
+        """Hand the weights, as they are now, to the publisher as `_version`."""
+        files = modelfolder.model_files(self.model.folder) if self._version == 0 else None
+        tensors = wire_tensors(self.model)
+        return self.publisher.submit(self._version, tensors, files, sing(self.model, self.canary_prompts))
 
     def _arriving(self, round_: int, rollouts: list[Rollout]) -> Iterator[Rollout]:
         """The round's rollouts in task order, each as soon as it is here; they are kept in `rollouts`."""
@@ -191,12 +206,63 @@ class Loop:
         if round_ < self.curriculum.rounds_total:
             self.collector.expect(self.curriculum.tasks_of(round_))
 
-    def _may_start(self, round_: int) -> bool:
-        """False once asked to stop; waits as long as the run is paused."""
-        with self.report.during("paused"):
-            while self.control.state().paused and not self._stopping.is_set():
+    # -- what people ask for ---------------------------------------------------------------------------------------
+
+    def _may_go_on(self) -> bool:
+        """False once asked to stop and after the last round; waits as long as the run is paused."""
+        while self._heed().paused and not (self._stopping.is_set() or self._is_over()):
+            with self.report.during("paused"):
                 self._stopping.wait(PAUSE_CHECK_S)
-        return not self._stopping.is_set()
+        return not (self._stopping.is_set() or self._is_over())
+
+    def _is_over(self) -> bool:
+        return self._version == self.curriculum.rounds_total
+
+    def _heed(self) -> ControlState:
+        """What people want by now. Between two rounds: what they asked for once is done, a checkpoint written."""
+        wishes = self.control.state()
+        if wishes.rollback_to is not None:
+            self._roll_back(wishes.rollback_to)
+            self.control.rollback_done(wishes.rollback_to)
+        # A checkpoint records the round, evaluation included: it waits a round rather than hold up training.
+        evaluating = self._evaluation is not None and not self._evaluation.done()
+        unsaved = self._version - self._saved_version
+        if not evaluating and unsaved and (wishes.checkpoint or unsaved >= self.checkpoint.every_rounds):
+            if self.checkpoints.begun != self._version:
+                self._save()
+            if wishes.checkpoint or wishes.paused:  # somebody waits for it, or nothing else is to be done meanwhile
+                self._commit()
+        if not evaluating and wishes.checkpoint:
+            self._answer("checkpointed", weight_version=self._version)
+            self.control.checkpoint_done()
+        return wishes
+
+    def _roll_back(self, version: int) -> None:
+        """Go back to the checkpoint of `version`, then go on as a resumed learner does.
+
+        What came later is given up: checkpoints, versions, records, and the tasks and rollouts of its rounds, which
+        are drawn anew. The wish stands until all of that is done, so a learner that dies over it does it again.
+        """
+        self._record()  # nothing is being published, evaluated or recorded from here on
+        self._commit()
+        before = self._version
+        with self.report.during("rolling_back"):
+            try:
+                checkpoint = self.checkpoints.go_back(version)
+            except CheckpointError as error:
+                self._answer("not_rolled_back", weight_version=version, reason=f"{error.message}; {error.hint}")
+                return
+            if self.training.data == "online":
+                self.collector.start_over(version)
+            self.publisher.take_back(after=version)
+        self._resume(checkpoint)
+        self._round_began = time.monotonic()
+        self._answer("rolled_back", weight_version=version, before=before)
+
+    def _answer(self, action: str, **fields: JsonValue) -> None:
+        """Leave word of what became of a wish, beside the wish."""
+        log.info(action, **fields)
+        self.events.append(LEARNER_ID, "control", action=action, **fields)
 
     # -- what is remembered ----------------------------------------------------------------------------------------
 
@@ -230,18 +296,30 @@ class Loop:
         self.report.weight_version = self._version
         if self._must_take_back(self.publisher.newest()):
             self.publisher.take_back(after=self._version)
+        self.publisher.on_published = lambda version: None  # the first rounds are issued here, in their order
         with self.report.during("publishing"):
-            files = modelfolder.model_files(self.model.folder) if self._version == 0 else None
-            publication = self.publisher.submit(self._version, wire_tensors(self.model), files)
+            publication = self._publish()
             publication.result()
         if self.evaluations is not None and not self.evaluations.is_done(self._version):
             self._evaluate(publication)
         if self.training.data == "fixed":
             self._issue_fixed()
             return
+        self._let_generators_follow()
         for round_ in range(self._version, self._version + self.training.max_staleness + 1):
             self._issue(round_)
         self.publisher.on_published = lambda version: self._issue(version + self.training.max_staleness)
+
+    def _let_generators_follow(self) -> None:
+        """Wait while generators serve versions that were taken back: what they sample would be refused.
+
+        One that does not follow in time is left to that.
+        """
+        give_up_at = time.monotonic() + self.deadlines.weights_s
+        while self.publisher.newest() == self._version and self.report.generators_above(self._version):
+            if self._stopping.wait(PAUSE_CHECK_S) or time.monotonic() >= give_up_at:
+                log.warning("generators_not_followed", weight_version=self._version)
+                return
 
     def _issue_fixed(self) -> None:
         """Issue the whole fixed data set; CheckpointError when parts of it are gone and version 0 is, too."""
@@ -281,8 +359,9 @@ class Loop:
             return
         with self.report.during("publishing"):
             publication = trained.publication.result()
-        metrics = self._metrics(trained, publication).model_copy(update={"evaluations": evaluated})
-        self.records.write(metrics, self._answers(trained))
+        with self.report.during("checkpointing"):
+            metrics = self._metrics(trained, publication).model_copy(update={"evaluations": evaluated})
+            self.records.write(metrics, self._answers(trained))
 
     def _evaluate(self, publication: Future[Publication]) -> None:
         """Start the evaluation of `_version`, which is being published, if one is due and not done yet."""
@@ -309,8 +388,7 @@ class Loop:
         ]
 
     def _metrics(self, trained: _Trained, publication: Publication) -> RoundMetrics:
-        now, stats = time.monotonic(), trained.stats
-        round_s, self._round_started = now - self._round_started, now
+        stats = trained.stats
         return RoundMetrics(
             round=trained.round,
             weight_version=trained.round + 1,
@@ -321,11 +399,11 @@ class Loop:
             grad_norm=stats.grad_norm,
             **asdict(summarise(trained.rollouts)) | ({} if trained.health is None else asdict(trained.health)),
             **({} if trained.rewards is None else {"reward_mean": float(np.mean(trained.rewards))}),
-            generator_tokens_per_s=stats.response_tokens / round_s,
+            generator_tokens_per_s=stats.response_tokens / trained.round_s,
             learner_tokens_per_s=(stats.prompt_tokens + stats.response_tokens) / stats.seconds,
             learner_wait_s=trained.wait_s,
             train_s=stats.seconds,
-            round_s=round_s,
+            round_s=trained.round_s,
             sync_bytes=publication.sync_bytes,
             sync_full_bytes=publication.manifest.full_bytes,
             publish_s=publication.seconds,

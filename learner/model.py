@@ -87,6 +87,10 @@ class TrainedModel:
         """The model in transformers' form; its parameters are this rank's parts."""
         return self.scorer.model
 
+    def wire_dtype(self, name: str) -> str:
+        """safetensors' name of the type in which the floating tensor of that name is published."""
+        return self.wire_dtypes.get(name, self.default_wire_dtype)
+
     def score(self, batch: MicroBatch, objective: Objective, targets: Targets, tau: float) -> TokenLosses:
         """Forward of one micro-batch: the objective summed over N response tokens, and their log-probabilities [N].
 
@@ -255,7 +259,7 @@ def _checkpoint_tensors(model: TrainedModel) -> Iterator[tuple[str, torch.Tensor
 def _raw(name: str, tensor: torch.Tensor, model: TrainedModel) -> RawTensor | None:
     """One tensor in its wire type, copied exactly once; None on the ranks that publish nothing."""
     if tensor.is_floating_point():
-        dtype = model.wire_dtypes.get(name, model.default_wire_dtype)
+        dtype = model.wire_dtype(name)
         if dtype not in TORCH_DTYPES:
             raise ModelError(f"{name} is stored as {dtype}", hint="train an unquantised model, or set model.wire_dtype")
     else:

@@ -6,14 +6,14 @@ Knows the store and the event stream; gets tensors that are already copies in th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from services.contracts import FileKind, WeightManifest
+from services.contracts import Canary, FileKind, WeightManifest
 from services.streams.events import EventLog
 from services.weights.store import WeightStore
 from services.weights.tensors import Tensors
@@ -51,23 +51,29 @@ class Publisher:
         return manifest.weight_version if manifest else None
 
     def take_back(self, after: int) -> None:
-        """Drop the versions after that one; call it before anything is submitted. Generators follow back."""
+        """Drop the versions after that one; call it while nothing is being published. Generators follow back."""
         log.warning("versions_taken_back", newest=self.newest(), after=after)
         self._store.drop_after(after)
 
     def submit(
-        self, version: int, tensors: Tensors, model_files: Mapping[str, Path] | None = None
+        self,
+        version: int,
+        tensors: Tensors,
+        model_files: Mapping[str, Path] | None = None,
+        canaries: Sequence[Canary] = (),
     ) -> Future[Publication]:
         """Start publishing; the tensors must not change until the future is done."""
-        return self._thread.submit(self._publish, version, tensors, model_files or {})
+        return self._thread.submit(self._publish, version, tensors, model_files or {}, canaries)
 
     def close(self) -> None:
         """Finish what was submitted."""
         self._thread.shutdown(wait=True)
 
-    def _publish(self, version: int, tensors: Tensors, model_files: Mapping[str, Path]) -> Publication:
+    def _publish(
+        self, version: int, tensors: Tensors, model_files: Mapping[str, Path], canaries: Sequence[Canary]
+    ) -> Publication:
         started = time.monotonic()
-        manifest = self._store.publish(version, tensors, model_files)
+        manifest = self._store.publish(version, tensors, model_files, canaries)
         publication = Publication(manifest, time.monotonic() - started)
         self._events.append("learner", "published", weight_version=version, digest=manifest.digest)
         log.info(

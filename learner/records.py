@@ -1,4 +1,4 @@
-"""What a run leaves for people to read: a line of metrics and a file of answers per round.
+"""What a run leaves for people to read: a line of metrics and a file of answers per round, and what trackers show.
 
 Both are written once the round is trained and cut back to the checkpoint on resume, so that a resumed run has every
 round exactly once.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from learner.prompts import Prompt
+from learner.trackers import Tracker, numbers_of
 from services import durable
 from services.contracts import EvaluationMetrics, Rollout, RoundMetrics
 from services.runfolder import RunFolder
@@ -34,11 +35,12 @@ class Answer:
 class Records:
     """metrics.jsonl and rollouts/ of one run folder."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, trackers: Sequence[Tracker] = ()) -> None:
         self._folder = folder
+        self._trackers = trackers
 
     def cut_back(self, to_round: int) -> None:
-        """Drop what was recorded of `to_round` and later rounds, which will be trained again."""
+        """Drop what was recorded of `to_round` and later rounds, which will be trained again; call it to begin with."""
         kept = [metrics for metrics in self._folder.rounds() if metrics.round < to_round]
         text = "".join(f"{metrics.model_dump_json()}\n" for metrics in kept)
         if self._folder.metrics.exists() and self._folder.metrics.read_bytes() != text.encode():
@@ -47,12 +49,15 @@ class Records:
         for path in self._folder.rollouts.glob("round-*.jsonl"):
             if path.name >= _file_name(to_round):
                 path.unlink()
+        for tracker in self._trackers:
+            tracker.begin(to_round)
 
     def write(self, metrics: RoundMetrics, answers: Sequence[Answer]) -> None:
         """Record one round: answers first, so that every round in metrics.jsonl has its file."""
         lines = [json.dumps(_as_record(answer), ensure_ascii=False) for answer in answers]
         durable.write_file(self._folder.rollouts / _file_name(metrics.round), "\n".join(lines) + "\n")
         durable.append_line(self._folder.metrics, metrics.model_dump_json())
+        self._track(metrics)
 
     def add_evaluations(self, round_: int, evaluations: tuple[EvaluationMetrics, ...]) -> None:
         """Put into a round's line what was found out about its version after the line was written."""
@@ -61,6 +66,18 @@ class Records:
             for metrics in self._folder.rounds()
         ]
         durable.write_file(self._folder.metrics, "".join(f"{metrics.model_dump_json()}\n" for metrics in rounds))
+        for metrics in rounds:
+            if metrics.round == round_:
+                self._track(metrics)
+
+    def close(self) -> None:
+        """Nothing more is recorded."""
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _track(self, metrics: RoundMetrics) -> None:
+        for tracker in self._trackers:
+            tracker.log(metrics.round, numbers_of(metrics))
 
 
 def _file_name(round_: int) -> str:

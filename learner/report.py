@@ -15,6 +15,8 @@ from services.errors import UnavailableError
 from services.streams.heartbeats import Heartbeats
 
 LEARNER_ID = "learner"
+LIVING_BEATS = 5
+"""Heartbeats that a generator may miss and still count as living."""
 JOIN_S = 5.0
 """How long the last heartbeat may take: Redis may be what failed."""
 
@@ -51,6 +53,10 @@ class Report:
         """Wall time spent in the state so far."""
         return self._clock.seconds().get(state, 0.0)
 
+    def enter(self, state: str) -> None:
+        """Account the time from now on to `state`."""
+        self._clock.enter(state)
+
     def during(self, state: str) -> AbstractContextManager[None]:
         """Account the block's wall time to `state`."""
         return self._clock.during(state)
@@ -63,6 +69,12 @@ class Report:
         """The longest of the generators' last update pauses; 0 when none is known."""
         beats = [heartbeat for heartbeat, _ in self._heartbeats.read_all()]
         return max((beat.pause_ms for beat in beats if beat.part is Part.GENERATOR), default=0.0)
+
+    def generators_above(self, weight_version: int) -> bool:
+        """Whether a living generator serves a later version than this."""
+        living = [beat for beat, age_s in self._heartbeats.read_all() if age_s <= LIVING_BEATS * self._every_s]
+        served = [beat.weight_version or 0 for beat in living if beat.part is Part.GENERATOR]
+        return max(served, default=0) > weight_version
 
     def _run(self) -> None:
         while True:

@@ -39,6 +39,7 @@ from learner.ranks import Ranks
 from learner.records import Records
 from learner.report import LEARNER_ID, Report
 from learner.rewards import Rewards, check_answers
+from learner.trackers import open_trackers
 from learner.trainer import Trainer
 from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
 from services.contracts import Purpose
@@ -86,6 +87,7 @@ def run_learner(
     with connect(redis_url, deadline_s=deadlines.startup_s) as client:
         report = Report(Heartbeats(client, keys), device=training.device, every_s=heartbeat.every_s)
         with _told(report, redis_url, keys):
+            records = Records(folder, open_trackers(run.trackers, folder))
             trained, trainer, checkpoints = _prepared(folder, ranks or Ranks(), model, training, lora, checkpoint)
             report.device = str(trained.device)
             tokenizer = AutoTokenizer.from_pretrained(trained.folder)
@@ -123,14 +125,15 @@ def run_learner(
                 collector=collector,
                 publisher=publisher,
                 checkpoints=checkpoints,
-                records=Records(folder),
+                records=records,
                 control=Control(client, keys),
+                events=EventLog(client, keys),
                 report=report,
                 rewards=_rewards(training, prompts),
+                canary_prompts=weight_sync.canary_prompts,
             )
             if health is not None and health.action != "off":
-                alarm = partial(tell_collapse, EventLog(client, keys), loop.control, pause=health.action == "pause")
-                loop.guard = Guard(folder.rounds(), alarm)
+                loop.guard = watch_health(folder, loop.events, loop.control, health)
             if evaluation is not None and evaluation.every_rounds:
                 loop.evaluations = Evaluations(
                     folder.evaluations,
@@ -150,6 +153,7 @@ def run_learner(
             finally:
                 publisher.close()
                 collector.stop()
+                records.close()
                 if loop.rewards is not None:
                     loop.rewards.close()
                 if loop.evaluations is not None:
@@ -229,12 +233,28 @@ def _rewards(training: TrainingConfig, prompts: Sequence[Prompt]) -> Rewards | N
     return Rewards()
 
 
-def tell_collapse(events: EventLog, control: Control, signs: list[str], *, pause: bool) -> None:
-    """A model that collapses is said to, and stopped from going on if that is wanted."""
-    log.warning("collapse", signs="; ".join(signs), paused=pause)
-    events.append(LEARNER_ID, "collapse", signs="; ".join(signs), paused=pause)
+def watch_health(folder: RunFolder, events: EventLog, control: Control, health: HealthConfig) -> Guard:
+    """A guard that does what `health.action` says about a collapse, over the same wishes as a person."""
+
+    def alarm(signs: list[str]) -> None:
+        back_to = guard.healthy(folder.checkpointed()) if health.action == "rollback" else None
+        tell_collapse(events, control, signs, pause=health.action != "warn", back_to=back_to)
+
+    guard = Guard(folder.rounds(), alarm)
+    return guard
+
+
+def tell_collapse(events: EventLog, control: Control, signs: list[str], *, pause: bool, back_to: int | None) -> None:
+    """A model that collapses is said to; where that is wanted it goes back to a version, and the run pauses.
+
+    It pauses after going back, too: what made the model collapse is still there, and a person should look first.
+    """
+    log.warning("collapse", signs="; ".join(signs), paused=pause, rollback_to=back_to)
+    events.append(LEARNER_ID, "collapse", signs="; ".join(signs), paused=pause, rollback_to=back_to)
     if pause:
         control.set_paused(True)
+    if back_to is not None:
+        control.ask_rollback(back_to)
 
 
 def _why_given_up(client: redis.Redis, keys: Keys, task_id: str) -> str:

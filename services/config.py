@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+
+def listed(value: Any) -> Any:
+    """Text with commas, as from the command line, is a list."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class Section(BaseModel):
@@ -21,6 +26,8 @@ class RunConfig(Section):
     """Folder of everything the run writes; starting again with the same folder resumes it."""
     seed: int = Field(default=0, ge=0)
     """Seeds the order of the prompts and everything else that is drawn."""
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(listed)] = ()
+    """Where every line of metrics.jsonl goes, too: tensorboard, wandb, mlflow; each needs its package."""
 
 
 class RedisConfig(Section):
@@ -52,6 +59,8 @@ class WeightSyncConfig(Section):
     """A full snapshot is kept at every so many versions; deltas lie between."""
     keep_versions: int = Field(default=60, ge=2)
     """Older versions are retired, never one that a delta chain or a lease still needs."""
+    canary_prompts: int = Field(default=2, ge=0, le=64)
+    """Prompts whose log-probabilities every version carries and every generator must reproduce; 0 is off."""
 
 
 class DeadlinesConfig(Section):

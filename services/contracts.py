@@ -198,6 +198,23 @@ class FileEntry(BaseModel):
     digest: Digest
 
 
+class Canary(BaseModel):
+    """A fixed prompt and what the learner computes for it. Producer: learner. Consumer: generator, which must agree."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=2, max_length=1024)
+    """[T] token ids."""
+    log_probs: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+    """[T - 1] log-probability of each token after the first, given those before it, by the weights as published."""
+
+    @model_validator(mode="after")
+    def _one_number_per_prediction(self) -> Self:
+        if len(self.log_probs) != len(self.tokens) - 1:
+            raise ValueError(f"{len(self.tokens)} tokens have {len(self.log_probs)} log-probabilities")
+        return self
+
+
 class WeightManifest(Contract):
     """A published version. Producer: learner. Consumers: the endpoint, generators."""
 
@@ -210,6 +227,8 @@ class WeightManifest(Contract):
     """BLAKE3 over the tensors' names, types, shapes and digests: the identity of the version's content."""
     tensors: tuple[TensorEntry, ...]
     files: tuple[FileEntry, ...]
+    canaries: tuple[Canary, ...] = Field(default=(), max_length=64)
+    """What the version computes, to be reproduced by whoever serves it; no part of `digest`."""
     created_at: float
     """Unix seconds."""
 
@@ -253,7 +272,7 @@ class Heartbeat(Contract):
     weight_version: int | None = None
     weight_digest: Digest | None = None
     in_flight: int = 0
-    """Requests in the engine (generator) or rollouts held for the current round (learner)."""
+    """Sequences in the engine (generator) or rollouts held for the current round (learner)."""
     tokens_per_s: float = 0.0
     """Over the last ten seconds or so."""
     host: str
@@ -269,6 +288,8 @@ class Heartbeat(Contract):
     """From hearing of the last version to serving it."""
     sync_bytes: int = 0
     """Bytes fetched for the last update."""
+    chat_url: str = ""
+    """Where it answers OpenAI chat requests, if it does."""
 
 
 class EvaluationMetrics(BaseModel):
@@ -308,12 +329,13 @@ class RoundMetrics(BaseModel):
     spanning_rollouts: int
     """Rollouts whose tokens come from more than one version."""
     generator_tokens_per_s: float
-    """Response tokens of the round over the wall time since the round before was complete."""
+    """Response tokens of the round over `round_s`."""
     learner_tokens_per_s: float
     """Prompt and response tokens of the round over the time spent training on them."""
     learner_wait_s: float
     train_s: float
     round_s: float
+    """From the end of the round before, or of the start, to the end of this one."""
     sync_bytes: int
     """Bytes that a generator one version behind fetches for this version."""
     sync_full_bytes: int

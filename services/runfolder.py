@@ -6,6 +6,7 @@ endpoints.json   where Redis and the services of a local run listen, with their 
 metrics.jsonl    one line a round
 rollouts/        one file a round: questions, answers, versions, NLL
 evaluations/     one folder an evaluated version: every answer with its verdict, pass@k
+exports/         versions as Hugging Face model folders, for whoever asked
 weights/         published versions
 checkpoints/     what the learner resumes from
 logs/            one file a part
@@ -38,6 +39,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.rollouts = path / "rollouts"
         self.evaluations = path / "evaluations"
+        self.exports = path / "exports"
         self.weights = path / "weights"
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
@@ -68,6 +70,14 @@ class RunFolder:
     def note_rounds_total(self, rounds_total: int) -> None:
         """Write down how many rounds the run is to have, for whoever shows its progress."""
         durable.write_file(self.identity, json.dumps({"run_id": self.run_id, "rounds_total": rounds_total}) + "\n")
+
+    def checkpointed(self) -> list[int]:
+        """Versions that the learner has a checkpoint of and can go back to, ascending."""
+        return sorted(int(path.name[1:]) for path in self.checkpoints.glob("v[0-9]*"))
+
+    def export_of(self, weight_version: int) -> Path:
+        """Where that version is exported to when the run is asked for it."""
+        return self.exports / f"v{weight_version:06d}"
 
     def rounds(self) -> Iterator[RoundMetrics]:
         """The rounds recorded in metrics.jsonl, in order; a line cut short by a crash is left out."""

@@ -19,6 +19,7 @@ from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, We
 from services.errors import ConfigError, UnavailableError
 from services.loopback import is_loopback
 from services.runfolder import RunFolder
+from services.sendfile import SendfileProtocol
 from services.streams.connection import Keys, connect_async
 from services.weights.store import WeightStore
 
@@ -71,18 +72,18 @@ def serve(
         asyncio.run(run())
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; UnavailableError when the address is taken or not this machine's."""
+def bind(host: str, port: int, *, setting: str = "services.port") -> socket.socket:
+    """A listening socket; UnavailableError, naming the setting, when the address is taken or not this machine's."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         hints = {
-            errno.EADDRINUSE: "another program listens there: stop it, or set services.port to another port (0: any)",
-            errno.EACCES: "ports below 1024 belong to root: set services.port to a higher one",
-            errno.EADDRNOTAVAIL: "services.host is not an address of this machine",
+            errno.EADDRINUSE: f"another program listens there: stop it, or set {setting} to another port (0: any)",
+            errno.EACCES: f"ports below 1024 belong to root: set {setting} to a higher one",
+            errno.EADDRNOTAVAIL: f"{host} is not an address of this machine",
         }
-        hint = hints.get(error.errno or 0, "check services.host and services.port")
+        hint = hints.get(error.errno or 0, f"check {setting} and the host before it")
         raise UnavailableError(f"cannot listen on {host}:{port}: {error.strerror}", hint=hint) from error
 
 
@@ -96,6 +97,7 @@ async def run_app(
     """Answer on `listener` until a signal; then at most `drain_s` for what is under way."""
     config = uvicorn.Config(
         app,
+        http=SendfileProtocol,
         lifespan="on",
         log_config=None,
         access_log=False,

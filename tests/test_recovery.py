@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import SUPERVISOR, chaos, passed
+from benchmarks.chaos import chaos, passed
+from benchmarks.runs import SUPERVISOR
 
 PARTS = ("redis", "generator-0", SUPERVISOR)  # with the supervisor everything dies, the learner too
 

@@ -76,10 +76,11 @@ def run_evaluator(
             with report.during("publishing"):
                 files = modelfolder.model_files(model_folder)
                 digest = publisher.submit(0, read_weights(model_folder), files).result().manifest.digest
+            report.enter("evaluating")
             meta = {"model": model.path, "digest": digest} | describe_asking(data, sampling)
             generations = Generations(folder.path, meta)
             collector.start()
-            with report.during("evaluating"), GraderPool(GRADERS) as pool:
+            with GraderPool(GRADERS) as pool:
                 examiner = Examiner(
                     collector,
                     pool,

@@ -7,17 +7,17 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import structlog
-from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api import problems
 from services.api.auth import Guard
-from services.api.control import control_router
+from services.api.control import control_router, export_router
 from services.api.events import events_router
+from services.api.limits import BodyLimit
 from services.api.metrics import metrics_router
 from services.api.notices import Notices
 from services.api.staging import Staging
@@ -51,30 +51,6 @@ class Health(BaseModel):
     """Answer of /healthz and /readyz."""
 
     status: str = "ok"
-
-
-class BodyLimit:
-    """ASGI layer that ends a request body at `max_bytes`; PUT is exempt, its route streams and counts by itself."""
-
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] == "PUT":
-            await self._app(scope, receive, send)
-            return
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise HTTPException(413, f"the body exceeds the limit of {self._max_bytes} bytes")
-            return message
-
-        await self._app(scope, counted, send)
 
 
 def create_app(
@@ -126,7 +102,8 @@ def create_app(
     app.include_router(status_router(reader))
     app.include_router(events_router(events, notices))
     app.include_router(metrics_router(reader))
-    app.include_router(control_router(redis, keys, events))
+    app.include_router(control_router(reader, redis, keys, events))
+    app.include_router(export_router(folder, store, events))
     rounds = Columns(folder.metrics)
     app.include_router(history_router(folder, store, rounds))
     app.include_router(live_router(Live(reader, AsyncControl(redis, keys), rounds, notices)))

@@ -1,17 +1,31 @@
-"""Routes that change what people want of the run. They note the wish and an audit line; others make it so."""
+"""Routes that change what people want of the run. They note the wish and an audit line; others make it so.
+
+Only an export is done here, as it needs no other part. No path ever comes from a request.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+import structlog
+from fastapi import APIRouter, BackgroundTasks, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from redis.asyncio import Redis
 
 from services.api.problems import may_answer
+from services.api.status import FINAL_STATES, StatusReader
+from services.errors import SeptError, VersionNotFoundError
+from services.export import export_version
+from services.runfolder import RunFolder
 from services.streams.connection import Keys
 from services.streams.control import MAX_GENERATORS, AsyncControl, ControlState
 from services.streams.events import AsyncEventLog
+from services.weights.store import MAX_VERSION, WeightStore
+
+SOURCE = "services"
+
+log = structlog.get_logger()
 
 
 class GeneratorCount(BaseModel):
@@ -22,29 +36,49 @@ class GeneratorCount(BaseModel):
     count: Annotated[int, Field(ge=0, le=MAX_GENERATORS)]
 
 
+class Version(BaseModel):
+    """Body of the routes that take one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    weight_version: Annotated[int, Field(ge=0, le=MAX_VERSION)]
+
+
+class Export(BaseModel):
+    """Answer of POST /v1/control/export."""
+
+    folder: str
+    """Below the run's folder; it appears there when it is whole."""
+
+
 class Wishes(BaseModel):
     """What is wanted of the run, after the request."""
 
     desired_generators: int | None
     paused: bool
     stop_after_round: bool
+    checkpoint: bool
+    rollback_to: int | None
 
     @classmethod
     def of(cls, state: ControlState) -> Wishes:
         """As they stand in Redis."""
         return cls(
-            desired_generators=state.desired_generators, paused=state.paused, stop_after_round=state.stop_after_round
+            desired_generators=state.desired_generators,
+            paused=state.paused,
+            stop_after_round=state.stop_after_round,
+            checkpoint=state.checkpoint,
+            rollback_to=state.rollback_to,
         )
 
 
-def control_router(redis: Redis, keys: Keys, events: AsyncEventLog) -> APIRouter:
-    """The /v1/control routes."""
+def control_router(reader: StatusReader, redis: Redis, keys: Keys, events: AsyncEventLog) -> APIRouter:
+    """The /v1/control routes whose wishes stand until they are taken back."""
     router = APIRouter(prefix="/v1/control", tags=["control"])
     control = AsyncControl(redis, keys)
 
     async def audited(request: Request, action: str, **fields: JsonValue) -> Wishes:
-        client = request.client.host if request.client else "unknown"
-        await events.append("services", "control", action=action, client=client, **fields)
+        await _audit(events, request, action, **fields)
         return Wishes.of(await control.state())
 
     @router.post("/pause", responses=may_answer(503))
@@ -72,4 +106,69 @@ def control_router(redis: Redis, keys: Keys, events: AsyncEventLog) -> APIRouter
         await control.set_desired_generators(wish.count)
         return await audited(request, "generators", count=wish.count)
 
+    @router.post("/checkpoint", responses=may_answer(409, 422, 503))
+    async def checkpoint(request: Request) -> Wishes:
+        """The learner writes a checkpoint when its round is done."""
+        await _expect_learner(reader)
+        await control.ask_checkpoint()
+        return await audited(request, "checkpoint")
+
+    @router.post("/rollback", responses=may_answer(400, 404, 409, 413, 422, 503))
+    async def rollback(request: Request, wish: Version) -> Wishes:
+        """The learner goes back to its checkpoint of a version when its round is done; what came later is lost."""
+        held = await asyncio.to_thread(reader.folder.checkpointed)
+        if wish.weight_version not in held:
+            raise VersionNotFoundError(
+                f"there is no checkpoint of version {wish.weight_version}",
+                hint=f"there are: {', '.join(map(str, held)) or 'none'}",
+            )
+        await _expect_learner(reader)
+        await control.ask_rollback(wish.weight_version)
+        return await audited(request, "rollback", weight_version=wish.weight_version)
+
     return router
+
+
+def export_router(folder: RunFolder, store: WeightStore, events: AsyncEventLog) -> APIRouter:
+    """POST /v1/control/export."""
+    router = APIRouter(prefix="/v1/control", tags=["control"])
+    one_export = asyncio.Lock()
+
+    async def write(version: int) -> None:
+        async with one_export:
+            try:
+                await asyncio.to_thread(export_version, folder, folder.export_of(version), version)
+            except SeptError as error:
+                log.warning("not_exported", weight_version=version, reason=error.message)
+                await events.append(
+                    SOURCE, "control", action="not_exported", weight_version=version, reason=error.message
+                )
+            else:
+                await events.append(SOURCE, "control", action="exported", weight_version=version)
+
+    @router.post("/export", status_code=202, responses=may_answer(400, 404, 409, 413, 422, 503))
+    async def export(request: Request, wish: Version, background: BackgroundTasks) -> Export:
+        """Write a version as a Hugging Face model folder into the run's exports/, in the background."""
+        await asyncio.to_thread(store.manifest, wish.weight_version)
+        out = folder.export_of(wish.weight_version)
+        if out.exists():
+            raise HTTPException(409, f"{out.name} is in the run's exports/ already")
+        if one_export.locked():
+            raise HTTPException(409, "another export is under way")
+        await _audit(events, request, "export", weight_version=wish.weight_version)
+        background.add_task(write, wish.weight_version)
+        return Export(folder=str(out.relative_to(folder.path)))
+
+    return router
+
+
+async def _audit(events: AsyncEventLog, request: Request, action: str, **fields: JsonValue) -> None:
+    client = request.client.host if request.client else "unknown"
+    await events.append(SOURCE, "control", action=action, client=client, **fields)
+
+
+async def _expect_learner(reader: StatusReader) -> None:
+    """A wish that nobody reads would surprise whoever starts the run again."""
+    learner = (await reader.read()).learner
+    if learner is not None and learner.state in FINAL_STATES:
+        raise HTTPException(409, f"the learner has ended: {learner.state}")

@@ -35,7 +35,7 @@ class StatusReader:
     """Reads a snapshot of one run."""
 
     def __init__(self, folder: RunFolder, store: WeightStore, redis: Redis, keys: Keys, *, lost_after_s: float) -> None:
-        self._folder = folder
+        self.folder = folder
         self._store = store
         self._redis = redis
         self._keys = keys
@@ -84,8 +84,8 @@ class StatusReader:
         return snapshot, judge(rounds, generators)
 
     def _read_disk(self) -> tuple[WeightManifest | None, list[RoundMetrics], int]:
-        rounds = last_rounds(self._folder.metrics, ROUNDS_JUDGED)
-        return self._store.latest(), rounds, rounds_total(self._folder.identity)
+        rounds = last_rounds(self.folder.metrics, ROUNDS_JUDGED)
+        return self._store.latest(), rounds, rounds_total(self.folder.identity)
 
     def _learner(self, beats: Sequence[tuple[Heartbeat, float]]) -> tuple[Heartbeat | None, float]:
         """The learner heard of last: one that was started again may have another part id."""

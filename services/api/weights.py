@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +37,7 @@ IfNoneMatch = Annotated[str | None, Header(description="ETag of what the caller 
 
 
 class WeightFileResponse(FileResponse):
-    """Fewer, larger reads than the default of 64 KiB: a snapshot has gigabytes."""
+    """Whole, it leaves by sendfile (`services.sendfile`); parts of it are read in larger pieces than 64 KiB."""
 
     chunk_size = 1 << 20
 
@@ -97,11 +98,11 @@ def weights_router(store: WeightStore, staging: Staging, notices: Notices, event
         if_none_match: IfNoneMatch = None,
     ) -> Response:
         """A version's file. Only an address with the digest is immutable: a version may be published anew."""
-        path, entry = await asyncio.to_thread(_find, store, version, name, digest)
+        path, entry, status = await asyncio.to_thread(_find, store, version, name, digest)
         headers = {"ETag": _etag(entry.digest), "Cache-Control": IMMUTABLE if digest else REVALIDATE}
         if if_none_match == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        return WeightFileResponse(path, headers=headers, media_type="application/octet-stream", stat_result=path.stat())
+        return WeightFileResponse(path, headers=headers, media_type="application/octet-stream", stat_result=status)
 
     @router.put("/{version}/files/{name}", status_code=204, responses=may_answer(400, 408, 413, 422, 503))
     async def stage(request: Request, version: Version, name: FileName) -> None:
@@ -131,14 +132,18 @@ def _holds(manifest: WeightManifest, after: int | None, digest: str | None) -> b
     return manifest.weight_version == after and digest in (None, manifest.digest)
 
 
-def _find(store: WeightStore, version: int, name: str, digest: str | None) -> tuple[Path, FileEntry]:
+def _find(store: WeightStore, version: int, name: str, digest: str | None) -> tuple[Path, FileEntry, os.stat_result]:
     path = store.file_path(version, name)
     entry = next(entry for entry in store.manifest(version).files if entry.name == name)
-    if digest not in (None, entry.digest) or not path.is_file():
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # retired since the manifest was read
+        status = None
+    if digest not in (None, entry.digest) or status is None:
         raise VersionNotFoundError(
             f"file {name!r} of weight version {version} is not that one (any more)", hint="ask for the latest version"
         )
-    return path, entry
+    return path, entry, status
 
 
 def _etag(digest: str) -> str:

@@ -34,9 +34,10 @@ def _content(name: str) -> tuple[bytes, str]:
     return data, f'"{hashlib.sha256(data).hexdigest()[:16]}"'
 
 
-def html(name: str, status: int = 200) -> Response:
-    """One of the page's documents."""
-    return Response(_content(name)[0], status, SECURITY_HEADERS, media_type="text/html")
+def html(name: str, status: int = 200, *, shown: bytes = b"") -> Response:
+    """One of the page's documents; `shown`: the attribute that marks what is hidden until it is called for."""
+    document = _content(name)[0].replace(shown + b" hidden", shown, 1) if shown else _content(name)[0]
+    return Response(document, status, SECURITY_HEADERS, media_type="text/html")
 
 
 def assets_router(*, with_login: bool) -> APIRouter:

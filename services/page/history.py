@@ -41,9 +41,11 @@ class VersionSummary(BaseModel):
     tensors: int
     full_bytes: int
     files: tuple[FileEntry, ...]
+    checkpointed: bool
+    """Whether the learner can go back to it."""
 
     @classmethod
-    def of(cls, manifest: WeightManifest) -> VersionSummary:
+    def of(cls, manifest: WeightManifest, *, checkpointed: bool) -> VersionSummary:
         """What fits a row."""
         return cls(
             weight_version=manifest.weight_version,
@@ -53,6 +55,7 @@ class VersionSummary(BaseModel):
             tensors=len(manifest.tensors),
             full_bytes=manifest.full_bytes,
             files=manifest.files,
+            checkpointed=checkpointed,
         )
 
 
@@ -95,7 +98,7 @@ def history_router(folder: RunFolder, store: WeightStore, rounds: Columns) -> AP
     @router.get("/v1/versions", responses=may_answer(409, 422, 503))
     async def read_versions(limit: Annotated[int, Query(ge=1, le=MAX_VERSIONS)] = 50) -> list[VersionSummary]:
         """The newest versions in the store, newest first."""
-        return await asyncio.to_thread(_versions, store, limit)
+        return await asyncio.to_thread(_versions, folder, store, limit)
 
     @router.get(
         "/v1/config",
@@ -117,11 +120,12 @@ def history_router(folder: RunFolder, store: WeightStore, rounds: Columns) -> AP
     return router
 
 
-def _versions(store: WeightStore, limit: int) -> list[VersionSummary]:
+def _versions(folder: RunFolder, store: WeightStore, limit: int) -> list[VersionSummary]:
+    checkpointed = set(folder.checkpointed())
     found = []
     for version in reversed(store.versions()[-limit:]):
         try:
-            found.append(VersionSummary.of(store.manifest(version)))
+            found.append(VersionSummary.of(store.manifest(version), checkpointed=version in checkpointed))
         except VersionNotFoundError:
             continue  # retired since it was listed
     return found

@@ -34,7 +34,7 @@ def login_router(token: str | None) -> APIRouter:
     async def login(request: Request) -> Response:
         """Exchange the token for a session."""
         if token is None or not is_token(await _given_token(request), token):
-            return html("refused.html", status=401)
+            return html("login.html", status=401, shown=b'role="alert"')
         answer = RedirectResponse("/", status_code=303)
         answer.set_cookie(
             COOKIE,

@@ -103,7 +103,7 @@ class Keys:
 
     @property
     def control(self) -> str:
-        """Hash: the paused and stop_after_round flags."""
+        """Hash: the wishes that are flags or versions."""
         return self._name("control")
 
 

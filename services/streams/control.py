@@ -1,4 +1,9 @@
-"""Owns what people ask of a run: how many generators, paused, stop after this round; others make it so."""
+"""Owns what people ask of a run; others make it so.
+
+Three wishes stand until they are taken back: how many generators, paused, stop after this round. Two are asked for once
+and stand until the learner says that they are done: a checkpoint, and going back to a version. So a learner that dies
+over one of them finds it again.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,13 @@ import redis
 import redis.asyncio
 
 from services.errors import ContractError
+from services.streams import scripts
 from services.streams.connection import Keys
 
 MAX_GENERATORS = 10_000
 """More than this is a slip of the finger."""
 
-_PAUSED, _STOP = b"paused", b"stop_after_round"
+_PAUSED, _STOP, _CHECKPOINT, _ROLLBACK = b"paused", b"stop_after_round", b"checkpoint", b"rollback_to"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,10 @@ class ControlState:
     """No new task starts; what runs is finished."""
     stop_after_round: bool = False
     """The learner ends the run, resumable, when its current round is durable."""
+    checkpoint: bool = False
+    """The learner writes a checkpoint between two rounds, whatever checkpoint.every_rounds says."""
+    rollback_to: int | None = None
+    """The learner goes back to its checkpoint of this version between two rounds."""
 
 
 class Control:
@@ -54,6 +64,25 @@ class Control:
     def set_stop_after_round(self, stop: bool) -> None:
         """Asks the learner to end the run after its round, or takes that back."""
         self._client.hset(self._keys.control, mapping={_STOP: int(stop)})
+
+    def ask_checkpoint(self) -> None:
+        """Asks for a checkpoint after the current round."""
+        self._client.hset(self._keys.control, mapping={_CHECKPOINT: 1})
+
+    def ask_rollback(self, weight_version: int) -> None:
+        """Asks the learner to go back to its checkpoint of that version; a later wish replaces it."""
+        self._client.hset(self._keys.control, mapping={_ROLLBACK: weight_version})
+
+    def checkpoint_done(self) -> None:
+        """What was trained when the wish came is durable."""
+        self._fulfil(_CHECKPOINT, 1)
+
+    def rollback_done(self, weight_version: int) -> None:
+        """The learner went back to that version, or cannot; a wish for another one stands."""
+        self._fulfil(_ROLLBACK, weight_version)
+
+    def _fulfil(self, field: bytes, value: int) -> None:
+        self._client.eval(scripts.FULFIL, 1, self._keys.control, field, value)
 
 
 class AsyncControl:
@@ -83,6 +112,14 @@ class AsyncControl:
         """Asks the learner to end the run after its round, or takes that back."""
         await self._client.hset(self._keys.control, mapping={_STOP: int(stop)})
 
+    async def ask_checkpoint(self) -> None:
+        """Asks for a checkpoint after the current round."""
+        await self._client.hset(self._keys.control, mapping={_CHECKPOINT: 1})
+
+    async def ask_rollback(self, weight_version: int) -> None:
+        """Asks the learner to go back to its checkpoint of that version; a later wish replaces it."""
+        await self._client.hset(self._keys.control, mapping={_ROLLBACK: weight_version})
+
 
 def _checked(count: int) -> int:
     if not 0 <= count <= MAX_GENERATORS:
@@ -93,8 +130,11 @@ def _checked(count: int) -> int:
 def _state(desired: bytes | None, flags: dict[bytes, bytes]) -> ControlState:
     if desired is not None and not (desired.isdigit() and len(desired) <= len(str(MAX_GENERATORS))):
         raise ContractError(f"desired number of generators in Redis is {desired[:32]!r}", hint="set it anew")
+    rollback = flags.get(_ROLLBACK, b"")
     return ControlState(
         desired_generators=None if desired is None else int(desired),
         paused=flags.get(_PAUSED) == b"1",
         stop_after_round=flags.get(_STOP) == b"1",
+        checkpoint=flags.get(_CHECKPOINT) == b"1",
+        rollback_to=int(rollback) if rollback.isdigit() else None,
     )

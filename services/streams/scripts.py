@@ -194,6 +194,12 @@ return {redis.call('XLEN', KEYS[1]), owned, released, redis.call('XLEN', KEYS[2]
   tonumber(redis.call('HGET', KEYS[4], 'reissued') or 0), redis.call('TIME'), oldest and oldest[1] or ''}
 """
 
+# KEYS control; ARGV wish value. Takes the wish away if it is still that one; returns 1, else 0.
+FULFIL = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+return redis.call('HDEL', KEYS[1], ARGV[1])
+"""
+
 # KEYS heartbeats; ARGV part_id heartbeat. Stores "<server's seconds.microseconds> <heartbeat>".
 BEAT = """
 local time = redis.call('TIME')

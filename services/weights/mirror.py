@@ -108,6 +108,12 @@ class WeightMirror:
         await self._travel(route, manifest)
         return WeightUpdate(manifest, None, changed, route.size_bytes, self.tensors)
 
+    async def renew(self, manifest: WeightManifest) -> WeightUpdate:
+        """Become `manifest`'s version from a snapshot, and replace every tensor, whatever is held and served."""
+        route = await self._choose(manifest, None)
+        await self._travel(route, manifest)
+        return WeightUpdate(manifest, None, _differing(None, manifest), route.size_bytes, self.tensors)
+
     async def model_folder(self) -> Path:
         """Write the version held, with its config and tokenizer, as a Hugging Face folder and return its path."""
         if self._copy is None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from services import durable
-from services.contracts import FileEntry, FileKind, FileName, TensorEntry, WeightManifest
+from services.contracts import Canary, FileEntry, FileKind, FileName, TensorEntry, WeightManifest
 from services.errors import ContractError, DigestError, VersionNotFoundError, WeightError
 from services.weights import delta
 from services.weights.chain import patch, verify
@@ -137,7 +137,13 @@ class WeightStore:
 
     # Writing
 
-    def publish(self, version: int, tensors: Tensors, model_files: Mapping[str, Path] | None = None) -> WeightManifest:
+    def publish(
+        self,
+        version: int,
+        tensors: Tensors,
+        model_files: Mapping[str, Path] | None = None,
+        canaries: Sequence[Canary] = (),
+    ) -> WeightManifest:
         """Make a version visible; `model_files` (config, tokenizer) belong to version 0.
 
         The same content again changes nothing. Other content replaces the version and drops the later ones. The
@@ -164,6 +170,7 @@ class WeightStore:
                 digest=version_digest(entries),
                 tensors=entries,
                 files=tuple(_describe_files(folder)),
+                canaries=tuple(canaries),
                 created_at=time.time(),
             )
             durable.write_file(folder / MANIFEST_NAME, manifest.model_dump_json())

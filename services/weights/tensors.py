@@ -161,8 +161,11 @@ def _read_row(name: str, row: Any) -> tuple[str, str, tuple[int, ...], int, int]
     return name, dtype, shape, begin, end
 
 
-def write_safetensors(path: Path, tensors: Tensors) -> None:
-    """Writes beside `path` and renames into place, so the file is either whole or not there."""
+def write_safetensors(path: Path, tensors: Tensors, *, lasting: bool = True) -> None:
+    """Writes beside `path` and renames into place, so the file is either whole or not there.
+
+    `lasting` False: it need not outlive a power cut, as it is read at once and thrown away.
+    """
     with durable.explained(path):
         handle, name = tempfile.mkstemp(prefix=durable.TEMPORARY_PREFIX, dir=path.parent)
         temporary = Path(name)
@@ -171,13 +174,15 @@ def write_safetensors(path: Path, tensors: Tensors) -> None:
                 for block in _blocks(tensors):
                     file.write(block)
                 file.flush()
-                os.fsync(file.fileno())
+                if lasting:
+                    os.fsync(file.fileno())
             temporary.chmod(FILE_MODE)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        durable.fsync_folder(path.parent)
+        if lasting:
+            durable.fsync_folder(path.parent)
 
 
 def _blocks(tensors: Tensors) -> Iterator[bytes | memoryview]:

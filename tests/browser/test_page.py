@@ -113,6 +113,48 @@ def test_a_stop_asks_first_and_can_be_taken_back(run: Sept, inside: Visitor) -> 
     assert run.http.get("/v1/events/last", params={"kind": "control"}).json()[0]["fields"]["action"] != "stop"
 
 
+def actions(run: Sept) -> list[str]:
+    """What was asked for and what became of it, newest first."""
+    events = run.http.get("/v1/events/last", params={"kind": "control"}).json()
+    return [event["fields"]["action"] for event in events]
+
+
+def test_a_checkpoint_an_export_and_a_way_back_which_asks_first(run: Sept, inside: Visitor) -> None:
+    seen = inside()
+    page = seen.page
+    page.get_by_role("button", name="Checkpoint now").click()
+    eventually("a checkpoint", lambda: "checkpointed" in actions(run), 60)
+    page.get_by_role("button", name="Pause").click()
+    eventually("a learner that pauses", lambda: run.status()["learner"]["state"] == "paused", 60)
+    versions = run.http.get("/v1/versions").json()
+    newest = versions[0]["weight_version"]
+    older = min(version["weight_version"] for version in versions if version["checkpointed"])
+    assert older < newest
+    target = page.get_by_label("Version", exact=True)
+    expect(target.locator(f'option[value="{newest}"][data-checkpoint]')).to_have_count(1, timeout=20_000)
+    target.select_option(str(newest - 3))
+    expect(page.get_by_role("button", name="Roll back")).to_be_disabled()
+    page.get_by_role("button", name="Export").click()
+    eventually("the export", lambda: (run.folder / "exports" / f"v{newest - 3:06d}" / "config.json").exists(), 60)
+    target.select_option(str(older))
+    page.get_by_role("button", name="Roll back").click()
+    expect(page.get_by_role("dialog")).to_contain_text(f"Go back to version {older}?")
+    seen.shot("desktop-rollback")
+    page.get_by_role("button", name="Cancel").click()
+    assert "rollback" not in actions(run)
+    page.get_by_role("button", name="Roll back").click()
+    page.get_by_role("button", name=f"Go back to {older}").click()
+    eventually("the way back", lambda: "rolled_back" in actions(run), 60)
+    assert run.status()["weight_version"] == older
+    assert run.status()["state"] == "paused"
+    page.get_by_role("button", name="Resume").click()
+    eventually("the way on", lambda: run.status()["round"] > newest, 120)
+    page.goto(f"{run.url}/#/messages")
+    expect(page.locator("#audit")).to_contain_text(f"rolled back version {older}")
+    seen.shot("desktop-messages-after-rollback")
+    assert_quiet(seen, run)
+
+
 def test_scaling_to_three_shows_three_rows_with_versions(run: Sept, inside: Visitor) -> None:
     seen = inside()
     page = seen.page

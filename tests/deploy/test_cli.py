@@ -120,5 +120,19 @@ def test_exit_codes_tell_what_went_wrong(error: Exception, code: int) -> None:
     assert exits.code_of(error) == code
 
 
+def test_a_part_leaves_without_looking_for_cycles() -> None:
+    """Whatever it has imported is out of the collector's sight when the interpreter ends."""
+    code = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count() > 10_000))
+from deploy.cli import main
+main(["version"])
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+    )
+    assert ended.stdout.splitlines()[-1] == "True"
+
+
 def test_exit_codes_in_words() -> None:
     assert [exits.in_words(code) for code in (3, -9)] == ["exit code 3", "killed by SIGKILL"]

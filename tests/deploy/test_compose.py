@@ -53,7 +53,7 @@ def test_compose_takes_the_file_and_refuses_without_a_secret(missing: str | None
         pytest.skip("docker-compose is not installed")
     given = {name: value for name, value in SECRETS.items() if name != missing}
     env = {name: value for name, value in os.environ.items() if name not in SECRETS} | given
-    profiles = [word for name in ("cpu", "gpu", "demo", "monitoring") for word in ("--profile", name)]
+    profiles = [word for name in ("cpu", "gpu", "demo", "relay", "monitoring") for word in ("--profile", name)]
     command = [program, "-f", str(COMPOSE), "--env-file", str(empty), *profiles, "config", "--quiet"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if missing is None:
@@ -92,7 +92,7 @@ def test_containers_are_closed_and_drain(services: dict[str, Any]) -> None:
 
 def test_only_the_services_are_published_and_only_to_this_host(services: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
-    assert set(published) == {"services", "prometheus", "grafana"}
+    assert set(published) == {"services", "relay", "prometheus", "grafana"}
     assert all(re.search(r":-127\.0\.0\.1:\d+\}:\d+$", port) for ports in published.values() for port in ports)
 
 

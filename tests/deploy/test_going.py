@@ -82,16 +82,22 @@ async def test_wishes_go_to_their_routes() -> None:
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append((request.url.path, request.content))
-        return httpx.Response(200, json={})
+        return httpx.Response(200, json={"folder": "exports/v000008"})
 
     async with client(answer) as run:
         await run.pause()
         await run.resume()
         await run.scale(3)
+        await run.checkpoint()
+        await run.roll_back(8)
+        assert await run.export(8) == "exports/v000008"
     assert asked == [
         ("/v1/control/pause", b""),
         ("/v1/control/resume", b""),
         ("/v1/control/generators", b'{"count":3}'),
+        ("/v1/control/checkpoint", b""),
+        ("/v1/control/rollback", b'{"weight_version":8}'),
+        ("/v1/control/export", b'{"weight_version":8}'),
     ]
 
 

@@ -71,7 +71,7 @@ async def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         )
     else:
         write_scripted_model(folder)
-        engine = ScriptedEngine(step_s=0.001, max_in_flight=MAX_IN_FLIGHT)
+        engine = ScriptedEngine(step_s=0.001, max_in_flight=MAX_IN_FLIGHT, scores=True)
     await engine.start(folder, FIRST_VERSION)
     yield Rig(engine, folder, FIRST_VERSION, read_safetensors(folder / "model.safetensors"))
     await engine.stop()
@@ -202,6 +202,34 @@ async def test_many_requests_and_updates_at_once(rig: Rig) -> None:
     assert [len(completion.response_tokens) for completion in completions] == lengths
     for completion in completions:
         assert_covered(completion)
+
+
+async def test_a_full_engine_scores_by_the_weights_served_while_it_generates(rig: Rig) -> None:
+    asked = [task(f"t{n}", max_response_tokens=LONG) for n in range(MAX_IN_FLIGHT)]
+    requests = [asyncio.create_task(rig.engine.generate(each, 0)) for each in asked]
+    await rig.until(lambda: rig.engine.load().running == MAX_IN_FLIGHT)
+    tokens = (5, 9, 200, 31, 7)
+    before = await rig.engine.score(tokens)
+    again = await rig.engine.score(tokens)
+    await rig.update()
+    after = await rig.engine.score(tokens)
+    assert not any(request.done() for request in requests)
+    for request in requests:
+        request.cancel()
+    await asyncio.wait(requests)
+    assert before is not None and after is not None and again is not None
+    assert len(before) == len(after) == len(tokens) - 1
+    assert max(*before, *after) <= 0
+    assert again == pytest.approx(before, abs=1e-4), "what else is in the batch changes the last digits only"
+    assert after != pytest.approx(before, abs=1e-2)
+    await rig.until(lambda: rig.engine.load().running == 0)
+
+
+@only_vllm
+async def test_of_a_sequence_that_is_too_long_the_beginning_is_scored(rig: Rig) -> None:
+    scored = await rig.engine.score([n % 311 for n in range(MAX_MODEL_LEN + 100)])
+    assert scored is not None
+    assert len(scored) == MAX_MODEL_LEN - 2, "one is given, and one place is for the token that vLLM samples"
 
 
 async def test_an_idle_engine_reports_no_load(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import redis
 import redis.asyncio
 
 from generator.config import GeneratorConfig
+from generator.engine import Completion, Engine
 from generator.loop import Generator
 from generator.scripted_engine import ScriptedEngine
 from services.clock import StateClock
@@ -21,6 +23,7 @@ from services.config import DeadlinesConfig, HeartbeatConfig
 from services.contracts import Heartbeat, Rollout, Task, WeightManifest
 from services.errors import DeadlineError, EngineError
 from services.streams.connection import connect
+from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer, TaskLeaser
@@ -62,20 +65,24 @@ class World:
         self.endpoint.app.state.notices.wake()
         return self.endpoint.store.manifest(after)
 
-    def generator(self, name: str = "g0", *, lease_s: float = 30.0, max_in_flight: int = 8) -> Generator:
+    def generator(
+        self, name: str = "g0", *, lease_s: float = 30.0, max_in_flight: int = 8, engine: Engine | None = None
+    ) -> Generator:
+        self.clock = StateClock("starting")
         weights = self.endpoint.weights()
         return Generator(
             name,
-            self.engine,
+            engine or self.engine,
             WeightMirror(self.folder / name, weights),
             weights,
             TaskLeaser(self.endpoint.redis, self.endpoint.keys, name, lease_s),
             AsyncHeartbeats(self.endpoint.redis, self.endpoint.keys),
+            AsyncEventLog(self.endpoint.redis, self.endpoint.keys),
             config=GeneratorConfig(engine="scripted", max_in_flight=max_in_flight),
             deadlines=self.deadlines,
             heartbeat=HeartbeatConfig(every_s=0.02),
             lease_s=lease_s,
-            clock=StateClock("starting"),
+            clock=self.clock,
         )
 
     @asynccontextmanager
@@ -159,6 +166,77 @@ async def test_it_answers_every_sample_of_every_task(world: World) -> None:
     assert {rollout.rollout_id for rollout in rollouts} == {f"r000000-{n:05d}.{s}" for n in range(20) for s in (0, 1)}
     assert all(rollout.generator_id == "g0" and rollout.spans[0].weight_version == 0 for rollout in rollouts)
     assert await world.beat() is None, "one that left in order is not shown as lost"
+
+
+@pytest.mark.parametrize("samples", [3, 20])
+async def test_the_limit_is_in_sequences_whatever_g_is(world: World, samples: int) -> None:
+    most = 0
+
+    class Counting(ScriptedEngine):
+        async def generate(self, task: Task, sample: int) -> Completion:
+            nonlocal most
+            most = max(most, self.load().running + self.load().waiting + 1)
+            return await super().generate(task, sample)
+
+    world.engine = Counting(step_s=0.001)
+    manifest = world.publish(0)
+    world.issue(*(task(index, samples=samples) for index in range(8)))
+    async with world.going(world.generator(max_in_flight=8), manifest):
+        await world.rollouts(8 * samples)
+    assert most == 8, "never more than the limit, and all of it is used"
+
+
+async def test_a_long_answer_holds_up_neither_its_siblings_slots_nor_others(world: World) -> None:
+    """Three slots: one sample of the first task grows for as long as the test lasts, all other tasks get done."""
+
+    class OneLong(ScriptedEngine):
+        async def generate(self, task: Task, sample: int) -> Completion:
+            if (task.index, sample) == (0, 0):
+                await asyncio.Event().wait()
+            return await super().generate(task, sample)
+
+    world.engine = OneLong()
+    world.deadlines = DeadlinesConfig(drain_s=0.05)
+    manifest = world.publish(0)
+    world.issue(*(task(index, samples=3) for index in range(6)))
+    async with world.going(world.generator(max_in_flight=3), manifest):
+        rollouts = await world.rollouts(15)
+    assert {rollout.index for rollout in rollouts} == {1, 2, 3, 4, 5}
+
+
+async def test_a_small_kv_cache_bounds_what_is_in_flight(world: World) -> None:
+    """Thirty tokens hold three answers: the engine gets few at a time, though 64 would be allowed, and all get done."""
+    world.engine = ScriptedEngine(step_s=0.001, cache_tokens=30)
+    manifest = world.publish(0)
+    world.issue(*(task(index, max_response_tokens=8) for index in range(60)))
+    async with world.going(world.generator(max_in_flight=64), manifest):
+        await world.rollouts(60)
+    assert world.engine.load().preemptions < 20
+
+
+async def test_every_second_is_accounted_to_what_it_was_spent_on(world: World) -> None:
+    """Starting, waiting for tasks, for weights, generating, paused for an update: together the wall time."""
+    world.engine = ScriptedEngine(step_s=SLOW_S, follows_weights=True)
+    began = time.monotonic()
+    generator = world.generator()
+    manifest = world.publish(0)
+    async with world.going(generator, manifest):
+        await until_state(world, "waiting_for_tasks")
+        starting_s = world.clock.seconds()["starting"]
+        world.issue(task(0, min_weight_version=1, round=1), task(1, min_weight_version=2, round=2))
+        await until_state(world, "waiting_for_weights")
+        world.publish(1)
+        (first,) = await world.rollouts(1)
+        world.publish(2)
+        (second,) = await world.rollouts(1)
+        seconds = world.clock.seconds()
+        wall_s = time.monotonic() - began
+    assert sum(seconds.values()) == pytest.approx(wall_s, rel=0.02)
+    assert seconds.keys() == {"starting", "waiting_for_tasks", "waiting_for_weights", "generating", "updating"}
+    assert seconds["starting"] == starting_s, "nothing later counts as starting"
+    slept_s = SLOW_S * (first.response_tokens.size + second.response_tokens.size - 2)
+    assert slept_s <= seconds["generating"] <= first.generate_s + second.generate_s
+    assert 0 < seconds["updating"] < 0.5 * wall_s
 
 
 async def test_it_follows_versions_up_anew_and_down(world: World) -> None:

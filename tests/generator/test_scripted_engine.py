@@ -58,6 +58,18 @@ async def test_requests_beyond_the_limit_wait(tmp_path: Path) -> None:
     assert (engine.load().running, engine.load().waiting) == (0, 0)
 
 
+async def test_a_full_cache_makes_sequences_wait_and_changes_no_answer(tmp_path: Path) -> None:
+    roomy, tight = ScriptedEngine(step_s=0.001), ScriptedEngine(step_s=0.001, cache_tokens=60)
+    answers = []
+    for engine in (roomy, tight):
+        await engine.start(tmp_path, 0)
+        answers.append(await asyncio.gather(*(engine.generate(task(), n) for n in range(5))))
+    assert answers[0] == answers[1]
+    assert (roomy.load().cache_used, roomy.load().preemptions) == (0, 0)
+    assert tight.load().preemptions > 0
+    assert (tight.load().running, tight.load().waiting, tight.load().cache_used) == (0, 0, 0)
+
+
 async def test_an_engine_that_was_not_started_refuses() -> None:
     engine = create_engine(GeneratorConfig(engine="scripted"))
     with pytest.raises(EngineError, match="not started"):

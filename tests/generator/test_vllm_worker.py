@@ -75,7 +75,8 @@ def test_patches_change_the_parameters_in_place_to_the_bit(tmp_path: Path) -> No
 
 
 def test_a_chain_of_deltas_becomes_one_patch_per_tensor_with_the_newest_values() -> None:
-    from generator.vllm_engine import INDICES, VALUES, sparse_patches
+    from generator.vllm_engine import sparse_patches
+    from generator.vllm_handover import INDICES, VALUES
 
     first = first_tensors()
     second = changed(first, seed=1, share=0.5)

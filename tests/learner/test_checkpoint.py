@@ -78,6 +78,26 @@ def test_what_happens_before_the_commit_comes_first(tmp_path: Path) -> None:
     assert loaded(Checkpoints(tmp_path, "run", keep=2)).weight_version == 1
 
 
+def test_going_back_drops_what_came_later(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=3)
+    for version in (1, 2, 11):
+        checkpoints.save(version, state(version))
+    with pytest.raises(CheckpointError, match="no checkpoint of version 5") as refused:
+        checkpoints.go_back(5)
+    assert refused.value.hint == "there are: v000011, v000002, v000001"
+    assert checkpoints.go_back(2).weight_version == loaded(checkpoints).weight_version == 2
+
+
+def test_a_rotten_checkpoint_is_not_gone_back_to(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=3)
+    for version in (1, 2):
+        checkpoints.save(version, state(version))
+    (tmp_path / "v000001" / STATE).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        checkpoints.go_back(1)
+    assert loaded(checkpoints).weight_version == 2
+
+
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     partial = tmp_path / ".partial-abc"
     partial.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -267,3 +268,11 @@ def test_waits_are_accounted_for(collector: Open, redis_url: str) -> None:
     assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
     list(collecting.in_order(0, PATIENCE_S, Waiting))
     assert entered == [], "nothing had to be waited for"
+
+
+def test_it_stops_long_before_it_would_look_at_redis_again(client: redis.Redis) -> None:
+    made = Collector(TaskIssuer(client, KEYS), RolloutReader(client, KEYS), first_round=0, look_every_s=20.0)
+    made.start()
+    began = time.monotonic()
+    made.stop()
+    assert time.monotonic() - began < 2.0

@@ -88,12 +88,26 @@ def test_the_alarm_compares_with_the_first_rounds_also_after_a_resume(tmp_path: 
     assert len(alarms) == 1
 
 
-@pytest.mark.parametrize("pause", [False, True])
-def test_a_collapse_is_an_event_and_pauses_the_run_if_that_is_wanted(redis_url: str, pause: bool) -> None:
+def test_the_newest_version_without_a_sign_is_the_healthy_one(tmp_path: Path) -> None:
+    sick = replace(SOUND, truncated_ratio=0.9)
+    states = [SOUND, SOUND, SOUND, SOUND, sick, SOUND, sick]
+    recorded = [metrics_of(number).model_copy(update=asdict(health)) for number, health in enumerate(states)]
+    guard = Guard(recorded, lambda found: None)
+    assert guard.healthy(range(3, 8)) == 6
+    assert guard.healthy([5, 7]) is None
+    assert guard.healthy([]) is None
+    assert guard.healthy([8]) == 8, "nothing is known of it"
+
+
+@pytest.mark.parametrize(("pause", "back_to"), [(False, None), (True, None), (True, 4)])
+def test_a_collapse_is_an_event_that_pauses_the_run_and_takes_it_back_if_that_is_wanted(
+    redis_url: str, pause: bool, back_to: int | None
+) -> None:
     keys = Keys("run")
     with connect(redis_url) as client:
         events, control = EventLog(client, keys), Control(client, keys)
-        tell_collapse(events, control, ["too short", "too alike"], pause=pause)
+        tell_collapse(events, control, ["too short", "too alike"], pause=pause, back_to=back_to)
         (event,) = events.tail(1)
         assert (event.kind, event.fields["signs"]) == ("collapse", "too short; too alike")
         assert control.state().paused == pause
+        assert control.state().rollback_to == event.fields["rollback_to"] == back_to

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 
 from learner.checkpoint import Checkpoint, Checkpoints
 from learner.collector import Collector
-from learner.config import CheckpointConfig, SamplingConfig, TrainingConfig
+from learner.config import CheckpointConfig, HealthConfig, SamplingConfig, TrainingConfig
 from learner.curriculum import Curriculum
 from learner.loop import Loop
 from learner.model import load_model
@@ -25,6 +25,7 @@ from learner.prompts import Prompt
 from learner.publisher import Publisher
 from learner.records import Records
 from learner.report import Report
+from learner.run import watch_health
 from learner.trainer import Trainer
 from services.config import DeadlinesConfig
 from services.contracts import Task
@@ -39,6 +40,7 @@ from services.streams.tasks import TaskIssuer
 from services.weights.store import WeightStore
 from tests.learner import tiny
 from tests.learner.answering import Answering
+from tests.learner.test_health import SOUND
 
 ROUNDS = 4
 PROMPTS = 8
@@ -74,6 +76,7 @@ def life(
     *,
     max_staleness: int = 0,
     every_rounds: int = 1,
+    keep: int = 2,
     text_of: Callable[[object], str] = str,
     beside: bool = False,
 ) -> Iterator[Life]:
@@ -84,7 +87,7 @@ def life(
     keys = Keys(folder.run_id)
     trained = load_model(str(folder.path.parent / "model"), device="cpu")
     with connect(redis_url) as client:
-        checkpoints = Checkpoints(folder.checkpoints, folder.run_id, keep=2, beside=beside)
+        checkpoints = Checkpoints(folder.checkpoints, folder.run_id, keep=keep, beside=beside)
         resumed = checkpoints.load()
         report = Report(Heartbeats(client, keys), device="cpu", every_s=60)
         publisher = Publisher(
@@ -109,6 +112,7 @@ def life(
             checkpoints=checkpoints,
             records=Records(folder),
             control=Control(client, keys),
+            events=EventLog(client, keys),
             report=report,
         )
         report.start()
@@ -305,6 +309,157 @@ def test_the_wish_to_stop_is_kept_after_the_round(folder: RunFolder, redis_url: 
         check(folder, learner, in_peace)
 
 
+def answers_of(learner: Life) -> list[dict[str, object]]:
+    """What the learner said of the wishes, oldest first."""
+    return [event.fields for event in learner.loop.events.tail(100) if event.kind == "control"]
+
+
+def test_a_checkpoint_is_written_when_somebody_asks(
+    folder: RunFolder, redis_url: str, in_peace: dict[int, str]
+) -> None:
+    found: list[list[int]] = []
+
+    def ask(task: Task) -> bool:
+        if task.round == 1 and task.index == 0:
+            learner.loop.control.ask_checkpoint()
+        if task.round == 3 and task.index == 0:
+            found.append(folder.checkpointed())
+        return True
+
+    with life(folder, redis_url, every_rounds=10) as learner:
+        assert learner.go(may_answer=ask)
+        check(folder, learner, in_peace)
+        assert found == [[2]]
+        assert answers_of(learner) == [{"action": "checkpointed", "weight_version": 2}]
+        assert learner.loop.control.state().checkpoint is False
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_a_run_that_was_rolled_back_draws_anew_and_becomes_the_run_it_would_have_been(
+    max_staleness: int, folder: RunFolder, redis_url: str, in_peace: dict[int, str]
+) -> None:
+    drawn: list[int] = []
+    asked = threading.Event()
+
+    def draw(task: Task) -> bool:
+        drawn.append(task.round)
+        return True
+
+    def ask(tokens: object) -> str:
+        if learner.loop._version == 3 and not asked.is_set():
+            asked.set()
+            learner.loop.control.ask_rollback(1)
+        return str(tokens)
+
+    with life(folder, redis_url, max_staleness=max_staleness, keep=3, text_of=ask) as learner:
+        assert learner.go(may_answer=draw)
+        check(folder, learner, in_peace)
+        (answer,) = answers_of(learner)
+        assert (answer["action"], answer["weight_version"]) == ("rolled_back", 1)
+        assert learner.loop.control.state().rollback_to is None
+    assert drawn.count(0) == PROMPTS
+    assert drawn.count(1) == 2 * PROMPTS, "what was trained on is not trained on again"
+
+
+def test_a_rollback_that_was_cut_short_is_done_again(
+    folder: RunFolder, redis_url: str, in_peace: dict[int, str]
+) -> None:
+    """The learner died when later checkpoints were gone, and everything else was as before."""
+    with life(folder, redis_url, every_rounds=1) as learner:
+        learner.loop.control.set_stop_after_round(True)
+        assert learner.go() is False
+        learner.loop.control.set_stop_after_round(False)
+        with Answering(redis_url, learner.keys, may_answer=lambda task: task.round < 3), ThreadPoolExecutor() as pool:
+            running = pool.submit(learner.loop.run, learner.loop.checkpoints.load())
+            until(lambda: learner.loop.publisher.newest() == 3)
+            learner.loop.stop()
+            assert running.result(PATIENCE_S) is False
+        learner.loop.checkpoints.go_back(2)
+        learner.loop.control.ask_rollback(2)
+    newest: list[int | None] = []
+
+    def look(task: Task) -> bool:
+        newest.append(learner.loop.publisher.newest())
+        return True
+
+    with life(folder, redis_url) as learner:
+        assert learner.go(may_answer=look)
+        assert newest[0] == 2
+        check(folder, learner, in_peace)
+        assert answers_of(learner)[-1] == {"action": "rolled_back", "weight_version": 2, "before": 2}
+
+
+def test_a_rollback_to_a_version_without_a_checkpoint_is_refused_and_the_run_goes_on(
+    folder: RunFolder, redis_url: str, in_peace: dict[int, str]
+) -> None:
+    def ask(task: Task) -> bool:
+        if task.round == 3 and task.index == 0:
+            learner.loop.control.ask_rollback(1)
+        return True
+
+    with life(folder, redis_url) as learner:
+        assert learner.go(may_answer=ask)
+        check(folder, learner, in_peace)
+        (answer,) = answers_of(learner)
+        assert answer["action"] == "not_rolled_back"
+        assert answer["reason"] == "there is no checkpoint of version 1; there are: v000003, v000002"
+
+
+def test_a_paused_run_goes_back_at_once_and_stays_paused(folder: RunFolder, redis_url: str) -> None:
+    with life(folder, redis_url) as learner, Answering(redis_url, learner.keys), ThreadPoolExecutor() as pool:
+        control = learner.loop.control
+
+        def ask(tokens: object) -> str:
+            if learner.loop._version == 2:
+                control.set_paused(True)
+            return str(tokens)
+
+        learner.loop.text_of = ask
+        running = pool.submit(learner.loop.run, None)
+        until(lambda: folder.checkpointed() == [1, 2])
+        control.ask_rollback(1)
+        until(lambda: control.state().rollback_to is None)
+        assert learner.loop.publisher.newest() == 1
+        assert [metrics.round for metrics in folder.rounds()] == [0]
+        assert control.state().paused
+        learner.loop.stop()
+        assert running.result(PATIENCE_S) is False
+
+
+def test_a_run_that_collapses_goes_back_to_its_newest_healthy_version_and_waits_for_a_person(
+    folder: RunFolder, redis_url: str
+) -> None:
+    with (
+        life(folder, redis_url) as learner,
+        Answering(redis_url, learner.keys, may_answer=lambda task: task.round < 3),
+        ThreadPoolExecutor() as pool,
+    ):
+        running = pool.submit(learner.loop.run, None)
+        until(lambda: folder.checkpointed() == [2, 3])
+        learner.loop.stop()
+        assert running.result(PATIENCE_S) is False
+        learner.client.delete(learner.keys.tasks, learner.keys.open)
+    sound = [metrics.model_copy(update=asdict(SOUND)) for metrics in folder.rounds()]
+    folder.metrics.write_text("".join(f"{metrics.model_dump_json()}\n" for metrics in sound))
+    with (
+        life(folder, redis_url) as learner,
+        Answering(redis_url, learner.keys),
+        ThreadPoolExecutor() as pool,
+    ):
+        events, control = learner.loop.events, learner.loop.control
+        learner.loop.guard = watch_health(folder, events, control, HealthConfig(action="rollback"))
+        running = pool.submit(learner.loop.run, learner.resumed)
+        until(lambda: bool(answers_of(learner)) and control.state().rollback_to is None)
+        learner.loop.stop()
+        assert running.result(PATIENCE_S) is False
+        (collapse,) = [event.fields for event in events.tail(100) if event.kind == "collapse"]
+        assert "response length" in str(collapse["signs"])
+        assert collapse["rollback_to"] == 3
+        assert answers_of(learner) == [{"action": "rolled_back", "weight_version": 3, "before": 4}]
+        assert control.state().paused
+        assert (learner.loop.publisher.newest(), folder.checkpointed()) == (3, [2, 3])
+
+
 def test_a_checkpoint_that_rots_costs_a_round_and_nothing_else(
     folder: RunFolder, redis_url: str, in_peace: dict[int, str]
 ) -> None:
@@ -317,6 +472,39 @@ def test_a_checkpoint_that_rots_costs_a_round_and_nothing_else(
         assert learner.resumed.weight_version == ROUNDS - 1
         assert learner.go()
         check(folder, learner, in_peace)
+
+
+def test_every_second_is_accounted_to_what_it_was_spent_on(folder: RunFolder, redis_url: str) -> None:
+    starting_s = set()
+    with life(folder, redis_url, every_rounds=2) as learner:
+        clock, began = learner.loop.report._clock, time.monotonic()
+        before_s = sum(clock.seconds().values())
+
+        def looking(tokens: object) -> str:
+            starting_s.add(clock.seconds()["starting"])
+            return str(tokens)
+
+        learner.loop.text_of = looking
+        assert learner.go()
+        seconds, wall_s = clock.seconds(), time.monotonic() - began
+    assert sum(seconds.values()) - before_s == pytest.approx(wall_s, abs=0.01)
+    assert starting_s == {seconds["starting"]}, "nothing counts as starting once rounds are trained"
+    assert seconds.keys() == {"starting", "waiting_for_rollouts", "training", "publishing", "checkpointing"}
+    rounds = list(folder.rounds())
+    assert seconds["waiting_for_rollouts"] == pytest.approx(sum(line.learner_wait_s for line in rounds))
+    assert seconds["training"] >= sum(line.train_s for line in rounds)
+
+
+def test_rounds_follow_each_other_without_a_gap(folder: RunFolder, redis_url: str) -> None:
+    """Their lengths add up to the time from the first's start to the last's end, whenever they were written down."""
+    with life(folder, redis_url, max_staleness=2, every_rounds=3) as learner:
+        began = time.monotonic()
+        assert learner.go()
+        wall_s = time.monotonic() - began
+    rounds = list(folder.rounds())
+    assert 0.5 * wall_s < sum(line.round_s for line in rounds) <= wall_s
+    for line in rounds:
+        assert line.learner_wait_s + line.train_s <= line.round_s
 
 
 def test_a_version_that_cannot_be_published_ends_the_run_at_once(folder: RunFolder, redis_url: str) -> None:

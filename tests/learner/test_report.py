@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from learner.report import LEARNER_ID, Report
-from services.contracts import Heartbeat
+from services.contracts import Heartbeat, Part
 from services.streams.connection import Keys, connect
 from services.streams.heartbeats import Heartbeats
+from tests.services.api.test_status import heartbeat
 
 KEYS = Keys("report")
 
@@ -41,6 +42,15 @@ def test_whoever_ends_without_saying_so_has_failed(heartbeats: Heartbeats) -> No
     report.start()
     report.stop()
     assert last(heartbeats).state == "failed"
+
+
+def test_a_living_generator_above_a_version_is_seen(heartbeats: Heartbeats) -> None:
+    report = Report(heartbeats, device="cpu", every_s=60)
+    assert not report.generators_above(0)
+    heartbeats.send(heartbeat(Part.GENERATOR, "generator-0", "generating", weight_version=4))
+    assert report.generators_above(3)
+    assert not report.generators_above(4)
+    assert not Report(heartbeats, device="cpu", every_s=0).generators_above(3), "it has fallen silent"
 
 
 def test_time_is_accounted_to_what_it_was_spent_on(heartbeats: Heartbeats) -> None:

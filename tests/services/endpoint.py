@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from services.api.app import create_app
 from services.runfolder import RunFolder
+from services.sendfile import SendfileProtocol
 from services.server import DrainingServer, bind, url_of
 from services.streams.connection import Keys, connect_async
 from services.weights.client import WeightClient
@@ -65,7 +66,7 @@ async def open_endpoint(
 async def served(app: FastAPI) -> AsyncIterator[str]:
     """The app behind a real server on a free port; yields its address."""
     with bind("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(app, http=SendfileProtocol, lifespan="on", log_config=None, timeout_graceful_shutdown=5)
         server = DrainingServer(config, app.state.notices)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         try:

@@ -1,10 +1,11 @@
-// Puts the page together: the state at a glance, steering, and which view is open.
+// Puts the page together: the state at a glance, and which view is open.
 
 import { byId, duration, number, say } from "./format.js";
 import * as overview from "./overview.js";
 import * as records from "./records.js";
 import * as rollouts from "./rollouts.js";
-import { follow, wish } from "./transport.js";
+import * as steering from "./steering.js";
+import { follow } from "./transport.js";
 
 const ROUNDS_EVERY_MS = 3000;
 const QUEUE_EVERY_MS = 10000;
@@ -19,7 +20,7 @@ const VIEWS = {
 
 const pace = { round: null, seconds: 0 };
 const due = { rounds: 0, queue: 0 };
-let seen = "", editing = false, view = "overview";
+let seen = "", view = "overview";
 
 // -- the state at a glance ---------------------------------------------------------------------------------------
 
@@ -41,7 +42,7 @@ function onFrame(frame) {
   say(byId("held"), number(status.rollouts_queued));
   say(byId("oldest"), duration(status.oldest_task_s));
   say(byId("dead"), number(status.dead_letters));
-  showWishes(wishes, status);
+  steering.show(wishes, status);
   showVerdict(verdict);
   overview.showParts(status);
   if (view === "overview") refreshCharts(frame);
@@ -57,20 +58,6 @@ function tone(kind, state, detail) {
   byId("state").dataset.tone = kind ?? "";
   say(byId("state"), state);
   say(byId("detail"), detail);
-}
-
-function showWishes(wishes, status) {
-  byId("pause").hidden = wishes.paused;
-  byId("resume").hidden = !wishes.paused && !wishes.stop_after_round;
-  say(byId("resume"), wishes.paused ? "Resume" : "Do not stop");
-  byId("stop").disabled = wishes.stop_after_round;
-  const living = status.generators.filter((generator) => !generator.lost).length;
-  const wanted = wishes.desired_generators;
-  if (!editing) byId("count").value = wanted ?? living;
-  const notes = [];
-  if (wishes.stop_after_round) notes.push("The run ends when this round is durable.");
-  if (wanted !== null && wanted !== living) notes.push(`${wanted} generators are wanted, ${living} are alive.`);
-  say(byId("wish"), notes.join(" "));
 }
 
 function showVerdict(verdict) {
@@ -89,63 +76,9 @@ function refreshCharts(frame) {
   if (now >= due.rounds && (mark !== seen || due.rounds === 0)) {
     due.rounds = now + ROUNDS_EVERY_MS;
     seen = mark;
-    attempt(overview.refreshRounds);
+    steering.attempt(overview.refreshRounds);
   }
-  if (now >= due.queue) { due.queue = now + QUEUE_EVERY_MS; attempt(overview.refreshQueue); }
-}
-
-// -- steering -------------------------------------------------------------------------------------------------------
-
-function toast(text) {
-  const note = document.createElement("p");
-  note.textContent = text;
-  byId("toast").replaceChildren(note);
-  setTimeout(() => note.remove(), 6000);
-}
-
-async function attempt(work, done) {
-  try {
-    await work();
-    if (done) toast(done);
-  } catch (error) {
-    toast(`That did not work: ${error.message}`);
-  }
-}
-
-function confirmed(question, consequence, yes) {
-  say(byId("question"), question);
-  say(byId("consequence"), consequence);
-  say(byId("yes"), yes);
-  const dialog = byId("confirm");
-  dialog.returnValue = "no";
-  dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
-}
-
-async function stop() {
-  const sure = await confirmed("Stop after this round?",
-    "The run ends when the round is durable. It can be started again from there, but only on the machine that ran it.", "Stop the run");
-  if (sure) await attempt(() => wish("stop"), "The run ends after this round.");
-}
-
-async function scale(count) {
-  if (!Number.isInteger(count) || count < 0) return;
-  const sure = count > 0 || await confirmed("No generators?", "Nothing is sampled until there is one again; the learner waits.", "Run none");
-  if (sure) await attempt(() => wish("generators", { count }), `${count} generators are wanted now.`);
-  editing = false;
-}
-
-function steer() {
-  byId("pause").addEventListener("click", () => attempt(() => wish("pause"), "The run pauses after this round."));
-  byId("resume").addEventListener("click", () => attempt(() => wish("resume"), "The run goes on."));
-  byId("stop").addEventListener("click", stop);
-  const count = byId("count");
-  const step = (by) => { editing = true; count.value = Math.max(0, Number(count.value) + by); };
-  byId("fewer").addEventListener("click", () => step(-1));
-  byId("more").addEventListener("click", () => step(1));
-  count.addEventListener("input", () => { editing = true; });
-  byId("scale").addEventListener("submit", (event) => { event.preventDefault(); scale(count.valueAsNumber); });
-  byId("suggest").addEventListener("click", () => scale(Number(byId("suggest").dataset.count)));
+  if (now >= due.queue) { due.queue = now + QUEUE_EVERY_MS; steering.attempt(overview.refreshQueue); }
 }
 
 // -- views and theme ----------------------------------------------------------------------------------------------
@@ -158,7 +91,7 @@ function open() {
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#/${view}`) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
   }
-  attempt(async () => VIEWS[view]());
+  steering.attempt(async () => VIEWS[view]());
 }
 
 function theme() {
@@ -177,7 +110,7 @@ function theme() {
 }
 
 theme();
-steer();
+steering.listen();
 overview.listen();
 rollouts.listen();
 addEventListener("hashchange", open);

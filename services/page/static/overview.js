@@ -166,7 +166,7 @@ function partRow(beat, lost, age, status) {
   const update = beat.updates ? `${duration(beat.sync_s)}, ${bytes(beat.sync_bytes)}, paused ${number(beat.pause_ms)} ms` : "–";
   const cells = [
     beat.part_id, lost ? "lost" : words(beat.state), version === null || version < 0 ? "–" : String(version), lag, number(beat.in_flight), number(beat.tokens_per_s),
-    "", beat.part === "learner" ? "–" : number(beat.updates), update, age === null ? "–" : `${age.toFixed(age < 10 ? 1 : 0)} s ago`, beat.host, beat.device, beat.message || "–",
+    "", beat.part === "learner" ? "–" : number(beat.updates), update, age === null ? "–" : `${age.toFixed(age < 10 ? 1 : 0)} s ago`, beat.host, beat.device, beat.message || (beat.chat_url && `answers chat at ${beat.chat_url}`) || "–",
   ];
   return { id: beat.part_id, lost, shares: beat.shares, cells };
 }

@@ -8,6 +8,7 @@ export async function showVersions() {
   const columns = [
     { label: "version", number: true }, { label: "published" }, { label: "digest", wide: true }, { label: "continues", number: true },
     { label: "delta", number: true }, { label: "snapshot", number: true }, { label: "whole model", number: true }, { label: "tensors", number: true },
+    { label: "checkpoint" },
   ];
   const size = (version, kind) => bytes(version.files.find((file) => file.kind === kind)?.size_bytes);
   const rows = versions.map((version) => [
@@ -15,6 +16,7 @@ export async function showVersions() {
     element("span", { class: "mono", title: version.digest }, version.digest.slice(0, 16)),
     version.parent_version === null ? "–" : String(version.parent_version),
     size(version, "delta"), size(version, "snapshot"), bytes(version.full_bytes), number(version.tensors),
+    version.checkpointed ? "yes" : "–",
   ]);
   byId("store").replaceChildren(rows.length ? table(columns, rows, "Versions") : element("p", { class: "note" }, "No version is published yet."));
 }
@@ -34,12 +36,13 @@ export async function showMessages() {
     clock(trouble.time_s), trouble.part, element("span", { class: "pill", "data-tone": trouble.level === "error" ? "bad" : "warn" }, trouble.level), trouble.text,
   ]);
   byId("troubles").replaceChildren(rows.length ? table(columns, rows, "Warnings and errors") : element("p", { class: "note" }, "No part has written a warning or an error."));
-  const asked = audit.map((event) => [clock(event.time_s), words(describe(event.fields)), event.fields.client ?? "–"]);
+  const asked = audit.map((event) => [clock(event.time_s), describe(event.fields), event.fields.client ?? event.source]);
   byId("audit").replaceChildren(asked.length
-    ? table([{ label: "when" }, { label: "wish" }, { label: "from" }], asked, "What people asked for")
+    ? table([{ label: "when" }, { label: "wish", long: true }, { label: "from" }], asked, "What people asked for")
     : element("p", { class: "note" }, "Nobody has asked for anything yet."));
 }
 
-function describe({ action, count }) {
-  return action === "generators" ? `${count} generators` : action;
+function describe({ action, count, weight_version: version, reason }) {
+  const what = action === "generators" ? `${count} generators` : words(action);
+  return [what, version === undefined ? "" : ` version ${version}`, reason ? `: ${reason}` : ""].join("");
 }

@@ -31,6 +31,23 @@ async def test_what_one_part_asks_another_sees(
     assert await async_control.state() == ControlState(desired_generators=0)
 
 
+async def test_what_is_asked_for_once_stands_until_it_is_done(
+    client: redis.Redis, async_client: redis.asyncio.Redis, keys: Keys
+) -> None:
+    control, async_control = Control(client, keys), AsyncControl(async_client, keys)
+    await async_control.ask_checkpoint()
+    await async_control.ask_rollback(7)
+    assert control.state() == ControlState(checkpoint=True, rollback_to=7)
+    control.ask_rollback(9)
+    control.rollback_done(7)
+    assert control.state().rollback_to == 9, "somebody wanted another version meanwhile"
+    control.rollback_done(9)
+    control.checkpoint_done()
+    assert await async_control.state() == ControlState()
+    control.ask_checkpoint()
+    assert (await async_control.state()).checkpoint
+
+
 @pytest.mark.parametrize("count", [-1, MAX_GENERATORS + 1])
 async def test_an_impossible_number_of_generators_is_refused(
     client: redis.Redis, async_client: redis.asyncio.Redis, keys: Keys, count: int

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.contracts import WeightManifest
+from services.contracts import FileKind, WeightManifest
 from services.errors import UnavailableError, VersionNotFoundError, WeightError
 from services.weights import delta
 from services.weights.client import WeightClient
@@ -104,6 +104,37 @@ async def test_ten_versions_behind_takes_whichever_costs_fewer_bytes(endpoint: E
     update = await mirror.advance(endpoint.store.manifest(11))
     assert update.fetched_bytes == min(chain, full)
     assert bits(mirror.tensors) == bits(history[11])
+
+
+@pytest.mark.parametrize(("behind", "by_anchor"), [(1, False), (10, False), (100, True)])
+async def test_however_far_behind_it_takes_the_cheapest_way_there_is(
+    endpoint: Endpoint, mirror: WeightMirror, behind: int, by_anchor: bool
+) -> None:
+    newest = 103
+    history = publish(endpoint, newest - behind + 1)
+    await mirror.advance(endpoint.store.manifest(newest - behind))
+    for version in range(len(history), newest + 1):
+        history.append(next_version(history[-1], version))
+        endpoint.store.publish(version, history[-1])
+    update = await mirror.advance(endpoint.store.manifest(newest))
+    assert bits(mirror.tensors) == bits(as_served(history[newest - behind], update)) == bits(history[newest])
+    assert update.fetched_bytes == min(chain_bytes(endpoint, newest - behind, newest), anchor_bytes(endpoint, newest))
+    assert (update.patches is None) is by_anchor
+
+
+def chain_bytes(endpoint: Endpoint, held: int, newest: int) -> int:
+    return sum(size_of(endpoint.store.manifest(version), "delta.bin") for version in range(held + 1, newest + 1))
+
+
+def anchor_bytes(endpoint: Endpoint, newest: int) -> int:
+    """The cheapest of all snapshots with the deltas from there on."""
+    manifests = [endpoint.store.manifest(version) for version in endpoint.store.versions()]
+    anchors = [manifest for manifest in manifests if manifest.file(FileKind.SNAPSHOT) is not None]
+    return min(
+        size_of(anchor, "model.safetensors") + chain_bytes(endpoint, anchor.weight_version, newest)
+        for anchor in anchors
+        if anchor.weight_version > 0  # the versions after 0 are retired
+    )
 
 
 async def test_the_version_held_costs_nothing(endpoint: Endpoint, mirror: WeightMirror) -> None:

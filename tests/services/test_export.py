@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.export import export_version
 from services.errors import UnavailableError, VersionNotFoundError
+from services.export import export_version
 from services.runfolder import RunFolder
 from services.weights.store import WeightStore
 from services.weights.tensors import RawTensor, read_safetensors

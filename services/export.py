@@ -1,4 +1,4 @@
-"""`sept export`: a published version as a model folder that transformers and vLLM load. Needs no running part."""
+"""A published version as a model folder that transformers and vLLM load. Needs no running part."""
 
 from __future__ import annotations
 

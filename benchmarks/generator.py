@@ -1,0 +1,142 @@
+"""Tokens per second of a generator in a run against bare `vllm.LLM.generate` on the same prompts and settings.
+
+    python -m benchmarks.generator --json
+
+Ours: `sept run` with a fixed data set, so that the generator answers all prompts while nobody trains: leases, spans,
+heartbeats and completions included, from the first lease to the last completion. Bare: one `LLM.generate` call with all
+prompts in a process of its own, after a short one to warm up. Both have the same model, engine settings and core; runs
+alternate, and each number is the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.runs import PROMPT_TOKENS, Run, base_settings, completions, pin_process, two_cores, write_inputs
+
+TEMPERATURE = 0.6
+
+
+def settings(inputs: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything is asked at once, and trained as one round, which is not timed."""
+    return base_settings(inputs) | {
+        "sampling.tau_start": TEMPERATURE,
+        "sampling.max_response_tokens": options.response_tokens,
+        "training.data": "fixed",
+        "training.rounds": 1,
+        "training.prompts_per_round": options.prompts,
+        "training.steps_per_round": 1,
+        "generator.max_in_flight": options.in_flight,
+    }
+
+
+def ours(folder: Path, inputs: Path, options: argparse.Namespace, cores: tuple[int, int]) -> float:
+    """Tokens per second of one run's generator, which has the second core to itself."""
+    run = Run(folder, settings(inputs, options))
+    others = dict.fromkeys(("redis", "services", "learner"), cores[0])
+    done = completions(asyncio.run(run.whole(lambda: run.pin({**others, "generator-0": cores[1]}))))
+    return sum(tokens for _, tokens in done) / done[-1][0]
+
+
+def bare(inputs: Path, options: argparse.Namespace, core: int) -> float:
+    """Tokens per second of `LLM.generate` in a fresh process, which writes them into a file: vLLM prints, too."""
+    answer = inputs / "bare.txt"
+    command = [sys.executable, "-m", "benchmarks.generator", "--worker", str(answer), "--core", str(core)]
+    command += ["--in-flight", str(options.in_flight), "--response-tokens", str(options.response_tokens)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=True)
+    return float(answer.read_text())
+
+
+def generate_bare(inputs: Path, options: argparse.Namespace) -> float:
+    """In the worker: tokens per second, with the engine settings of `generator.vllm_engine`."""
+    pin_process(os.getpid(), options.core)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    from transformers import AutoTokenizer
+    from vllm import LLM, SamplingParams
+
+    from learner.config import DataConfig
+    from learner.modelfolder import stop_token_ids
+    from learner.prompts import load_prompts
+
+    model = inputs / "model"
+    data = DataConfig(path=str(inputs / "prompts.jsonl"), chat_template="none", max_prompt_tokens=PROMPT_TOKENS)
+    prompts = [
+        {"prompt_token_ids": p.tokens.tolist()} for p in load_prompts(data, AutoTokenizer.from_pretrained(model))
+    ]
+    llm = LLM(
+        model=str(model),
+        skip_tokenizer_init=True,
+        generation_config="vllm",
+        dtype="float32",
+        max_model_len=PROMPT_TOKENS + options.response_tokens,
+        max_num_seqs=options.in_flight,
+        enforce_eager=True,
+        kv_cache_memory_bytes=2**28,
+        disable_log_stats=True,
+    )
+    params = SamplingParams(
+        temperature=TEMPERATURE,
+        max_tokens=options.response_tokens,
+        stop_token_ids=list(stop_token_ids(model)),
+        ignore_eos=True,
+        detokenize=False,
+    )
+    llm.generate(prompts[: options.in_flight], params, use_tqdm=False)
+    started = time.perf_counter()
+    answers = llm.generate(prompts, params, use_tqdm=False)
+    seconds = time.perf_counter() - started
+    return sum(len(answer.outputs[0].token_ids) for answer in answers) / seconds
+
+
+def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The benchmark's result."""
+    write_inputs(folder, seed=0, prompts=options.prompts, hidden=options.hidden, layers=options.layers)
+    first, second = two_cores()
+    speeds: dict[str, list[float]] = {"bare": [], "ours": []}
+    for repeat in range(options.repeats):
+        speeds["bare"].append(bare(folder, options, second))
+        speeds["ours"].append(ours(folder / f"run-{repeat}", folder, options, (first, second)))
+    medians = {name: median(values) for name, values in speeds.items()}
+    return {
+        "ratio_to_bare_vllm": round(medians["ours"] / medians["bare"], 3),
+        "tokens_per_s": round(medians["ours"], 1),
+        "bare_tokens_per_s": round(medians["bare"], 1),
+        "all": {name: [round(value, 1) for value in values] for name, values in speeds.items()},
+        "prompts": options.prompts,
+        "in_flight": options.in_flight,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--response-tokens", type=int, default=128)
+    parser.add_argument("--in-flight", type=int, default=64)
+    parser.add_argument("--hidden", type=int, default=128, help="width of the model")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.worker:
+        options.worker.write_text(str(generate_bare(options.worker.parent, options)))
+        return
+    with tempfile.TemporaryDirectory(prefix="sept-generator-") as name:
+        result = compare(Path(name).resolve(), options)
+    print(json.dumps(result) if options.json else json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

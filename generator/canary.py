@@ -1,0 +1,47 @@
+"""Whether an engine computes what the learner computes: its log-probabilities of a version's canaries against the
+learner's own. Knows no network; what to do about a difference is the loop's matter.
+
+The learner computes in float32 with the weights as published; an engine may compute in another type, and every type
+has its rounding. Measured with SmolLM2-135M, the mean difference is 1.7e-5 in float32, 0.015 in float16 and 0.12 in
+bfloat16; one tensor of one layer lost or shuffled makes it 0.4 to 0.9, one lost row of an MLP 0.013.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from generator.engine import Engine
+from services.contracts import WeightManifest
+from services.errors import DeadlineError
+
+TOLERANCES = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
+"""Largest mean difference of a log-probability that the rounding of an engine's type explains."""
+
+DEADLINE_S = 600.0
+"""Longest wait for an engine to score the canaries; with a full KV cache they wait for room like any request."""
+
+
+async def difference(engine: Engine, manifest: WeightManifest) -> str:
+    """In words, how what the engine serves differs from `manifest`'s version; empty when it does not.
+
+    Raises:
+        DeadlineError: the engine gave no answer.
+        EngineError: it died.
+    """
+    distances: list[float] = []
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            for canary in manifest.canaries:
+                scored = await engine.score(canary.tokens)
+                if scored is None:
+                    return ""
+                distances += [abs(own - its) for own, its in zip(canary.log_probs, scored, strict=False)]
+    except TimeoutError:
+        raise DeadlineError("the engine", "the log-probabilities of the canaries", DEADLINE_S) from None
+    mean, most = sum(distances) / max(1, len(distances)), TOLERANCES.get(engine.precision, TOLERANCES["bfloat16"])
+    if mean <= most:  # not a number is no agreement
+        return ""
+    return (
+        f"the log-probabilities of {len(manifest.canaries)} canaries differ from the learner's by {mean:.3g} "
+        f"on average, more than {most:g}, which is what rounding to {engine.precision} explains"
+    )

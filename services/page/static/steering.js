@@ -1,0 +1,118 @@
+// What people want of the run: the controls, the questions before what cannot be undone, and the wishes as they stand.
+
+import { byId, element, say } from "./format.js";
+import { ask, wish } from "./transport.js";
+
+const VERSIONS_EVERY_MS = 5000;
+
+let editing = false, versionsAt = 0, versionsOf = "", newest = 0;
+
+export function show(wishes, status) {
+  byId("pause").hidden = wishes.paused;
+  byId("resume").hidden = !wishes.paused && !wishes.stop_after_round;
+  say(byId("resume"), wishes.paused ? "Resume" : "Do not stop");
+  byId("stop").disabled = wishes.stop_after_round;
+  byId("checkpoint").disabled = wishes.checkpoint;
+  const living = status.generators.filter((generator) => !generator.lost).length;
+  const wanted = wishes.desired_generators;
+  if (!editing) byId("count").value = wanted ?? living;
+  const notes = [];
+  if (wishes.stop_after_round) notes.push("The run ends when this round is durable.");
+  if (wishes.checkpoint) notes.push("A checkpoint is written when this round is done.");
+  if (wishes.rollback_to !== null) notes.push(`The run goes back to version ${wishes.rollback_to} when this round is done.`);
+  if (wanted !== null && wanted !== living) notes.push(`${wanted} generators are wanted, ${living} are alive.`);
+  say(byId("wish"), notes.join(" "));
+  newest = status.weight_version;
+  const mark = `${newest} ${status.learner?.state}`;
+  if (mark !== versionsOf && performance.now() >= versionsAt) {
+    versionsAt = performance.now() + VERSIONS_EVERY_MS;
+    versionsOf = mark;
+    attempt(showVersions);
+  }
+}
+
+// Keeps the choice while newer versions come; a list that is open is left alone.
+async function showVersions() {
+  const versions = await ask("/v1/versions");
+  const select = byId("target");
+  if (document.activeElement === select && select.options.length) return;
+  const chosen = select.value;
+  select.replaceChildren(...versions.map(({ weight_version: version, checkpointed }) =>
+    element("option", { value: version, "data-checkpoint": checkpointed && "" }, checkpointed ? `${version}, checkpoint` : String(version))));
+  if (versions.some((version) => String(version.weight_version) === chosen)) select.value = chosen;
+  showTarget();
+}
+
+function showTarget() {
+  const option = byId("target").selectedOptions[0];
+  byId("export").disabled = !option;
+  byId("rollback").disabled = !option?.hasAttribute("data-checkpoint");
+}
+
+function toast(text) {
+  const note = element("p", {}, text);
+  byId("toast").replaceChildren(note);
+  setTimeout(() => note.remove(), 6000);
+}
+
+export async function attempt(work, done) {
+  try {
+    await work();
+    if (done) toast(done);
+  } catch (error) {
+    toast(`That did not work: ${error.message}`);
+  }
+}
+
+function confirmed(question, consequence, yes) {
+  say(byId("question"), question);
+  say(byId("consequence"), consequence);
+  say(byId("yes"), yes);
+  const dialog = byId("confirm");
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+}
+
+async function stop() {
+  const sure = await confirmed("Stop after this round?",
+    "The run ends when the round is durable. It can be started again from there, but only on the machine that ran it.", "Stop the run");
+  if (sure) await attempt(() => wish("stop"), "The run ends after this round.");
+}
+
+async function scale(count) {
+  if (!Number.isInteger(count) || count < 0) return;
+  const sure = count > 0 || await confirmed("No generators?", "Nothing is sampled until there is one again; the learner waits.", "Run none");
+  if (sure) await attempt(() => wish("generators", { count }), `${count} generators are wanted now.`);
+  editing = false;
+}
+
+async function rollBack(version) {
+  const sure = await confirmed(`Go back to version ${version}?`,
+    `Every later version up to ${newest}, its checkpoint and its records are given up, and its rounds are sampled anew. This cannot be undone; export a version to keep it.`,
+    `Go back to ${version}`);
+  if (sure) await attempt(() => wish("rollback", { weight_version: version }), `The run goes back to version ${version} after this round.`);
+}
+
+function exportVersion(version) {
+  attempt(() => wish("export", { weight_version: version }), `Version ${version} is being written into the run's exports folder; Messages says when it is there.`);
+}
+
+export function listen() {
+  byId("pause").addEventListener("click", () => attempt(() => wish("pause"), "The run pauses after this round."));
+  byId("resume").addEventListener("click", () => attempt(() => wish("resume"), "The run goes on."));
+  byId("checkpoint").addEventListener("click", () => attempt(() => wish("checkpoint"), "A checkpoint is written after this round."));
+  byId("stop").addEventListener("click", stop);
+  const count = byId("count");
+  const step = (by) => { editing = true; count.value = Math.max(0, Number(count.value) + by); };
+  byId("fewer").addEventListener("click", () => step(-1));
+  byId("more").addEventListener("click", () => step(1));
+  count.addEventListener("input", () => { editing = true; });
+  byId("scale").addEventListener("submit", (event) => { event.preventDefault(); scale(count.valueAsNumber); });
+  byId("suggest").addEventListener("click", () => scale(Number(byId("suggest").dataset.count)));
+  const target = byId("target");
+  target.addEventListener("change", showTarget);
+  byId("export").addEventListener("click", () => exportVersion(Number(target.value)));
+  byId("versioned").addEventListener("submit", (event) => { event.preventDefault(); rollBack(Number(target.value)); });
+  showTarget();
+}
