@@ -20,7 +20,8 @@ from learner.trainer import Trainer
 Job = Callable[[Path, TrainedModel, Trainer, Checkpoints], None]
 """What rank 0 does in a folder; the others follow it."""
 
-JOIN_S = 60.0
+JOIN_S = 240.0
+"""For a machine on which much else is going on; alone it takes seconds."""
 
 
 def together(job: Job, folder: Path, config: TrainingConfig, adapters: LoraConfig | None = None) -> list[int | None]:
