@@ -161,7 +161,7 @@ def judge(folder: RunFolder, rounds: int) -> Verdict:
     )
     expected = {(r, i, s) for r in range(rounds) for i in range(PROMPTS_PER_ROUND) for s in range(SAMPLES)}
     newest = max(folder.checkpoints.glob("v*"))
-    with safe_open(newest / "state.safetensors", framework="pt") as state:
+    with safe_open(newest / "state-00000.safetensors", framework="pt") as state:
         steps = int(state.get_tensor("steps"))
     surplus = steps - rounds * STEPS_PER_ROUND
     store = WeightStore(folder.weights, folder.run_id, anchor_every=5, keep_versions=1000)

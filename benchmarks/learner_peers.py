@@ -68,14 +68,15 @@ def run_sept(model: Path, steps: Sequence[Sequence[Pair]], setting: int, learnin
     done = Steps([], [])
     clock = _Clock()
     for number, pairs in enumerate(steps):
-        rollouts = [_rollout(number, index, pair) for index, pair in enumerate(pairs)]
+        rollouts = [rollout_of(number, index, pair) for index, pair in enumerate(pairs)]
         clock.start()
         done.losses.append(trainer.train_round(rollouts).loss)
         done.cpu_s.append(clock.seconds())
     return done
 
 
-def _rollout(number: int, index: int, pair: Pair) -> Any:
+def rollout_of(number: int, index: int, pair: Pair) -> Any:
+    """A finished rollout of round `number`."""
     from services.contracts import Rollout, VersionSpan
 
     return Rollout(

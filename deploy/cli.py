@@ -187,11 +187,17 @@ def services(*, config: Config, sets: Sets = ()) -> None:
 
 
 @app.command(group=PARTS)
-def learner(*, config: Config, sets: Sets = ()) -> None:
+def learner(*, config: Config, sets: Sets = ()) -> int:
     """Train; ends after the last round."""
     from deploy.parts import start_learner
+    from deploy.ranks import is_rank, start_ranks
 
-    start_learner(_joined(config, sets))
+    settings = _joined(config, sets)
+    if settings.training.ranks > 1 and not is_rank():
+        again = ["learner", "--config", str(config), *(word for text in sets for word in ("--set", text))]
+        return start_ranks(again, settings.training.ranks)
+    start_learner(settings)
+    return exits.OK
 
 
 @app.command(group=PARTS)

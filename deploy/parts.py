@@ -34,28 +34,42 @@ def start_services(settings: Settings) -> None:
 
 
 def start_learner(settings: Settings) -> None:
-    """Train until the last round, or until SIGTERM; resumes from the run folder."""
-    from learner.run import run_learner
+    """Train until the last round, or until SIGTERM; resumes from the run folder. One of several ranks does its part."""
+    from learner.ranks import joined
+    from learner.run import run_follower, run_learner
 
-    configure_logs("learner")
     require(settings, "model.path", "data.path")
     folder = RunFolder(settings.run.dir).create()
-    with learner_lock(folder.path, settings.deadlines.startup_s):
-        run_learner(
-            folder,
-            redis_url=redis_url(settings),
-            run=settings.run,
-            model=settings.model,
-            data=settings.data,
-            sampling=settings.sampling,
-            training=settings.training,
-            checkpoint=settings.checkpoint,
-            health=settings.health,
-            evaluation=settings.evaluation,
-            weight_sync=settings.weight_sync,
-            deadlines=settings.deadlines,
-            heartbeat=settings.heartbeat,
-        )
+    with joined(settings.training.ranks) as ranks:
+        configure_logs("learner" if ranks.leads else f"learner-rank-{ranks.rank}")
+        if not ranks.leads:
+            run_follower(
+                folder,
+                ranks,
+                model=settings.model,
+                training=settings.training,
+                checkpoint=settings.checkpoint,
+                lora=settings.lora,
+            )
+            return
+        with learner_lock(folder.path, settings.deadlines.startup_s):
+            run_learner(
+                folder,
+                ranks=ranks,
+                redis_url=redis_url(settings),
+                run=settings.run,
+                model=settings.model,
+                data=settings.data,
+                sampling=settings.sampling,
+                training=settings.training,
+                lora=settings.lora,
+                checkpoint=settings.checkpoint,
+                health=settings.health,
+                evaluation=settings.evaluation,
+                weight_sync=settings.weight_sync,
+                deadlines=settings.deadlines,
+                heartbeat=settings.heartbeat,
+            )
 
 
 def start_evaluator(settings: Settings) -> None:

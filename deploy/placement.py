@@ -17,20 +17,22 @@ def visible_gpus(environ: Mapping[str, str] | None = None, gpus: Path = NVIDIA_G
     return [str(index) for index in range(len(list(gpus.iterdir())))] if gpus.is_dir() else []
 
 
-def learner_env(gpus: list[str], generators: int, cores: int) -> dict[str, str]:
-    """The learner gets the first GPU, or its share of the cores."""
+def learner_env(gpus: list[str], generators: int, cores: int, *, ranks: int = 1) -> dict[str, str]:
+    """The learner gets a GPU for each of its ranks, the first ones, or its share of the cores."""
     if len(gpus) > 1:
-        return {"CUDA_VISIBLE_DEVICES": gpus[0]}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[:ranks])}
     return {} if gpus else {"OMP_NUM_THREADS": str(_threads(generators, cores))}
 
 
-def generator_env(index: int, gpus: list[str], generators: int, cores: int, *, tensor_parallel: int) -> dict[str, str]:
-    """Generators take the GPUs after the learner's in turn; with a single GPU all share it.
+def generator_env(
+    index: int, gpus: list[str], generators: int, cores: int, *, tensor_parallel: int, ranks: int = 1
+) -> dict[str, str]:
+    """Generators take the GPUs after the learner's in turn; where the learner has all of them they share those.
 
     On CPU every engine would pin its threads to the same first cores by itself, so none may.
     """
     if len(gpus) > 1:
-        free = gpus[1:]
+        free = gpus[ranks:] or gpus
         taken = [free[(index * tensor_parallel + offset) % len(free)] for offset in range(tensor_parallel)]
         return {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(taken))}
     if gpus:

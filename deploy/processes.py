@@ -57,7 +57,7 @@ class Process:
                 stderr=asyncio.subprocess.STDOUT,
                 env={**spec.env, MARK: str(run)},
                 start_new_session=True,  # Ctrl-C reaches the supervisor only, which drains in order
-                preexec_fn=lambda: _die_with(supervisor),
+                preexec_fn=lambda: die_with_parent(supervisor, signal.SIGTERM),
             )
         return cls(spec, child)
 
@@ -86,10 +86,10 @@ class Process:
             os.killpg(self._child.pid, signal.SIGKILL)
 
 
-def _die_with(supervisor: int) -> None:
-    """In the child, before exec: be told to drain when the supervisor is gone, however it went."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != supervisor:
+def die_with_parent(parent: int, by: signal.Signals) -> None:
+    """Have this process be sent the signal when its parent, that process, is gone, however it went."""
+    _libc.prctl(PR_SET_PDEATHSIG, by, 0, 0, 0)
+    if os.getppid() != parent:
         os._exit(1)
 
 

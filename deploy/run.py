@@ -107,7 +107,7 @@ def make_plan(
 ) -> Plan:
     """The commands of all parts, each with its log and its share of the machine."""
     gpus, cores = placement.visible_gpus(), len(os.sched_getaffinity(0))
-    count = max(1, settings.generator.count)
+    count, ranks = max(1, settings.generator.count), settings.training.ranks
 
     def part(name: str, command: tuple[str, ...], env: dict[str, str]) -> Spec:
         return Spec(name, command, folder.logs / f"{name}.log", {**inherited_environment(), **env})
@@ -117,14 +117,15 @@ def make_plan(
 
     def generator(index: int) -> Spec:
         name = f"generator-{index}"
-        env = placement.generator_env(index, gpus, count, cores, tensor_parallel=settings.generator.tensor_parallel)
+        tensor_parallel = settings.generator.tensor_parallel
+        env = placement.generator_env(index, gpus, count, cores, tensor_parallel=tensor_parallel, ranks=ranks)
         return part(name, sept("generator", "--id", name), env)
 
     port = urlsplit(where.services_url).port or settings.services.port
     return Plan(
         redis=part("redis", tuple(redis.command()), {}) if redis is not None else None,
         services=part("services", sept("services", "--set", f"services.port={port}"), {}),
-        learner=part(leader, sept(leader), placement.learner_env(gpus, count, cores)),
+        learner=part(leader, sept(leader), placement.learner_env(gpus, count, cores, ranks=ranks)),
         generator=generator,
         generators=settings.generator.count,
     )

@@ -27,6 +27,7 @@ from learner.config import (
     DataConfig,
     EvaluationConfig,
     HealthConfig,
+    LoraConfig,
     ModelConfig,
     SamplingConfig,
     TrainingConfig,
@@ -63,6 +64,9 @@ FIXED_IN_A_RUN = (
     "training.data",
     "training.prompts_per_round",
     "training.steps_per_round",
+    "lora.rank",
+    "lora.alpha",
+    "lora.targets",
 )
 """Changing one of these would make the rounds of one run folder belong to two different runs."""
 
@@ -75,6 +79,7 @@ class Settings(Section):
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
     training: TrainingConfig = TrainingConfig()
+    lora: LoraConfig = LoraConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = HealthConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from learner.attention import packing_arguments
+from learner.lora import adapters_of
 from learner.model import TORCH_DTYPES, TrainedModel
 from learner.packing import Sequence, lay_out
 from services.contracts import Canary
@@ -31,8 +32,9 @@ def sing(model: TrainedModel, prompts: int) -> tuple[Canary, ...]:
 
     The module itself computes them, not the published bytes: what goes wrong on the way from here to an engine's
     kernels (names, layouts, tied weights) shows. ModelError when they are not finite.
+    None for a model that no one process computes with as it is published: sharded, or with adapters beside its weights.
     """
-    if not prompts:
+    if not prompts or model.ranks.size > 1 or adapters_of(model.module):
         return ()
     token_ids = _prompts(prompts, model.module.config.get_text_config().vocab_size)
     log_probs = _log_probs(model, token_ids).reshape(prompts, PROMPT_TOKENS - 1)

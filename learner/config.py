@@ -84,9 +84,11 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
     micro_batch_tokens: int = Field(default=16384, ge=1)
-    """Most prompt and response tokens in one forward and backward pass."""
+    """Most prompt and response tokens in one forward and backward pass of a rank."""
     device: str = "auto"
     """Torch device of the learner; auto takes CUDA where there is one."""
+    ranks: int = Field(default=1, ge=1)
+    """Processes that train together on one machine, a device each; weights, gradients and moments are sharded."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
 
@@ -98,6 +100,17 @@ class TrainingConfig(Section):
                 f"training.prompts_per_round ({self.prompts_per_round})"
             )
         return self
+
+
+class LoraConfig(Section):
+    """[lora]: train low-rank adapters instead of all weights; published are the merged weights."""
+
+    rank: int = Field(default=0, ge=0)
+    """Rank of the adapters; 0 trains all weights."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapters' product is scaled by alpha / rank."""
+    targets: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    """Names of the linear layers with adapters, such as q_proj,v_proj; empty: all but the head."""
 
 
 class CheckpointConfig(Section):

@@ -34,6 +34,7 @@ from learner.curriculum import Curriculum
 from learner.evaluation.during import Evaluated, Evaluations
 from learner.fixed_data import FixedData
 from learner.health import Guard, Health
+from learner.memory import take_peak_bytes
 from learner.model import TrainedModel, wire_tensors
 from learner.publisher import Publication, Publisher
 from learner.records import Answer, Records, summarise
@@ -125,8 +126,9 @@ class Loop:
                     break
         except Interrupted:
             log.info("interrupted", round=self._version)
-        if self._version > self._saved_version and self.trainer.steps == self._steps:
+        if self._version not in (self._saved_version, self.checkpoints.begun) and self.trainer.steps == self._steps:
             self._save()
+        self._commit()
         self._record()
 
     def stop(self) -> None:
@@ -155,6 +157,7 @@ class Loop:
         wait_s = self.report.seconds_in("waiting_for_rollouts") - waited_before
         self.report.trained(stats.prompt_tokens + stats.response_tokens)
         self._record()
+        self._commit()
         self._version, self._steps = round_ + 1, self.trainer.steps
         self.report.weight_version = self._version
         with self.report.during("publishing"):
@@ -225,7 +228,10 @@ class Loop:
         evaluating = self._evaluation is not None and not self._evaluation.done()
         unsaved = self._version - self._saved_version
         if not evaluating and unsaved and (wishes.checkpoint or unsaved >= self.checkpoint.every_rounds):
-            self._save()
+            if self.checkpoints.begun != self._version:
+                self._save()
+            if wishes.checkpoint or wishes.paused:  # somebody waits for it, or nothing else is to be done meanwhile
+                self._commit()
         if not evaluating and wishes.checkpoint:
             self._answer("checkpointed", weight_version=self._version)
             self.control.checkpoint_done()
@@ -238,6 +244,7 @@ class Loop:
         are drawn anew. The wish stands until all of that is done, so a learner that dies over it does it again.
         """
         self._record()  # nothing is being published, evaluated or recorded from here on
+        self._commit()
         before = self._version
         with self.report.during("rolling_back"):
             try:
@@ -260,12 +267,23 @@ class Loop:
     # -- what is remembered ----------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Checkpoint, with the round's record written before it counts; then Redis may forget those rounds."""
+        """Write a checkpoint; where that is done beside the training, it counts after the next round only."""
+        self._commit()
         with self.report.during("checkpointing"):
-            self.checkpoints.save(self._version, self.trainer.state_dict(), before_commit=self._record)
-            self._saved_version = self._version
-            if self.training.data == "online" or self._version == self.curriculum.rounds_total:
-                self.collector.release(before_round=self._version)
+            self.checkpoints.begin(self._version, self.trainer.state_dict())
+        if not self.checkpoints.beside:
+            self._commit()
+
+    def _commit(self) -> None:
+        """Make what was written count, the round's record first; then Redis may forget those rounds."""
+        version = self.checkpoints.begun
+        if version is None:
+            return
+        with self.report.during("checkpointing"):
+            self.checkpoints.commit(before_commit=self._record)
+            self._saved_version = version
+            if self.training.data == "online" or version == self.curriculum.rounds_total:
+                self.collector.release(before_round=version)
 
     def _resume(self, resumed: Checkpoint | None) -> None:
         """Take up the checkpoint, publish its version (again), and issue the rounds that it admits."""
@@ -391,5 +409,6 @@ class Loop:
             publish_s=publication.seconds,
             pause_ms=self.report.generator_pause_ms(),
             tasks_reissued=self.collector.reissued,
+            peak_memory_bytes=take_peak_bytes(self.model.device),
             time=time.time(),
         )

@@ -1,26 +1,35 @@
 """The model that is trained: float32 weights, packed forward, and their copy for the wire. Knows no optimizer.
 
+With several ranks the weights are sharded; every rank then takes part in each forward and each copy.
+
 Legend of shapes: T tokens fed, N response tokens, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import structlog
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from learner import modelfolder
+from learner import lora, modelfolder
 from learner.attention import PACKED_ATTENTION, packing_arguments
+from learner.config import LoraConfig
+from learner.flops import Cost, cost_of
 from learner.objectives import Head, Objective, Targets, TokenLosses, nll, summed_loss
-from learner.packing import MicroBatch, Sequence, lay_out
+from learner.packing import MicroBatch, Sequence, filler, lay_out
+from learner.ranks import Order, Ranks
+from learner.sharding import shard, whole
 from services.errors import ConfigError, ModelError
 from services.weights.tensors import RawTensor
+
+log = structlog.get_logger()
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """safetensors' names of the types that weights are published in."""
@@ -31,43 +40,78 @@ SELF_CHECK_TOLERANCE = 1e-3
 WireDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+class Scorer(torch.nn.Module):
+    """The whole forward, head and objective included, as the module that sharding hooks into."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def head(self) -> Head:
+        """The last layer, which maps hidden states to logits."""
+        layer: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return Head(layer.weight, getattr(layer, "bias", None), softcap)
+
+    def forward(self, batch: MicroBatch, objective: Objective, targets: Targets, tau: float) -> TokenLosses:
+        out = self.model.base_model(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            **packing_arguments(batch),
+        )
+        hidden_NH = out.last_hidden_state[0].index_select(0, batch.rows)
+        return summed_loss(objective, hidden_NH, self.head, targets, tau)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedModel:
-    """A causal language model with float32 master weights on one device."""
+    """A causal language model with float32 master weights, on one device per rank."""
 
-    module: PreTrainedModel
+    scorer: Scorer
     folder: Path
     """Where it was loaded from."""
     device: torch.device
+    cost: Cost
     wire_dtypes: Mapping[str, str] = field(repr=False)
     """Checkpoint name -> safetensors' name of the type it is published in."""
     default_wire_dtype: str
     """Of floating tensors that `wire_dtypes` does not name."""
+    ranks: Ranks = field(default_factory=Ranks)
     autocast_dtype: torch.dtype | None = None
     """Type of the forward's products; None: float32 like the weights."""
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The model in transformers' form; its parameters are this rank's parts."""
+        return self.scorer.model
 
     def wire_dtype(self, name: str) -> str:
         """safetensors' name of the type in which the floating tensor of that name is published."""
         return self.wire_dtypes.get(name, self.default_wire_dtype)
 
-    @property
-    def head(self) -> Head:
-        """The last layer, which maps hidden states to logits."""
-        layer: Any = self.module.get_output_embeddings()  # type: ignore[no-untyped-call]
-        softcap = getattr(self.module.config.get_text_config(), "final_logit_softcapping", None)
-        return Head(layer.weight, getattr(layer, "bias", None), softcap)
+    def score(self, batch: MicroBatch, objective: Objective, targets: Targets, tau: float) -> TokenLosses:
+        """Forward of one micro-batch: the objective summed over N response tokens, and their log-probabilities [N].
+
+        All ranks call it at once, each with a micro-batch of its own.
+        """
+        # No cache of cast weights: each is used once a forward, and all casts together would undo the sharding.
+        mixed = self.autocast_dtype is not None
+        with torch.autocast(self.device.type, self.autocast_dtype, enabled=mixed, cache_enabled=False):
+            losses: TokenLosses = self.scorer(batch, objective, targets, tau)
+        return losses
 
     def losses(self, batch: MicroBatch, objective: Objective, targets: Targets, tau: float) -> TokenLosses:
-        """Forward of one micro-batch: the objective summed over N response tokens, and their log-probabilities [N]."""
-        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            out = self.module.base_model(
-                input_ids=batch.input_ids[None],
-                position_ids=batch.position_ids[None],
-                use_cache=False,
-                **packing_arguments(batch),
-            )
-            hidden_NH = out.last_hidden_state[0].index_select(0, batch.rows)
-            return summed_loss(objective, hidden_NH, self.head, targets, tau)
+        """The same when rank 0 alone wants to know, without gradients; the others go along."""
+        self.ranks.announce(Order.FORWARD)
+        return self.score(batch, objective, targets, tau)
+
+    def go_along(self) -> None:
+        """On the other ranks: take part in a forward that rank 0 wants."""
+        batch = filler().to(self.device)
+        with torch.no_grad():
+            self.score(batch, nll, Targets(batch.targets), 1.0)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -88,24 +132,32 @@ def resolve_device(name: str) -> torch.device:
 
 
 def load_model(
-    path: str, *, device: str = "auto", wire_dtype: WireDtype = "auto", gradient_checkpointing: bool = False
+    path: str,
+    *,
+    device: str = "auto",
+    wire_dtype: WireDtype = "auto",
+    gradient_checkpointing: bool = False,
+    adapters: LoraConfig | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainedModel:
-    """Load a Hugging Face id or folder for training: float32, packed attention, no dropout.
+    """Load a Hugging Face id or folder for training: float32, packed attention, no dropout, sharded over the ranks.
 
     Before it is handed out, its packed log-probabilities are compared with those of the model's own forward, so that
     an architecture this learner would train wrongly is refused here (ModelError) instead of learning nonsense.
     """
     folder = modelfolder.resolve_folder(path)
-    place = resolve_device(device)
+    ranks = ranks or Ranks()
+    place = ranks.device(resolve_device(device))
     module = _read_module(folder, place)
     for layer in module.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0
     fixed = None if wire_dtype == "auto" else modelfolder.SAFETENSORS_NAMES[wire_dtype]
     model = TrainedModel(
-        module=module,
+        scorer=Scorer(module),
         folder=folder,
         device=place,
+        cost=cost_of(module),
         wire_dtypes={} if fixed else modelfolder.stored_dtypes(folder),
         default_wire_dtype=fixed or modelfolder.config_dtype(folder),
         autocast_dtype=torch.bfloat16 if place.type == "cuda" else None,
@@ -113,8 +165,12 @@ def load_model(
     check_model(model)
     if gradient_checkpointing:
         module.gradient_checkpointing_enable({"use_reentrant": False})
+    if adapters is not None and adapters.rank:
+        lora.add_adapters(module, adapters)
+        log.info("adapters_added", rank=adapters.rank, adapter_bytes=lora.adapter_bytes(module))
     module.train()
-    return model
+    shard(model.scorer, frozenset(module._no_split_modules or ()), ranks, place)
+    return replace(model, ranks=ranks)
 
 
 def _read_module(folder: Path, device: torch.device) -> PreTrainedModel:
@@ -142,7 +198,7 @@ def _read_module(folder: Path, device: torch.device) -> PreTrainedModel:
 
 def check_model(model: TrainedModel) -> None:
     """Raise ModelError unless packed log-probabilities are those of the model's own forward, sequence by sequence."""
-    vocabulary = model.head.weight.shape[0]
+    vocabulary = model.scorer.head.weight.shape[0]
     tokens = (np.arange(1, 24, dtype=np.int64) * 7919 % vocabulary).astype(np.int32)
     sequences = [Sequence(tokens[:5], tokens[5:12]), Sequence(tokens[12:13], tokens[13:])]
     batch = lay_out(sequences).to(model.device)
@@ -172,24 +228,36 @@ def _own_log_probs(model: TrainedModel, sequence: Sequence) -> torch.Tensor:
 
 
 def wire_tensors(model: TrainedModel) -> dict[str, RawTensor]:
-    """The weights as they are published: checkpoint names, tied weights once, rounded to nearest even.
+    """The weights as they are published: checkpoint names, tied weights once, adapters merged, rounded to nearest even.
 
-    Every tensor is a copy in host memory: it stays what it is while training goes on.
+    Every tensor is a copy in host memory: it stays what it is while training goes on. They are gathered one at a time;
+    the ranks that only help to gather them get nothing.
     """
-    named = _checkpoint_tensors(model.module)
-    return {name: _raw(name, tensor, model) for name, tensor in named.items()}
+    model.ranks.announce(Order.WEIGHTS)
+    return {name: raw for name, tensor in _checkpoint_tensors(model) if (raw := _raw(name, tensor, model)) is not None}
 
 
-def _checkpoint_tensors(module: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Name -> tensor as `save_pretrained` would write them; of tensors that share memory only the source is kept."""
-    tied = set(module.all_tied_weights_keys)
-    state = {name: tensor for name, tensor in module.state_dict().items() if name not in tied}
-    named: dict[str, Any] = dict(revert_weight_conversion(module, state))
-    return named
+def _checkpoint_tensors(model: TrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors as `save_pretrained` would write them; of tensors that share memory only the source is kept."""
+    tied = set(model.module.all_tied_weights_keys)
+    adapters = lora.adapters_of(model.module)
+    state = {
+        lora.base_name(name): tensor
+        for name, tensor in model.module.state_dict().items()
+        if name not in tied and not lora.is_adapter(name)
+    }
+    named: dict[str, Any] = dict(revert_weight_conversion(model.module, state))
+    if not adapters.keys() <= named.keys():
+        missing = min(adapters.keys() - named.keys())
+        raise ModelError(
+            f"{missing} has an adapter and no place in the checkpoint", hint="leave it out of lora.targets"
+        )
+    for name, tensor in named.items():
+        yield name, lora.merged(tensor, adapters[name]) if name in adapters else tensor
 
 
-def _raw(name: str, tensor: torch.Tensor, model: TrainedModel) -> RawTensor:
-    """One tensor in its wire type, copied exactly once."""
+def _raw(name: str, tensor: torch.Tensor, model: TrainedModel) -> RawTensor | None:
+    """One tensor in its wire type, copied exactly once; None on the ranks that publish nothing."""
     if tensor.is_floating_point():
         dtype = model.wire_dtype(name)
         if dtype not in TORCH_DTYPES:
@@ -197,5 +265,8 @@ def _raw(name: str, tensor: torch.Tensor, model: TrainedModel) -> RawTensor:
     else:
         dtype = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}[tensor.dtype]
     target = TORCH_DTYPES.get(dtype, tensor.dtype)
-    copy = tensor.detach().to(target, copy=True).to("cpu").contiguous()
+    copy = whole(tensor.detach().to(target, copy=True))
+    if not model.ranks.leads:
+        return None
+    copy = copy.to("cpu").contiguous()
     return RawTensor(dtype, tuple(tensor.shape), copy.reshape(-1).view(torch.uint8).numpy())

@@ -1,4 +1,6 @@
-"""Lays sequences end to end into micro-batches under a token budget. Knows neither model nor objective.
+"""Lays sequences end to end into micro-batches under a token budget, and deals them to the ranks by what they cost.
+
+Knows neither model nor objective.
 
 A sequence of P prompt and R response tokens takes T = P + R - 1 places: the last one is predicted, never fed.
 
@@ -10,7 +12,7 @@ Legend of shapes: T tokens fed, N response tokens, S sequences of one micro-batc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,23 +70,49 @@ class MicroBatch:
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
-def pack(sequences: Iterable[Sequence], budget_tokens: int) -> Iterator[MicroBatch]:
-    """Micro-batches of at most `budget_tokens` places, in the order of the sequences.
+def turns(sequences: Iterable[Sequence], budget_tokens: int, ranks: int = 1) -> Iterator[list[Sequence]]:
+    """What the ranks train at once, in the order of the sequences: at most `budget_tokens` places for each of them.
 
-    Next-fit: a micro-batch is closed by the first sequence that does not fit, so what is packed never depends on what
-    comes later, and training may start while sequences still arrive. A sequence longer than the budget gets a
-    micro-batch of its own.
+    Next-fit: a turn is closed by the first sequence that does not fit, so what it holds never depends on what comes
+    later, and training may start while sequences still arrive. When n ranks are each too full for a sequence of L
+    places they hold more than n (budget - L); below that it fits however the others were dealt. A sequence longer
+    than the budget gets a turn of its own.
     """
     held: list[Sequence] = []
-    places = 0
+    places = longest = 0
     for sequence in sequences:
-        if held and places + sequence.fed_tokens > budget_tokens:
-            yield lay_out(held)
-            held, places = [], 0
-        held.append(sequence)
+        longest = max(longest, sequence.fed_tokens)
         places += sequence.fed_tokens
+        if held and places > ranks * budget_tokens - (ranks - 1) * longest:
+            yield held
+            held, places, longest = [], sequence.fed_tokens, sequence.fed_tokens
+        held.append(sequence)
     if held:
-        yield lay_out(held)
+        yield held
+
+
+def deal(turn: list[Sequence], budget_tokens: int, ranks: int, cost: Callable[[int], float]) -> list[list[int]]:
+    """Each rank's share of a turn: indexes into it, ascending; the last ranks may get none.
+
+    Costliest first, to the rank with the least to do that has room (Graham's LPT rule, within 4/3 of the best where
+    there is room): all ranks wait for the slowest. `cost`: of a sequence of so many places.
+    """
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    load, places = [0.0] * ranks, [0] * ranks
+    for index in sorted(range(len(turn)), key=lambda index: (-turn[index].fed_tokens, index)):
+        length = turn[index].fed_tokens
+        roomy = [rank for rank in range(ranks) if not shares[rank] or places[rank] + length <= budget_tokens]
+        rank = min(roomy, key=lambda rank: (load[rank], rank))
+        shares[rank].append(index)
+        load[rank] += cost(length)
+        places[rank] += length
+    return [sorted(share) for share in shares]
+
+
+def filler() -> MicroBatch:
+    """The least there is to compute, for a rank that has nothing and must take part; its loss is not counted."""
+    token = np.zeros(1, np.int32)
+    return lay_out([Sequence(token, token)])
 
 
 def lay_out(sequences: list[Sequence]) -> MicroBatch:

@@ -20,6 +20,7 @@ from learner.config import (
     DataConfig,
     EvaluationConfig,
     HealthConfig,
+    LoraConfig,
     ModelConfig,
     SamplingConfig,
     TrainingConfig,
@@ -28,11 +29,13 @@ from learner.curriculum import Curriculum
 from learner.evaluation.benchmarks import load_benchmarks
 from learner.evaluation.during import Evaluations
 from learner.evaluation.exam import describe_asking, drawing
+from learner.follower import follow
 from learner.health import Guard
 from learner.loop import Loop
-from learner.model import load_model
+from learner.model import TrainedModel, load_model
 from learner.prompts import Prompt, load_prompts
 from learner.publisher import Publisher
+from learner.ranks import Ranks
 from learner.records import Records
 from learner.report import LEARNER_ID, Report
 from learner.rewards import Rewards, check_answers
@@ -73,22 +76,19 @@ def run_learner(
     heartbeat: HeartbeatConfig,
     evaluation: EvaluationConfig | None = None,
     health: HealthConfig | None = None,
+    lora: LoraConfig | None = None,
+    ranks: Ranks | None = None,
 ) -> bool:
     """Train the run in `folder`, from its newest checkpoint if it has one; False when stopped before the last round.
 
-    How it ended is in its last heartbeat and event.
+    How it ended is in its last heartbeat and event. With several `ranks` this is what rank 0 does.
     """
     keys = Keys(folder.run_id)
     with connect(redis_url, deadline_s=deadlines.startup_s) as client:
         report = Report(Heartbeats(client, keys), device=training.device, every_s=heartbeat.every_s)
         with _told(report, redis_url, keys):
             records = Records(folder, open_trackers(run.trackers, folder))
-            trained = load_model(
-                model.path,
-                device=training.device,
-                wire_dtype=model.wire_dtype,
-                gradient_checkpointing=training.gradient_checkpointing,
-            )
+            trained, trainer, checkpoints = _prepared(folder, ranks or Ranks(), model, training, lora, checkpoint)
             report.device = str(trained.device)
             tokenizer = AutoTokenizer.from_pretrained(trained.folder)
             prompts = load_prompts(data, tokenizer)
@@ -100,7 +100,6 @@ def run_learner(
                 stop_token_ids=modelfolder.stop_token_ids(trained.folder),
             )
             folder.note_rounds_total(curriculum.rounds_total)
-            checkpoints = Checkpoints(folder.checkpoints, folder.run_id, keep=checkpoint.keep)
             resumed = checkpoints.load()
             collector = Collector(
                 TaskIssuer(client, keys),
@@ -120,7 +119,7 @@ def run_learner(
                 checkpoint=checkpoint,
                 deadlines=deadlines,
                 model=trained,
-                trainer=Trainer(trained, training),
+                trainer=trainer,
                 text_of=lambda tokens: str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True)),
                 curriculum=curriculum,
                 collector=collector,
@@ -161,6 +160,41 @@ def run_learner(
                     loop.evaluations.close()
             report.outcome = "finished" if finished else "stopped"
             return finished
+
+
+def run_follower(
+    folder: RunFolder,
+    ranks: Ranks,
+    *,
+    model: ModelConfig,
+    training: TrainingConfig,
+    checkpoint: CheckpointConfig,
+    lora: LoraConfig,
+) -> None:
+    """What the ranks other than 0 do: train what rank 0 shares with them, until it is done."""
+    follow(*_prepared(folder, ranks, model, training, lora, checkpoint))
+
+
+def _prepared(
+    folder: RunFolder,
+    ranks: Ranks,
+    model: ModelConfig,
+    training: TrainingConfig,
+    lora: LoraConfig | None,
+    checkpoint: CheckpointConfig,
+) -> tuple[TrainedModel, Trainer, Checkpoints]:
+    """What every rank has. On a GPU checkpoints are written beside the training; on a CPU that only takes memory."""
+    trained = load_model(
+        model.path,
+        device=training.device,
+        wire_dtype=model.wire_dtype,
+        gradient_checkpointing=training.gradient_checkpointing,
+        adapters=lora,
+        ranks=ranks,
+    )
+    beside = trained.device.type == "cuda"
+    checkpoints = Checkpoints(folder.checkpoints, folder.run_id, keep=checkpoint.keep, ranks=ranks, beside=beside)
+    return trained, Trainer(trained, training), checkpoints
 
 
 def _evaluation_collector(client: redis.Redis, keys: Keys, first_round: int) -> Collector:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner.checkpoint import META, STATE, Checkpoint, Checkpoints
+from learner.checkpoint import META, Checkpoint, Checkpoints
 from services.errors import CheckpointError
+
+STATE = "state-00000.safetensors"
 
 
 def state(value: float) -> dict[str, torch.Tensor]:
@@ -28,7 +30,27 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     found = loaded(Checkpoints(tmp_path, "run", keep=2))
     assert (found.run_id, found.weight_version) == ("run", 3)
     assert found.tensors.keys() == state(0).keys()
-    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in state(1.5).items())
+    assert all(torch.equal(found.tensors[name][...], tensor) for name, tensor in state(1.5).items())
+
+
+def test_what_is_written_beside_the_training_is_what_there_was_and_counts_when_committed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=2, beside=True)
+    tensors = state(1.0)
+    checkpoints.begin(3, tensors)
+    tensors["weights"].fill_(9.0)
+    assert checkpoints.begun == 3
+    assert not list(tmp_path.glob("v*"))
+    assert checkpoints.commit().name == "v000003"
+    assert torch.equal(loaded(checkpoints).tensors["weights"][1:3], state(1.0)["weights"][1:3])
+
+
+def test_rows_that_no_file_holds_are_missed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    checkpoints.save(1, state(1.0))
+    saved = loaded(checkpoints).tensors["weights"]
+    saved.shape = (6, 3)
+    with pytest.raises(CheckpointError, match="rows 0 to 6 are not all in the checkpoint, only 4"):
+        saved[...]
 
 
 def test_a_new_run_has_none(tmp_path: Path) -> None:
@@ -112,7 +134,8 @@ DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
     (META, rewrite(run_id="another run")),
     (META, rewrite(weight_version=9)),
     (META, rewrite(weight_version="nine")),
-    (META, rewrite(digest="0" * 64)),
+    (META, rewrite(digests={STATE: "0" * 64})),
+    (META, rewrite(digests={"other.safetensors": "0" * 64})),
 ]
 
 

@@ -78,6 +78,7 @@ def life(
     every_rounds: int = 1,
     keep: int = 2,
     text_of: Callable[[object], str] = str,
+    beside: bool = False,
 ) -> Iterator[Life]:
     """A learner as `learner.run` wires it; leaving the block ends it as it stands, without saving anything."""
     training = tiny.training(
@@ -86,7 +87,7 @@ def life(
     keys = Keys(folder.run_id)
     trained = load_model(str(folder.path.parent / "model"), device="cpu")
     with connect(redis_url) as client:
-        checkpoints = Checkpoints(folder.checkpoints, folder.run_id, keep=keep)
+        checkpoints = Checkpoints(folder.checkpoints, folder.run_id, keep=keep, beside=beside)
         resumed = checkpoints.load()
         report = Report(Heartbeats(client, keys), device="cpu", every_s=60)
         publisher = Publisher(
@@ -203,6 +204,32 @@ def test_a_learner_killed_between_publishing_and_remembering(
     with life(folder, redis_url, every_rounds=every_rounds) as learner:
         assert learner.go()
         check(folder, learner, in_peace)
+
+
+@pytest.mark.parametrize("death_at", [0, 2 * PROMPTS + 3, 4 * PROMPTS - 1, None])
+def test_checkpoints_written_beside_the_training_lag_a_round_and_lose_nothing(
+    death_at: int | None, folder: RunFolder, redis_url: str, in_peace: dict[int, str]
+) -> None:
+    texts = 0
+
+    def dying(tokens: object) -> str:
+        nonlocal texts
+        if texts == death_at:
+            raise Killed
+        texts += 1
+        return str(tokens)
+
+    with life(folder, redis_url, text_of=dying, beside=True) as learner:
+        if death_at is None:
+            assert learner.go()
+        else:
+            with pytest.raises(Killed):
+                learner.go()
+    with life(folder, redis_url, beside=True) as learner:
+        assert learner.go()
+        assert digests(folder) == in_peace
+        assert [metrics.round for metrics in folder.rounds()] == list(range(ROUNDS))
+        assert all(metrics.model_dump()["peak_memory_bytes"] > 0 for metrics in folder.rounds())
 
 
 def test_versions_of_the_future_are_taken_back_when_rounds_must_be_sampled_anew(
@@ -438,7 +465,7 @@ def test_a_checkpoint_that_rots_costs_a_round_and_nothing_else(
 ) -> None:
     with life(folder, redis_url) as learner:
         assert learner.go()
-    newest = max(folder.checkpoints.iterdir()) / "state.safetensors"
+    newest = max(folder.checkpoints.iterdir()) / "state-00000.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     with life(folder, redis_url) as learner:
         assert learner.resumed is not None

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.packing import Sequence, lay_out, pack
+from learner.packing import Sequence, deal, filler, lay_out, turns
 from services.errors import ContractError
 
 
@@ -38,17 +38,21 @@ def test_rows_predict_exactly_the_response_tokens() -> None:
     assert batch.response_lengths == (2, 3)
 
 
+def lengths(turn: list[Sequence]) -> list[int]:
+    return [sequence.fed_tokens for sequence in turn]
+
+
 def test_a_micro_batch_is_closed_by_the_first_sequence_that_does_not_fit() -> None:
-    lengths = [4, 4, 3, 2, 6, 5, 1]
-    batches = list(pack(map(of_length, lengths), 8))
-    assert [batch.lengths for batch in batches] == [(4, 4), (3, 2), (6,), (5, 1)]
+    found = turns(map(of_length, [4, 4, 3, 2, 6, 5, 1]), 8)
+    assert [lengths(turn) for turn in found] == [[4, 4], [3, 2], [6], [5, 1]]
 
 
-def test_a_sequence_longer_than_the_budget_is_alone() -> None:
-    assert [batch.lengths for batch in pack(map(of_length, [2, 30, 2]), 8)] == [(2,), (30,), (2,)]
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_sequence_longer_than_the_budget_is_alone(ranks: int) -> None:
+    assert [lengths(turn) for turn in turns(map(of_length, [2, 30, 2]), 8, ranks)] == [[2], [30], [2]]
 
 
-def test_a_full_micro_batch_comes_out_before_later_sequences_are_asked_for() -> None:
+def test_a_full_turn_comes_out_before_later_sequences_are_asked_for() -> None:
     asked = []
 
     def arriving() -> Iterator[Sequence]:
@@ -56,19 +60,31 @@ def test_a_full_micro_batch_comes_out_before_later_sequences_are_asked_for() -> 
             asked.append(number)
             yield of_length(4)
 
-    next(pack(arriving(), 8))
+    next(turns(arriving(), 8))
     assert asked == [0, 1, 2]
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=20), st.integers(1, 40))
-def test_packing_keeps_every_token_in_order_within_the_budget(sizes: list[tuple[int, int]], budget: int) -> None:
-    sequences = [sequence(list(range(p)), list(range(100, 100 + r))) for p, r in sizes]
-    batches = list(pack(sequences, budget))
-    assert [n for batch in batches for n in batch.lengths] == [s.fed_tokens for s in sequences]
-    assert torch.cat([batch.targets for batch in batches]).tolist() == [
-        token for s in sequences for token in s.response_tokens.tolist()
-    ]
-    assert all(sum(batch.lengths) <= budget or len(batch.lengths) == 1 for batch in batches)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 40), st.integers(1, 5))
+def test_every_sequence_is_dealt_once_in_order_within_the_budget(sizes: list[int], budget: int, ranks: int) -> None:
+    found = list(turns(map(of_length, sizes), budget, ranks))
+    assert [length for turn in found for length in lengths(turn)] == sizes
+    for turn in found:
+        shares = deal(turn, budget, ranks, lambda length: length + length**2)
+        assert len(shares) == ranks
+        assert sorted(index for share in shares for index in share) == list(range(len(turn)))
+        for share in shares:
+            assert share == sorted(share)
+            assert sum(lengths(turn)[index] for index in share) <= budget or len(share) == 1
+
+
+def test_ranks_are_dealt_what_costs_the_same_and_not_as_many_tokens() -> None:
+    turn = list(map(of_length, [40, 20, 20, 10, 10]))
+    assert deal(turn, 100, 2, lambda length: length**2) == [[0], [1, 2, 3, 4]]
+    assert deal(turn, 100, 2, float) == [[0, 3], [1, 2, 4]]
+
+
+def test_a_filler_is_one_token_that_predicts_one() -> None:
+    assert (filler().lengths, filler().response_lengths) == ((1,), (1,))
 
 
 @pytest.mark.parametrize(("prompt", "response"), [([], [1]), ([1], [])])

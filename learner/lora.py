@@ -1,0 +1,75 @@
+"""Low-rank adapters on a frozen model (Hu et al., arXiv 2106.09685), by peft. Knows no training and no wire.
+
+W' = W + (alpha / rank) B A, B [out, rank] zero at the start, A [rank, in] random. Only A and B have gradients, moments
+and a place in the checkpoint. Published is W', so that every engine serves it as any other weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from learner.config import LoraConfig
+from learner.sharding import whole
+from services.errors import ConfigError
+
+ADAPTER = "default"
+BASE = ".base_layer."
+"""Between a layer's name and that of its frozen weight."""
+MARK = ".lora_"
+"""In the name of everything that belongs to an adapter."""
+
+
+def add_adapters(module: PreTrainedModel, config: LoraConfig) -> None:
+    """Freeze the model and give its linear layers adapters, the same on every rank and in every life of a run."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(
+            f"lora.rank is {config.rank} and peft is not installed", hint="pip install sept[lora]"
+        ) from error
+    module.requires_grad_(False)
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=0.0,
+        target_modules=list(config.targets) if config.targets else "all-linear",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        try:
+            peft.inject_adapter_in_model(settings, module, ADAPTER)
+        except ValueError as error:  # no layer has that name, or its kind takes no adapter
+            raise ConfigError(
+                f"lora.targets = {','.join(config.targets)} does not fit the model: {error}",
+                hint="name linear layers as the model does, such as q_proj,v_proj, or leave it empty for all of them",
+            ) from error
+
+
+def adapters_of(module: PreTrainedModel) -> dict[str, Any]:
+    """Checkpoint name of a weight -> the layer that holds it with its adapter."""
+    wrapped = [name.removesuffix(BASE[:-1]) for name, _ in module.named_modules() if name.endswith(BASE[:-1])]
+    return {f"{name}.weight": module.get_submodule(name) for name in wrapped}
+
+
+def adapter_bytes(module: PreTrainedModel) -> int:
+    """Of all adapters: what an update would take if only they were sent."""
+    return sum(p.numel() * p.element_size() for name, p in module.named_parameters() if is_adapter(name))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether the tensor of this name is part of an adapter."""
+    return MARK in name
+
+
+def base_name(name: str) -> str:
+    """The name in the checkpoint of a tensor of the frozen model."""
+    return name.replace(BASE, ".")
+
+
+def merged(weight: torch.Tensor, layer: Any) -> torch.Tensor:
+    """W' of the layer whose frozen weight is `weight`, whole; every rank must ask."""
+    a, b = (whole(part[ADAPTER].weight.detach()) for part in (layer.lora_A, layer.lora_B))
+    return torch.addmm(whole(weight.detach()), b, a, alpha=float(layer.scaling[ADAPTER]))
