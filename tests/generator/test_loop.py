@@ -356,14 +356,17 @@ async def test_a_drained_generator_gives_back_at_once_what_it_has_not_begun(worl
 
 
 async def test_leases_that_wait_are_renewed_too(world: World) -> None:
+    """The second task waits longer than a lease lasts, and is still nobody else's."""
     world.engine = ScriptedEngine(step_s=SLOW_S)
     manifest = world.publish(0)
-    world.issue(task(0, max_response_tokens=40), task(1))
-    async with world.going(world.generator(lease_s=0.2, max_in_flight=1), manifest):
+    world.issue(task(0, max_response_tokens=80), task(1, max_response_tokens=20))
+    async with world.going(world.generator(lease_s=1.0, max_in_flight=1), manifest):
         await until_leased(world, 2)
         await world.rollouts(1)
-        assert await world.leftover() == []
-        await world.rollouts(1)
+        other = TaskLeaser(world.endpoint.redis, world.endpoint.keys, "another", 1.0)
+        assert await other.lease(1, 0) == []
+        (rollout,) = await world.rollouts(1)
+    assert rollout.generate_s > 1.0
 
 
 async def test_a_drained_generator_does_not_wait_for_versions_or_tasks(world: World) -> None:
