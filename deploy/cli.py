@@ -196,8 +196,7 @@ def learner(*, config: Config, sets: Sets = ()) -> int:
     if settings.training.ranks > 1 and not is_rank():
         again = ["learner", "--config", str(config), *(word for text in sets for word in ("--set", text))]
         return start_ranks(again, settings.training.ranks)
-    start_learner(settings)
-    return exits.OK
+    return exits.OK if start_learner(settings) else exits.STOPPED
 
 
 @app.command(group=PARTS)
@@ -215,11 +214,11 @@ def generator(*, config: Config, id: str | None = None, sets: Sets = ()) -> None
 
 
 @app.command(group=PARTS)
-def evaluator(*, config: Config, sets: Sets = ()) -> None:
+def evaluator(*, config: Config, sets: Sets = ()) -> int:
     """Evaluate in the learner's place; ends when every answer is judged. `sept eval` starts it."""
     from deploy.parts import start_evaluator
 
-    start_evaluator(_joined(config, sets))
+    return exits.OK if start_evaluator(_joined(config, sets)) else exits.STOPPED
 
 
 @app.command(group=GOING)

@@ -24,6 +24,8 @@ BAD_INPUT = 3
 """A model, data file, message or checkpoint."""
 UNAVAILABLE = 4
 """A peer does not answer, or a wait ended at its deadline."""
+STOPPED = 143
+"""A signal ended the work before its end, as 128 + SIGTERM says everywhere; to be started again unless it was meant."""
 
 PERMANENT = (BAD_CONFIG, BAD_INPUT)
 """Starting again would meet the same config and the same data again."""

@@ -33,8 +33,11 @@ def start_services(settings: Settings) -> None:
     )
 
 
-def start_learner(settings: Settings) -> None:
-    """Train until the last round, or until SIGTERM; resumes from the run folder. One of several ranks does its part."""
+def start_learner(settings: Settings) -> bool:
+    """Train until the last round; False when SIGTERM came first. Resumes from the run folder.
+
+    One of several ranks does its part.
+    """
     from learner.ranks import joined
     from learner.run import run_follower, run_learner
 
@@ -51,9 +54,9 @@ def start_learner(settings: Settings) -> None:
                 checkpoint=settings.checkpoint,
                 lora=settings.lora,
             )
-            return
+            return True
         with learner_lock(folder.path, settings.deadlines.startup_s):
-            run_learner(
+            return run_learner(
                 folder,
                 ranks=ranks,
                 redis_url=redis_url(settings),
@@ -72,13 +75,13 @@ def start_learner(settings: Settings) -> None:
             )
 
 
-def start_evaluator(settings: Settings) -> None:
-    """Evaluate the model, or go on with it, until every answer is judged or SIGTERM."""
+def start_evaluator(settings: Settings) -> bool:
+    """Evaluate the model, or go on with it, until every answer is judged; False when SIGTERM came first."""
     from learner.evaluation.run import run_evaluator
 
     configure_logs("evaluator")
     require(settings, "model.path", "evaluation.benchmarks")
-    run_evaluator(
+    return run_evaluator(
         RunFolder(settings.run.dir).create(),
         redis_url=redis_url(settings),
         model=settings.model,

@@ -131,6 +131,11 @@ class Loop:
         self._commit()
         self._record()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping.is_set()
+
     def stop(self) -> None:
         """Stop at the next safe point: at once while waiting, after the round while training."""
         self._stopping.set()

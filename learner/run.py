@@ -79,7 +79,7 @@ def run_learner(
     lora: LoraConfig | None = None,
     ranks: Ranks | None = None,
 ) -> bool:
-    """Train the run in `folder`, from its newest checkpoint if it has one; False when stopped before the last round.
+    """Train the run in `folder`, from its newest checkpoint if it has one; False when a signal ended it too early.
 
     How it ended is in its last heartbeat and event. With several `ranks` this is what rank 0 does.
     """
@@ -159,7 +159,7 @@ def run_learner(
                 if loop.evaluations is not None:
                     loop.evaluations.close()
             report.outcome = "finished" if finished else "stopped"
-            return finished
+            return finished or not loop.stopped
 
 
 def run_follower(

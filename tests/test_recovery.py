@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import chaos, passed
-from benchmarks.runs import SUPERVISOR
+from benchmarks.chaos import PROMPTS_PER_ROUND, chaos, passed, settings
+from benchmarks.runs import SUPERVISOR, Run, until, write_inputs
 
 PARTS = ("redis", "generator-0", SUPERVISOR)  # with the supervisor everything dies, the learner too
 
@@ -21,3 +23,22 @@ async def test_a_run_whose_parts_are_killed_becomes_the_run_it_would_have_been(t
     assert set(result["killed"]) == set(PARTS)
     log = (tmp_path / "disturbed" / "logs" / "learner.log").read_text()
     assert "resuming" in log or "rollouts_found" in log, "it says from where it goes on"
+
+
+async def test_a_learner_that_was_told_to_stop_by_itself_is_started_again(tmp_path: Path) -> None:
+    """As by an eviction: what it leaves is not the end of the run."""
+    write_inputs(tmp_path, seed=0, prompts=5 * PROMPTS_PER_ROUND)
+    run = Run(tmp_path / "run", settings(tmp_path, engine="scripted", rounds=8))
+
+    async def evict() -> None:
+        async def trains() -> bool:
+            return run.rounds_done() >= 1
+
+        await until(trains, "the first round")
+        learner = run.pid_of("learner")
+        assert learner is not None
+        os.kill(learner, signal.SIGTERM)
+
+    folder = await run.whole(evict)
+    assert [line.round for line in folder.rounds()] == list(range(8))
+    assert [event["ended"] for event in run.events(SUPERVISOR) if event["event"] == "part_died"] == ["exit code 143"]

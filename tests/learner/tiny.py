@@ -8,7 +8,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from learner.config import TrainingConfig
 from learner.model import TrainedModel, load_model
@@ -49,6 +59,16 @@ def save(
     torch.manual_seed(seed)
     module: PreTrainedModel = AutoModelForCausalLM.from_config(configuration or config())  # type: ignore[no-untyped-call]
     module.to(dtype).save_pretrained(folder)  # type: ignore[arg-type]
+    return folder
+
+
+def save_with_words(folder: Path) -> Path:
+    """A random model with a tokenizer of one token per number, so that an answer reads "5 17 3"."""
+    save(folder)
+    words = Tokenizer(WordLevel({str(number): number for number in range(VOCABULARY)}, unk_token="0"))
+    words.pre_tokenizer = Whitespace()
+    fast: Any = PreTrainedTokenizerFast  # untyped in transformers
+    fast(tokenizer_object=words, eos_token=str(SHAPE["eos_token_id"])).save_pretrained(folder)
     return folder
 
 

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
 from learner.config import CheckpointConfig, DataConfig, EvaluationConfig, ModelConfig, SamplingConfig
 from learner.evaluation.generations import read_generations
@@ -23,24 +16,12 @@ from services.streams.connection import Keys, connect
 from tests.learner import tiny
 from tests.learner.answering import Answering
 
-
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    """The learner takes over SIGTERM and SIGINT of its process, which is pytest's here."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("signal_handlers")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny.save(tmp_path_factory.mktemp("model"))
-    words = Tokenizer(WordLevel({str(number): number for number in range(tiny.VOCABULARY)}, unk_token="0"))
-    words.pre_tokenizer = Whitespace()
-    fast: Any = PreTrainedTokenizerFast
-    fast(tokenizer_object=words, eos_token="2").save_pretrained(folder)
-    return folder
+    return tiny.save_with_words(tmp_path_factory.mktemp("model"))
 
 
 def learn(path: Path, model: Path, redis_url: str, *, rounds: int, every_rounds: int, save_every: int = 1) -> RunFolder:
