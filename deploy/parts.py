@@ -96,7 +96,7 @@ def start_evaluator(settings: Settings) -> bool:
 
 def start_generator(settings: Settings, generator_id: str) -> None:
     """Sample for the run until SIGTERM. Needs nothing of the run but its addresses."""
-    from generator.loop import Peers, run_generator
+    from generator.run import Peers, run_generator
 
     configure_logs(generator_id)
     token = settings.services.token

@@ -11,27 +11,23 @@ import asyncio
 import contextlib
 import math
 import os
-import signal
 import socket
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import structlog
 
 from generator import canary
 from generator.config import GeneratorConfig
-from generator.engine import Completion, Engine, create_engine
+from generator.engine import Completion, Engine
 from generator.flow import Flow, Slots
 from services.clock import Rate, StateClock
 from services.config import DeadlinesConfig, HeartbeatConfig
 from services.contracts import Heartbeat, Part, Rollout, WeightManifest
-from services.errors import ContractError, DeadlineError, SeptError, UnavailableError, WeightError
-from services.streams.connection import Keys, connect_async, is_cancelled
+from services.errors import ContractError, DeadlineError, UnavailableError, WeightError
+from services.streams.connection import is_cancelled
 from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.tasks import Lease, TaskLeaser
@@ -49,16 +45,6 @@ RETRY_S = 1.0
 LEAVE_S = 5.0
 """How long signing off may take; leases that could not be given back expire."""
 RENEWALS_PER_LEASE = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Peers:
-    """Where a generator finds the others."""
-
-    redis_url: str
-    services_url: str
-    token: str | None
-    lease_s: float
 
 
 class Generator:
@@ -445,112 +431,3 @@ class Generator:
             sync_bytes=self._sync_bytes,
             chat_url=self._chat_url,
         )
-
-
-async def run_generator(
-    generator_id: str,
-    *,
-    peers: Peers,
-    config: GeneratorConfig,
-    deadlines: DeadlinesConfig,
-    heartbeat: HeartbeatConfig,
-    cache: Path,
-) -> None:
-    """Join a run as one generator and serve it until SIGTERM or SIGINT; a second signal stops at once."""
-    clock = StateClock("starting")
-    async with WeightClient(peers.services_url, peers.token, deadline_s=deadlines.startup_s) as client:
-        engine, manifest = await asyncio.gather(
-            asyncio.to_thread(partial(create_engine, config, seed=_seed(generator_id), cache=cache)),
-            _first_version(client, deadlines.startup_s),
-        )
-        redis = await connect_async(peers.redis_url, deadline_s=deadlines.startup_s)
-        keys = Keys(manifest.run_id)
-        generator = Generator(
-            generator_id,
-            engine,
-            WeightMirror(cache, client),
-            client,
-            TaskLeaser(redis, keys, generator_id, peers.lease_s),
-            AsyncHeartbeats(redis, keys),
-            AsyncEventLog(redis, keys),
-            config=config,
-            deadlines=deadlines,
-            heartbeat=heartbeat,
-            lease_s=peers.lease_s,
-            clock=clock,
-            chat=partial(_open_chat, engine, config, manifest.run_id, peers.token),
-        )
-        _stop_on_signals(generator)
-        try:
-            await generator.run(manifest)
-        except BaseExceptionGroup as group:
-            # The coroutines fail together; the first to fail says why.
-            error = _first_of(group)
-            await _tell(AsyncEventLog(redis, keys), generator_id, error)
-            raise error from group
-        finally:
-            await redis.aclose()
-
-
-def _open_chat(
-    engine: Engine, config: GeneratorConfig, run_id: str, token: str | None
-) -> AbstractAsyncContextManager[str]:
-    """Where people may talk to the engine, if anywhere; the settings let only vLLM's be talked to."""
-    if not config.chat:
-        return nullcontext("")
-    from generator.chat import open_chat
-
-    places = max(1, int(config.chat_share * config.max_in_flight))
-    return open_chat(engine, run_id, address=config.chat, places=places, token=token)
-
-
-async def _tell(events: AsyncEventLog, generator_id: str, error: BaseException) -> None:
-    """Leave word of why this generator ends for whoever looks for it."""
-    message = error.message if isinstance(error, SeptError) else f"{type(error).__name__}: {error}"
-    with contextlib.suppress(UnavailableError, TimeoutError):
-        async with asyncio.timeout(LEAVE_S):
-            await events.append(generator_id, "failed", message=message)
-
-
-def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = group.exceptions[0]
-    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-def _seed(generator_id: str) -> int:
-    """Generators must not sample alike, and one that restarts goes on alike."""
-    return zlib.crc32(generator_id.encode())
-
-
-async def _first_version(client: WeightClient, deadline_s: float) -> WeightManifest:
-    """Wait for the learner's first publication."""
-    started = time.monotonic()
-    problem = "no version was published"
-    while (waited := time.monotonic() - started) < deadline_s:
-        try:
-            manifest = await client.latest(None, None, min(LONG_POLL_S, deadline_s - waited))
-        except UnavailableError as error:
-            problem = error.message
-            await asyncio.sleep(0.5)
-        else:
-            if manifest is not None:
-                return manifest
-    raise DeadlineError(
-        "the weight-sync endpoint",
-        f"the first version ({problem})",
-        deadline_s,
-        hint="start the services and the learner, or raise deadlines.startup_s",
-    )
-
-
-def _stop_on_signals(generator: Generator) -> None:
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-        generator.drain()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
