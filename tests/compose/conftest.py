@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,9 +58,18 @@ def images(engine: None) -> None:
 
 
 @pytest.fixture
-def stack_of(images: None, tmp_path: Path) -> Iterator[list[Stack]]:
-    """Stacks put in here are taken down with their volumes."""
+def stack_of(images: None) -> Iterator[Callable[[str, Path], Stack]]:
+    """Makes a stack of that name and config with empty volumes; takes it down with them."""
     stacks: list[Stack] = []
-    yield stacks
+
+    def clear(stack: Stack) -> None:
+        stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
+
+    def make(name: str, config: Path) -> Stack:
+        stacks.append(Stack(name, config))
+        clear(stacks[-1])  # of tests that were killed
+        return stacks[-1]
+
+    yield make
     for stack in stacks:
-        stack.compose("down", "--volumes", "--timeout", "5")
+        clear(stack)

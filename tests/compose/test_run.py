@@ -43,13 +43,12 @@ def past(status: StatusSnapshot | None, rounds: int) -> Callable[[StatusSnapshot
 
 
 @pytest.fixture
-def world(tmp_path: Path, stack_of: list[Stack]) -> Stack:
+def world(tmp_path: Path, stack_of: Callable[[str, Path], Stack]) -> Stack:
     """A stack whose volume holds the small world."""
     folder = tmp_path / "world"
     folder.mkdir()
     config = worlds.write(folder, seen_at=WORLD, run="/sept/runs/world", rounds=ROUNDS, response_tokens=96, in_flight=4)
-    stack = Stack("sept-world", config)
-    stack_of.append(stack)
+    stack = stack_of("sept-world", config)
     put(stack, readable(folder), WORLD)
     return stack
 
@@ -97,14 +96,13 @@ def test_a_run_survives_scaling_kills_and_being_taken_down(world: Stack, tmp_pat
     assert world.state(learner)["ExitCode"] == 0
 
 
-def test_the_demo_runs_to_its_end_with_the_real_engine(tmp_path: Path, stack_of: list[Stack]) -> None:
+def test_the_demo_runs_to_its_end_with_the_real_engine(tmp_path: Path, stack_of: Callable[[str, Path], Stack]) -> None:
     config = tmp_path / "demo.toml"
     text = (ROOT / "deploy/config/demo.toml").read_text()
     assert "rounds = 120 " in text.replace("\n", " ")
     config.write_text(text.replace("rounds = 120", "rounds = 8"))
     config.chmod(0o644)
-    stack = Stack("sept-demo", config)
-    stack_of.append(stack)
+    stack = stack_of("sept-demo", config)
     if (ROOT / ".cache/demo/model").is_dir():  # the pre-training of `make demo` takes minutes; then only find it there
         shutil.copytree(ROOT / ".cache/demo/model", tmp_path / "demo/model")
         put(stack, readable(tmp_path / "demo"), "/sept/.cache/demo")
