@@ -53,7 +53,6 @@ class Options(BaseModel):
     """How many open requests make one generator worth its while; unset: generator.max_in_flight."""
     downscale_after_s: float = Field(default=300.0, ge=0)
     """A generator goes when there has been too little to do for so long; starting an engine takes minutes."""
-    learner_cpus: float = Field(default=1.0, gt=0)
     generator_cpus: float = Field(default=1.0, gt=0)
     gpus: bool | None = None
     """One GPU for the learner and generator.tensor_parallel for each generator; unset: if the cluster has any."""
@@ -85,7 +84,9 @@ def plan(settings: Settings, options: Options, resources: dict[str, float], *, n
     learner = deployment(
         Learner,
         name="learner",
-        ray_actor_options={"num_cpus": options.learner_cpus, "num_gpus": int(gpus), "resources": store},
+        # No CPU is claimed: a generator that took the last one of the only node with the store would keep the learner,
+        # when it has to move there, out for ever. A GPU is claimed all the same, as two parts cannot share one.
+        ray_actor_options={"num_cpus": 0, "num_gpus": int(gpus), "resources": store},
         **common,
     )
     generator = deployment(
