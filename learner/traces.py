@@ -7,6 +7,7 @@ and what it imports nothing is loaded unless traces are wanted.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -62,7 +63,7 @@ class Traces:
             id_generator=self._ids,
             shutdown_on_exit=False,  # `close` does that, within a deadline
         )
-        processor = BatchSpanProcessor(exporter or OTLPSpanExporter(), max_queue_size=MAX_WAITING_SPANS)
+        processor = BatchSpanProcessor(exporter or _to_collector(), max_queue_size=MAX_WAITING_SPANS)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("sept")
         self._lives: dict[str, _Life] = {}
@@ -110,6 +111,12 @@ class Traces:
         for (name, attributes), (start, end) in zip(stages.items(), pairwise(moments), strict=True):
             self._tracer.start_span(name, within, attributes=attributes, start_time=start).end(end)
         root.end(ended)
+
+
+def _to_collector() -> SpanExporter:
+    """To where OTEL_* variables say. Of one that is away every lost batch is logged, and not every attempt."""
+    logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.ERROR)
+    return OTLPSpanExporter()
 
 
 def _generated(rollouts: Sequence[Rollout]) -> dict[str, AttributeValue]:
