@@ -57,7 +57,7 @@ class Traces:
         """To where OTEL_* variables say, unless an exporter is given."""
         self._run_id = run_id
         self._ids = _RepeatableIds()
-        name = os.environ.get("OTEL_SERVICE_NAME", "sept")
+        name = os.environ.get("OTEL_SERVICE_NAME") or "sept"
         self._provider = TracerProvider(
             resource=Resource.create({"service.name": name, "sept.run_id": run_id}),
             id_generator=self._ids,
@@ -66,11 +66,11 @@ class Traces:
         processor = BatchSpanProcessor(exporter or _to_collector(), max_queue_size=MAX_WAITING_SPANS)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("sept")
-        self._lives: dict[str, _Life] = {}
+        self._lives: dict[tuple[str, int], _Life] = {}  # by task and place in the round
 
     def taken(self, rollout: Rollout, completed_at: float) -> None:
         """The trainer takes the rollout now; it was handed in at `completed_at`, in Unix seconds."""
-        life = self._lives.setdefault(rollout.task_id, _Life([], completed_at, time.time()))
+        life = self._lives.setdefault((rollout.task_id, rollout.index), _Life([], completed_at, time.time()))
         life.rollouts.append(rollout)
 
     def trained(self, round_: int) -> None:
@@ -94,7 +94,7 @@ class Traces:
         times = [max(0.0, leased_at - first.queued_s), leased_at, life.completed_at, life.taken_at, trained_at]
         # Redis' clock up to the completion, then the learner's: where they differ, nothing ends before it began.
         issued, *_, ended = moments = [round(moment * 1e9) for moment in accumulate(times, max)]
-        self._ids.restart(f"{self._run_id} {first.task_id} {life.completed_at} {round_}")
+        self._ids.restart(f"{self._run_id} {first.task_id} {life.completed_at} {round_} {first.index}")
         task: dict[str, AttributeValue] = {
             "sept.task_id": first.task_id,
             "sept.round": first.round,

@@ -91,6 +91,14 @@ def test_every_task_has_a_trace_of_its_own() -> None:
     assert len({trace_id for trace_id, _ in ids(spans)}) == 300
 
 
+def test_an_answer_of_a_fixed_data_set_that_a_round_trains_twice_has_two_traces() -> None:
+    places = [sampled(5, 1).model_copy(update={"index": index}) for index in (1, 7)]
+    spans = told(places, round_=5, completed_at=HANDED_IN)
+    assert len(ids(spans)) == 10
+    generating = [span.attributes for span in spans if span.name == "generating"]
+    assert [attributes and attributes["sept.samples"] for attributes in generating] == [1, 1]
+
+
 def test_the_same_rollouts_trained_again_tell_the_same_trace_and_others_another() -> None:
     """The first is a learner that resumes, the others a run that went back, and the next epoch of a fixed data set."""
     first = told([sampled(5, 1)], round_=5, completed_at=HANDED_IN)
