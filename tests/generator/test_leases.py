@@ -247,7 +247,7 @@ async def test_an_answer_to_a_closed_task_is_dropped_and_the_next_is_asked_for(w
 
 async def test_a_task_that_starts_over_keeps_its_place(world: World) -> None:
     """Version 1 is taken back under the two leases that a limit of one allows: no third is taken while they wait."""
-    world.engine = ScriptedEngine(step_s=SLOW_S)
+    world.engine = ScriptedEngine(step_s=SLOW_S / 2)
     world.publish(0)
     manifest = world.publish(1)
     world.issue(*(task(index, min_weight_version=1, round=1, max_response_tokens=40) for index in range(4)))
