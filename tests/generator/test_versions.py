@@ -112,7 +112,5 @@ async def test_a_joiner_waits_for_the_learners_first_version(world: World) -> No
 
 async def test_a_first_version_that_never_comes_ends_in_an_error_that_names_the_endpoint(world: World) -> None:
     async with world.endpoint.weights() as client:
-        with pytest.raises(
-            DeadlineError, match=r"endpoint: the first version \(no version was published\)"
-        ):
+        with pytest.raises(DeadlineError, match=r"endpoint: the first version \(no version was published\)"):
             await first_version(client, 0.1)
