@@ -64,6 +64,7 @@ def generate_bare(inputs: Path, options: argparse.Namespace) -> float:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     from learner.config import DataConfig
     from learner.modelfolder import stop_token_ids
@@ -84,6 +85,7 @@ def generate_bare(inputs: Path, options: argparse.Namespace) -> float:
         enforce_eager=True,
         kv_cache_memory_bytes=2**28,
         disable_log_stats=True,
+        distributed_executor_backend=UniProcExecutor,
     )
     params = SamplingParams(
         temperature=TEMPERATURE,

@@ -3,7 +3,7 @@
     python -m benchmarks.overlap --json
     python -m benchmarks.overlap --engine scripted --rounds 8
 
-Three runs of `sept run` on one model, learner (and Redis) bound to one core, generator (and services) to another:
+Three runs of `sept run` on one model, learner, Redis and services bound to one core, the generator to another:
 
 - fixed data: the generator answers everything before the learner starts, so each side is seen alone;
 - max_staleness = 2: both at once; `overlap_efficiency` is its rollouts/s over those of the slower side alone;
@@ -59,7 +59,7 @@ async def go(run: Run) -> tuple[RunFolder, dict[str, dict[str, float]]]:
     one, other = two_cores()
 
     async def watch() -> None:
-        await run.pin({"redis": one, "learner": one, "services": other, "generator-0": other})
+        await run.pin({"redis": one, "learner": one, "services": one, "generator-0": other})
         while run.going:
             last.update({beat.part_id: beat for beat in await run.beats() if beat.state not in ("finished", "stopped")})
             await asyncio.sleep(LOOK_EVERY_S)

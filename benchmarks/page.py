@@ -3,11 +3,11 @@
     python -m benchmarks.page --json
 
 A real `sept run` with a scripted generator; each browser holds the page's event stream and asks for what an open
-overview asks for, as often. Of two neighbouring windows one has browsers, the other none, in alternating order.
+overview asks for, as often. The learner has one core to itself; all others and the browsers, which in life are on other
+machines, share another. Of two neighbouring windows one has browsers, the other none, in alternating order.
 `learner_cost` is what the learner loses of its tokens per second of training: 1 minus the median over the pairs of
-(with / without). On a machine that others use, their work comes and goes within a pair and drowns that: `ratios` shows
-it, and `services_cores`, the processor time that the services take more with browsers than without, hardly suffers
-from it. `services_rss_mb` is the most memory that the services ever held.
+(with / without). `services_cores` is the processor time that the services take more with browsers than without, and
+`services_rss_mb` the most memory that they ever held.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.runs import Run, base_settings, write_inputs
+from benchmarks.runs import Run, base_settings, pin_process, two_cores, write_inputs
 from deploy.going import where_is
 from services.contracts import RoundMetrics
 
@@ -127,6 +127,9 @@ async def measure(folder: Path, *, browsers: int, pairs: int, window_s: float) -
     async with AsyncExitStack() as stack:
         stack.push_async_callback(run.stop)
         await run.start()
+        learners, others = two_cores()
+        await run.pin({"learner": learners, "redis": others, "services": others, "generator-0": others})
+        pin_process(os.getpid(), others)
         async with asyncio.timeout(DEADLINE_S):
             while run.rounds_done() < WARM_UP_ROUNDS:
                 if not run.going:
@@ -159,8 +162,8 @@ async def measure(folder: Path, *, browsers: int, pairs: int, window_s: float) -
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--browsers", type=int, default=10)
-    parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--window-s", type=float, default=4.0)
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--window-s", type=float, default=30.0)
     parser.add_argument("--json", action="store_true", help="print one line")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="sept-page-") as folder:

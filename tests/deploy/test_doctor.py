@@ -10,8 +10,18 @@ import pytest
 from rich.console import Console
 
 from deploy import exits
-from deploy.doctor import check_disk, check_path, check_port, check_redis, report, versions
-from deploy.settings import load
+from deploy.doctor import (
+    check_disk,
+    check_fit,
+    check_path,
+    check_port,
+    check_redis,
+    check_weight_sync,
+    report,
+    versions,
+)
+from deploy.settings import Settings, load
+from tests.learner import tiny
 
 
 def test_the_embedded_server_answers() -> None:
@@ -47,3 +57,31 @@ def test_the_report_fails_when_a_run_could_not_start(tmp_path: Path) -> None:
 
 def test_versions_name_sept_and_torch() -> None:
     assert {"python", "sept", "torch"} <= dict(versions()).keys()
+
+
+def fitting(folder: Path, *sets: str) -> Settings:
+    lengths = ["data.max_prompt_tokens=64", "sampling.max_response_tokens=64"]
+    return load(None, [f"model.path={tiny.save(folder)}", *lengths, *sets], environ={})
+
+
+def test_a_model_that_fits_is_told_with_the_sequences_its_cache_holds(tmp_path: Path) -> None:
+    finding = check_fit(fitting(tmp_path))
+    assert (finding.verdict, "sequences of 128 tokens" in finding.detail) == ("ok", True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "verdict", "remedy"),
+    [
+        ("generator.cpu_cache_gib=0.0000001", "failed", "raise generator.cpu_cache_gib"),
+        ("generator.cpu_cache_gib=1000000", "warning", "a smaller model"),
+    ],
+)
+def test_a_model_that_does_not_fit_comes_with_its_remedy(
+    tmp_path: Path, setting: str, verdict: str, remedy: str
+) -> None:
+    finding = check_fit(fitting(tmp_path, setting))
+    assert (finding.verdict, remedy in finding.remedy) == (verdict, True)
+
+
+def test_how_weights_travel_is_told(tmp_path: Path) -> None:
+    assert "deltas over HTTP from http://127.0.0.1:8400" in check_weight_sync(fitting(tmp_path)).detail

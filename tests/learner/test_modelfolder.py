@@ -44,7 +44,7 @@ def test_a_model_may_have_no_stop_token(tmp_path: Path) -> None:
 
 def test_types_are_read_from_the_checkpoint(tmp_path: Path) -> None:
     tiny.save(tmp_path, dtype=torch.bfloat16)
-    assert set(modelfolder.stored_dtypes(tmp_path).values()) == {"BF16"}
+    assert {tensor.dtype for tensor in modelfolder.stored_tensors(tmp_path).values()} == {"BF16"}
     assert modelfolder.config_dtype(tmp_path) == "BF16"
 
 
@@ -60,4 +60,4 @@ def test_a_path_that_is_no_model_is_refused(path: str, message: str, tmp_path: P
 def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(ModelError, match=r"model\.safetensors cannot be read"):
-        modelfolder.stored_dtypes(tmp_path)
+        modelfolder.stored_tensors(tmp_path)
