@@ -22,7 +22,7 @@ ROUNDS = 12
 
 def shape() -> PreTrainedConfig:
     """Matrices of 4,096 and more, below which moments stay float32."""
-    return tiny.config(hidden_size=64, intermediate_size=128)
+    return tiny.config(hidden_size=64, intermediate_size=128, num_key_value_heads=4)
 
 
 def trainer(folder: Path, optimizer: str) -> Trainer:
