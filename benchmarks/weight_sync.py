@@ -5,7 +5,7 @@
 Trains the model for a few updates at each learning rate, then measures chosen updates. Without `--model`, a small model
 trained on the spot in full precision. `--versions` keeps the trained versions for the next time. `--engine` also lays
 the last update of each rate over a real vLLM engine. `--synthetic 1.5` adds a set of 1.5 billion parameters, which are
-made, encoded and decoded tensor by tensor.
+made, encoded and decoded tensor by tensor. `--lora-rank 16` trains adapters, and measures what they alone would take.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import zstandard
 
 from benchmarks.entropy import entropy_bound_bytes
 from services.weights.delta import apply, decode, encode
@@ -88,14 +89,34 @@ def measure_publish(parent: Tensors, child: Tensors) -> float:
         return time.perf_counter() - start
 
 
+def measure_adapters(parent: Tensors, child: Tensors) -> dict[str, Any]:
+    """Bytes of float32 adapters alone, and rounded to bf16: as they are, compressed, and as a delta."""
+    numbers: dict[str, Any] = {}
+    for kind, old, new in (("f32", parent, child), ("bf16", _rounded(parent), _rounded(child))):
+        numbers[f"adapters_{kind}_bytes"] = sum(tensor.nbytes for tensor in new.values())
+        numbers[f"adapters_{kind}_zstd_bytes"] = sum(len(zstandard.compress(t.data.data, 3)) for t in new.values())
+        numbers[f"adapters_{kind}_delta_bytes"] = len(encode(old, new))
+    return numbers
+
+
+def _rounded(tensors: Tensors) -> dict[str, RawTensor]:
+    return {
+        name: RawTensor("BF16", tensor.shape, _round(tensor.data.view(np.float32)).view(np.uint8))
+        for name, tensor in tensors.items()
+    }
+
+
 def measure_rate(folder: Path, updates: list[int]) -> dict[str, Any]:
     """The last update's numbers, and all of them under `updates`."""
-    from benchmarks.weight_versions import version_path
+    from benchmarks.weight_versions import adapters_path, version_path
 
     measured: dict[str, dict[str, Any]] = {}
     for update in updates:
         parent, child = (in_memory(read_safetensors(version_path(folder, v))) for v in (update - 1, update))
         measured[str(update)] = measure(parent, child)
+        if adapters_path(folder, update).exists():
+            adapters = (in_memory(read_safetensors(adapters_path(folder, v))) for v in (update - 1, update))
+            measured[str(update)] |= measure_adapters(*adapters)
     return {**measured[str(updates[-1])], "publish_s": measure_publish(parent, child), "updates": measured}
 
 
@@ -159,6 +180,7 @@ def main() -> None:
     parser.add_argument("--versions", type=Path, help="folder to keep trained versions in and reuse them from")
     parser.add_argument("--measure", default="1,2,10,20", help="updates to measure, ascending")
     parser.add_argument("--rates", default=",".join(f"{rate:.0e}" for rate in LEARNING_RATES))
+    parser.add_argument("--lora-rank", type=int, default=0, help="train adapters of this rank, and measure them too")
     parser.add_argument("--synthetic", type=float, default=0.0, help="add a set of so many billion parameters")
     parser.add_argument("--engine", action="store_true", help="measure the last updates on a real vLLM engine too")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
@@ -180,7 +202,14 @@ def _measure_all(arguments: argparse.Namespace, updates: list[int], versions: Pa
     results = {}
     for rate in arguments.rates.split(","):
         folder = versions / rate
-        train_versions(arguments.model, arguments.texts, folder, learning_rate=float(rate), keep=keep)
+        train_versions(
+            arguments.model,
+            arguments.texts,
+            folder,
+            learning_rate=float(rate),
+            keep=keep,
+            lora_rank=arguments.lora_rank,
+        )
         results[rate] = measure_rate(folder, updates)
     if arguments.engine:
         for rate, pauses in asyncio.run(_measure_engine(arguments.model, versions, list(results), updates[-1])).items():

@@ -1,7 +1,8 @@
 """Real successive versions of a model, from a short fp32-master AdamW training; knows nothing of deltas or stores.
 
 Plain next-token loss in tiny batches: what matters here is how AdamW moves bf16 weights at a given learning rate, not
-what the model learns. Version 0 is the model as it was, version n the weights after n updates.
+what the model learns. Version 0 is the model as it was, version n the weights after n updates. With adapters these are
+the merged weights, and the adapters themselves lie beside them.
 
 Legend of shapes: B texts, T tokens.
 """
@@ -16,6 +17,9 @@ from typing import Any, cast
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from learner.config import LoraConfig
+from learner.lora import adapters_of, add_adapters, base_name, is_adapter, merged
 
 WEIGHT_DECAY = 0.01
 BATCH_TEXTS = 2
@@ -34,8 +38,18 @@ def version_path(folder: Path, version: int) -> Path:
     return folder / f"v{version:05d}.safetensors"
 
 
+def adapters_path(folder: Path, version: int) -> Path:
+    return folder / f"v{version:05d}.adapters.safetensors"
+
+
 def train_versions(
-    model: Path | None, texts: Path | None, folder: Path, *, learning_rate: float, keep: Collection[int]
+    model: Path | None,
+    texts: Path | None,
+    folder: Path,
+    *,
+    learning_rate: float,
+    keep: Collection[int],
+    lora_rank: int = 0,
 ) -> None:
     """Trains up to the last version of `keep` and saves those, in bf16, into `folder`; whole sets are not redone.
 
@@ -43,6 +57,7 @@ def train_versions(
         model: Hugging Face folder; None for a small model trained on the spot in full precision.
         texts: JSON lines with `question` and `answer`; None for sums in words, made on the spot.
         keep: versions to save.
+        lora_rank: of adapters on all linear layers but the head, which then are all that is trained; 0: no adapters.
     """
     if all(version_path(folder, version).exists() for version in keep):
         return
@@ -61,6 +76,8 @@ def train_versions(
         network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         batches = _batches([tokenizer.encode(text) for text in plain[:4096]])
     _round_to_wire(network)
+    if lora_rank:
+        add_adapters(network, LoraConfig(rank=lora_rank))
     _save(network, folder, 0, keep)
     for version in _train(network, batches, learning_rate, range(1, max(keep) + 1)):
         _save(network, folder, version, keep)
@@ -76,7 +93,8 @@ def save_small_model(folder: Path) -> Path:
 def _train(network: Any, batches: Batches, learning_rate: float, updates: range) -> Iterator[int]:
     """One optimizer step per number of `updates`, which is yielded after it."""
     network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=WEIGHT_DECAY)
     for update in updates:
         tokens, labels = next(batches)
         network(input_ids=tokens, labels=labels).loss.backward()
@@ -126,11 +144,21 @@ def _round_to_wire(network: torch.nn.Module) -> None:
         weight.copy_(weight.to(torch.bfloat16))
 
 
-def _save(network: torch.nn.Module, folder: Path, version: int, keep: Collection[int]) -> None:
+def _save(network: Any, folder: Path, version: int, keep: Collection[int]) -> None:
     """Named parameters, so that a tied weight is saved once."""
     if version not in keep:
         return
+    layers = adapters_of(network)
+    weights, adapters = {}, {}
+    for name, weight in network.named_parameters():
+        if is_adapter(name):
+            adapters[name] = weight.detach()
+        else:
+            layer = layers.get(base_name(name))
+            weights[base_name(name)] = (weight if layer is None else merged(weight, layer)).detach().to(torch.bfloat16)
+    if adapters:
+        save_file(adapters, adapters_path(folder, version))
     path = version_path(folder, version)
     partial = path.with_suffix(".partial")
-    save_file({name: weight.detach().to(torch.bfloat16) for name, weight in network.named_parameters()}, partial)
+    save_file(weights, partial)
     partial.replace(path)

@@ -7,7 +7,7 @@ import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
@@ -22,6 +22,7 @@ Sets = Annotated[
     Parameter(name="--set", negative="", show_default=False, help="section.key=value; wins over file and environment"),
 ]
 Config = Annotated[Path, Parameter(name="--config", help="TOML file, or config.toml of a run's folder")]
+Flag = Annotated[bool, Parameter(negative="")]
 RunDir = Annotated[Path | None, Parameter(name="--run", help="the run's folder; default: the one going under runs/")]
 
 WHOLE, PARTS, GOING = (
@@ -108,7 +109,7 @@ def evaluate(
     limit: int | None = None,
     weight_version: int | None = None,
     out: Path | None = None,
-    general: Annotated[bool, Parameter(negative="")] = False,
+    general: Flag = False,
     config: Annotated[Path | None, Parameter(name="--config")] = None,
     sets: Sets = (),
 ) -> int:
@@ -222,17 +223,40 @@ def evaluator(*, config: Config, sets: Sets = ()) -> int:
 
 
 @app.command(group=GOING)
-def status(*, run: RunDir = None, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def status(*, run: RunDir = None, watch: Flag = False, json: Flag = False) -> None:
     """Show what a run is doing.
 
     Parameters
     ----------
+    watch
+        Go on showing it until it ends.
     json
         Print the status snapshot as JSON.
     """
-    from deploy.going import show_status
+    from deploy.going import show_status, watch_status
 
-    show_status(run, as_json=json)
+    if watch:
+        watch_status(run)
+    else:
+        show_status(run, as_json=json)
+
+
+@app.command(group=GOING)
+def logs(*parts: str, run: RunDir = None, lines: int = 20, follow: Flag = False) -> None:
+    """Print what the parts of a run have written last.
+
+    Parameters
+    ----------
+    parts
+        learner, generator-0, services, redis, supervisor; default: all.
+    lines
+        So many of each part.
+    follow
+        Then what they write, until the run ends.
+    """
+    from deploy.going import show_logs
+
+    show_logs(run, parts, lines=lines, follow=follow)
 
 
 @scale.command(name="generators")
@@ -260,6 +284,14 @@ def resume(*, run: RunDir = None) -> None:
 
 
 @app.command(group=GOING)
+def stop(*, run: RunDir = None) -> None:
+    """Let the learner finish its round, then end the run; `sept run` resumes it."""
+    from deploy.going import tell
+
+    tell(run, lambda client: client.stop())
+
+
+@app.command(group=GOING)
 def checkpoint(*, run: RunDir = None) -> None:
     """Let the learner write a checkpoint when its round is done."""
     from deploy.going import tell
@@ -268,17 +300,22 @@ def checkpoint(*, run: RunDir = None) -> None:
 
 
 @app.command(group=GOING)
-def rollback(weight_version: int, *, run: RunDir = None) -> None:
+def rollback(weight_version: int, *, run: RunDir = None, yes: Flag = False) -> int:
     """Let the learner go back to its checkpoint of a version; what came later is lost.
 
     Parameters
     ----------
     weight_version
         Which version; the page shows those that have a checkpoint.
+    yes
+        Do not ask.
     """
-    from deploy.going import tell
+    from deploy.going import agreed, tell
 
+    if not agreed(f"every version after {weight_version} will be lost", yes=yes):
+        return exits.FAILED
     tell(run, lambda client: client.roll_back(weight_version))
+    return exits.OK
 
 
 @app.command(group=OTHER)
@@ -314,6 +351,12 @@ def doctor(*, config: Annotated[Path | None, Parameter(name="--config")] = None,
     from deploy.settings import load
 
     return report(load(config, sets) if config is not None else None)
+
+
+@app.command(group=OTHER)
+def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
+    """Print what makes a shell complete these commands: `sept completion bash >> ~/.bashrc`."""
+    sys.stdout.write(app.generate_completion(shell=shell))
 
 
 @app.command(group=OTHER)

@@ -49,6 +49,10 @@ class RunClient:
     async def resume(self) -> None:
         await self._ask("POST", "/v1/control/resume")
 
+    async def stop(self) -> None:
+        """Let the learner finish its round, then end the run."""
+        await self._ask("POST", "/v1/control/stop")
+
     async def checkpoint(self) -> None:
         """Let the learner write a checkpoint when its round is done."""
         await self._ask("POST", "/v1/control/checkpoint")

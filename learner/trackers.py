@@ -1,21 +1,29 @@
 """Experiment trackers: the line of metrics.jsonl, also where people compare runs. Knows no round's contents.
 
-One small class per tracker, all fed with the same numbers. What is not installed is refused when the run starts.
+One small class per tracker, all fed with the same numbers. What is not installed or does not answer is refused
+when the run starts; a server that goes away later holds up no round.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import structlog
+
 from services.contracts import EvaluationMetrics, RoundMetrics
-from services.errors import ConfigError
+from services.errors import ConfigError, UnavailableError
 from services.runfolder import RunFolder
 
 EXTRAS = {"tensorboard": "trackers", "wandb": "wandb", "mlflow": "mlflow"}
 """Which extra of sept brings which package."""
+CLOSE_S = 60.0
+"""How long Weights & Biases may take at the end for what is left; `wandb sync` sends the rest."""
+
+log = structlog.get_logger()
 
 
 class Tracker(Protocol):
@@ -61,6 +69,15 @@ def _package(name: str, module: str) -> Any:
         ) from error
 
 
+@contextlib.contextmanager
+def _reached(name: str, refusal: type[Exception], hint: str) -> Iterator[None]:
+    """What goes wrong while a tracker opens is ours to tell: not its traceback, but what to do."""
+    try:
+        yield
+    except refusal as error:
+        raise UnavailableError(f"run.trackers names {name}, which does not open: {error}", hint=hint) from error
+
+
 class TensorBoard:
     """Event files in the run's tensorboard/; show them with `tensorboard --logdir RUN`."""
 
@@ -89,7 +106,15 @@ class WandB:
     def __init__(self, folder: RunFolder) -> None:
         project = os.environ.get("WANDB_PROJECT", "sept")
         package = _package("wandb", "wandb")
-        self._run = package.init(project=project, id=folder.run_id, resume="allow", dir=str(folder.path))
+        with _reached("wandb", package.Error, "log in with `wandb login`, or set WANDB_MODE=offline"):
+            self._run = package.init(
+                project=project,
+                id=folder.run_id,
+                name=folder.run_id,
+                resume="allow",
+                dir=str(folder.path),
+                settings={"console": "off", "finish_timeout": CLOSE_S},  # numbers only: the log stays here
+            )
         self._run.define_metric("*", step_metric="round")
 
     def begin(self, round_: int) -> None:
@@ -107,18 +132,23 @@ class MLflow:
 
     def __init__(self, folder: RunFolder) -> None:
         self._mlflow = _package("mlflow", "mlflow")
-        self._mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "sept"))
-        known = self._mlflow.search_runs(
-            filter_string=f"attributes.run_name = '{folder.run_id}'", output_format="list", max_results=1
-        )
-        which = {"run_id": known[0].info.run_id} if known else {"run_name": folder.run_id}
-        self._mlflow.start_run(**which)
+        with _reached("mlflow", self._mlflow.MlflowException, "MLFLOW_TRACKING_URI says where its server or store is"):
+            self._mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "sept"))
+            known = self._mlflow.search_runs(
+                filter_string=f"attributes.run_name = '{folder.run_id}'", output_format="list", max_results=1
+            )
+            which = {"run_id": known[0].info.run_id} if known else {"run_name": folder.run_id}
+            self._mlflow.start_run(**which)
 
     def begin(self, round_: int) -> None:
         """Its history only ever grows."""
 
     def log(self, round_: int, values: Mapping[str, float]) -> None:
-        self._mlflow.log_metrics(dict(values), step=round_)
+        # from a thread of MLflow's own, which tries again for minutes and logs what it could not hand over
+        self._mlflow.log_metrics(dict(values), step=round_, synchronous=False)
 
     def close(self) -> None:
-        self._mlflow.end_run()
+        try:
+            self._mlflow.end_run()
+        except self._mlflow.MlflowException as error:  # the run itself is over and whole
+            log.warning("tracker_not_closed", tracker="mlflow", error=str(error))

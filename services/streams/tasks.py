@@ -32,6 +32,7 @@ from services.streams.wire import (
     decode_task,
     encode_rollout,
     encode_task,
+    entered_at,
 )
 
 MAX_DELIVERIES = 5
@@ -312,7 +313,7 @@ class QueueGauge:
 
 def _age_s(entry_id: bytes, now: Sequence[Any]) -> float:
     """Seconds from the entry's birth to `now`, the answer of TIME: (seconds, microseconds)."""
-    return max(0.0, int(now[0]) + int(now[1]) / 1e6 - int(entry_id.split(b"-")[0]) / 1000)
+    return max(0.0, int(now[0]) + int(now[1]) / 1e6 - entered_at(entry_id))
 
 
 def _check_answers(task: Task, rollouts: Sequence[Rollout]) -> None:

@@ -61,6 +61,11 @@ def decode_rollout(fields: Fields) -> Rollout:
     return rollout
 
 
+def entered_at(entry_id: bytes) -> float:
+    """When the entry of that id came into its stream: Unix seconds by Redis' clock."""
+    return int(entry_id.split(b"-")[0]) / 1000
+
+
 def claimed_task_id(fields: Fields) -> str:
     """The task id that an unreadable entry claims to have, or "": good for finding its traces, not to be believed."""
     try:

@@ -83,5 +83,5 @@ def test_a_model_that_does_not_fit_comes_with_its_remedy(
     assert (finding.verdict, remedy in finding.remedy) == (verdict, True)
 
 
-def test_how_weights_travel_is_told(tmp_path: Path) -> None:
-    assert "deltas over HTTP from http://127.0.0.1:8400" in check_weight_sync(fitting(tmp_path)).detail
+def test_how_weights_travel_is_told() -> None:
+    assert "deltas over HTTP" in check_weight_sync().detail

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from deploy.client import RunClient
 from deploy.endpoints import Endpoints, write
-from deploy.going import find_run, where_is
+from deploy.going import agreed, find_run, show_logs, watch_status, where_is
 from deploy.progress import Progress, in_bytes, round_line, view
 from deploy.runlock import run_lock
 from services import durable
@@ -87,6 +87,7 @@ async def test_wishes_go_to_their_routes() -> None:
     async with client(answer) as run:
         await run.pause()
         await run.resume()
+        await run.stop()
         await run.scale(3)
         await run.checkpoint()
         await run.roll_back(8)
@@ -94,6 +95,7 @@ async def test_wishes_go_to_their_routes() -> None:
     assert asked == [
         ("/v1/control/pause", b""),
         ("/v1/control/resume", b""),
+        ("/v1/control/stop", b""),
         ("/v1/control/generators", b'{"count":3}'),
         ("/v1/control/checkpoint", b""),
         ("/v1/control/rollback", b'{"weight_version":8}'),
@@ -191,3 +193,25 @@ async def test_on_a_terminal_the_view_survives_services_that_are_away(tmp_path: 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1536, "1.5 kB"), (2e12, "2.0 TB")])
 def test_bytes_in_words(count: float, text: str) -> None:
     assert in_bytes(count) == text
+
+
+def test_what_cannot_be_undone_wants_a_yes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert agreed("all of it goes", yes=True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # no terminal: nobody can be asked
+    with pytest.raises(ConfigError, match="all of it goes, and nobody"):
+        agreed("all of it goes", yes=False)
+
+
+def test_a_run_that_is_not_going_cannot_be_watched(tmp_path: Path) -> None:
+    durable.write_file(RunFolder(tmp_path).identity, "{}")
+    with pytest.raises(UnavailableError, match="no run is going"):
+        watch_status(tmp_path)
+
+
+def test_logs_name_the_part_that_wrote_each_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(tmp_path)
+    durable.write_file(run.identity, "{}")
+    run.logs.mkdir()
+    (run.logs / "learner.log").write_text("round_trained [info] round=3\n")
+    show_logs(tmp_path, (), lines=5, follow=True)
+    assert capsys.readouterr().out == "learner | round_trained [info] round=3\n"

@@ -92,6 +92,16 @@ def test_rollouts_come_in_task_order_whatever_order_they_arrive_in(collector: Op
     assert ids(collecting.in_order(1, PATIENCE_S)) == expected(1)
 
 
+def test_it_is_known_when_a_rollout_was_handed_in(collector: Open, redis_url: str) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    began = time.time()
+    answer(redis_url, KEYS)
+    ended = time.time()
+    for rollout in collecting.in_order(0, PATIENCE_S):
+        assert began - 0.001 <= collecting.completed_at(rollout) <= ended, "Redis counts in milliseconds"
+
+
 def test_rollouts_leave_redis_only_when_released(collector: Open, client: redis.Redis, redis_url: str) -> None:
     collecting = collector()
     collecting.expect(tasks_of(0))

@@ -74,3 +74,8 @@ def test_only_adapters_are_trained_and_remembered(tmp_path: Path) -> None:
 def test_a_layer_that_the_model_has_not_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"lora\.targets = sideways"):
         tiny.load(tmp_path, adapters=LoraConfig(rank=2, targets=("sideways",)))
+
+
+def test_an_adapter_that_would_not_be_trained_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="names the head"):
+        tiny.load(tmp_path, tiny.config("llama"), adapters=LoraConfig(rank=2, targets=("q_proj", "lm_head")))
