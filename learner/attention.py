@@ -32,7 +32,7 @@ KERNELS = (
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 )
-"""The operators that `packed_attention` ends in, whatever device and types; masks on CPU have none of their own."""
+"""The operators that `packed_attention` ends in, by device and type; with a window on CPU it is plain products."""
 
 
 def packing_arguments(batch: MicroBatch) -> dict[str, Any]:
