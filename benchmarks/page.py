@@ -4,7 +4,9 @@
 
 A real `sept run` with a scripted generator; each browser holds the page's event stream and asks for what an open
 overview asks for, as often. The learner has one core to itself; all others and the browsers, which in life are on other
-machines, share another. Of two neighbouring windows one has browsers, the other none, in alternating order.
+machines, share another. That one is never idle: a process that yields to all others spins on it, as two virtual cores
+are often two threads of one, of which each is faster while the other sleeps. Of two neighbouring windows one has
+browsers, the other none, in alternating order.
 `learner_cost` is what the learner loses of its tokens per second of training: 1 minus the median over the pairs of
 (with / without). `services_cores` is the processor time that the services take more with browsers than without, and
 `services_rss_mb` the most memory that they ever held.
@@ -17,11 +19,12 @@ import asyncio
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,17 @@ async def browsing(url: str, browsers: int) -> AsyncIterator[None]:
         for page in open_pages:
             page.cancel()
         await asyncio.gather(*open_pages, return_exceptions=True)
+
+
+@contextmanager
+def _never_idle() -> Iterator[None]:
+    """What this process is bound to, is busy within the block."""
+    spinner = subprocess.Popen([sys.executable, "-c", "while True: pass"], preexec_fn=lambda: os.nice(19))
+    try:
+        yield
+    finally:
+        spinner.kill()
+        spinner.wait()
 
 
 async def watch(run: Run, url: str, browsers: int, window_s: float) -> tuple[float, float]:
@@ -130,6 +144,7 @@ async def measure(folder: Path, *, browsers: int, pairs: int, window_s: float) -
         learners, others = two_cores()
         await run.pin({"learner": learners, "redis": others, "services": others, "generator-0": others})
         pin_process(os.getpid(), others)
+        stack.enter_context(_never_idle())
         async with asyncio.timeout(DEADLINE_S):
             while run.rounds_done() < WARM_UP_ROUNDS:
                 if not run.going:
