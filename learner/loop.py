@@ -36,7 +36,7 @@ from learner.evaluation.during import Evaluated, Evaluations
 from learner.fixed_data import FixedData
 from learner.health import Guard, Health
 from learner.memory import take_peak_bytes
-from learner.model import TrainedModel, wire_tensors
+from learner.model import TrainedModel, wire_adapters, wire_tensors
 from learner.publisher import Publication, Publisher
 from learner.records import Answer, Records, summarise
 from learner.report import LEARNER_ID, Report
@@ -191,7 +191,8 @@ class Loop:
         """Hand the weights, as they are now, to the publisher as `_version`."""
         files = modelfolder.model_files(self.model.folder) if self._version == 0 else None
         tensors = wire_tensors(self.model)
-        return self.publisher.submit(self._version, tensors, files, sing(self.model, self.canary_prompts))
+        canaries = sing(self.model, self.canary_prompts)
+        return self.publisher.submit(self._version, tensors, files, canaries, wire_adapters(self.model))
 
     def _arriving(self, round_: int, rollouts: list[Rollout]) -> Iterator[Rollout]:
         """The round's rollouts in task order, each as soon as it is here; they are kept in `rollouts`."""
