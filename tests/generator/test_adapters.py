@@ -92,13 +92,16 @@ async def answers(world: World, round_: int) -> list[Rollout]:
 
 
 def merged_log_probs(trained: TrainedModel) -> list[float]:
-    """Of TEXT after its first token, by transformers with the adapters as peft itself merges them, in bfloat16."""
+    """Of TEXT after its first token, by transformers with the adapters, as published, as peft itself merges them."""
     import torch
 
-    from learner.lora import adapters_of
+    from learner.lora import adapters_of, factors
 
     module = deepcopy(trained.module)
     for layer in adapters_of(module).values():
+        b, a, scale = factors(layer)
+        layer.lora_B["default"].weight.data = b * (scale / layer.scaling["default"])
+        layer.lora_A["default"].weight.data = a.float()
         layer.merge()
     for weight in module.parameters():
         weight.data = weight.data.to(torch.bfloat16).float()

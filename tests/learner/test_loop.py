@@ -378,7 +378,7 @@ def test_a_run_that_sends_adapters_is_the_run_that_sends_merged_weights(
         if texts == 2 * PROMPTS + 3:
             raise Killed
         if texts == 4 * PROMPTS:
-            learner.loop.control.ask_rollback(1)
+            learner.loop.control.ask_rollback(2)
         return str(tokens)
 
     adapters = LoraConfig(rank=2, publish="adapters")
