@@ -156,7 +156,7 @@ def judge(folder: RunFolder, rounds: int) -> Verdict:
     trained = Counter(
         (record["round"], record["index"], record["sample"])
         for number in numbers
-        for line in (folder.rollouts / f"round-{number:06d}.jsonl").read_text().splitlines()
+        for line in (folder.rollouts / f"round-{number:06d}.jsonl").read_bytes().splitlines()
         for record in [json.loads(line)]
     )
     expected = {(r, i, s) for r in range(rounds) for i in range(PROMPTS_PER_ROUND) for s in range(SAMPLES)}

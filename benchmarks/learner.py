@@ -47,7 +47,7 @@ def read_pairs(model: Path, texts: Path | None, count: int) -> list[tuple[Tokens
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    rows = [json.loads(line) for line in texts.read_text().splitlines()[:count]]
+    rows = [json.loads(line) for line in texts.read_bytes().splitlines()[:count]]
     return [
         (tokenizer.encode(f"{row['question']}\n"), [*tokenizer.encode(row["answer"]), tokenizer.eos_token_id])
         for row in rows

@@ -155,7 +155,7 @@ class Run:
     def events(self, part: str) -> Iterator[dict[str, Any]]:
         """The lines of a part's log that are events, oldest first."""
         path = self.folder.logs / f"{part}.log"
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in path.read_bytes().splitlines() if path.exists() else []:
             with contextlib.suppress(ValueError):  # of a library, or one that the part was killed in
                 event = json.loads(line)
                 if isinstance(event, dict):
@@ -218,7 +218,7 @@ def per_s(rounds: list[RoundMetrics]) -> float:
 def answers(folder: RunFolder) -> list[dict[str, Any]]:
     """What was recorded of every rollout, rounds in order."""
     paths = sorted(folder.rollouts.glob("round-*.jsonl"))
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]
 
 
 def completions(folder: RunFolder) -> list[tuple[float, int]]:

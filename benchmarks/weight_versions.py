@@ -63,7 +63,7 @@ def train_versions(
         return
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    rows = _sums() if texts is None else [json.loads(line) for line in texts.read_text().splitlines()]
+    rows = _sums() if texts is None else [json.loads(line) for line in texts.read_bytes().splitlines()]
     plain = [f"{row['question']}\n{row['answer']}" for row in rows]
     network: Any
     if model is None:

@@ -99,7 +99,7 @@ def last_words(log: Path, lines: int = 40) -> list[str]:
         with log.open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - LAST_WORDS_BYTES))
-            return file.read().decode(errors="replace").splitlines()[-lines:]
+            return [line.decode(errors="replace") for line in file.read().splitlines()[-lines:]]
     except FileNotFoundError:
         return []
 

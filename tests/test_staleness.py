@@ -34,7 +34,7 @@ async def finish(process: asyncio.subprocess.Process) -> int:
 
 
 def rollouts_of(run: Path) -> list[dict[str, Any]]:
-    lines = (line for path in sorted((run / "rollouts").glob("*.jsonl")) for line in path.read_text().splitlines())
+    lines = (line for path in sorted((run / "rollouts").glob("*.jsonl")) for line in path.read_bytes().splitlines())
     return [json.loads(line) for line in lines]
 
 

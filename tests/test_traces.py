@@ -64,7 +64,7 @@ async def run(config: Path, endpoint: str) -> int:
 
 def recorded(folder: Path) -> dict[str, dict[str, Any]]:
     """The run's own account of its rollouts, by task id."""
-    lines = (line for path in (folder / "rollouts").glob("*.jsonl") for line in path.read_text().splitlines())
+    lines = (line for path in (folder / "rollouts").glob("*.jsonl") for line in path.read_bytes().splitlines())
     return {record["rollout_id"].removesuffix(".0"): record for record in map(json.loads, lines)}
 
 

@@ -129,11 +129,11 @@ def write_model(folder: Path) -> None:
 
 def rounds_of(run: Path) -> list[tuple[int, float, list[str]]]:
     """What must not depend on placement: of every round its number, tau_s, and its questions in training order."""
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
     found = []
     for line in metrics:
         path = run / "rollouts" / f"round-{line['round']:06d}.jsonl"
-        answers = [json.loads(text) for text in path.read_text().splitlines()]
+        answers = [json.loads(text) for text in path.read_bytes().splitlines()]
         found.append((line["round"], line["tau_s"], [answer["question"] for answer in answers]))
     return found
 

@@ -105,6 +105,6 @@ def _tail(path: Path) -> list[str]:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()
+            return [line.decode(errors="replace") for line in file.read().splitlines()]
     except FileNotFoundError:
         return []

@@ -56,5 +56,12 @@ def test_last_words_have_the_time_of_the_line_before(tmp_path: Path) -> None:
     assert found[0].time_s == 1767323045.0
 
 
+def test_a_line_ends_at_its_newline_only(tmp_path: Path) -> None:
+    """Not at the other characters that Unicode breaks lines at, which answers may hold."""
+    event = {"time": 1.0, "event": "part_died", "reason": "said \u2028 and \x85"}
+    (tmp_path / "supervisor.log").write_text(json.dumps(event, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [one.text for one in last_troubles(tmp_path, 10)] == ["part_died reason=said and"]
+
+
 def test_without_logs_there_are_no_troubles(tmp_path: Path) -> None:
     assert last_troubles(tmp_path / "missing", 10) == []
