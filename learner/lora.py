@@ -22,7 +22,7 @@ BASE = ".base_layer."
 """Between a layer's name and that of its frozen weight."""
 MARK = ".lora_"
 """In the name of everything that belongs to an adapter."""
-BLOCK_ELEMENTS = 1 << 22
+BLOCK_ELEMENTS = 1 << 20
 """Merged at a time; their products take 8 bytes each."""
 
 
