@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_VERSION := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_CPU_WHEELS ?= $(TORCH_CPU_INDEX)/torch/
-EXTRAS := --extra ray --extra eval --extra lora --extra trackers --extra traces --extra dev
+EXTRAS := --extra ray --extra eval --extra lora --extra adam8bit --extra trackers --extra traces --extra dev
 COMPILE := --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header --quiet
 # The stamp is named after what was installed, so a changed requirement installs again and nothing else does.
 STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.txt pyproject.toml | sha256sum | cut -c1-16)

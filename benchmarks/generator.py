@@ -3,9 +3,9 @@
     python -m benchmarks.generator --json
 
 Ours: `sept run` with a fixed data set, so that the generator answers all prompts while nobody trains: leases, spans,
-heartbeats and completions included, from the first lease to the last completion. Bare: one `LLM.generate` call with all
-prompts in a process of its own, after a short one to warm up. Both have the same model, engine settings and core; runs
-alternate, and each number is the median.
+heartbeats and completions included. Bare: one `LLM.generate` call with all prompts in a process of its own. Before they
+are timed both have answered as many prompts as they take at once. Both have the same model, engine settings and core;
+runs alternate, and each number is the median.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.runs import PROMPT_TOKENS, Run, base_settings, completions, pin_process, two_cores, write_inputs
+from benchmarks.runs import PROMPT_TOKENS, Run, answers, base_settings, pin_process, two_cores, write_inputs
+from services.runfolder import RunFolder
 
 TEMPERATURE = 0.6
 
@@ -34,7 +35,7 @@ def settings(inputs: Path, options: argparse.Namespace) -> dict[str, Any]:
         "sampling.max_response_tokens": options.response_tokens,
         "training.data": "fixed",
         "training.rounds": 1,
-        "training.prompts_per_round": options.prompts,
+        "training.prompts_per_round": options.in_flight + options.prompts,
         "training.steps_per_round": 1,
         "generator.max_in_flight": options.in_flight,
     }
@@ -44,8 +45,18 @@ def ours(folder: Path, inputs: Path, options: argparse.Namespace, cores: tuple[i
     """Tokens per second of one run's generator, which has the second core to itself."""
     run = Run(folder, settings(inputs, options))
     others = dict.fromkeys(("redis", "services", "learner"), cores[0])
-    done = completions(asyncio.run(run.whole(lambda: run.pin({**others, "generator-0": cores[1]}))))
-    return sum(tokens for _, tokens in done) / done[-1][0]
+    return tokens_per_s(asyncio.run(run.whole(lambda: run.pin({**others, "generator-0": cores[1]}))), options.in_flight)
+
+
+def tokens_per_s(folder: RunFolder, warm_up: int) -> float:
+    """Response tokens per second after so many completions, to the last one; an answer's tokens come evenly.
+
+    An answer's time begins with its lease, so what waits for a place in the engine counts against the speed.
+    """
+    ends = sorted((r["queued_s"] + r["generate_s"], r["generate_s"], r["response_tokens"]) for r in answers(folder))
+    start = ends[warm_up - 1][0]
+    tokens = sum(tokens * min(1.0, (end - start) / took_s) for end, took_s, tokens in ends[warm_up:])
+    return float(tokens / (ends[-1][0] - start))
 
 
 def bare(inputs: Path, options: argparse.Namespace, core: int) -> float:
@@ -96,14 +107,16 @@ def generate_bare(inputs: Path, options: argparse.Namespace) -> float:
     )
     llm.generate(prompts[: options.in_flight], params, use_tqdm=False)
     started = time.perf_counter()
-    answers = llm.generate(prompts, params, use_tqdm=False)
+    done = llm.generate(prompts[options.in_flight :], params, use_tqdm=False)
     seconds = time.perf_counter() - started
-    return sum(len(answer.outputs[0].token_ids) for answer in answers) / seconds
+    return sum(len(answer.outputs[0].token_ids) for answer in done) / seconds
 
 
 def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The benchmark's result."""
-    write_inputs(folder, seed=0, prompts=options.prompts, hidden=options.hidden, layers=options.layers)
+    write_inputs(
+        folder, seed=0, prompts=options.in_flight + options.prompts, hidden=options.hidden, layers=options.layers
+    )
     first, second = two_cores()
     speeds: dict[str, list[float]] = {"bare": [], "ours": []}
     for repeat in range(options.repeats):

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
     parser.add_argument("--prompts", type=int, default=128, help="of a round of two optimizer steps")
-    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--gradient-checkpointing", default="off", choices=["off", "light", "full"])
     parser.add_argument("--peak-tflops", type=float)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()

@@ -54,6 +54,7 @@ def run_sept(model: Path, steps: Sequence[Sequence[Pair]], setting: int, learnin
     from learner.model import load_model
     from learner.trainer import Trainer
 
+    tokenizer = _tokenizer(model)  # takes memory in a run, and TRL has one
     config = TrainingConfig(
         prompts_per_round=len(steps[0]),
         steps_per_round=1,
@@ -62,9 +63,11 @@ def run_sept(model: Path, steps: Sequence[Sequence[Pair]], setting: int, learnin
         weight_decay=0.0,
         max_grad_norm=MAX_GRAD_NORM,
         micro_batch_tokens=setting,
+        gradient_checkpointing="light",
         device="cpu",
     )
-    trainer = Trainer(load_model(str(model), device="cpu"), config)
+    loaded = load_model(str(model), device="cpu", gradient_checkpointing=config.gradient_checkpointing)
+    trainer = Trainer(loaded, config)
     done = Steps([], [])
     clock = _Clock()
     for number, pairs in enumerate(steps):
@@ -72,6 +75,7 @@ def run_sept(model: Path, steps: Sequence[Sequence[Pair]], setting: int, learnin
         clock.start()
         done.losses.append(trainer.train_round(rollouts).loss)
         done.cpu_s.append(clock.seconds())
+    del tokenizer
     return done
 
 

@@ -1,9 +1,9 @@
 """How much memory a run's parts need at least, from the model's files and the settings. Loads no weights.
 
-The learner holds P parameters in float32, their gradients and AdamW's two moments, 16 bytes each, shared out over its
-ranks; with adapters only the frozen weights, 4 bytes. A generator holds the weights as its engine computes with them,
-the mirror of the published ones, and its KV cache, of which a token takes 2 n h d values: keys and values of n layers
-with h heads of size d. Activations and libraries come on top.
+The learner holds P parameters in float32, their gradients and AdamW's two moments, 16 bytes each (10 with moments of 8
+bits), shared out over its ranks; with adapters only the frozen weights, 4 bytes. A generator holds the weights as its
+engine computes with them, the mirror of the published ones, and its KV cache, of which a token takes 2 n h d values:
+keys and values of n layers with h heads of size d. Activations and libraries come on top.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from services.errors import ModelError
 from services.weights.tensors import ITEM_BYTES
 
 FLOAT32_BYTES = 4
-TRAINED_BYTES = 4 * FLOAT32_BYTES
-"""Of a parameter with its gradient and its two moments."""
+TRAINED_BYTES = {"adamw": 4 * FLOAT32_BYTES, "adamw_8bit": 2 * FLOAT32_BYTES + 2}
+"""By optimizer: of a parameter with its gradient and its two moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def shape_of(folder: Path) -> Shape:
 
 def footprint(shape: Shape, settings: Settings, *, longest: int, cuda: bool) -> Footprint:
     """For sequences of up to `longest` tokens; `cuda` says whether engines compute on GPUs."""
-    trained = FLOAT32_BYTES if settings.lora.rank else TRAINED_BYTES
+    trained = FLOAT32_BYTES if settings.lora.rank else TRAINED_BYTES[settings.training.optimizer]
     value = _value_bytes(shape, settings.generator.dtype, cuda=cuda)
     return Footprint(
         learner=math.ceil(shape.parameters * trained / settings.training.ranks),

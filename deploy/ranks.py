@@ -18,9 +18,7 @@ from pathlib import Path
 
 from deploy import exits
 from deploy.processes import die_with_parent
-
-RANK, SIZE, STORE = "SEPT_RANK", "SEPT_RANKS", "SEPT_RANKS_STORE"
-"""As in learner.ranks, which imports torch."""
+from learner.launching import RANK, SIZE, STORE
 
 
 def is_rank() -> bool:

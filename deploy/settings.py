@@ -64,6 +64,7 @@ FIXED_IN_A_RUN = (
     "training.data",
     "training.prompts_per_round",
     "training.steps_per_round",
+    "training.optimizer",
     "lora.rank",
     "lora.alpha",
     "lora.targets",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import time
 import zlib
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from pathlib import Path
 
 from generator.config import GeneratorConfig
 from generator.engine import Engine, create_engine
-from generator.loop import LEAVE_S, LONG_POLL_S, RETRY_S, Generator
+from generator.loop import LEAVE_S, Generator
+from generator.versions import first_version
 from services.clock import StateClock
 from services.config import DeadlinesConfig, HeartbeatConfig
-from services.contracts import WeightManifest
-from services.errors import DeadlineError, SeptError, UnavailableError
+from services.errors import SeptError, UnavailableError
 from services.streams.connection import Keys, connect_async
 from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
@@ -51,7 +50,7 @@ async def run_generator(
     async with WeightClient(peers.services_url, peers.token, deadline_s=deadlines.startup_s) as client:
         engine, manifest = await asyncio.gather(
             asyncio.to_thread(partial(create_engine, config, seed=_seed(generator_id), cache=cache)),
-            _first_version(client, deadlines.startup_s),
+            first_version(client, deadlines.startup_s),
         )
         redis = await connect_async(peers.redis_url, deadline_s=deadlines.startup_s)
         keys = Keys(manifest.run_id)
@@ -110,27 +109,6 @@ def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
 def _seed(generator_id: str) -> int:
     """Generators must not sample alike, and one that restarts goes on alike."""
     return zlib.crc32(generator_id.encode())
-
-
-async def _first_version(client: WeightClient, deadline_s: float) -> WeightManifest:
-    """Wait for the learner's first publication."""
-    started = time.monotonic()
-    problem = "no version was published"
-    while (waited := time.monotonic() - started) < deadline_s:
-        try:
-            manifest = await client.latest(None, None, min(LONG_POLL_S, deadline_s - waited))
-        except UnavailableError as error:
-            problem = error.message
-            await asyncio.sleep(RETRY_S)
-        else:
-            if manifest is not None:
-                return manifest
-    raise DeadlineError(
-        "the weight-sync endpoint",
-        f"the first version ({problem})",
-        deadline_s,
-        hint="start the services and the learner, or raise deadlines.startup_s",
-    )
 
 
 def _stop_on_signals(generator: Generator) -> None:

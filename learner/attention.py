@@ -25,6 +25,15 @@ VARLEN_MAX_HEAD_SIZE = 256
 VARLEN_MIN_CAPABILITY = (8, 0)
 """Limits of the flash kernels behind `varlen_attn`: Ampere or newer, 16-bit types."""
 
+KERNELS = (
+    torch.ops.torch_attn._varlen_attn.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+)
+"""The operators that `packed_attention` ends in, by device and type; with a window on CPU it is plain products."""
+
 
 def packing_arguments(batch: MicroBatch) -> dict[str, Any]:
     """Keyword arguments of a model's forward that carry the boundaries, under the names transformers passes through."""
@@ -137,10 +146,10 @@ def _one_by_one(
             is_causal=mask is None,
             scale=scaling,
             enable_gqa=q.shape[1] != k.shape[1],
-        )
+        ).transpose(1, 2)
         for q, k, v in zip(*(torch.split(tensor, list(lengths), dim=2) for tensor in (query, key, value)), strict=True)
     ]
-    return torch.cat(outs, dim=2).transpose(1, 2)
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 
 def _window_mask(length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:

@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from services.config import Section, listed
 
+Recompute = Literal["off", "light", "full"]
+
 
 class ModelConfig(Section):
     """[model]: what is trained."""
@@ -75,6 +77,8 @@ class TrainingConfig(Section):
     """Optimizer steps on each round's rollouts; divides prompts_per_round."""
     max_staleness: int = Field(default=1, ge=0)
     """Rounds that generation may run ahead; 0 is the paper's strict alternation."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit keeps the two moments in 2 bytes a parameter instead of 8; one rank only, needs the extra adam8bit."""
     learning_rate: float = Field(default=1e-7, gt=0)
     """Constant after warm-up."""
     warmup_steps: int = Field(default=10, ge=0)
@@ -89,8 +93,18 @@ class TrainingConfig(Section):
     """Torch device of the learner; auto takes CUDA where there is one."""
     ranks: int = Field(default=1, ge=1)
     """Processes that train together on one machine, a device each; weights, gradients and moments are sharded."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
+    gradient_checkpointing: Recompute = "off"
+    """What the backward pass computes again to save memory: off: nothing; light: all but matrix products and attention;
+    full: everything."""
+
+    @model_validator(mode="after")
+    def _moments_can_be_sharded(self) -> Self:
+        if self.optimizer == "adamw_8bit" and self.ranks > 1:
+            raise ValueError(
+                f"training.optimizer = adamw_8bit trains on one rank, and training.ranks is {self.ranks}: its blocks "
+                "of moments do not end where the ranks' rows do"
+            )
+        return self
 
     @model_validator(mode="after")
     def _steps_divide_round(self) -> Self:

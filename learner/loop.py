@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
-from itertools import chain, repeat
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,17 +32,17 @@ from learner.collector import Collector, Interrupted
 from learner.config import CheckpointConfig, TrainingConfig
 from learner.curriculum import Curriculum
 from learner.evaluation.during import Evaluated, Evaluations
-from learner.fixed_data import FixedData
-from learner.health import Guard, Health
+from learner.health import Guard
 from learner.memory import take_peak_bytes
 from learner.model import TrainedModel, wire_adapters, wire_tensors
 from learner.publisher import Publication, Publisher
-from learner.records import Answer, Records, summarise
+from learner.records import Records, TrainedRound
 from learner.report import LEARNER_ID, Report
 from learner.rewards import Rewards
-from learner.trainer import RoundStats, Trainer
+from learner.supply import DrawnOnce, Sampled, Supply
+from learner.trainer import Trainer
 from services.config import DeadlinesConfig
-from services.contracts import Rollout, RoundMetrics
+from services.contracts import Rollout
 from services.errors import CheckpointError
 from services.streams.control import Control, ControlState
 from services.streams.events import EventLog
@@ -55,22 +54,6 @@ log = structlog.get_logger()
 
 PAUSE_CHECK_S = 0.5
 """How often a paused learner looks whether it may go on."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Trained:
-    """A round between its last optimizer step and its line in metrics.jsonl."""
-
-    round: int
-    rollouts: list[Rollout]
-    stats: RoundStats
-    rewards: Sequence[float] | None
-    """Per rollout; None for objectives without."""
-    health: Health | None
-    wait_s: float
-    round_s: float
-    """From the end of the round before, or of the start, to the end of this one."""
-    publication: Future[Publication]
 
 
 @dataclass(slots=True)
@@ -104,15 +87,22 @@ class Loop:
     """Set when a collector of traces is named."""
     _evaluation: Future[Evaluated] | None = None
     """Of `_version`, until its results are recorded."""
-    _fixed: FixedData | None = None
+    _supply: Supply = field(init=False)
     _version: int = 0
     _saved_version: int = 0
     _steps: int = 0
     """Optimizer steps that `_version` is made of; when the trainer has taken more, its weights are of no version."""
-    _unrecorded: _Trained | None = None
+    _unrecorded: TrainedRound | None = None
     _round_began: float = 0.0
     """On the monotonic clock: when the round before had been trained."""
     _stopping: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        """The settings say where rollouts come from."""
+        if self.training.data == "online":
+            self._supply = Sampled(self.curriculum, self.collector, self._collected, self.training.max_staleness)
+        else:
+            self._supply = DrawnOnce(self.curriculum, self.collector, self._collected)
 
     def run(self, resumed: Checkpoint | None) -> bool:
         """Train from `resumed` to the last round; False when asked to stop before it."""
@@ -177,7 +167,7 @@ class Loop:
             publication = self._publish()
         publication.add_done_callback(self._tell_failure)
         self._evaluate(publication)
-        self._unrecorded = _Trained(round_, rollouts, stats, rewards, health, wait_s, round_s, publication)
+        self._unrecorded = TrainedRound(round_, rollouts, stats, rewards, health, wait_s, round_s, publication)
         log.info(
             "round_trained",
             round=round_,
@@ -194,10 +184,15 @@ class Loop:
         canaries = sing(self.model, self.canary_prompts)
         return self.publisher.submit(self._version, tensors, files, canaries, wire_adapters(self.model))
 
+    def _tell_failure(self, publication: Future[Publication]) -> None:
+        """A version that cannot be published admits no tasks: nobody must wait for their rollouts."""
+        if not publication.cancelled() and (error := publication.exception()) is not None:
+            self.collector.fail(error)
+
     def _arriving(self, round_: int, rollouts: list[Rollout]) -> Iterator[Rollout]:
         """The round's rollouts in task order, each as soon as it is here; they are kept in `rollouts`."""
         prompts = self.curriculum.prompts_of(round_)
-        for rollout in self._collected(round_) if self.training.data == "online" else self._fixed_data().of(round_):
+        for rollout in self._supply.of(round_):
             rollouts.append(rollout)
             if self.rewards is not None:
                 self.rewards.submit(self.text_of(rollout.response_tokens), prompts[rollout.index].answer or "")
@@ -214,18 +209,6 @@ class Loop:
         return self.collector.in_order(
             round_, self.deadlines.rollouts_s, lambda: self.report.during("waiting_for_rollouts")
         )
-
-    def _fixed_data(self) -> FixedData:
-        """All of the fixed data set; waits for it once. Training starts after that, as version 0 must answer it all."""
-        if self._fixed is None:
-            drawn = self.curriculum.drawn_rounds()
-            self._fixed = FixedData(self.curriculum, chain.from_iterable(map(self._collected, drawn)))
-        return self._fixed
-
-    def _issue(self, round_: int) -> None:
-        """Issue a round's tasks; the version that admits them is published."""
-        if round_ < self.curriculum.rounds_total:
-            self.collector.expect(self.curriculum.tasks_of(round_))
 
     # -- what people ask for ---------------------------------------------------------------------------------------
 
@@ -273,8 +256,7 @@ class Loop:
             except CheckpointError as error:
                 self._answer("not_rolled_back", weight_version=version, reason=f"{error.message}; {error.hint}")
                 return
-            if self.training.data == "online":
-                self.collector.start_over(version)
+            self._supply.start_over(version)
             self.publisher.take_back(after=version)
         self._resume(checkpoint)
         self._round_began = time.monotonic()
@@ -303,8 +285,45 @@ class Loop:
         with self.report.during("checkpointing"):
             self.checkpoints.commit(before_commit=self._record)
             self._saved_version = version
-            if self.training.data == "online" or version == self.curriculum.rounds_total:
-                self.collector.release(before_round=version)
+            self._supply.release(version)
+
+    def _record(self) -> None:
+        """Write the last trained round's metrics and answers, once its version is published and evaluated."""
+        trained, self._unrecorded = self._unrecorded, None
+        evaluated = self._evaluated()
+        if trained is None:
+            if evaluated:  # the round was recorded before an interruption, its version's evaluation was not
+                self.records.add_evaluations(self._version - 1, evaluated)
+            return
+        with self.report.during("publishing"):
+            trained.publication.result()
+        with self.report.during("checkpointing"):
+            metrics = trained.metrics(
+                epoch=self.curriculum.epoch_at(trained.round),
+                pause_ms=self.report.generator_pause_ms(),
+                tasks_reissued=self.collector.reissued,
+                peak_memory_bytes=take_peak_bytes(self.model.device),
+                evaluations=evaluated,
+            )
+            self.records.write(metrics, trained.answers(self.curriculum.prompts_of(trained.round), self.text_of))
+
+    def _evaluate(self, publication: Future[Publication]) -> None:
+        """Start the evaluation of `_version`, which is being published, if one is due and not done yet."""
+        if self.evaluations is not None and self.evaluations.is_due(self._version):
+            self._evaluation = self.evaluations.start(self._version, publication)
+
+    def _evaluated(self) -> Evaluated:
+        """What the evaluation under way has found, once it has; called before another version is published."""
+        evaluation, self._evaluation = self._evaluation, None
+        if evaluation is None:
+            return ()
+        try:
+            with self.report.during("evaluating"):
+                return evaluation.result()
+        except Interrupted:
+            return ()  # the run stops; it is taken up again with the run
+
+    # -- where it begins, and begins again -------------------------------------------------------------------------
 
     def _resume(self, resumed: Checkpoint | None) -> None:
         """Take up the checkpoint, publish its version (again), and issue the rounds that it admits."""
@@ -323,13 +342,10 @@ class Loop:
             publication.result()
         if self.evaluations is not None and not self.evaluations.is_done(self._version):
             self._evaluate(publication)
-        if self.training.data == "fixed":
-            self._issue_fixed()
-            return
-        self._let_generators_follow()
-        for round_ in range(self._version, self._version + self.training.max_staleness + 1):
-            self._issue(round_)
-        self.publisher.on_published = lambda version: self._issue(version + self.training.max_staleness)
+        if self.training.data == "online":
+            self._let_generators_follow()
+        self._supply.begin(self._version)
+        self.publisher.on_published = self._supply.published
 
     def _let_generators_follow(self) -> None:
         """Wait while generators serve versions that were taken back: what they sample would be refused.
@@ -342,18 +358,6 @@ class Loop:
                 log.warning("generators_not_followed", weight_version=self._version)
                 return
 
-    def _issue_fixed(self) -> None:
-        """Issue the whole fixed data set; CheckpointError when parts of it are gone and version 0 is, too."""
-        for round_ in self.curriculum.drawn_rounds() if self._version < self.curriculum.rounds_total else ():
-            tasks = self.curriculum.tasks_of(round_)
-            if self._version > 0 and not self.collector.has(tasks):
-                raise CheckpointError(
-                    f"the fixed data set lacks answers to round {round_}, and the run is at version {self._version}: "
-                    "the base model that drew the others is no longer served",
-                    hint="keep Redis and training.rounds as they were when the run began, or start a new run.dir",
-                )
-            self.collector.expect(tasks)
-
     def _must_take_back(self, newest: int | None) -> bool:
         """Whether versions were published after the checkpoint that may not stay while the run catches up with them.
 
@@ -364,72 +368,3 @@ class Loop:
         if self.evaluations is not None and any(map(self.evaluations.is_due, rounds)):
             return True  # an evaluation needs its version to be the newest
         return not all(self.collector.has(self.curriculum.tasks_of(round_)) for round_ in rounds)
-
-    def _tell_failure(self, publication: Future[Publication]) -> None:
-        """A version that cannot be published admits no tasks: nobody must wait for their rollouts."""
-        if not publication.cancelled() and (error := publication.exception()) is not None:
-            self.collector.fail(error)
-
-    def _record(self) -> None:
-        """Write the last trained round's metrics and answers, once its version is published and evaluated."""
-        trained, self._unrecorded = self._unrecorded, None
-        evaluated = self._evaluated()
-        if trained is None:
-            if evaluated:  # the round was recorded before an interruption, its version's evaluation was not
-                self.records.add_evaluations(self._version - 1, evaluated)
-            return
-        with self.report.during("publishing"):
-            publication = trained.publication.result()
-        with self.report.during("checkpointing"):
-            metrics = self._metrics(trained, publication).model_copy(update={"evaluations": evaluated})
-            self.records.write(metrics, self._answers(trained))
-
-    def _evaluate(self, publication: Future[Publication]) -> None:
-        """Start the evaluation of `_version`, which is being published, if one is due and not done yet."""
-        if self.evaluations is not None and self.evaluations.is_due(self._version):
-            self._evaluation = self.evaluations.start(self._version, publication)
-
-    def _evaluated(self) -> Evaluated:
-        """What the evaluation under way has found, once it has; called before another version is published."""
-        evaluation, self._evaluation = self._evaluation, None
-        if evaluation is None:
-            return ()
-        try:
-            with self.report.during("evaluating"):
-                return evaluation.result()
-        except Interrupted:
-            return ()  # the run stops; it is taken up again with the run
-
-    def _answers(self, trained: _Trained) -> Sequence[Answer]:
-        prompts = self.curriculum.prompts_of(trained.round)
-        rewards: Iterable[float | None] = trained.rewards or repeat(None, len(trained.rollouts))
-        return [
-            Answer(prompts[rollout.index], rollout, self.text_of(rollout.response_tokens), nll, reward)
-            for rollout, nll, reward in zip(trained.rollouts, trained.stats.nll, rewards, strict=True)
-        ]
-
-    def _metrics(self, trained: _Trained, publication: Publication) -> RoundMetrics:
-        stats = trained.stats
-        return RoundMetrics(
-            round=trained.round,
-            weight_version=trained.round + 1,
-            epoch=self.curriculum.epoch_at(trained.round),
-            tau_s=trained.rollouts[0].temperature,
-            learning_rate=stats.learning_rate,
-            loss=stats.loss,
-            grad_norm=stats.grad_norm,
-            **asdict(summarise(trained.rollouts)) | ({} if trained.health is None else asdict(trained.health)),
-            **({} if trained.rewards is None else {"reward_mean": float(np.mean(trained.rewards))}),
-            generator_tokens_per_s=stats.response_tokens / trained.round_s,
-            learner_tokens_per_s=(stats.prompt_tokens + stats.response_tokens) / stats.seconds,
-            learner_wait_s=trained.wait_s,
-            train_s=stats.seconds,
-            round_s=trained.round_s,
-            sync_bytes=publication.sync_bytes,
-            sync_full_bytes=publication.manifest.full_bytes,
-            publish_s=publication.seconds,
-            pause_ms=self.report.generator_pause_ms(),
-            tasks_reissued=self.collector.reissued,
-            peak_memory_bytes=take_peak_bytes(self.model.device),
-            time=time.time(),
-        )

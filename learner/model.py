@@ -20,11 +20,12 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from learner import lora, modelfolder
 from learner.attention import PACKED_ATTENTION, packing_arguments
-from learner.config import LoraConfig
+from learner.config import LoraConfig, Recompute
 from learner.flops import Cost, cost_of
 from learner.objectives import Head, Objective, Targets, TokenLosses, nll, summed_loss
 from learner.packing import MicroBatch, Sequence, filler, lay_out
 from learner.ranks import Order, Ranks
+from learner.recompute import recompute
 from learner.sharding import shard, whole
 from services.errors import ConfigError, ModelError
 from services.weights.adapters import Adapter, pack
@@ -139,7 +140,7 @@ def load_model(
     *,
     device: str = "auto",
     wire_dtype: WireDtype = "auto",
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: Recompute = "off",
     adapters: LoraConfig | None = None,
     ranks: Ranks | None = None,
 ) -> TrainedModel:
@@ -166,8 +167,7 @@ def load_model(
         autocast_dtype=torch.bfloat16 if place.type == "cuda" else None,
     )
     check_model(model)
-    if gradient_checkpointing:
-        module.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(module, gradient_checkpointing)
     if adapters is not None and adapters.rank:
         lora.add_adapters(module, adapters)
         log.info("adapters_added", rank=adapters.rank, adapter_bytes=lora.adapter_bytes(module))

@@ -20,7 +20,7 @@ CLIP = 0.2
 ADVANTAGE_EPSILON = 1e-6
 """Keeps the advantage finite where all rewards of a group agree."""
 
-SLICE_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 27}
+SLICE_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 27}
 """Logits that exist at once: 64 MiB in float32 on a CPU; 512 MiB on a GPU, which needs larger products to be busy."""
 
 

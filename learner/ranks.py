@@ -26,13 +26,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from learner.launching import RANK, SIZE, STORE
 from services.errors import ConfigError, UnavailableError
 
 Row = NDArray[np.int64]
 """[any number] integers that rank 0 tells the others."""
-
-RANK, SIZE, STORE = "SEPT_RANK", "SEPT_RANKS", "SEPT_RANKS_STORE"
-"""Environment variables in which the launcher tells each process its number, their number, and where they meet."""
 
 SILENCE_DEADLINE = timedelta(days=1)
 """For the next word of rank 0, whose own waits have deadlines; only a pause is as long as a person likes."""

@@ -7,13 +7,20 @@ round exactly once.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from itertools import repeat
 
 import numpy as np
+from numpy.typing import NDArray
 
+from learner.health import Health
 from learner.prompts import Prompt
+from learner.publisher import Publication
 from learner.trackers import Tracker, numbers_of
+from learner.trainer import RoundStats
 from services import durable
 from services.contracts import EvaluationMetrics, Rollout, RoundMetrics
 from services.runfolder import RunFolder
@@ -30,6 +37,66 @@ class Answer:
     """Mean per response token, at the training temperature, when it was trained."""
     reward: float | None = None
     """Where the objective has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRound:
+    """A round between its last optimizer step and its line in metrics.jsonl. Producer: the loop."""
+
+    round: int
+    rollouts: list[Rollout]
+    stats: RoundStats
+    rewards: Sequence[float] | None
+    """Per rollout; None for objectives without."""
+    health: Health | None
+    wait_s: float
+    round_s: float
+    """From the end of the round before, or of the start, to the end of this one."""
+    publication: Future[Publication]
+
+    def answers(self, prompts: Sequence[Prompt], text_of: Callable[[NDArray[np.int32]], str]) -> list[Answer]:
+        """One a rollout, in training order; `prompts` are the round's."""
+        rewards: Iterable[float | None] = self.rewards or repeat(None, len(self.rollouts))
+        return [
+            Answer(prompts[rollout.index], rollout, text_of(rollout.response_tokens), nll, reward)
+            for rollout, nll, reward in zip(self.rollouts, self.stats.nll, rewards, strict=True)
+        ]
+
+    def metrics(
+        self,
+        *,
+        epoch: float,
+        pause_ms: float,
+        tasks_reissued: int,
+        peak_memory_bytes: int,
+        evaluations: tuple[EvaluationMetrics, ...],
+    ) -> RoundMetrics:
+        """The round's line; waits until its version is published."""
+        stats, publication = self.stats, self.publication.result()
+        return RoundMetrics(
+            round=self.round,
+            weight_version=self.round + 1,
+            epoch=epoch,
+            tau_s=self.rollouts[0].temperature,
+            learning_rate=stats.learning_rate,
+            loss=stats.loss,
+            grad_norm=stats.grad_norm,
+            **asdict(summarise(self.rollouts)) | ({} if self.health is None else asdict(self.health)),
+            **({} if self.rewards is None else {"reward_mean": float(np.mean(self.rewards))}),
+            generator_tokens_per_s=stats.response_tokens / self.round_s,
+            learner_tokens_per_s=(stats.prompt_tokens + stats.response_tokens) / stats.seconds,
+            learner_wait_s=self.wait_s,
+            train_s=stats.seconds,
+            round_s=self.round_s,
+            sync_bytes=publication.sync_bytes,
+            sync_full_bytes=publication.manifest.full_bytes,
+            publish_s=publication.seconds,
+            pause_ms=pause_ms,
+            tasks_reissued=tasks_reissued,
+            peak_memory_bytes=peak_memory_bytes,
+            evaluations=evaluations,
+            time=time.time(),
+        )
 
 
 class Records:

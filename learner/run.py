@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
-from types import FrameType
 from typing import TYPE_CHECKING
 
-import redis
 import structlog
 from transformers import AutoTokenizer
 
 from learner import modelfolder
 from learner.checkpoint import Checkpoints
-from learner.collector import Collector
 from learner.config import (
     CheckpointConfig,
     DataConfig,
@@ -36,26 +32,21 @@ from learner.health import Guard
 from learner.loop import Loop
 from learner.model import TrainedModel, load_model
 from learner.prompts import Prompt, load_prompts
-from learner.publisher import Publisher
 from learner.ranks import Ranks
 from learner.records import Records
 from learner.report import LEARNER_ID, Report
 from learner.rewards import Rewards, check_answers
 from learner.trackers import open_trackers
 from learner.trainer import Trainer
+from learner.wiring import new_collector, new_publisher, stop_on_signals
 from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
 from services.contracts import Purpose
 from services.errors import ConfigError, SeptError, UnavailableError
 from services.runfolder import RunFolder
 from services.streams.connection import Keys, connect
 from services.streams.control import Control
-from services.streams.dead_letters import read_dead_letters
 from services.streams.events import EventLog
 from services.streams.heartbeats import Heartbeats
-from services.streams.rollouts import RolloutReader
-from services.streams.tasks import TaskIssuer
-from services.streams.wire import claimed_task_id
-from services.weights.store import WeightStore
 
 if TYPE_CHECKING:
     from learner.traces import Traces
@@ -107,19 +98,9 @@ def run_learner(
             )
             folder.note_rounds_total(curriculum.rounds_total)
             resumed = checkpoints.load()
-            collector = Collector(
-                TaskIssuer(client, keys),
-                RolloutReader(client, keys),
-                first_round=resumed.weight_version if resumed and training.data == "online" else 0,
-                reason_of=partial(_why_given_up, client, keys),
-            )
-            store = WeightStore(
-                folder.weights,
-                folder.run_id,
-                anchor_every=weight_sync.anchor_every,
-                keep_versions=weight_sync.keep_versions,
-            )
-            publisher = Publisher(store, EventLog(client, keys))
+            first_round = resumed.weight_version if resumed and training.data == "online" else 0
+            collector = new_collector(client, keys, first_round, Purpose.TRAINING)
+            publisher = new_publisher(folder, weight_sync, client, keys)
             loop = Loop(
                 training=training,
                 checkpoint=checkpoint,
@@ -148,12 +129,12 @@ def run_learner(
                     benchmarks=load_benchmarks(evaluation.benchmarks, data, tokenizer, limit=evaluation.limit),
                     drawing=drawing(evaluation, sampling, trained.folder),
                     text_of=loop.text_of,
-                    new_collector=partial(_evaluation_collector, client, keys),
+                    new_collector=partial(new_collector, client, keys, purpose=Purpose.EVALUATION),
                     deadline_s=deadlines.rollouts_s,
                     meta={"model": model.path} | describe_asking(data, sampling),
                     last_version=curriculum.rounds_total,
                 )
-            _stop_on_signals(loop)
+            stop_on_signals(loop.stop)
             collector.start()
             try:
                 finished = loop.run(resumed)
@@ -204,17 +185,6 @@ def _prepared(
     beside = trained.device.type == "cuda"
     checkpoints = Checkpoints(folder.checkpoints, folder.run_id, keep=checkpoint.keep, ranks=ranks, beside=beside)
     return trained, Trainer(trained, training), checkpoints
-
-
-def _evaluation_collector(client: redis.Redis, keys: Keys, first_round: int) -> Collector:
-    issuer, reader = TaskIssuer(client, keys), RolloutReader(client, keys)
-    return Collector(
-        issuer,
-        reader,
-        first_round=first_round,
-        purpose=Purpose.EVALUATION,
-        reason_of=partial(_why_given_up, client, keys),
-    )
 
 
 @contextlib.contextmanager
@@ -278,22 +248,3 @@ def tell_collapse(events: EventLog, control: Control, signs: list[str], *, pause
         control.set_paused(True)
     if back_to is not None:
         control.ask_rollback(back_to)
-
-
-def _why_given_up(client: redis.Redis, keys: Keys, task_id: str) -> str:
-    """The reason in the task's newest dead letter."""
-    letters = read_dead_letters(client, keys, count=1000)
-    return next((letter.reason for letter in letters if claimed_task_id(letter.fields) == task_id), "")
-
-
-def _stop_on_signals(loop: Loop) -> None:
-    """The first SIGTERM or SIGINT stops the loop at its next safe point, the second ends the process."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        log.info("stopping")
-        loop.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)

@@ -6,12 +6,24 @@ over the ranks as they are scattered. With one rank nothing is sharded and a ten
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Protocol
+
 import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Shard
 
 from learner.ranks import Ranks
+
+
+class Saved(Protocol):
+    """A tensor to load: torch's own, or one in a checkpoint that is read as far as it is asked for."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __getitem__(self, rows: Any) -> torch.Tensor: ...
 
 
 def shard(root: torch.nn.Module, layer_names: frozenset[str], ranks: Ranks, device: torch.device) -> None:
@@ -53,3 +65,10 @@ def first_row(tensor: torch.Tensor) -> int:
     assert tensor.placements == (Shard(0),), "FSDP2 shards by rows"
     mesh = tensor.device_mesh
     return min(mesh.get_local_rank() * -(-tensor.shape[0] // mesh.size()), tensor.shape[0])
+
+
+def copy_rows(target: torch.Tensor, saved: Saved) -> None:
+    """Fill this rank's rows of `target`."""
+    rows, start = local(target), first_row(target)
+    with torch.no_grad():
+        rows.copy_(saved[start : start + rows.shape[0]] if rows.ndim else saved[...])

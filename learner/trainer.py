@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
 
 import numpy as np
 import structlog
@@ -27,27 +26,20 @@ from learner.config import TrainingConfig
 from learner.dealer import Dealer, Turn
 from learner.model import TrainedModel
 from learner.objectives import nll, objective_named
+from learner.optimizer import Optimizer
 from learner.ranks import Order
 from learner.schedule import learning_rate
-from learner.sharding import first_row, local, whole
+from learner.sharding import Saved, copy_rows, local, whole
 from services.contracts import Rollout
 from services.errors import CheckpointError, ContractError, ModelError
 
 log = structlog.get_logger()
 
-ADAM_BETAS = (0.9, 0.999)
-ADAM_EPSILON = 1e-8
+MODEL, OPTIMIZER = "model.", "optimizer."
+"""What the names of weights and of the optimizer's state begin with in a checkpoint."""
+
 CLIP_EPSILON = 1e-6
 """Added to the norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does."""
-
-
-class Saved(Protocol):
-    """A tensor of a state to load: torch's own, or one in a checkpoint that is read as far as it is asked for."""
-
-    @property
-    def shape(self) -> Sequence[int]: ...
-
-    def __getitem__(self, rows: Any) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +111,7 @@ class Trainer:
         self._objective = objective_named(config.objective)
         self._dealer = Dealer(config, model.cost.layers, model.device, model.ranks)
         self._parameters = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
-        self._optimizer = torch.optim.AdamW(
-            list(self._parameters.values()),
-            lr=config.learning_rate,
-            betas=ADAM_BETAS,
-            eps=ADAM_EPSILON,
-            weight_decay=config.weight_decay,
-            fused=True,  # no temporary copies of weights and moments
-        )
+        self._optimizer = Optimizer(self._parameters, config)
         self.steps = 0
         """Optimizer steps since the run began, which the learning rate follows."""
 
@@ -147,7 +132,7 @@ class Trainer:
             mini_batches = self._with_old_log_probs(mini_batches, tally)
         for mini_batch in mini_batches:
             self._train_step(mini_batch, tally)
-        return tally.stats(self._optimizer.param_groups[0]["lr"])
+        return tally.stats(self._optimizer.learning_rate)
 
     def _with_old_log_probs(self, mini_batches: Iterable[Iterable[Turn]], tally: _Tally) -> Iterator[Iterator[Turn]]:
         """The same with log-probabilities under the weights of the round's start, for which all of it is needed."""
@@ -164,7 +149,7 @@ class Trainer:
 
     def _train_step(self, mini_batch: Iterable[Turn], tally: _Tally) -> None:
         """Accumulate the gradient of the mini-batch's summed loss, then update."""
-        self._optimizer.zero_grad()
+        self._optimizer.clear_gradients()
         total = torch.zeros((), device=self._model.device)
         log_probs: list[tuple[Turn, torch.Tensor]] = []
         response_lengths: list[int] = []
@@ -215,14 +200,12 @@ class Trainer:
         factor = torch.clamp(self._config.max_grad_norm / (norm + CLIP_EPSILON), max=1.0) / tokens
         for grad in grads:
             local(grad).mul_(factor)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self._config, self.steps)
         norm_before = float(norm)
         if math.isfinite(norm_before):
-            self._optimizer.step()
+            self._optimizer.step(learning_rate(self._config, self.steps))
         else:
             log.warning("step_skipped", step=self.steps, grad_norm=norm_before)
-        self._optimizer.zero_grad()
+        self._optimizer.clear_gradients()
         self.steps += 1
         return norm_before
 
@@ -231,10 +214,8 @@ class Trainer:
 
         With several ranks the weights and moments are DTensors, of which this rank holds its rows.
         """
-        state: dict[str, torch.Tensor] = {f"model.{name}": p.detach() for name, p in self._parameters.items()}
-        for name, p in self._parameters.items():
-            for key, value in self._optimizer.state.get(p, {}).items():
-                state[f"optimizer.{key}.{name}"] = value
+        state = {f"{MODEL}{name}": p.detach() for name, p in self._parameters.items()}
+        state |= {f"{OPTIMIZER}{name}": tensor for name, tensor in self._optimizer.state_dict().items()}
         state["steps"] = torch.tensor(self.steps)
         return state
 
@@ -243,27 +224,14 @@ class Trainer:
 
         Raises CheckpointError when it is another model's.
         """
-        weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
-        expected = {name: tuple(p.shape) for name, p in self._parameters.items()}
-        if {name: tuple(value.shape) for name, value in weights.items()} != expected or "steps" not in state:
+        mine = self.state_dict()
+        if {key: tuple(t.shape) for key, t in state.items()} != {key: tuple(t.shape) for key, t in mine.items()}:
             raise CheckpointError(
-                "the checkpoint's weights are not those of the model by name and shape",
-                hint="model.path and [lora] must stay the same for the life of a run",
+                "the checkpoint's tensors are not those of this training by name and shape",
+                hint="model.path, training.optimizer and [lora] must stay the same for the life of a run",
             )
-        self._optimizer.state.clear()
-        with torch.no_grad():
-            for name, p in self._parameters.items():
-                _copy_rows(p, weights[name])
-                if (step := state.get(f"optimizer.step.{name}")) is not None:
-                    self._optimizer.state[p]["step"] = step[...].clone().to(p.device)
-                for key in ("exp_avg", "exp_avg_sq"):
-                    if (value := state.get(f"optimizer.{key}.{name}")) is not None:
-                        moment = self._optimizer.state[p][key] = torch.empty_like(p)
-                        _copy_rows(moment, value)
+        for name, p in self._parameters.items():
+            copy_rows(p, state[f"{MODEL}{name}"])
+        prefix = len(OPTIMIZER)
+        self._optimizer.load_state_dict({key[prefix:]: t for key, t in state.items() if key.startswith(OPTIMIZER)})
         self.steps = int(state["steps"][...])
-
-
-def _copy_rows(target: torch.Tensor, saved: Saved) -> None:
-    """Fill this rank's rows of `target`."""
-    rows, start = local(target), first_row(target)
-    rows.copy_(saved[start : start + rows.shape[0]] if rows.ndim else saved[...])

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
 
-import structlog
 from transformers import AutoTokenizer
 
 from learner import modelfolder
-from learner.collector import Collector, Interrupted
+from learner.collector import Interrupted
 from learner.config import DataConfig, EvaluationConfig, ModelConfig, SamplingConfig
 from learner.evaluation.benchmarks import load_benchmarks
 from learner.evaluation.exam import Examiner, describe_asking, drawing, exams_of
 from learner.evaluation.generations import Generations
 from learner.evaluation.pool import GraderPool
 from learner.evaluation.results import RESULTS, summarise, write_results
-from learner.publisher import Publisher
 from learner.report import Report
+from learner.wiring import new_collector, new_publisher, stop_on_signals
 from services.config import DeadlinesConfig, HeartbeatConfig, WeightSyncConfig
 from services.contracts import Purpose
 from services.errors import ModelError
 from services.runfolder import RunFolder
 from services.streams.connection import Keys, connect
-from services.streams.events import EventLog
 from services.streams.heartbeats import Heartbeats
-from services.streams.rollouts import RolloutReader
-from services.streams.tasks import TaskIssuer
-from services.weights.store import WeightStore
 from services.weights.tensors import RawTensor, read_safetensors
-
-log = structlog.get_logger()
 
 GRADERS = 1
 """Grading keeps up with many generators; a second process would take a core from them."""
@@ -61,17 +52,9 @@ def run_evaluator(
     with connect(redis_url, deadline_s=deadlines.startup_s) as client:
         report = Report(Heartbeats(client, keys), device="cpu", every_s=heartbeat.every_s)
         report.start()
-        store = WeightStore(
-            folder.weights,
-            folder.run_id,
-            anchor_every=weight_sync.anchor_every,
-            keep_versions=weight_sync.keep_versions,
-        )
-        publisher = Publisher(store, EventLog(client, keys))
-        collector = Collector(
-            TaskIssuer(client, keys), RolloutReader(client, keys), first_round=0, purpose=Purpose.EVALUATION
-        )
-        _stop_on_signals(collector)
+        publisher = new_publisher(folder, weight_sync, client, keys)
+        collector = new_collector(client, keys, 0, Purpose.EVALUATION)
+        stop_on_signals(collector.interrupt)
         try:
             with report.during("publishing"):
                 files = modelfolder.model_files(model_folder)
@@ -111,16 +94,3 @@ def read_weights(folder: Path) -> dict[str, RawTensor]:
     if not tensors:
         raise ModelError(f"{folder} has no safetensors files", hint="save the model with save_pretrained")
     return tensors
-
-
-def _stop_on_signals(collector: Collector) -> None:
-    """The first SIGTERM or SIGINT ends the waiting, the second the process."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        log.info("stopping")
-        collector.interrupt()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)

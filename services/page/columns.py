@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from array import array
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ class Columns:
     """A growing file as one float array per field; 8 bytes a number, so that days of history stay small.
 
     columns = Columns(folder.metrics)
-    columns.refresh()
     columns.window("round", low=100, high=200, buckets=400)
+
+    For many threads at once: every page that is open asks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,9 +57,33 @@ class Columns:
         self._inode: int | None = None
         self._offset = 0
         self._columns: dict[str, array[float]] = {}
+        self._lock = threading.Lock()
 
     def refresh(self) -> None:
         """Take in the lines added since the last time; start over when the file is another or shorter."""
+        with self._lock:
+            self._take_in()
+
+    def window(self, key: str, *, low: float | None = None, high: float | None = None, buckets: int = 400) -> Window:
+        """The lines by now whose `key` lies in low .. high; `key` ascends down the file.
+
+        Lines are joined into at most `buckets` runs of equal length: their mean, least and greatest are kept, so that
+        no spike is lost.
+        """
+        with self._lock:
+            self._take_in()
+            keys = np.array(self._columns.get(key, array("d")))
+            start = 0 if low is None else int(np.searchsorted(keys, low, side="left"))
+            stop = len(keys) if high is None else int(np.searchsorted(keys, high, side="right"))
+            columns = {name: np.array(values[start:stop]) for name, values in self._columns.items()}
+            generation, lines = self.generation, self.lines
+        per_bucket = max(1, math.ceil((stop - start) / max(1, buckets)))
+        bands = {
+            name: _band(values, per_bucket, KEY_DIGITS if name == key else DIGITS) for name, values in columns.items()
+        }
+        return Window(generation=generation, lines=lines, per_bucket=per_bucket, columns=bands)
+
+    def _take_in(self) -> None:
         try:
             with self._path.open("rb") as file:
                 status = self._path.stat()
@@ -72,22 +98,6 @@ class Columns:
         except FileNotFoundError:
             if self._inode is not None:
                 self._reset(None)
-
-    def window(self, key: str, *, low: float | None = None, high: float | None = None, buckets: int = 400) -> Window:
-        """The lines whose `key` lies in low .. high; `key` ascends down the file.
-
-        Lines are joined into at most `buckets` runs of equal length: their mean, least and greatest are kept, so that
-        no spike is lost.
-        """
-        keys = np.array(self._columns.get(key, array("d")))
-        start = 0 if low is None else int(np.searchsorted(keys, low, side="left"))
-        stop = len(keys) if high is None else int(np.searchsorted(keys, high, side="right"))
-        per_bucket = max(1, math.ceil((stop - start) / max(1, buckets)))
-        columns = {
-            name: _band(np.array(values[start:stop]), per_bucket, KEY_DIGITS if name == key else DIGITS)
-            for name, values in self._columns.items()
-        }
-        return Window(generation=self.generation, lines=self.lines, per_bucket=per_bucket, columns=columns)
 
     def _reset(self, inode: int | None) -> None:
         self.generation += 1

@@ -69,14 +69,12 @@ def history_router(folder: RunFolder, store: WeightStore, rounds: Columns) -> AP
     @router.get("/v1/rounds", responses=may_answer(422, 503))
     async def read_rounds(low: Low = None, high: High = None, buckets: Buckets = 400) -> Window:
         """Every number of metrics.jsonl by round."""
-        await asyncio.to_thread(rounds.refresh)
-        return rounds.window("round", low=low, high=high, buckets=buckets)
+        return await asyncio.to_thread(rounds.window, "round", low=low, high=high, buckets=buckets)
 
     @router.get("/v1/queue", responses=may_answer(422, 503))
     async def read_queue(low: Low = None, high: High = None, buckets: Buckets = 400) -> Window:
         """How full the queues were and how many generators lived, by time."""
-        await asyncio.to_thread(queue.refresh)
-        return queue.window("time", low=low, high=high, buckets=buckets)
+        return await asyncio.to_thread(queue.window, "time", low=low, high=high, buckets=buckets)
 
     @router.get("/v1/rollouts", responses=may_answer(422, 503))
     async def find_rollouts(

@@ -42,6 +42,11 @@ def test_training_takes_sixteen_bytes_a_parameter_shared_by_the_ranks() -> None:
     )
 
 
+def test_moments_of_8_bits_leave_ten_bytes_a_parameter() -> None:
+    needed = footprint(SEVEN_B, settings("training.optimizer=adamw_8bit"), longest=1000, cuda=True)
+    assert needed.learner == 70 * 10**9
+
+
 def test_adapters_need_only_the_frozen_weights() -> None:
     assert footprint(SEVEN_B, settings("lora.rank=8"), longest=10, cuda=True).learner == 28 * 10**9
 

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from deploy import exits
 from deploy.processes import MARK
-from deploy.ranks import RANK, start_ranks
+from deploy.ranks import start_ranks
 from deploy.run import run_local
 from deploy.settings import load
+from learner.launching import RANK
 from services.runfolder import RunFolder
 from tests import worlds
 

@@ -18,7 +18,7 @@ from services.contracts import FileKind, Rollout
 from services.streams.connection import connect
 from tests.generator.models import write_tiny_model
 from tests.generator.test_canary import refusals, started
-from tests.generator.test_loop import World, task, until
+from tests.generator.world import World, task, until
 from tests.services.endpoint import open_endpoint
 
 if TYPE_CHECKING:

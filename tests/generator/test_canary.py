@@ -22,7 +22,7 @@ from services.streams.events import AsyncEventLog, Event
 from services.weights.mirror import WeightUpdate
 from services.weights.tensors import RawTensor, Tensors
 from tests.generator.models import changed, manifest_of, write_tiny_model
-from tests.generator.test_loop import PATIENCE_S, World, task, until
+from tests.generator.world import PATIENCE_S, World, task, until
 from tests.services.endpoint import open_endpoint
 from tests.services.weights.samples import first_version, next_version
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -179,6 +180,18 @@ def test_every_round_is_trained_published_and_recorded(
         check(folder, learner, in_peace)
 
 
+def dying_at(death_at: int | None) -> Callable[[object], str]:
+    """Makes a text of each answer as it is recorded, until the learner dies over that one; None: it lives."""
+    answers = itertools.count()
+
+    def text_of(tokens: object) -> str:
+        if next(answers) == death_at:
+            raise Killed
+        return str(tokens)
+
+    return text_of
+
+
 @pytest.mark.parametrize("every_rounds", [1, 3])
 @pytest.mark.parametrize("death_at", [0, PROMPTS, 2 * PROMPTS + 3, 4 * PROMPTS - 1])
 @pytest.mark.parametrize("redis_too", [False, True])
@@ -186,16 +199,7 @@ def test_a_learner_killed_between_publishing_and_remembering(
     death_at: int, every_rounds: int, redis_too: bool, folder: RunFolder, redis_url: str, in_peace: dict[int, str]
 ) -> None:
     """Its last version is out, its checkpoint is older: it trains the same again, and publishes the same."""
-    texts = 0
-
-    def dying(tokens: object) -> str:
-        nonlocal texts
-        if texts == death_at:
-            raise Killed
-        texts += 1
-        return str(tokens)
-
-    with life(folder, redis_url, every_rounds=every_rounds, text_of=dying) as learner:
+    with life(folder, redis_url, every_rounds=every_rounds, text_of=dying_at(death_at)) as learner:
         with pytest.raises(Killed):
             learner.go()
         published = learner.loop.publisher.newest()
@@ -212,16 +216,7 @@ def test_a_learner_killed_between_publishing_and_remembering(
 def test_checkpoints_written_beside_the_training_lag_a_round_and_lose_nothing(
     death_at: int | None, folder: RunFolder, redis_url: str, in_peace: dict[int, str]
 ) -> None:
-    texts = 0
-
-    def dying(tokens: object) -> str:
-        nonlocal texts
-        if texts == death_at:
-            raise Killed
-        texts += 1
-        return str(tokens)
-
-    with life(folder, redis_url, text_of=dying, beside=True) as learner:
+    with life(folder, redis_url, text_of=dying_at(death_at), beside=True) as learner:
         if death_at is None:
             assert learner.go()
         else:

@@ -65,11 +65,12 @@ def outcome(folder: Path, ranks: int) -> tuple[float, RoundStats, dict[str, np.n
     ("family", "ranks", "changes", "lora"),
     [
         ("qwen2", 2, {}, 0),
-        ("llama", 4, {"gradient_checkpointing": True}, 0),
+        ("llama", 4, {"gradient_checkpointing": "full"}, 0),
+        ("qwen2", 2, {"gradient_checkpointing": "light"}, 0),
         ("qwen2", 4, {"objective": "grpo", "learning_rate": 1e-4}, 0),
         ("qwen2", 2, {}, 4),
     ],
-    ids=["two", "four-checkpointing", "four-grpo", "two-lora"],
+    ids=["two", "four-full", "two-light", "four-grpo", "two-lora"],
 )
 def test_ranks_train_what_one_rank_trains(
     tmp_path: Path, family: tiny.Family, ranks: int, changes: dict[str, Any], lora: int

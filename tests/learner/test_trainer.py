@@ -156,14 +156,6 @@ def test_a_step_does_not_depend_on_how_its_sequences_are_packed(tmp_path: Path, 
     assert largest_difference(parts, whole) < STEP_TOLERANCE
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
-    folder = tiny.save(tmp_path)
-    _, kept, stats = trained(folder, tiny.training(), tiny.rollouts())
-    _, recomputed, again = trained(folder, tiny.training(gradient_checkpointing=True), tiny.rollouts())
-    assert again.loss == stats.loss
-    assert largest_difference(recomputed, kept) == 0.0
-
-
 def test_bf16_products_leave_weights_and_gradients_in_float32(tmp_path: Path) -> None:
     model = replace(tiny.load(tmp_path), autocast_dtype=torch.bfloat16)
     stats = Trainer(model, tiny.training()).train_round(tiny.rollouts())
@@ -255,7 +247,7 @@ def test_a_full_micro_batch_is_trained_before_later_rollouts_are_asked_for(tmp_p
 
     def arriving() -> Iterator[Rollout]:
         for index in range(4):
-            has_gradient.append(any(p.grad is not None for p in model.module.parameters()))
+            has_gradient.append(any(p.grad is not None and bool(p.grad.any()) for p in model.module.parameters()))
             yield tiny.rollout(index, [1, 2, 3], [4, 5])
 
     Trainer(model, tiny.training(steps_per_round=1, micro_batch_tokens=8)).train_round(arriving())
@@ -358,5 +350,5 @@ def test_loading_leaves_the_given_state_alone(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     small = Trainer(tiny.load(tmp_path / "small"), tiny.training())
     large = Trainer(tiny.load(tmp_path / "large", tiny.config(hidden_size=64)), tiny.training())
-    with pytest.raises(CheckpointError, match="not those of the model"):
+    with pytest.raises(CheckpointError, match="not those of this training"):
         small.load_state_dict(large.state_dict())

@@ -13,8 +13,9 @@ import structlog
 from learner.checkpoint import Checkpoints
 from learner.config import LoraConfig, TrainingConfig
 from learner.follower import follow
+from learner.launching import RANK, SIZE, STORE
 from learner.model import TrainedModel, load_model
-from learner.ranks import RANK, SIZE, STORE, Ranks, joined
+from learner.ranks import Ranks, joined
 from learner.trainer import Trainer
 
 Job = Callable[[Path, TrainedModel, Trainer, Checkpoints], None]
