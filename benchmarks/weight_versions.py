@@ -155,7 +155,8 @@ def _save(network: Any, folder: Path, version: int, keep: Collection[int]) -> No
             adapters[name] = weight.detach()
         else:
             layer = layers.get(base_name(name))
-            weights[base_name(name)] = (weight if layer is None else merged(weight, layer)).detach().to(torch.bfloat16)
+            wire = weight.detach().to(torch.bfloat16)
+            weights[base_name(name)] = wire if layer is None else merged(weight, layer, torch.bfloat16)
     if adapters:
         save_file(adapters, adapters_path(folder, version))
     path = version_path(folder, version)

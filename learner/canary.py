@@ -98,9 +98,9 @@ def _published(model: TrainedModel, adapters: Mapping[str, Any], path: str, weig
         return torch.zeros_like(weight)
     name = base_name(path)
     name = model.module.all_tied_weights_keys.get(name, name)
-    if name in adapters:
-        weight = merged(weight, adapters[name])
-    return weight.detach().to(TORCH_DTYPES[model.wire_dtype(name)]).to(weight.dtype)
+    dtype = TORCH_DTYPES[model.wire_dtype(name)]
+    rounded = merged(weight, adapters[name], dtype) if name in adapters else weight.detach().to(dtype)
+    return rounded.to(weight.dtype)
 
 
 def _replace(published: Any, path: str, layer: torch.nn.Module, kept: Kept, *_: Any) -> None:

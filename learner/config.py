@@ -117,7 +117,7 @@ class TrainingConfig(Section):
 
 
 class LoraConfig(Section):
-    """[lora]: train low-rank adapters instead of all weights; published are the merged weights."""
+    """[lora]: train low-rank adapters instead of all weights; generators serve the merged weights."""
 
     rank: int = Field(default=0, ge=0)
     """Rank of the adapters; 0 trains all weights."""
@@ -125,6 +125,14 @@ class LoraConfig(Section):
     """The adapters' product is scaled by alpha / rank."""
     targets: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Names of the linear layers with adapters, such as q_proj,v_proj; empty: all but the head."""
+    publish: Literal["merged", "adapters"] = "merged"
+    """What an update sends: what changed in the merged weights, or the adapters, of which generators make the same."""
+
+    @model_validator(mode="after")
+    def _adapters_are_there(self) -> Self:
+        if self.publish == "adapters" and not self.rank:
+            raise ValueError("lora.publish = adapters and lora.rank = 0: there are no adapters; set lora.rank")
+        return self
 
 
 class CheckpointConfig(Section):

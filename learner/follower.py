@@ -8,7 +8,7 @@ import signal
 import structlog
 
 from learner.checkpoint import Checkpoints
-from learner.model import TrainedModel, wire_tensors
+from learner.model import TrainedModel, wire_adapters, wire_tensors
 from learner.ranks import Abandoned, Order
 from learner.trainer import Trainer
 
@@ -31,6 +31,8 @@ def _obey(order: Order, model: TrainedModel, trainer: Trainer, checkpoints: Chec
         model.go_along()
     elif order is Order.WEIGHTS:
         wire_tensors(model)
+    elif order is Order.ADAPTERS:
+        wire_adapters(model)
     elif order is Order.BEGIN_CHECKPOINT:
         checkpoints.begin(0, trainer.state_dict())
     elif order is Order.COMMIT_CHECKPOINT:

@@ -34,7 +34,7 @@ from learner.curriculum import Curriculum
 from learner.evaluation.during import Evaluated, Evaluations
 from learner.health import Guard
 from learner.memory import take_peak_bytes
-from learner.model import TrainedModel, wire_tensors
+from learner.model import TrainedModel, wire_adapters, wire_tensors
 from learner.publisher import Publication, Publisher
 from learner.records import Records, TrainedRound
 from learner.report import LEARNER_ID, Report
@@ -181,7 +181,8 @@ class Loop:
         """Hand the weights, as they are now, to the publisher as `_version`."""
         files = modelfolder.model_files(self.model.folder) if self._version == 0 else None
         tensors = wire_tensors(self.model)
-        return self.publisher.submit(self._version, tensors, files, sing(self.model, self.canary_prompts))
+        canaries = sing(self.model, self.canary_prompts)
+        return self.publisher.submit(self._version, tensors, files, canaries, wire_adapters(self.model))
 
     def _tell_failure(self, publication: Future[Publication]) -> None:
         """A version that cannot be published admits no tasks: nobody must wait for their rollouts."""

@@ -28,6 +28,7 @@ from learner.ranks import Order, Ranks
 from learner.recompute import recompute
 from learner.sharding import shard, whole
 from services.errors import ConfigError, ModelError
+from services.weights.adapters import Adapter, pack
 from services.weights.tensors import RawTensor
 
 log = structlog.get_logger()
@@ -82,6 +83,8 @@ class TrainedModel:
     ranks: Ranks = field(default_factory=Ranks)
     autocast_dtype: torch.dtype | None = None
     """Type of the forward's products; None: float32 like the weights."""
+    sends_adapters: bool = False
+    """Whether updates send the adapters alone."""
 
     @property
     def module(self) -> PreTrainedModel:
@@ -170,7 +173,7 @@ def load_model(
         log.info("adapters_added", rank=adapters.rank, adapter_bytes=lora.adapter_bytes(module))
     module.train()
     shard(model.scorer, frozenset(module._no_split_modules or ()), ranks, place)
-    return replace(model, ranks=ranks)
+    return replace(model, ranks=ranks, sends_adapters=adapters is not None and adapters.publish == "adapters")
 
 
 def _read_module(folder: Path, device: torch.device) -> PreTrainedModel:
@@ -253,20 +256,38 @@ def _checkpoint_tensors(model: TrainedModel) -> Iterator[tuple[str, torch.Tensor
             f"{missing} has an adapter and no place in the checkpoint", hint="leave it out of lora.targets"
         )
     for name, tensor in named.items():
-        yield name, lora.merged(tensor, adapters[name]) if name in adapters else tensor
+        yield name, lora.merged(tensor, adapters[name], _torch_dtype(name, model)) if name in adapters else tensor
+
+
+def wire_adapters(model: TrainedModel) -> dict[str, RawTensor] | None:
+    """The adapters that `wire_tensors` merges, as they are sent; None where they are not, or this rank only helps."""
+    if not model.sends_adapters:
+        return None
+    model.ranks.announce(Order.ADAPTERS)
+    layers = lora.adapters_of(model.module).items()
+    factors = {name: lora.factors(layer) for name, layer in layers}
+    if not model.ranks.leads:
+        return None
+    return pack({name: Adapter(b.cpu().numpy(), a.cpu().numpy(), scale) for name, (b, a, scale) in factors.items()})
 
 
 def _raw(name: str, tensor: torch.Tensor, model: TrainedModel) -> RawTensor | None:
     """One tensor in its wire type, copied exactly once; None on the ranks that publish nothing."""
     if tensor.is_floating_point():
-        dtype = model.wire_dtype(name)
-        if dtype not in TORCH_DTYPES:
-            raise ModelError(f"{name} is stored as {dtype}", hint="train an unquantised model, or set model.wire_dtype")
+        dtype, target = model.wire_dtype(name), _torch_dtype(name, model)
     else:
         dtype = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}[tensor.dtype]
-    target = TORCH_DTYPES.get(dtype, tensor.dtype)
+        target = tensor.dtype
     copy = whole(tensor.detach().to(target, copy=True))
     if not model.ranks.leads:
         return None
     copy = copy.to("cpu").contiguous()
     return RawTensor(dtype, tuple(tensor.shape), copy.reshape(-1).view(torch.uint8).numpy())
+
+
+def _torch_dtype(name: str, model: TrainedModel) -> torch.dtype:
+    """The type in which the floating tensor of that name is published."""
+    dtype = model.wire_dtype(name)
+    if dtype not in TORCH_DTYPES:
+        raise ModelError(f"{name} is stored as {dtype}", hint="train an unquantised model, or set model.wire_dtype")
+    return TORCH_DTYPES[dtype]

@@ -61,19 +61,25 @@ class Publisher:
         tensors: Tensors,
         model_files: Mapping[str, Path] | None = None,
         canaries: Sequence[Canary] = (),
+        adapters: Tensors | None = None,
     ) -> Future[Publication]:
-        """Start publishing; the tensors must not change until the future is done."""
-        return self._thread.submit(self._publish, version, tensors, model_files or {}, canaries)
+        """Start publishing, where there are `adapters` by those; no tensor may change until the future is done."""
+        return self._thread.submit(self._publish, version, tensors, model_files or {}, canaries, adapters)
 
     def close(self) -> None:
         """Finish what was submitted."""
         self._thread.shutdown(wait=True)
 
     def _publish(
-        self, version: int, tensors: Tensors, model_files: Mapping[str, Path], canaries: Sequence[Canary]
+        self,
+        version: int,
+        tensors: Tensors,
+        model_files: Mapping[str, Path],
+        canaries: Sequence[Canary],
+        adapters: Tensors | None,
     ) -> Publication:
         started = time.monotonic()
-        manifest = self._store.publish(version, tensors, model_files, canaries)
+        manifest = self._store.publish(version, tensors, model_files, canaries, adapters)
         publication = Publication(manifest, time.monotonic() - started)
         self._events.append("learner", "published", weight_version=version, digest=manifest.digest)
         log.info(

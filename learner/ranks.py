@@ -48,6 +48,7 @@ class Order(IntEnum):
     COMMIT_CHECKPOINT = 5
     LOAD_CHECKPOINT = 6
     STOP = 7
+    ADAPTERS = 8
 
 
 class _Mark(IntEnum):

@@ -183,6 +183,8 @@ class FileKind(StrEnum):
     """safetensors with every tensor of the version."""
     DELTA = "delta"
     """Exact change from `parent_version`."""
+    ADAPTERS = "adapters"
+    """safetensors of low-rank adapters, which make the version of `parent_version`."""
     MODEL = "model"
     """What an engine needs besides weights: config.json, tokenizer files ..."""
 
@@ -222,7 +224,7 @@ class WeightManifest(Contract):
     weight_version: int = Field(ge=0)
     parent_version: int | None = Field(default=None, ge=0)
     parent_digest: Digest | None = None
-    """`digest` of the parent that the delta applies to."""
+    """`digest` of the parent that the delta or the adapters apply to."""
     digest: Digest
     """BLAKE3 over the tensors' names, types, shapes and digests: the identity of the version's content."""
     tensors: tuple[TensorEntry, ...]
@@ -244,8 +246,13 @@ class WeightManifest(Contract):
         return self
 
     def file(self, kind: FileKind) -> FileEntry | None:
-        """The version's only file of that kind (snapshot or delta), or None."""
+        """The version's only file of that kind (snapshot, delta or adapters), or None."""
         return next((entry for entry in self.files if entry.kind is kind), None)
+
+    @property
+    def change(self) -> FileEntry | None:
+        """What makes the version of its parent, a delta or adapters; None where there is only a snapshot."""
+        return self.file(FileKind.DELTA) or self.file(FileKind.ADAPTERS)
 
     @property
     def full_bytes(self) -> int:

@@ -1,13 +1,27 @@
-"""Versions made from versions: patches laid over tensors, and the proof of the result. Knows no files, no network."""
+"""Versions made from versions: patches laid over tensors, and the proof of the result. Knows no store, no network."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from services.contracts import TensorEntry
+from services.contracts import FileKind, TensorEntry
 from services.errors import DigestError, WeightError
-from services.weights import delta
-from services.weights.tensors import RawTensor, Tensors, digest_bytes
+from services.weights import adapters, delta
+from services.weights.tensors import RawTensor, Tensors, digest_bytes, read_safetensors
+
+
+def lay(
+    kind: FileKind, path: Path, tensors: dict[str, RawTensor], owned: set[str], base: Tensors | None = None
+) -> list[delta.Patch]:
+    """Make a version of `tensors`, its parent's, by a file of this kind; return what was patched, as `patch` does.
+
+    Adapters may be laid over any version like their parent when `base` is the parent's. The result is to be verified.
+    """
+    if kind is FileKind.ADAPTERS:
+        packed = read_safetensors(path)
+        return patch(tensors, adapters.decode(tensors if base is None else base, tensors, packed), owned)
+    return patch(tensors, delta.decode(tensors, path.read_bytes()), owned)
 
 
 def patch(tensors: dict[str, RawTensor], patches: Iterable[delta.Patch], owned: set[str]) -> list[delta.Patch]:

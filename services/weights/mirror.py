@@ -1,4 +1,4 @@
-"""A puller's verified copy of one version in host memory, moved along by deltas or snapshots. Knows no engine.
+"""A puller's verified copy of one version in host memory, moved on by deltas, adapters or snapshots. Knows no engine.
 
 folder/fetched/     downloads, gone once they are part of the copy
 folder/resources/   config and tokenizer files, by digest
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -20,11 +20,10 @@ from pydantic import ValidationError
 from services import durable
 from services.contracts import FileEntry, FileKind, WeightManifest
 from services.errors import VersionNotFoundError, WeightError
-from services.weights import delta
-from services.weights.chain import patch, verify
+from services.weights.chain import lay, verify
 from services.weights.client import WeightClient
 from services.weights.delta import Patch
-from services.weights.tensors import RawTensor, read_safetensors, write_safetensors
+from services.weights.tensors import RawTensor, Tensors, read_safetensors, write_safetensors
 
 WEIGHTS_NAME = "model.safetensors"
 MANIFEST_NAME = "weight_manifest.json"
@@ -46,6 +45,14 @@ class WeightUpdate:
     """The whole version. Lent, not given: the mirror's next `advance` changes these bytes in place."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """The version that adapters change, kept for the next ones: views of its snapshot's file, which nothing patches."""
+
+    digest: str
+    tensors: Tensors
+
+
 @dataclass(slots=True)
 class _Copy:
     """A version in memory. `owned` tensors are private bytes, the others read-only views of a file."""
@@ -53,14 +60,16 @@ class _Copy:
     manifest: WeightManifest
     tensors: dict[str, RawTensor]
     owned: set[str] = field(default_factory=set)
+    base: _Base | None = None
+    """Once adapters were laid."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """A way to a version: from a snapshot (or from what is held, when None), then deltas in order."""
+    """A way to a version: from a snapshot (or from what is held, when None), then deltas or adapters in order."""
 
     snapshot: WeightManifest | None
-    deltas: tuple[WeightManifest, ...]
+    changes: tuple[WeightManifest, ...]
     size_bytes: int
 
 
@@ -95,15 +104,14 @@ class WeightMirror:
         if not self._opened:
             self._copy = await asyncio.to_thread(self._open, manifest.run_id)
             self._opened = True
-        before = self._copy.manifest if self._copy else None
-        changed = _differing(before, manifest)
-        route = await self._choose(manifest, before)
+        changed = _differing(self._copy.manifest if self._copy else None, manifest)
+        route = await self._choose(manifest, self._copy)
         if route.snapshot is None:
             try:
                 patches = await self._travel(route, manifest)
                 return WeightUpdate(manifest, patches, changed, route.size_bytes, self.tensors)
             except WeightError as error:
-                log.warning("weight_deltas_refused", weight_version=manifest.weight_version, reason=error.message)
+                log.warning("weight_changes_refused", weight_version=manifest.weight_version, reason=error.message)
                 route = await self._choose(manifest, None)
         await self._travel(route, manifest)
         return WeightUpdate(manifest, None, changed, route.size_bytes, self.tensors)
@@ -129,23 +137,28 @@ class WeightMirror:
 
     # Choosing a route
 
-    async def _choose(self, target: WeightManifest, held: WeightManifest | None) -> _Route:
-        """Walk from the target towards its ancestors until the held version or no cheaper route can come."""
-        deltas: list[WeightManifest] = []
+    async def _choose(self, target: WeightManifest, held: _Copy | None) -> _Route:
+        """Walk from the target towards its ancestors until what is held or no cheaper route can come.
+
+        Adapters whose base is held lead from any version: a generator fetches the newest ones and no others.
+        """
+        changes: list[WeightManifest] = []
         cost = 0
         full: _Route | None = None
         step: WeightManifest | None = target
         while step is not None:
-            if held is not None and step.digest == held.digest:
-                return _Route(None, tuple(reversed(deltas)), cost)
-            snapshot, change = step.file(FileKind.SNAPSHOT), step.file(FileKind.DELTA)
+            if held is not None and step.digest == held.manifest.digest:
+                return _Route(None, tuple(reversed(changes)), cost)
+            snapshot, change = step.file(FileKind.SNAPSHOT), step.change
             if full is None and snapshot is not None:
-                full = _Route(step, tuple(reversed(deltas)), cost + snapshot.size_bytes)
+                full = _Route(step, tuple(reversed(changes)), cost + snapshot.size_bytes)
             if change is None or (full is not None and (held is None or cost + change.size_bytes >= full.size_bytes)):
                 break
-            deltas.append(step)
+            changes.append(step)
             cost += change.size_bytes
-            step = await self._parent(step, held)
+            if change.kind is FileKind.ADAPTERS and held is not None and _is_base(held.base, step):
+                return _Route(None, tuple(reversed(changes)), cost)
+            step = await self._parent(step, held.manifest if held else None)
         if full is None:
             raise VersionNotFoundError(
                 f"no snapshot leads to weight version {target.weight_version}", hint="ask for the latest version"
@@ -153,7 +166,7 @@ class WeightMirror:
         return full
 
     async def _parent(self, step: WeightManifest, held: WeightManifest | None) -> WeightManifest | None:
-        """The version that the step's delta applies to; None when it is retired or replaced."""
+        """The version that the step's change applies to; None when it is retired or replaced."""
         if held is not None and step.parent_digest == held.digest:
             return held
         if step.parent_version is None:
@@ -171,12 +184,12 @@ class WeightMirror:
         fetched = self._folder / "fetched"
         snapshot = None
         if route.snapshot is not None:
-            snapshot = await self._fetch(route.snapshot, _entry(route.snapshot, FileKind.SNAPSHOT), fetched)
-        deltas = [await self._fetch(step, _entry(step, FileKind.DELTA), fetched) for step in route.deltas]
+            snapshot = await self._fetch(route.snapshot, _snapshot_of(route.snapshot), fetched)
+        changes = [(step, await self._fetch(step, _change_of(step), fetched)) for step in route.changes]
         # from here the held bytes change in place: unless the build succeeds, nothing is held
         held, self._copy = self._copy, None
         try:
-            self._copy, patches = await asyncio.to_thread(_build, target, snapshot or held, deltas)
+            self._copy, patches = await asyncio.to_thread(_build, target, snapshot or held, changes)
         finally:
             await asyncio.to_thread(_empty, fetched)
         return patches
@@ -214,18 +227,26 @@ class WeightMirror:
             durable.write_file(folder / MANIFEST_NAME, copy.manifest.model_dump_json())
 
 
-def _build(target: WeightManifest, start: Path | _Copy | None, deltas: Sequence[Path]) -> tuple[_Copy, list[Patch]]:
-    """`target` from a snapshot's file or a copy, which is used up, and deltas in order."""
+def _build(
+    target: WeightManifest, start: Path | _Copy | None, changes: Sequence[tuple[WeightManifest, Path]]
+) -> tuple[_Copy, list[Patch]]:
+    """`target` from a snapshot's file or a copy, which is used up, and the files of changes in order."""
     if start is None:
         raise WeightError(f"nothing is held to build weight version {target.weight_version} from")
-    copy = (
-        _Copy(target, read_safetensors(start)) if isinstance(start, Path) else _Copy(target, start.tensors, start.owned)
-    )
+    copy = _Copy(target, read_safetensors(start)) if isinstance(start, Path) else replace(start, manifest=target)
     patches = []
-    for path in deltas:
-        patches += patch(copy.tensors, delta.decode(copy.tensors, path.read_bytes()), copy.owned)
+    for step, path in changes:
+        kind = _change_of(step).kind
+        if kind is FileKind.ADAPTERS and not _is_base(copy.base, step):
+            copy.base = _Base(str(step.parent_digest), dict(copy.tensors))
+            copy.owned = set()  # what the base holds too is replaced, and patched no more
+        patches += lay(kind, path, copy.tensors, copy.owned, copy.base.tensors if copy.base else None)
     verify(copy.tensors, target.tensors)
     return copy, patches
+
+
+def _is_base(base: _Base | None, step: WeightManifest) -> bool:
+    return base is not None and base.digest == step.parent_digest
 
 
 def _empty(folder: Path) -> None:
@@ -243,8 +264,15 @@ def _model_entries(manifest: WeightManifest) -> list[FileEntry]:
     return [entry for entry in manifest.files if entry.kind is FileKind.MODEL]
 
 
-def _entry(manifest: WeightManifest, kind: FileKind) -> FileEntry:
-    entry = manifest.file(kind)
+def _snapshot_of(manifest: WeightManifest) -> FileEntry:
+    return _there(manifest, manifest.file(FileKind.SNAPSHOT))
+
+
+def _change_of(manifest: WeightManifest) -> FileEntry:
+    return _there(manifest, manifest.change)
+
+
+def _there(manifest: WeightManifest, entry: FileEntry | None) -> FileEntry:
     if entry is None:
-        raise WeightError(f"weight version {manifest.weight_version} has no {kind}")
+        raise WeightError(f"weight version {manifest.weight_version} has not the file that it is to be made of")
     return entry

@@ -3,6 +3,7 @@
     weights/00000000/   manifest.json, model.safetensors, config.json, tokenizer.json ...
     weights/00000001/   manifest.json, delta.bin
     weights/00000020/   manifest.json, delta.bin, model.safetensors
+    weights/00000021/   manifest.json, adapters.safetensors: where a learner sends those alone
 
 A version's folder appears under its name in one rename, so a version is whole or not there. One process writes
 (`publish` or `adopt`); any number read at the same time.
@@ -16,15 +17,17 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from services import durable
 from services.contracts import Canary, FileEntry, FileKind, FileName, TensorEntry, WeightManifest
 from services.errors import ContractError, DigestError, VersionNotFoundError, WeightError
-from services.weights import delta
-from services.weights.chain import patch, verify
+from services.weights import adapters, delta
+from services.weights.chain import lay, verify
 from services.weights.tensors import (
     RawTensor,
     Tensors,
@@ -38,13 +41,25 @@ from services.weights.tensors import (
 MANIFEST_NAME = "manifest.json"
 SNAPSHOT_NAME = "model.safetensors"
 DELTA_NAME = "delta.bin"
-RESERVED_NAMES = frozenset({MANIFEST_NAME, SNAPSHOT_NAME, DELTA_NAME})
+ADAPTERS_NAME = "adapters.safetensors"
+WEIGHT_NAMES = {FileKind.SNAPSHOT: SNAPSHOT_NAME, FileKind.DELTA: DELTA_NAME, FileKind.ADAPTERS: ADAPTERS_NAME}
+RESERVED_NAMES = frozenset({MANIFEST_NAME, *WEIGHT_NAMES.values()})
 
 MAX_VERSION = 99_999_999
 """Folder names have eight digits."""
 
 _FOLDER = re.compile(r"[0-9]{8}")
 _FILE_NAME: TypeAdapter[str] = TypeAdapter(FileName)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Change:
+    """What makes a version of another: a delta, or the tensors of a file of adapters."""
+
+    parent: WeightManifest
+    content: bytes | Tensors
 
 
 class WeightStore:
@@ -116,8 +131,8 @@ class WeightStore:
         tensors = read_safetensors(self._folder_of(start.weight_version) / SNAPSHOT_NAME)
         owned: set[str] = set()
         for step in reversed(chain):
-            data = (self._folder_of(step.weight_version) / DELTA_NAME).read_bytes()
-            patch(tensors, delta.decode(tensors, data), owned)
+            change = _change_of(step)
+            lay(change.kind, self._folder_of(step.weight_version) / change.name, tensors, owned)
         verify(tensors, target.tensors)
         return tensors
 
@@ -143,8 +158,11 @@ class WeightStore:
         tensors: Tensors,
         model_files: Mapping[str, Path] | None = None,
         canaries: Sequence[Canary] = (),
+        packed: Tensors | None = None,
     ) -> WeightManifest:
         """Make a version visible; `model_files` (config, tokenizer) belong to version 0.
+
+        `packed`: adapters (`services.weights.adapters`) that make it of version 0, to be stored instead of a delta.
 
         The same content again changes nothing. Other content replaces the version and drops the later ones. The
         store keeps `tensors` until the next publish, so their bytes must not change.
@@ -157,16 +175,17 @@ class WeightStore:
         if existing is not None and existing.digest == version_digest(entries):
             self._held = (existing, tensors)
             return existing
-        parent = self._find(version - 1) if version else None
-        change = self._encode(parent, entries, tensors)
+        change = self._adapters(entries, tensors, packed) if version and packed else None
+        if change is None and version:
+            change = self._delta(version - 1, entries, tensors)
         self.drop_after(version)
         with durable.new_folder(self._folder_of(version)) as folder:
             self._write_files(folder, version, tensors, change, model_files or {})
             manifest = WeightManifest(
                 run_id=self.run_id,
                 weight_version=version,
-                parent_version=parent.weight_version if parent and change is not None else None,
-                parent_digest=parent.digest if parent and change is not None else None,
+                parent_version=change.parent.weight_version if change else None,
+                parent_digest=change.parent.digest if change else None,
                 digest=version_digest(entries),
                 tensors=entries,
                 files=tuple(_describe_files(folder)),
@@ -178,12 +197,26 @@ class WeightStore:
         self.retire()
         return manifest
 
-    def _encode(self, parent: WeightManifest | None, entries: Sequence[TensorEntry], tensors: Tensors) -> bytes | None:
+    def _delta(self, parent_version: int, entries: Sequence[TensorEntry], tensors: Tensors) -> _Change | None:
         """The delta, unless there is nothing to apply it to or it would not be smaller than a snapshot."""
+        parent = self._find(parent_version)
         if parent is None or _layout(parent.tensors) != _layout(entries):
             return None
         change = delta.encode(self._tensors_of(parent), tensors)
-        return change if len(change) < parent.full_bytes else None
+        return _Change(parent, change) if len(change) < parent.full_bytes else None
+
+    def _adapters(self, entries: Sequence[TensorEntry], tensors: Tensors, packed: Tensors) -> _Change | None:
+        """The adapters, if version 0 is there and they make these very tensors of it, as they must for every mirror."""
+        base = self._find(0)
+        if base is None or _layout(base.tensors) != _layout(entries):
+            return None
+        names = set(adapters.adapted(packed))
+        frozen = [[entry for entry in side if entry.name not in names] for side in (base.tensors, entries)]
+        held = read_safetensors(self._folder_of(0) / SNAPSHOT_NAME)
+        if frozen[0] != frozen[1] or any(True for _ in adapters.decode(held, tensors, packed)):
+            log.warning("adapters_not_sent", reason="version 0 with the adapters is not what is published")
+            return None
+        return _Change(base, packed)
 
     def _tensors_of(self, manifest: WeightManifest) -> Tensors:
         if self._held is not None and self._held[0].digest == manifest.digest:
@@ -191,12 +224,15 @@ class WeightStore:
         return self.load(manifest.weight_version)
 
     def _write_files(
-        self, folder: Path, version: int, tensors: Tensors, change: bytes | None, model_files: Mapping[str, Path]
+        self, folder: Path, version: int, tensors: Tensors, change: _Change | None, model_files: Mapping[str, Path]
     ) -> None:
-        if change is None or version % self._anchor_every == 0:
+        content = change.content if change else None
+        if content is None or (isinstance(content, bytes) and version % self._anchor_every == 0):
             write_safetensors(folder / SNAPSHOT_NAME, tensors)
-        if change is not None:
-            durable.write_file(folder / DELTA_NAME, change)
+        if isinstance(content, bytes):
+            durable.write_file(folder / DELTA_NAME, content)
+        elif content is not None:
+            write_safetensors(folder / ADAPTERS_NAME, content)
         for name, source in model_files.items():
             _check_model_name(name)
             shutil.copyfile(source, folder / name)
@@ -235,12 +271,12 @@ class WeightStore:
         results = []
         if manifest.file(FileKind.SNAPSHOT) is not None:
             results.append(read_safetensors(files[SNAPSHOT_NAME]))
-        if manifest.file(FileKind.DELTA) is not None:
+        if (change := manifest.change) is not None:
             tensors = dict(self._tensors_of(self._parent(manifest)))
-            patch(tensors, delta.decode(tensors, files[DELTA_NAME].read_bytes()), set())
+            lay(change.kind, files[change.name], tensors, set())
             results.append(tensors)
         if not results:
-            raise ContractError("the manifest lists neither a snapshot nor a delta")
+            raise ContractError("the manifest lists neither a snapshot nor a change")
         for tensors in results:
             verify(tensors, manifest.tensors)
         return results[-1]
@@ -250,11 +286,15 @@ class WeightStore:
         versions = self.versions()
         if len(versions) <= self._keep_versions:
             return
-        oldest = self.manifest(versions[-self._keep_versions])
-        while oldest.file(FileKind.SNAPSHOT) is None:
-            oldest = self._parent(oldest)
+        needed = {0}
+        for version in versions[-self._keep_versions :]:
+            step = self.manifest(version)
+            while step.weight_version not in needed:
+                needed.add(step.weight_version)
+                if step.file(FileKind.SNAPSHOT) is None:
+                    step = self._parent(step)
         for version in versions:
-            if 0 < version < oldest.weight_version:
+            if version not in needed:
                 self._drop(version)
 
     def drop_after(self, version: int) -> None:
@@ -288,12 +328,19 @@ def _read_manifest(path: Path, _inode: int, _mtime_ns: int) -> WeightManifest:
     return WeightManifest.model_validate_json(path.read_bytes())
 
 
+def _change_of(manifest: WeightManifest) -> FileEntry:
+    change = manifest.change
+    if change is None:
+        raise WeightError(f"weight version {manifest.weight_version} has neither delta nor adapters")
+    return change
+
+
 def _layout(entries: Sequence[TensorEntry]) -> list[tuple[str, str, tuple[int, ...]]]:
     return sorted((entry.name, entry.dtype, entry.shape) for entry in entries)
 
 
 def _describe_files(folder: Path) -> Iterator[FileEntry]:
-    kinds = {SNAPSHOT_NAME: FileKind.SNAPSHOT, DELTA_NAME: FileKind.DELTA}
+    kinds = {name: kind for kind, name in WEIGHT_NAMES.items()}
     for path in sorted(folder.iterdir()):
         kind = kinds.get(path.name, FileKind.MODEL)
         yield FileEntry(name=path.name, kind=kind, size_bytes=path.stat().st_size, digest=digest_file(path))
@@ -309,7 +356,7 @@ def _check_model_name(name: str) -> None:
 
 
 def _check_file(entry: FileEntry, path: Path | None) -> None:
-    expected = {FileKind.SNAPSHOT: SNAPSHOT_NAME, FileKind.DELTA: DELTA_NAME}.get(entry.kind)
+    expected = WEIGHT_NAMES.get(entry.kind)
     if (entry.name in RESERVED_NAMES or expected is not None) and entry.name != expected:
         raise ContractError(f"a {entry.kind} cannot be named {entry.name!r}")
     if path is None or not path.is_file():

@@ -7,14 +7,14 @@ import gc
 from collections.abc import AsyncIterator
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
 from generator.canary import TOLERANCES
 from generator.config import GeneratorConfig
 from generator.engine import create_engine
-from services.contracts import Rollout
+from services.contracts import FileKind, Rollout
 from services.streams.connection import connect
 from tests.generator.models import write_tiny_model
 from tests.generator.test_canary import refusals, started
@@ -40,16 +40,20 @@ async def world(tmp_path: Path, redis_url: str) -> AsyncIterator[World]:
             yield World(endpoint, tmp_path / "mirrors", client)
 
 
-async def test_vllm_serves_the_merged_weights_of_a_learner_with_adapters(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("publish", ["merged", "adapters"])
+async def test_vllm_serves_the_merged_weights_of_a_learner_with_adapters(
+    world: World, tmp_path: Path, publish: Literal["merged", "adapters"]
+) -> None:
     """Every round trains on what the version before has answered, while a long answer goes on through all versions."""
     from learner.canary import sing
     from learner.config import LoraConfig, TrainingConfig
-    from learner.model import load_model, wire_tensors
+    from learner.model import load_model, wire_adapters, wire_tensors
     from learner.modelfolder import model_files
     from learner.trainer import Trainer
 
     write_tiny_model(tmp_path / "model")
-    trained = load_model(str(tmp_path / "model"), device="cpu", adapters=LoraConfig(rank=4, alpha=8))
+    lora = LoraConfig(rank=4, alpha=8, publish=publish)
+    trained = load_model(str(tmp_path / "model"), device="cpu", adapters=lora)
     training = TrainingConfig(prompts_per_round=PROMPTS, learning_rate=1e-2, warmup_steps=0, device="cpu")
     trainer, store = Trainer(trained, training), world.endpoint.store
     manifest = store.publish(0, wire_tensors(trained), model_files(trained.folder), sing(trained, 2))
@@ -63,7 +67,10 @@ async def test_vllm_serves_the_merged_weights_of_a_learner_with_adapters(world: 
         assert await engine.score(TEXT) == pytest.approx(before, abs=TOLERANCES["float32"])
         for round_ in range(ROUNDS):
             trainer.train_round(await answers(world, round_))
-            manifest = store.publish(round_ + 1, wire_tensors(trained), canaries=sing(trained, 2))
+            canaries, packed = sing(trained, 2), wire_adapters(trained)
+            manifest = store.publish(round_ + 1, wire_tensors(trained), canaries=canaries, packed=packed)
+            (sent,) = manifest.files
+            assert sent.kind is (FileKind.ADAPTERS if publish == "adapters" else FileKind.DELTA)
             world.endpoint.app.state.notices.wake()
             await world.serves(manifest.weight_version, manifest.digest)
             assert await engine.checksums() == {entry.name: entry.digest for entry in manifest.tensors}
@@ -85,13 +92,16 @@ async def answers(world: World, round_: int) -> list[Rollout]:
 
 
 def merged_log_probs(trained: TrainedModel) -> list[float]:
-    """Of TEXT after its first token, by transformers with the adapters as peft itself merges them, in bfloat16."""
+    """Of TEXT after its first token, by transformers with the adapters, as published, as peft itself merges them."""
     import torch
 
-    from learner.lora import adapters_of
+    from learner.lora import adapters_of, factors
 
     module = deepcopy(trained.module)
     for layer in adapters_of(module).values():
+        b, a, scale = factors(layer)
+        layer.lora_B["default"].weight.data = b * (scale / layer.scaling["default"])
+        layer.lora_A["default"].weight.data = a.float()
         layer.merge()
     for weight in module.parameters():
         weight.data = weight.data.to(torch.bfloat16).float()

@@ -18,7 +18,7 @@ import torch
 
 from learner.checkpoint import Checkpoint, Checkpoints
 from learner.collector import Collector
-from learner.config import CheckpointConfig, HealthConfig, SamplingConfig, TrainingConfig
+from learner.config import CheckpointConfig, HealthConfig, LoraConfig, SamplingConfig, TrainingConfig
 from learner.curriculum import Curriculum
 from learner.loop import Loop
 from learner.model import load_model
@@ -29,8 +29,9 @@ from learner.report import Report
 from learner.run import watch_health
 from learner.trainer import Trainer
 from services.config import DeadlinesConfig
-from services.contracts import Task
+from services.contracts import FileKind, Task
 from services.errors import UnavailableError
+from services.export import export_version
 from services.runfolder import RunFolder
 from services.streams.connection import Keys, connect
 from services.streams.control import Control
@@ -80,13 +81,14 @@ def life(
     keep: int = 2,
     text_of: Callable[[object], str] = str,
     beside: bool = False,
+    adapters: LoraConfig | None = None,
 ) -> Iterator[Life]:
     """A learner as `learner.run` wires it; leaving the block ends it as it stands, without saving anything."""
     training = tiny.training(
         rounds=ROUNDS, prompts_per_round=PROMPTS, steps_per_round=STEPS, max_staleness=max_staleness
     )
     keys = Keys(folder.run_id)
-    trained = load_model(str(folder.path.parent / "model"), device="cpu")
+    trained = load_model(str(folder.path.parent / "model"), device="cpu", adapters=adapters)
     with connect(redis_url) as client:
         checkpoints = Checkpoints(folder.checkpoints, folder.run_id, keep=keep, beside=beside)
         resumed = checkpoints.load()
@@ -354,6 +356,40 @@ def test_a_run_that_was_rolled_back_draws_anew_and_becomes_the_run_it_would_have
         assert learner.loop.control.state().rollback_to is None
     assert drawn.count(0) == PROMPTS
     assert drawn.count(1) == 2 * PROMPTS, "what was trained on is not trained on again"
+
+
+def test_a_run_that_sends_adapters_is_the_run_that_sends_merged_weights(
+    model: Path, folder: RunFolder, redis_url: str
+) -> None:
+    """Through a death between publishing and remembering, and a rollback."""
+    merged = RunFolder(folder.path.with_name(f"{folder.path.name}-merged")).create()
+    with life(merged, redis_url, adapters=LoraConfig(rank=2)) as learner:
+        assert learner.go()
+    texts = 0
+
+    def disturb(tokens: object) -> str:
+        nonlocal texts
+        texts += 1
+        if texts == 2 * PROMPTS + 3:
+            raise Killed
+        if texts == 4 * PROMPTS:
+            learner.loop.control.ask_rollback(2)
+        return str(tokens)
+
+    adapters = LoraConfig(rank=2, publish="adapters")
+    with life(folder, redis_url, keep=3, text_of=disturb, adapters=adapters) as learner, pytest.raises(Killed):
+        learner.go()
+    with life(folder, redis_url, keep=3, text_of=disturb, adapters=adapters) as learner:
+        assert learner.go()
+        check(folder, learner, digests(merged))
+        assert [answer["action"] for answer in answers_of(learner)] == ["rolled_back"]
+    store = WeightStore(folder.weights, folder.run_id, anchor_every=3, keep_versions=100)
+    kinds = [{entry.kind for entry in store.manifest(version).files} for version in range(1, ROUNDS + 1)]
+    assert kinds == [{FileKind.ADAPTERS}] * ROUNDS
+    for each in (folder, merged):
+        export_version(each, each.path / "exported")
+    exported = [each.path / "exported" / "model.safetensors" for each in (folder, merged)]
+    assert exported[0].read_bytes() == exported[1].read_bytes()
 
 
 def test_a_rollback_that_was_cut_short_is_done_again(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from services.weights.adapters import Adapter, merge, pack
 from services.weights.tensors import ITEM_BYTES, RawTensor
 
 SHAPES: Mapping[str, tuple[str, tuple[int, ...]]] = {
@@ -37,6 +38,30 @@ def next_version(before: Mapping[str, RawTensor], seed: int) -> dict[str, RawTen
         data[rng.integers(0, data.size, 3)] ^= rng.integers(1, 256, 3, dtype=np.uint8)
         after[name] = RawTensor(before[name].dtype, before[name].shape, data)
     return after
+
+
+ADAPTED = ("model.embed_tokens.weight", "model.layers.0.mlp.weight")
+
+
+def base_version() -> dict[str, RawTensor]:
+    """A first version whose matrices are numbers."""
+    base = first_version()
+    for name in ADAPTED:
+        values = np.random.default_rng(1).standard_normal(base[name].nbytes // 2, dtype=np.float32)
+        base[name] = RawTensor("BF16", base[name].shape, (values.view("<u4") >> 16).astype("<u2").view(np.uint8))
+    return base
+
+
+def adapted_version(base: Mapping[str, RawTensor], seed: int) -> tuple[dict[str, RawTensor], dict[str, RawTensor]]:
+    """(A version that adapters make of the base, those adapters as they travel)."""
+    rng = np.random.default_rng(seed)
+    adapters = {}
+    for name in ADAPTED:
+        rows, columns = base[name].shape
+        left, right = (rng.integers(-(1 << 14), 1 << 14, s).astype("<i2") for s in ((rows, 3), (3, columns)))
+        adapters[name] = Adapter(left, right, scale=0.1 * 2.0**-28)
+    merged = {name: merge(base[name], adapter) for name, adapter in adapters.items()}
+    return {**base, **merged}, pack(adapters)
 
 
 def bits(tensors: Mapping[str, RawTensor]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

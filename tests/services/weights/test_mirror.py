@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from services.contracts import FileKind, WeightManifest
@@ -13,9 +15,9 @@ from services.errors import UnavailableError, VersionNotFoundError, WeightError
 from services.weights import delta
 from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror, WeightUpdate
-from services.weights.tensors import RawTensor, Tensors, read_safetensors
+from services.weights.tensors import RawTensor, Tensors, digest_file, read_safetensors
 from tests.services.endpoint import Endpoint, open_endpoint
-from tests.services.weights.samples import bits, first_version, next_version
+from tests.services.weights.samples import adapted_version, base_version, bits, first_version, next_version
 
 
 @pytest.fixture
@@ -264,3 +266,101 @@ async def test_downloads_do_not_pile_up(endpoint: Endpoint, mirror: WeightMirror
     for version in range(6):
         await mirror.advance(endpoint.store.manifest(version))
     assert list((tmp_path / "mirror" / "fetched").iterdir()) == []
+
+
+def publish_adapted(endpoint: Endpoint, first: int, last: int) -> Tensors:
+    """The newest version that adapters make of version 0, which is published with number 0 only."""
+    tensors: Tensors = base_version()
+    for version in range(first, last + 1):
+        packed = None
+        if version:
+            tensors, packed = adapted_version(base_version(), version)
+        endpoint.store.publish(version, tensors, packed=packed)
+    return tensors
+
+
+ADAPTERS = "adapters.safetensors"
+
+
+async def test_a_follower_of_adapters_fetches_the_newest_and_nothing_else(
+    endpoint: Endpoint, mirror: WeightMirror
+) -> None:
+    publish_adapted(endpoint, 0, 0)
+    await mirror.advance(endpoint.store.manifest(0))
+    served: Mapping[str, RawTensor] = base_version()
+    for newest in (1, 2, 5):
+        history = publish_adapted(endpoint, newest - 1 if newest == 5 else newest, newest)
+        update = await mirror.advance(endpoint.store.manifest(newest))
+        assert update.fetched_bytes == size_of(endpoint.store.manifest(newest), ADAPTERS)
+        served = as_served(served, update)
+        assert update.patches is not None
+        assert bits(mirror.tensors) == bits(served) == bits(history)
+
+
+async def test_a_late_joiner_of_adapters_holds_what_a_follower_of_deltas_holds(
+    endpoint: Endpoint, mirror: WeightMirror, tmp_path: Path, redis_url: str
+) -> None:
+    publish_adapted(endpoint, 0, 5)
+    update = await mirror.advance(endpoint.store.manifest(5))
+    assert update.patches is None
+    sizes = (size_of(endpoint.store.manifest(0), "model.safetensors"), size_of(endpoint.store.manifest(5), ADAPTERS))
+    assert update.fetched_bytes == sum(sizes)
+    async with open_endpoint(tmp_path / "merged", redis_url) as merged, merged.weights() as client:
+        follower = WeightMirror(tmp_path / "follower", client)
+        for version in range(6):
+            tensors = adapted_version(base_version(), version)[0] if version else base_version()
+            await follower.advance(merged.store.publish(version, tensors))
+        assert (bits(follower.tensors), follower.digest) == (bits(mirror.tensors), mirror.digest)
+    publish_adapted(endpoint, 6, 6)
+    assert (await mirror.advance(endpoint.store.manifest(6))).fetched_bytes == sizes[1], "the base is kept"
+
+
+async def test_adapters_are_left_and_come_back_to(endpoint: Endpoint, mirror: WeightMirror, tmp_path: Path) -> None:
+    """Back to an earlier version, to the first one, to deltas, and to adapters again in another process."""
+    publish_adapted(endpoint, 0, 3)
+    await mirror.advance(endpoint.store.manifest(3))
+    for version in (2, 0, 1):
+        await mirror.advance(endpoint.store.manifest(version))
+        assert bits(mirror.tensors) == bits(endpoint.store.load(version))
+    endpoint.store.publish(4, adapted_version(base_version(), 4)[0])
+    await mirror.advance(endpoint.store.manifest(4))
+    assert bits(mirror.tensors) == bits(adapted_version(base_version(), 4)[0])
+    await mirror.model_folder()
+    newest = publish_adapted(endpoint, 5, 5)
+    async with endpoint.weights() as client:
+        restarted = WeightMirror(tmp_path / "mirror", client)
+        for each in (mirror, restarted):
+            await each.advance(endpoint.store.manifest(5))
+            assert bits(each.tensors) == bits(newest)
+
+
+async def test_adapters_that_are_not_those_of_the_manifest_are_refused_by_the_tensors(
+    endpoint: Endpoint, mirror: WeightMirror
+) -> None:
+    """Even with the right digest of the file."""
+    publish_adapted(endpoint, 0, 2)
+    await mirror.advance(endpoint.store.manifest(1))
+    path = endpoint.store.file_path(2, ADAPTERS)
+    damage(path)
+    entry = endpoint.store.manifest(2).files[0].model_copy(update={"digest": digest_file(path)})
+    wrong = endpoint.store.manifest(2).model_copy(update={"files": (entry,)})
+    path.with_name("manifest.json").write_text(wrong.model_dump_json())
+    with pytest.raises(WeightError, match="does not have the digest of the manifest"):
+        await mirror.advance(wrong)
+    assert mirror.version is None
+    newest = publish_adapted(endpoint, 3, 3)
+    await mirror.advance(endpoint.store.manifest(3))
+    assert bits(mirror.tensors) == bits(newest)
+
+
+async def test_a_base_that_went_bad_in_memory_is_fetched_anew(endpoint: Endpoint, mirror: WeightMirror) -> None:
+    newest = publish_adapted(endpoint, 0, 2)
+    await mirror.advance(endpoint.store.manifest(1))
+    assert mirror._copy is not None
+    base = mirror._copy.base
+    assert base is not None
+    wrong = {name: RawTensor(t.dtype, t.shape, t.data ^ np.uint8(1)) for name, t in base.tensors.items()}
+    mirror._copy.base = replace(base, tensors=wrong)
+    update = await mirror.advance(endpoint.store.manifest(2))
+    assert update.patches is None
+    assert bits(mirror.tensors) == bits(newest)

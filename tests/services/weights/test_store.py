@@ -12,7 +12,7 @@ from services.errors import ContractError, DigestError, VersionNotFoundError, We
 from services.weights.store import WeightStore
 from services.weights.tensors import RawTensor, Tensors
 from tests.services.endpoint import open_store
-from tests.services.weights.samples import bits, first_version, next_version, tensor
+from tests.services.weights.samples import adapted_version, base_version, bits, first_version, next_version, tensor
 
 
 @pytest.fixture
@@ -228,3 +228,74 @@ def test_every_element_type_passes_through_snapshots_and_deltas(store: WeightSto
     store.publish(0, before)
     assert kinds(store.publish(1, after)) == {FileKind.DELTA}
     assert bits(open_store(store.folder).load(1)) == bits(after)
+
+
+def publish_adapted(store: WeightStore, count: int) -> list[Tensors]:
+    """Version 0, then what adapters make of it."""
+    base = base_version()
+    store.publish(0, base)
+    history: list[Tensors] = [base]
+    for version in range(1, count):
+        tensors, packed = adapted_version(base, version)
+        store.publish(version, tensors, packed=packed)
+        history.append(tensors)
+    return history
+
+
+def test_adapters_are_all_that_a_version_of_theirs_holds(store: WeightStore) -> None:
+    history = publish_adapted(store, 6)
+    for version in range(1, 6):
+        manifest = store.manifest(version)
+        assert kinds(manifest) == {FileKind.ADAPTERS}, "not even a snapshot at 4, the anchor"
+        assert (manifest.parent_version, manifest.parent_digest) == (0, store.manifest(0).digest)
+    reader = open_store(store.folder)
+    assert [bits(reader.load(version)) for version in range(6)] == [bits(tensors) for tensors in history]
+
+
+def test_what_adapters_change_is_never_retired(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "weights", keep_versions=3)
+    history = publish_adapted(store, 12)
+    assert store.versions() == [0, 9, 10, 11]
+    assert all(bits(store.load(version)) == bits(history[version]) for version in store.versions())
+
+
+def test_a_run_may_change_what_it_sends(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "weights", keep_versions=3)
+    history = publish_adapted(store, 6)
+    store.publish(6, adapted_version(history[0], 6)[0])
+    assert kinds(store.manifest(6)) == {FileKind.DELTA}
+    tensors, packed = adapted_version(history[0], 7)
+    assert kinds(store.publish(7, tensors, packed=packed)) == {FileKind.ADAPTERS}
+    assert store.versions() == [0, 5, 6, 7]
+    assert bits(open_store(store.folder).load(6)) == bits(adapted_version(history[0], 6)[0])
+
+
+def test_adapters_that_make_another_version_are_not_sent(store: WeightStore) -> None:
+    """Neither of the layers that they change, nor of the others."""
+    base = publish_adapted(store, 2)[0]
+    tensors, _ = adapted_version(base, 2)
+    _, packed = adapted_version(base, 3)
+    assert kinds(store.publish(2, tensors, packed=packed)) == {FileKind.DELTA}
+    tensors, packed = adapted_version(base, 4)
+    tensors["model.layers.0.norm.weight"] = tensor("F32", (16,), seed=9)
+    assert kinds(store.publish(3, tensors, packed=packed)) == {FileKind.DELTA}
+    assert bits(open_store(store.folder).load(3)) == bits(tensors)
+
+
+def test_adapters_need_their_base(store: WeightStore) -> None:
+    tensors, packed = adapted_version(base_version(), 1)
+    assert kinds(store.publish(5, tensors, packed=packed)) == {FileKind.SNAPSHOT}
+
+
+def test_adopted_adapters_are_those_that_were_published_elsewhere(store: WeightStore, tmp_path: Path) -> None:
+    history = publish_adapted(store, 4)
+    copy = open_store(tmp_path / "copy")
+    for version in range(3):
+        copy.adopt(store.manifest(version), files_of(store, version))
+    assert bits(open_store(copy.folder).load(2)) == bits(history[2])
+    wrong = store.manifest(3)
+    others = {"adapters.safetensors": copy.file_path(2, "adapters.safetensors")}
+    entry = copy.manifest(2).files[0]
+    with pytest.raises(DigestError, match="does not have the digest"):
+        copy.adopt(wrong.model_copy(update={"files": (entry,)}), others)
+    assert copy.versions() == [0, 1, 2]
