@@ -57,11 +57,10 @@ def shape_of(folder: Path) -> Shape:
         raise ModelError(f"{folder} has no *.safetensors", hint="save the model as safetensors")
     config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
         published_bytes=sum(math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype] for tensor in tensors),
-        kv_values_per_token=2 * config.num_hidden_layers * heads * head_size,
+        kv_values_per_token=2 * config.num_hidden_layers * heads * modelfolder.head_size(config),
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from services import durable
+from services.runfolder import last_lines
 
 MARK = "SEPT_SUPERVISED"
 """Environment variable that every process of a supervised run inherits; its value is the run's folder."""
@@ -95,13 +96,7 @@ def die_with_parent(parent: int, by: signal.Signals) -> None:
 
 def last_words(log: Path, lines: int = 40) -> list[str]:
     """The last lines that a part wrote, however large its log is."""
-    try:
-        with log.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - LAST_WORDS_BYTES))
-            return [line.decode(errors="replace") for line in file.read().splitlines()[-lines:]]
-    except FileNotFoundError:
-        return []
+    return [line.decode(errors="replace") for line in last_lines(log, LAST_WORDS_BYTES)[-lines:]]
 
 
 def sweep(run: Path) -> list[int]:

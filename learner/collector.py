@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from operator import contains
+from typing import NamedTuple
 
 import numpy as np
 import structlog
@@ -43,6 +44,11 @@ Identity = tuple[int, int, int]
 """(round, index, sample)."""
 Waiting = Callable[[], AbstractContextManager[None]]
 """Accounts the time of a wait."""
+
+
+class _Received(NamedTuple):
+    rollout: Rollout
+    completed_at: float
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked the wait to end
@@ -83,8 +89,7 @@ class Collector:
         self._look_every_s = look_every_s
         self._recheck_after_s = recheck_after_s
         self._owed: dict[int, dict[int, Task]] = {}
-        self._received: dict[Identity, Rollout] = {}
-        self._completed_at: dict[str, float] = {}  # by rollout id
+        self._received: dict[Identity, _Received] = {}
         self._entries: dict[int, list[bytes]] = {}
         self._changed = threading.Condition()
         self._issuing = threading.Lock()  # what one thread has registered and not issued yet is not lost to another
@@ -126,7 +131,6 @@ class Collector:
             entries = [entry_id for of_round in self._entries.values() for entry_id in of_round]
             self._entries.clear()
             self._received.clear()
-            self._completed_at.clear()
         self._reader.delete(entries)
         self._stopping.clear()
         self._thread = self._new_thread()
@@ -159,7 +163,7 @@ class Collector:
         """Whether every rollout of these tasks is here."""
         with self._changed:
             return all(
-                (rollout := self._received.get(identity)) is not None and _answers(task, rollout)
+                (received := self._received.get(identity)) is not None and _answers(task, received.rollout)
                 for task in tasks
                 for identity in _identities(task)
             )
@@ -171,7 +175,7 @@ class Collector:
         with self._issuing:
             with self._changed:
                 self._owed.setdefault(tasks[0].round, {}).update({task.index: task for task in tasks})
-                for identity, rollout in list(self._received.items()):
+                for identity, (rollout, _) in list(self._received.items()):
                     if identity[0] == tasks[0].round and not self._is_owed(rollout):
                         del self._received[identity]
                 missing = self._missing(tasks)
@@ -192,13 +196,13 @@ class Collector:
         for identity in (identity for _, task in tasks for identity in _identities(task)):
             self._wait(partial(contains, self._received, identity), round_, deadline_s, waiting)
             with self._changed:
-                rollout = self._received[identity]
+                rollout = self._received[identity].rollout
             yield rollout
 
     def completed_at(self, rollout: Rollout) -> float:
         """When a rollout that is held was handed in: Unix seconds by Redis' clock."""
         with self._changed:
-            return self._completed_at[rollout.rollout_id]
+            return self._received[rollout.round, rollout.index, rollout.sample].completed_at
 
     def release(self, before_round: int) -> None:
         """Delete from Redis and memory everything of earlier rounds."""
@@ -206,7 +210,7 @@ class Collector:
             self._first_round = max(self._first_round, before_round)
             entries = [entry for r in [r for r in self._entries if r < before_round] for entry in self._entries.pop(r)]
             for identity in [identity for identity in self._received if identity[0] < before_round]:
-                self._completed_at.pop(self._received.pop(identity).rollout_id, None)
+                del self._received[identity]
             for round_ in [round_ for round_ in self._owed if round_ < before_round]:
                 del self._owed[round_]
         self._reader.delete(entries)
@@ -328,10 +332,9 @@ class Collector:
                     outdated.append(entry_id)
                     continue
                 self._entries.setdefault(rollout.round, []).append(entry_id)
-                identity = (rollout.round, rollout.index, rollout.sample)
-                if self._is_owed(rollout) and identity not in self._received:
-                    self._received[identity] = rollout
-                    self._completed_at[rollout.rollout_id] = entered_at(entry_id)
+                if self._is_owed(rollout):
+                    identity = (rollout.round, rollout.index, rollout.sample)
+                    self._received.setdefault(identity, _Received(rollout, entered_at(entry_id)))
             if arrived:
                 self._last_arrival = time.monotonic()
                 self._changed.notify_all()

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from learner.modelfolder import head_size
+
 BACKWARD = 2
 """Operations of the backward pass per operation of the forward pass."""
 
@@ -52,8 +54,7 @@ def cost_of(module: PreTrainedModel) -> Cost:
         for layer in module.modules()
         if isinstance(layer, torch.nn.Linear) and layer is not head  # embeddings look up, they do not multiply
     )
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = config.num_attention_heads * head_size
+    width = config.num_attention_heads * head_size(config)
     return Cost(
         per_token=2.0 * products,
         per_token_squared=2.0 * config.num_hidden_layers * width,

@@ -108,6 +108,11 @@ def config_dtype(folder: Path) -> str:
     return SAFETENSORS_NAMES.get(str(config.get("dtype") or config.get("torch_dtype")), "F32")
 
 
+def head_size(config: Any) -> int:
+    """Size of an attention head, by transformers' text config; most say it only by what it divides."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}

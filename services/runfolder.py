@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +88,17 @@ class RunFolder:
             for line in file:
                 with contextlib.suppress(ValidationError):
                     yield RoundMetrics.model_validate_json(line)
+
+
+def last_lines(path: Path, within_bytes: int) -> list[bytes]:
+    """The lines in the last so many bytes of a file, without their ends; none of a file that is not there.
+
+    The first may lack its beginning, the last its end.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - within_bytes))
+            return file.read().splitlines()
+    except FileNotFoundError:
+        return []

@@ -12,7 +12,7 @@ from deploy.going import where_is
 from services.runfolder import RunFolder
 from services.weights.store import WeightStore
 from tests import worlds
-from tests.test_staleness import finish, rollouts_of, sept
+from tests.worlds import finish, rollouts_of, sept
 
 ROUNDS, PROMPTS = 8, 16
 DEADLINE_S = 120.0

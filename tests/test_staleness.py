@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,27 +13,9 @@ from services.weights.mirror import MANIFEST_NAME
 from services.weights.store import WeightStore
 from services.weights.tensors import describe, read_safetensors, version_digest
 from tests import worlds
+from tests.worlds import finish, rollouts_of, sept
 
 ROUNDS = 6
-DEADLINE_S = 200.0
-
-
-async def sept(*arguments: str | Path) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(sys.executable, "-m", "deploy.cli", *map(str, arguments))
-
-
-async def finish(process: asyncio.subprocess.Process) -> int:
-    try:
-        return await asyncio.wait_for(process.wait(), DEADLINE_S)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-def rollouts_of(run: Path) -> list[dict[str, Any]]:
-    lines = (line for path in sorted((run / "rollouts").glob("*.jsonl")) for line in path.read_bytes().splitlines())
-    return [json.loads(line) for line in lines]
 
 
 def world(folder: Path, *, max_staleness: int) -> tuple[Path, str]:

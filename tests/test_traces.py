@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests import worlds
+from tests.worlds import finish, rollouts_of, sept
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra `traces` is not installed")
 
@@ -23,7 +20,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 ROUNDS, PROMPTS = 3, 8
-DEADLINE_S = 200.0
 Received = list[tuple[str, ExportTraceServiceRequest]]
 """Path and body of every request."""
 
@@ -49,23 +45,9 @@ def collector() -> Iterator[tuple[str, Received]]:
         server.shutdown()
 
 
-async def run(config: Path, endpoint: str) -> int:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "deploy.cli", "run", str(config), "--set", "services.port=0",
-        env=os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint},
-    )  # fmt: skip
-    try:
-        return await asyncio.wait_for(process.wait(), DEADLINE_S)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
 def recorded(folder: Path) -> dict[str, dict[str, Any]]:
     """The run's own account of its rollouts, by task id."""
-    lines = (line for path in (folder / "rollouts").glob("*.jsonl") for line in path.read_bytes().splitlines())
-    return {record["rollout_id"].removesuffix(".0"): record for record in map(json.loads, lines)}
+    return {record["rollout_id"].removesuffix(".0"): record for record in rollouts_of(folder)}
 
 
 def by_trace(received: Received) -> list[dict[str, Span]]:
@@ -93,7 +75,9 @@ async def test_every_task_of_a_run_is_one_trace_that_says_what_the_run_recorded(
     tmp_path: Path, collector: tuple[str, Received]
 ) -> None:
     endpoint, received = collector
-    assert await run(worlds.write(tmp_path, rounds=ROUNDS, prompts_per_round=PROMPTS), endpoint) == 0
+    config = worlds.write(tmp_path, rounds=ROUNDS, prompts_per_round=PROMPTS)
+    to_collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+    assert await finish(await sept("run", config, "--set", "services.port=0", environ=to_collector)) == 0
     assert {path for path, _ in received} == {"/v1/traces"}
     records, traces = recorded(tmp_path / "run"), by_trace(received)
     assert sorted(attribute(trace["task"], "sept.task_id") for trace in traces) == sorted(records)

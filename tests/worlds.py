@@ -5,7 +5,11 @@ The same world on local, compose and Ray must give the same rounds.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from generator.scripted_engine import VOCABULARY as SCRIPTED
 VOCABULARY = SCRIPTED + 2
 """Every scripted token, the end, and one more: the learner must know each id that it is given."""
 PROMPTS = 40
+DEADLINE_S = 200.0
 
 CONFIG = """\
 [run]
@@ -125,6 +130,28 @@ def write_model(folder: Path) -> None:
         )
     )
     model.to(torch.bfloat16).save_pretrained(folder)
+
+
+async def sept(*arguments: str | Path, environ: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
+    """The command, started, with these variables beside those of this process."""
+    command = (sys.executable, "-m", "deploy.cli", *map(str, arguments))
+    return await asyncio.create_subprocess_exec(*command, env={**os.environ, **(environ or {})})
+
+
+async def finish(process: asyncio.subprocess.Process) -> int:
+    """Its exit code; killed when it takes too long."""
+    try:
+        return await asyncio.wait_for(process.wait(), DEADLINE_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def rollouts_of(run: Path) -> list[dict[str, Any]]:
+    """What the run recorded of its rollouts, rounds in order."""
+    lines = (line for path in sorted((run / "rollouts").glob("*.jsonl")) for line in path.read_bytes().splitlines())
+    return [json.loads(line) for line in lines]
 
 
 def rounds_of(run: Path) -> list[tuple[int, float, list[str]]]:

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from services.api.problems import may_answer
 from services.contracts import GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot, WeightManifest
-from services.runfolder import RunFolder
+from services.runfolder import RunFolder, last_lines
 from services.streams.connection import Keys
 from services.streams.control import AsyncControl
 from services.streams.heartbeats import AsyncHeartbeats
@@ -137,15 +137,8 @@ def _doing(learner: Heartbeat) -> str:
 
 def last_rounds(path: Path, count: int) -> list[RoundMetrics]:
     """Up to `count` of the last whole lines of metrics.jsonl, oldest first, read from its end."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return []
     rounds: list[RoundMetrics] = []
-    for line in reversed(lines):
+    for line in reversed(last_lines(path, TAIL_BYTES)):
         if len(rounds) == count:
             break
         try:

@@ -10,6 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from services.runfolder import last_lines
+
 TAIL_BYTES = 1 << 17
 """How much of each log's end is looked at."""
 
@@ -50,8 +52,8 @@ def _of_log(path: Path) -> list[Trouble]:
     """A line without a time gets that of the line before it."""
     found: list[Trouble] = []
     time_s: float | None = None
-    for line in _tail(path):
-        time_s, trouble = parse_line(path.stem, line, time_s)
+    for line in last_lines(path, TAIL_BYTES):
+        time_s, trouble = parse_line(path.stem, line.decode(errors="replace"), time_s)
         if trouble is not None:
             found.append(trouble)
     return found
@@ -98,13 +100,3 @@ def _seconds(text: object) -> float | None:
         return datetime.fromisoformat(str(text)).timestamp()
     except ValueError:
         return None
-
-
-def _tail(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL_BYTES))
-            return [line.decode(errors="replace") for line in file.read().splitlines()]
-    except FileNotFoundError:
-        return []
