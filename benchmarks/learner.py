@@ -6,8 +6,9 @@ Every contender takes the same optimizer steps in a process of its own, on one t
 process is not timed. Each gets the fastest of its settings, which all compute the same loss without leaks between
 neighbours: TRL with padded forward passes of 1 or 2 sequences, or the whole step end to end without padding
 (transformers then masks by position); the bare loop with passes of 1 or 2; this project with micro-batches of 256 or
-512 tokens and `gradient_checkpointing = "light"`. All keep float32 weights, gradients and two moments, and a tokenizer.
-Speeds are per processor second, which other programs on the machine disturb less than the clock.
+512 tokens and the given `gradient_checkpointing`. All keep float32 weights, gradients and two moments, and a tokenizer,
+and get the environment in which this project starts a learner. Speeds are per processor second, which other programs on
+the machine disturb less than the clock.
 
 Without `--model`, a small random model; without `--texts`, random tokens with the length spread of GSM8K.
 """
@@ -22,11 +23,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+
+from learner import launching
+from learner.config import Recompute
 
 SETTINGS = {"sept": (256, 512), "trl": (1, 2, 0), "bare": (1, 2)}
 SMALL_VOCABULARY = 4096
@@ -82,20 +87,23 @@ def run_here(request: dict[str, Any]) -> dict[str, Any]:
     """One contender's steps in this process."""
     import torch
 
-    from benchmarks.learner_peers import PEERS
+    from benchmarks.learner_peers import PEERS, run_sept
 
     torch.set_num_threads(1)
     pairs = [(np.array(p, np.int32), np.array(r, np.int32)) for p, r in request["pairs"]]
     per_step = request["per_step"]
     steps = [pairs[start : start + per_step] for start in range(0, len(pairs), per_step)]
-    done = PEERS[request["peer"]](Path(request["model"]), steps, request["setting"])
+    ours = partial(run_sept, gradient_checkpointing=request["recompute"])
+    peer = ours if request["peer"] == "sept" else PEERS[request["peer"]]
+    done = peer(Path(request["model"]), steps, request["setting"])
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"losses": done.losses, "cpu_s": done.cpu_s, "peak_rss_bytes": peak_kib * KIB}
 
 
 def run_apart(request: dict[str, Any]) -> dict[str, Any]:
     """The same in a fresh process with one thread, so that its peak memory is its own."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env = os.environ | one_thread | launching.ON_CPU
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         request = request | {"answer": str(answer)}
@@ -106,14 +114,14 @@ def run_apart(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(
-    model: Path, pairs: list[tuple[Tokens, Tokens]], per_step: int, repeats: int, only: Sequence[str] = tuple(SETTINGS)
+    model: Path, pairs: list[tuple[Tokens, Tokens]], per_step: int, repeats: int, recompute: Recompute
 ) -> dict[str, Any]:
     """Alternating runs of all contenders and settings; a contender's numbers are those of its fastest setting."""
     runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    base = {"model": str(model), "pairs": pairs, "per_step": per_step}
+    base = {"model": str(model), "pairs": pairs, "per_step": per_step, "recompute": recompute}
     for _ in range(repeats):
-        for peer in only:
-            for setting in SETTINGS[peer]:
+        for peer, settings in SETTINGS.items():
+            for setting in settings:
                 runs.setdefault((peer, setting), []).append(run_apart(base | {"peer": peer, "setting": setting}))
     timed = pairs[per_step:]
     responses, total = sum(len(r) for _, r in timed), sum(len(p) + len(r) for p, r in timed)
@@ -152,6 +160,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps, the first of which is not timed")
     parser.add_argument("--per-step", type=int, default=8, help="sequences of an optimizer step; even")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--gradient-checkpointing", choices=get_args(Recompute), default="full", help="this project's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -164,7 +173,7 @@ def main() -> None:
         if args.model is None:
             write_small_model(model)
         pairs = read_pairs(model, args.texts if args.model else None, args.steps * args.per_step)
-        result = compare(model, pairs, args.per_step, args.repeats)
+        result = compare(model, pairs, args.per_step, args.repeats, args.gradient_checkpointing)
     if args.json:
         print(json.dumps(result))
         return

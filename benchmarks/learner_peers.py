@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from learner.config import Recompute
+
 LEARNING_RATE = 1e-5
 MAX_GRAD_NORM = 1.0
 IGNORED = -100
@@ -48,7 +50,13 @@ class _Clock:
         return time.process_time() - self.started
 
 
-def run_sept(model: Path, steps: Sequence[Sequence[Pair]], setting: int, learning_rate: float = LEARNING_RATE) -> Steps:
+def run_sept(
+    model: Path,
+    steps: Sequence[Sequence[Pair]],
+    setting: int,
+    learning_rate: float = LEARNING_RATE,
+    gradient_checkpointing: Recompute = "off",
+) -> Steps:
     """`setting`: tokens of a micro-batch."""
     from learner.config import TrainingConfig
     from learner.model import load_model
@@ -63,7 +71,7 @@ def run_sept(model: Path, steps: Sequence[Sequence[Pair]], setting: int, learnin
         weight_decay=0.0,
         max_grad_norm=MAX_GRAD_NORM,
         micro_batch_tokens=setting,
-        gradient_checkpointing="light",
+        gradient_checkpointing=gradient_checkpointing,
         device="cpu",
     )
     loaded = load_model(str(model), device="cpu", gradient_checkpointing=config.gradient_checkpointing)

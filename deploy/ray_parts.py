@@ -25,11 +25,13 @@ from ray.serve.handle import DeploymentHandle
 from deploy.client import RunClient
 from deploy.endpoints import Endpoints
 from deploy.journal import Journal
+from deploy.placement import visible_gpus
 from deploy.processes import Spec
 from deploy.ray_scaling import METRIC
 from deploy.run import inherited_environment
 from deploy.settings import Settings, load, redis_url, services_url
 from deploy.supervisor import KILL_GRACE_S, Keeper, RestartPolicy
+from learner import launching
 from services.api.app import create_app
 from services.errors import ConfigError, UnavailableError
 from services.logs import configure_logs
@@ -113,12 +115,20 @@ class Services:
 class KeptPart:
     """One part as a child of this replica: restarted when it dies, drained when the replica goes."""
 
-    async def keep(self, run: RayRun, name: str, command: tuple[str, ...], logs: Path | None, **more: bool) -> None:
+    async def keep(
+        self,
+        run: RayRun,
+        name: str,
+        command: tuple[str, ...],
+        logs: Path | None,
+        environment: Mapping[str, str],
+        **more: bool,
+    ) -> None:
         """Start it. Its log goes to `logs`, else to a folder of this replica's own."""
         run.check_code()
         self._folder = Path(tempfile.mkdtemp(prefix="sept-"))
         self.settings = run.settings(self._folder)
-        env = {**inherited_environment(), **run.places}
+        env = {**inherited_environment(), **environment, **run.places}
         argv = (sys.executable, "-m", "deploy.cli", *command, "--config", str(self._folder / "config.toml"))
         log = (logs or self._folder) / f"{name}.log"
         journal = Journal(self._folder / "keeper.log", lambda text: None)
@@ -143,7 +153,8 @@ class Learner(KeptPart):
 
     async def __init__(self, run: RayRun) -> None:  # type: ignore[misc]  # Serve awaits it
         logs = RunFolder(Path(run.places["SEPT_RUN__DIR"])).create().logs
-        await self.keep(run, "learner", ("learner",), logs, may_finish=True)
+        environment = {} if visible_gpus() else launching.ON_CPU
+        await self.keep(run, "learner", ("learner",), logs, environment, may_finish=True)
 
     def outcome(self) -> str:
         """ "running", "finished", or why it failed."""
@@ -160,7 +171,7 @@ class Generator(KeptPart):
         name = f"generator-{serve.get_replica_context().replica_id.unique_id}"
         mirror = tempfile.mkdtemp(prefix="sept-mirror-")
         run = RayRun(run.config, {**run.places, "SEPT_RUN__DIR": mirror}, run.code)
-        await self.keep(run, name, ("generator", "--id", name), None, may_finish=False)
+        await self.keep(run, name, ("generator", "--id", name), None, {}, may_finish=False)
         self._client = RunClient(endpoints_of(self.settings))
         self._open_requests, self._asked = 0, -math.inf
 

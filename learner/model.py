@@ -24,6 +24,7 @@ from learner.config import LoraConfig, Recompute
 from learner.flops import Cost, cost_of
 from learner.objectives import Head, Objective, Targets, TokenLosses, nll, summed_loss
 from learner.packing import MicroBatch, Sequence, filler, lay_out
+from learner.products import use_onednn
 from learner.ranks import Order, Ranks
 from learner.recompute import recompute
 from learner.sharding import shard, whole
@@ -171,6 +172,8 @@ def load_model(
     if adapters is not None and adapters.rank:
         lora.add_adapters(module, adapters)
         log.info("adapters_added", rank=adapters.rank, adapter_bytes=lora.adapter_bytes(module))
+    if place.type == "cpu":
+        use_onednn(module)
     module.train()
     shard(model.scorer, frozenset(module._no_split_modules or ()), ranks, place)
     return replace(model, ranks=ranks, sends_adapters=adapters is not None and adapters.publish == "adapters")

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.nn import functional
 
+from learner.products import add_product, product
+
 CLIP = 0.2
 """GRPO's ratio is clipped to 1 - CLIP ... 1 + CLIP (verl's default, used by the paper)."""
 
@@ -177,7 +179,7 @@ class _SlicedSum(torch.autograd.Function):
             for start in range(0, hidden_NH.shape[0], tokens):
                 rows = slice(start, start + tokens)
                 hidden_CH = hidden_NH[rows].to(dtype)
-                logits_CV = functional.linear(hidden_CH, weight, bias).float().requires_grad_(any(needed))
+                logits_CV = product(hidden_CH, weight, bias).float().requires_grad_(any(needed))
                 with torch.set_grad_enabled(any(needed)):
                     losses = score(logits_CV, rows)
                     loss = losses.loss.sum()
@@ -210,10 +212,10 @@ def _add_gradients(
     """Chain rule through logits = hidden @ weight^T + bias, for one slice, into the whole gradients in place."""
     hidden_grad, weight_grad, bias_grad = grads
     if hidden_grad is not None:
-        hidden_grad[rows] = slope_CV @ weight_VH
+        hidden_grad[rows] = product(slope_CV, weight_VH.T)
     if weight_grad is not None:
         if weight_grad.dtype == slope_CV.dtype:
-            weight_grad.addmm_(slope_CV.T, hidden_CH)
+            add_product(weight_grad, slope_CV.T, hidden_CH.T)
         else:
             weight_grad += slope_CV.T @ hidden_CH
     if bias_grad is not None:

@@ -12,14 +12,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
-from learner.attention import KERNELS
+from learner import attention, products
 from learner.config import Recompute
 
-COSTLY = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default, *KERNELS]
+COSTLY = [*products.KERNELS, *attention.KERNELS]
 """Operators that `light` does not run twice."""
 
 

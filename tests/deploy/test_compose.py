@@ -15,6 +15,7 @@ from yamllint import linter
 from yamllint.config import YamlLintConfig
 
 from deploy.settings import load
+from learner.launching import ON_CPU
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -101,6 +102,10 @@ def test_learner_and_services_share_the_folder_and_generators_do_not(services: d
         assert "runs:/sept/runs" in services[name]["volumes"]
     for name in ("generator", "generator-gpu"):
         assert "/sept/runs" in services[name]["volumes"]
+
+
+def test_a_learner_on_cpu_gets_the_environment_that_sept_run_gives_it(services: dict[str, Any]) -> None:
+    assert services["learner"]["environment"].items() >= ON_CPU.items()
 
 
 def test_every_setting_in_the_environment_exists(services: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploy.placement import generator_env, learner_env, visible_gpus
+from learner.launching import ON_CPU
 
 
 def test_gpus_are_those_the_user_may_use(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_gpus_are_those_the_user_may_use(tmp_path: Path) -> None:
 
 
 def test_on_cpu_all_share_the_cores_and_nobody_pins_threads() -> None:
-    assert learner_env([], 3, 16) == {"OMP_NUM_THREADS": "4"}
+    assert learner_env([], 3, 16) == {"OMP_NUM_THREADS": "4", **ON_CPU}
     assert generator_env(0, [], 3, 16, tensor_parallel=1) == {
         "OMP_NUM_THREADS": "4",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
