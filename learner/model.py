@@ -154,6 +154,8 @@ def load_model(
     ranks = ranks or Ranks()
     place = ranks.device(resolve_device(device))
     module = _read_module(folder, place)
+    if place.type == "cpu":
+        use_onednn(module)
     for layer in module.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0
@@ -172,8 +174,6 @@ def load_model(
     if adapters is not None and adapters.rank:
         lora.add_adapters(module, adapters)
         log.info("adapters_added", rank=adapters.rank, adapter_bytes=lora.adapter_bytes(module))
-    if place.type == "cpu":
-        use_onednn(module)
     module.train()
     shard(model.scorer, frozenset(module._no_split_modules or ()), ranks, place)
     return replace(model, ranks=ranks, sends_adapters=adapters is not None and adapters.publish == "adapters")

@@ -30,7 +30,7 @@ ADDED_AT_ONCE = 1 << 20
 """Elements of a product that `add_product` makes before it adds them: 4 MiB, which caches hold."""
 
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""Environment variables that oneDNN and torch's layer above it read at the first product."""
+"""Environment variables that oneDNN and torch's layer above it read once."""
 
 CACHED_PRODUCTS = 64
 """Compiled products kept. Each takes 0.6 MB, every number of tokens has its own, and 1,024 would be kept; the layers of
@@ -48,7 +48,7 @@ def product(x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | 
 def add_product(total_NO: torch.Tensor, x_NI: torch.Tensor, weight_OI: torch.Tensor) -> None:
     """total += x W^T, in place and without a second tensor of that size."""
     if not _in_onednn(x_NI):
-        total_NO += functional.linear(x_NI, weight_OI)
+        total_NO.addmm_(x_NI, weight_OI.T)
         return
     rows = max(1, ADDED_AT_ONCE // weight_OI.shape[0])
     for total, x in zip(torch.split(total_NO, rows), torch.split(x_NI, rows), strict=True):
@@ -90,7 +90,10 @@ class _Linear(torch.autograd.Function):
 
 
 def use_onednn(module: torch.nn.Module) -> None:
-    """Give every ordinary linear layer of a module on CPU these products; its weights and names stay."""
+    """Give every ordinary linear layer of a module on CPU these products; its weights and names stay.
+
+    Call it before the process computes anything: the first operator of any kind makes the caches.
+    """
     for cache in CACHES:
         os.environ.setdefault(cache, str(CACHED_PRODUCTS))
     for layer in module.modules():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,7 +69,7 @@ def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
     assert torch.equal(product(x, weight), functional.linear(x, weight))
     total = torch.ones(5, 3, dtype=dtype)
     add_product(total, x, weight)
-    assert torch.equal(total, 1 + functional.linear(x, weight))
+    assert torch.equal(total, torch.ones(5, 3, dtype=dtype).addmm_(x, weight.T))
 
 
 def test_what_is_frozen_gets_no_gradient() -> None:
@@ -83,6 +85,43 @@ def test_a_loaded_model_multiplies_so_and_keeps_its_names(tmp_path: Path) -> Non
     layers = [layer for layer in model.module.modules() if isinstance(layer, torch.nn.Linear)]
     assert layers and all(type(layer) is Linear for layer in layers)
     assert not [name for name in model.module.state_dict() if not name.startswith(("model.", "lm_head."))]
+
+
+GROWTH = """
+import ctypes
+import sys
+from pathlib import Path
+
+import torch
+
+from learner.model import load_model
+
+class Usage(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena ordblks smblks hblks hblkhd usmblks fsmblks used".split())]
+    _fields_ += [("rest", ctypes.c_size_t * 2)]
+
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = Usage
+layer = load_model(sys.argv[1], device="cpu").module.model.layers[0].mlp.up_proj
+
+def use(lengths):
+    for length in lengths:
+        layer(torch.ones(length, layer.in_features, requires_grad=True)).sum().backward()
+    return library.mallinfo2().used
+
+before = use(range(100, 200))
+print(use(range(200, 400)) - before)
+"""
+
+
+@on_onednn
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks glibc what is in use")
+def test_memory_does_not_grow_with_every_new_number_of_tokens(tmp_path: Path) -> None:
+    """Each of the 200 lengths has three products of its own, at 0.6 MB."""
+    command = [sys.executable, "-c", GROWTH, str(tiny.save(tmp_path))]
+    environ = {name: value for name, value in os.environ.items() if name not in CACHES}
+    grown = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+    assert int(grown) < 8_000_000
 
 
 def test_few_compiled_products_are_kept_unless_the_user_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
