@@ -41,6 +41,10 @@ PROMPTS_PER_ROUND = 8
 SAMPLES = 2
 STEPS_PER_ROUND = 2
 ROUNDS_PER_KILL = 2
+LAST_KILL = 2 / 3
+"""Share of the rounds in which kills begin. Those that wait for a part to be back come later, and the run must not end
+before them.
+"""
 """On average; so the run is long enough for all kills and every part has work to lose."""
 MOST_DELAY_S = 1.0
 """A kill comes at a moment within this after the round that it waited for."""
@@ -82,7 +86,8 @@ class Kills:
         turns: list[str] = []
         while len(turns) < self.kills:
             turns += self.draw.sample(parts, len(parts))
-        at = sorted(self.draw.randrange(1, rounds - 1) for _ in range(self.kills))
+        last = max(2, int(LAST_KILL * rounds))
+        at = sorted(self.draw.randrange(1, last) for _ in range(self.kills))
         return list(zip(at, turns[: self.kills], strict=True))
 
     async def inflict(self, run: Run, schedule: Sequence[tuple[int, str]], say: Callable[[str], None]) -> None:
@@ -112,7 +117,7 @@ class Kills:
     async def _end(self, run: Run, part: str) -> int:
         """Kill the part as soon as it lives, and return its pid."""
         give_up_at = time.monotonic() + DEADLINE_S
-        while time.monotonic() < give_up_at:
+        while run.going and time.monotonic() < give_up_at:
             pid = run.pid_of(part)
             with contextlib.suppress(ProcessLookupError):
                 if pid is not None:
@@ -120,7 +125,7 @@ class Kills:
                     self.counts[part] += 1
                     return pid
             await asyncio.sleep(POLL_S)
-        raise SystemExit(f"{part} did not live within {DEADLINE_S:g} s: see {run.log}")
+        raise SystemExit(f"{part} did not live within {DEADLINE_S:g} s or before the run ended: see {run.log}")
 
     async def _recover(self, run: Run, part: str, pid: int | None, killed_at: float) -> None:
         async def back() -> bool:
