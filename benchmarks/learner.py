@@ -10,6 +10,8 @@ neighbours: TRL with padded forward passes of 1 or 2 sequences, or the whole ste
 and get the environment in which this project starts a learner. Speeds are per processor second, which other programs on
 the machine disturb less than the clock.
 
+On a GPU machine it also prints `mfu`, how much of the GPU training uses (`benchmarks.learner_mfu`).
+
 Without `--model`, a small random model; without `--texts`, random tokens with the length spread of GSM8K.
 """
 
@@ -30,6 +32,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from deploy.placement import visible_gpus
 from learner import launching
 from learner.config import Recompute
 
@@ -153,6 +156,13 @@ def _ratios(contenders: dict[str, dict[str, Any]]) -> dict[str, float]:
     return ratios
 
 
+def mfu() -> dict[str, float]:
+    """Utilisation of the GPU by each model of `benchmarks.learner_mfu`, which says more by itself."""
+    command = [sys.executable, "-m", "benchmarks.learner_mfu", "--json"]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return {name: result["mfu"] for name, result in found.items() if isinstance(result, dict)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="Hugging Face folder")
@@ -174,6 +184,8 @@ def main() -> None:
             write_small_model(model)
         pairs = read_pairs(model, args.texts if args.model else None, args.steps * args.per_step)
         result = compare(model, pairs, args.per_step, args.repeats, args.gradient_checkpointing)
+    if visible_gpus():
+        result["mfu"] = mfu()
     if args.json:
         print(json.dumps(result))
         return
@@ -185,7 +197,7 @@ def main() -> None:
         )
     for name, value in result.items():
         if name != "contenders":
-            print(f"{name} {value:.4g}")
+            print(name, value if isinstance(value, dict) else f"{value:.4g}")
 
 
 if __name__ == "__main__":
