@@ -41,11 +41,9 @@ PROMPTS_PER_ROUND = 8
 SAMPLES = 2
 STEPS_PER_ROUND = 2
 ROUNDS_PER_KILL = 2
-LAST_KILL = 2 / 3
-"""Share of the rounds in which kills begin. Those that wait for a part to be back come later, and the run must not end
-before them.
-"""
 """On average; so the run is long enough for all kills and every part has work to lose."""
+LAST_KILL = 2 / 3
+"""Share of the rounds in which kills begin. What waits for a part to be back comes later, and before the run's end."""
 MOST_DELAY_S = 1.0
 """A kill comes at a moment within this after the round that it waited for."""
 

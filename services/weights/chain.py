@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from services.contracts import FileKind, TensorEntry
+from services.contracts import FileEntry, FileKind, TensorEntry, WeightManifest
 from services.errors import DigestError, WeightError
 from services.weights import adapters, delta
 from services.weights.tensors import RawTensor, Tensors, digest_bytes, read_safetensors
+
+
+def change_of(manifest: WeightManifest) -> FileEntry:
+    """The file that makes the version of its parent; WeightError where there is only a snapshot."""
+    change = manifest.change
+    if change is None:
+        raise WeightError(f"weight version {manifest.weight_version} has neither delta nor adapters")
+    return change
 
 
 def lay(

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from services import durable
 from services.contracts import FileEntry, FileKind, WeightManifest
 from services.errors import VersionNotFoundError, WeightError
-from services.weights.chain import lay, verify
+from services.weights.chain import change_of, lay, verify
 from services.weights.client import WeightClient
 from services.weights.delta import Patch
 from services.weights.tensors import RawTensor, Tensors, read_safetensors, write_safetensors
@@ -185,7 +185,7 @@ class WeightMirror:
         snapshot = None
         if route.snapshot is not None:
             snapshot = await self._fetch(route.snapshot, _snapshot_of(route.snapshot), fetched)
-        changes = [(step, await self._fetch(step, _change_of(step), fetched)) for step in route.changes]
+        changes = [(step, await self._fetch(step, change_of(step), fetched)) for step in route.changes]
         # from here the held bytes change in place: unless the build succeeds, nothing is held
         held, self._copy = self._copy, None
         try:
@@ -236,7 +236,7 @@ def _build(
     copy = _Copy(target, read_safetensors(start)) if isinstance(start, Path) else replace(start, manifest=target)
     patches = []
     for step, path in changes:
-        kind = _change_of(step).kind
+        kind = change_of(step).kind
         if kind is FileKind.ADAPTERS and not _is_base(copy.base, step):
             copy.base = _Base(str(step.parent_digest), dict(copy.tensors))
             copy.owned = set()  # what the base holds too is replaced, and patched no more
@@ -265,14 +265,7 @@ def _model_entries(manifest: WeightManifest) -> list[FileEntry]:
 
 
 def _snapshot_of(manifest: WeightManifest) -> FileEntry:
-    return _there(manifest, manifest.file(FileKind.SNAPSHOT))
-
-
-def _change_of(manifest: WeightManifest) -> FileEntry:
-    return _there(manifest, manifest.change)
-
-
-def _there(manifest: WeightManifest, entry: FileEntry | None) -> FileEntry:
+    entry = manifest.file(FileKind.SNAPSHOT)
     if entry is None:
-        raise WeightError(f"weight version {manifest.weight_version} has not the file that it is to be made of")
+        raise WeightError(f"weight version {manifest.weight_version} has no snapshot")
     return entry

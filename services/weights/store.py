@@ -27,7 +27,7 @@ from services import durable
 from services.contracts import Canary, FileEntry, FileKind, FileName, TensorEntry, WeightManifest
 from services.errors import ContractError, DigestError, VersionNotFoundError, WeightError
 from services.weights import adapters, delta
-from services.weights.chain import lay, verify
+from services.weights.chain import change_of, lay, verify
 from services.weights.tensors import (
     RawTensor,
     Tensors,
@@ -131,7 +131,7 @@ class WeightStore:
         tensors = read_safetensors(self._folder_of(start.weight_version) / SNAPSHOT_NAME)
         owned: set[str] = set()
         for step in reversed(chain):
-            change = _change_of(step)
+            change = change_of(step)
             lay(change.kind, self._folder_of(step.weight_version) / change.name, tensors, owned)
         verify(tensors, target.tensors)
         return tensors
@@ -326,13 +326,6 @@ class WeightStore:
 def _read_manifest(path: Path, _inode: int, _mtime_ns: int) -> WeightManifest:
     """Parsed once per file: every poll asks for the newest. Another file of the same name has another inode or time."""
     return WeightManifest.model_validate_json(path.read_bytes())
-
-
-def _change_of(manifest: WeightManifest) -> FileEntry:
-    change = manifest.change
-    if change is None:
-        raise WeightError(f"weight version {manifest.weight_version} has neither delta nor adapters")
-    return change
 
 
 def _layout(entries: Sequence[TensorEntry]) -> list[tuple[str, str, tuple[int, ...]]]:

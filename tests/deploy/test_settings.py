@@ -151,7 +151,7 @@ def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 def test_no_environment_crashes(values: dict[str, dict[str, str]]) -> None:
     environ = {f"SEPT_{section}__{key}": value for section, content in values.items() for key, value in content.items()}
     if environ:
-        refused([], environ)
+        assert refused([], environ)
 
 
 def test_resolved_settings_read_back_and_belong_to_their_folder(tmp_path: Path) -> None:
