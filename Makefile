@@ -33,7 +33,7 @@ $(STAMP):
 	@rm -f $(VENV)/.installed-* && touch $@
 
 demo: setup  ## a small model teaches itself additions: pre-train, run, compare (a few minutes on 2 cores)
-	$(BIN)/python -m deploy.demo
+	$(BIN)/python -m studies.demo
 
 test: setup lint  ## lint, types, layers and all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow and not gpu"
@@ -55,7 +55,7 @@ format: setup  ## put the code into shape
 	$(BIN)/ruff format .
 
 docs: setup  ## write docs/configuration.md from the settings
-	$(BIN)/python -m deploy.reference
+	$(BIN)/python -m deploy.docs_tools.reference
 
 # uv takes CPU torch from a page or folder of wheels here, since the index of the other packages does not have it.
 lock:  ## compile requirements/*.txt from pyproject.toml (needs uv)

@@ -34,7 +34,7 @@ from typing import Any
 from safetensors import safe_open
 
 from benchmarks.runs import DEADLINE_S, POLL_S, SUPERVISOR, Run, base_settings, until, write_inputs
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 from services.weights.store import WeightStore
 
 PROMPTS_PER_ROUND = 8
@@ -60,7 +60,7 @@ def settings(inputs: Path, *, engine: str, rounds: int) -> dict[str, Any]:
         "checkpoint.every_rounds": 3,
         "weight_sync.anchor_every": 5,
         "weight_sync.keep_versions": 1000,
-        "generator.engine": engine,
+        "generator.engines.base": engine,
         "generator.count": 2 if engine == "scripted" else 1,
         "generator.max_in_flight": 8,
         "redis.lease_s": 3,

@@ -26,7 +26,7 @@ from blake3 import blake3
 from safetensors import safe_open
 
 from benchmarks.runs import Run, base_settings, until, write_inputs
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 
 ROUNDS = 8
 PROMPTS_PER_ROUND = 8
@@ -61,7 +61,7 @@ def settings(inputs: Path) -> dict[str, Any]:
         "training.max_staleness": 0,
         "checkpoint.every_rounds": 2,
         "weight_sync.anchor_every": 5,
-        "generator.engine": "scripted",
+        "generator.engines.base": "scripted",
         "generator.count": 2,
         "generator.max_in_flight": 8,
         "redis.lease_s": 3,

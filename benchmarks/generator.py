@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.runs import PROMPT_TOKENS, Run, answers, base_settings, pin_process, two_cores, write_inputs
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 
 TEMPERATURE = 0.6
 
@@ -70,7 +70,7 @@ def bare(inputs: Path, options: argparse.Namespace, core: int) -> float:
 
 
 def generate_bare(inputs: Path, options: argparse.Namespace) -> float:
-    """In the worker: tokens per second, with the engine settings of `generator.vllm_engine`."""
+    """In the worker: tokens per second, with the engine settings of `generator.engines.vllm`."""
     pin_process(os.getpid(), options.core)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     from transformers import AutoTokenizer
@@ -78,8 +78,8 @@ def generate_bare(inputs: Path, options: argparse.Namespace) -> float:
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     from learner.config import DataConfig
-    from learner.modelfolder import stop_token_ids
-    from learner.prompts import load_prompts
+    from learner.data.prompts import load_prompts
+    from learner.model.hf_checkpoint import stop_token_ids
 
     model = inputs / "model"
     data = DataConfig(path=str(inputs / "prompts.jsonl"), chat_template="none", max_prompt_tokens=PROMPT_TOKENS)

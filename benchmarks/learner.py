@@ -33,8 +33,8 @@ from typing import Any, get_args
 import numpy as np
 
 from deploy.placement import visible_gpus
-from learner import launching
 from learner.config import Recompute
+from learner.parallel import launch_env
 
 SETTINGS = {"sept": (256, 512), "trl": (1, 2, 0), "bare": (1, 2)}
 SMALL_VOCABULARY = 4096
@@ -106,7 +106,7 @@ def run_here(request: dict[str, Any]) -> dict[str, Any]:
 def run_apart(request: dict[str, Any]) -> dict[str, Any]:
     """The same in a fresh process with one thread, so that its peak memory is its own."""
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    env = os.environ | one_thread | launching.ON_CPU
+    env = os.environ | one_thread | launch_env.ON_CPU
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         request = request | {"answer": str(answer)}

@@ -4,7 +4,7 @@
 
 Models of the shapes of Qwen2.5-0.5B and 1.5B with random weights, bf16 products over float32 weights, whole optimizer
 steps (forward, backward, clipping, AdamW), of which the first round is not timed. Operations are those of
-`learner/flops.py`: recomputation does not count. `--peak-tflops` is for devices that PEAK_TFLOPS does not list.
+`learner/model/flops.py`: recomputation does not count. `--peak-tflops` is for devices that PEAK_TFLOPS does not list.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 
 from benchmarks.learner_peers import LEARNING_RATE, rollout_of
 from learner.config import TrainingConfig
-from learner.memory import take_peak_bytes
-from learner.model import load_model
-from learner.trainer import Trainer
+from learner.model.trained_model import load_model
+from learner.training.peak_memory import take_peak_bytes
+from learner.training.trainer import Trainer
 from services.contracts import Rollout
 from services.errors import ConfigError
 

@@ -59,8 +59,8 @@ def run_sept(
 ) -> Steps:
     """`setting`: tokens of a micro-batch."""
     from learner.config import TrainingConfig
-    from learner.model import load_model
-    from learner.trainer import Trainer
+    from learner.model.trained_model import load_model
+    from learner.training.trainer import Trainer
 
     tokenizer = _tokenizer(model)  # takes memory in a run, and TRL has one
     config = TrainingConfig(

@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks.runs import Run, base_settings, completions, per_s, two_cores, write_inputs
 from services.contracts import Heartbeat, RoundMetrics
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 
 STALENESS = "training.max_staleness"
 MOST_STALE = 2
@@ -48,7 +48,7 @@ def settings(inputs: Path, options: argparse.Namespace, changes: dict[str, Any])
             "training.prompts_per_round": options.prompts_per_round,
             "training.learning_rate": 1e-6,  # answers keep their length
             "weight_sync.keep_versions": 1000,
-            "generator.engine": options.engine,
+            "generator.engines.base": options.engine,
             "generator.max_in_flight": options.in_flight,
             "heartbeat.every_s": LOOK_EVERY_S,
         }

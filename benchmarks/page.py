@@ -31,7 +31,7 @@ from typing import Any
 import httpx
 
 from benchmarks.runs import Run, base_settings, pin_process, two_cores, write_inputs
-from deploy.going import where_is
+from deploy.operate.run_commands import where_is
 from services.contracts import RoundMetrics
 
 ASKED_EVERY_S = {"/v1/rounds": 3.0, "/v1/queue": 10.0, "/v1/staleness": 10.0, "/v1/versions": 5.0}
@@ -129,7 +129,7 @@ async def measure(folder: Path, *, browsers: int, pairs: int, window_s: float) -
         "training.rounds": 1_000_000,
         "training.prompts_per_round": 32,
         "training.max_staleness": 2,
-        "generator.engine": "scripted",
+        "generator.engines.base": "scripted",
         "generator.count": 1,
         "generator.max_in_flight": 64,
         "checkpoint.every_rounds": 50,

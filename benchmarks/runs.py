@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from deploy import endpoints
 from services.contracts import Heartbeat, RoundMetrics
 from services.errors import SeptError
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 from services.streams.connection import Keys
 from services.streams.heartbeats import AsyncHeartbeats
 
@@ -98,7 +98,7 @@ class Run:
 
     async def start(self) -> None:
         """A new supervisor; a folder that was run before is resumed."""
-        command = [sys.executable, "-m", "deploy.cli", "run", str(self._config)]
+        command = [sys.executable, "-m", "sept", "run", str(self._config)]
         command += [argument for text in self._sets for argument in ("--set", text)]
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(

@@ -32,12 +32,12 @@ import httpx
 import numpy as np
 import redis
 
-from learner.collector import Collector, Interrupted
 from learner.publisher import Publisher
+from learner.rollouts.collector import Collector, Interrupted
 from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
 from services.contracts import FileKind, Heartbeat, Part, Rollout, Task, VersionSpan
 from services.logs import configure_logs
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 from services.server import serve
 from services.streams.connection import Keys, connect, connect_async
 from services.streams.embedded import EmbeddedRedis, free_port

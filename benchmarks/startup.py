@@ -30,7 +30,7 @@ ENGINES = ("scripted", "vllm")
 
 def help_s() -> float:
     """Median of a few `sept --help`, the first of which fills the disk cache and does not count."""
-    command = [sys.executable, "-m", "deploy.cli", "--help"]
+    command = [sys.executable, "-m", "sept", "--help"]
     seconds = []
     for _ in range(HELPS + 1):
         began = time.perf_counter()
@@ -44,7 +44,7 @@ def settings(inputs: Path, engine: str) -> dict[str, Any]:
         "sampling.max_response_tokens": 8,
         "training.rounds": 1,
         "training.prompts_per_round": 8,
-        "generator.engine": engine,
+        "generator.engines.base": engine,
         "heartbeat.every_s": 0.1,
     }
 

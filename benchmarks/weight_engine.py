@@ -28,7 +28,7 @@ from typing import Any
 
 from generator import canary
 from generator.config import GeneratorConfig
-from generator.engine import Engine, create_engine
+from generator.engines.base import Engine, create_engine
 from services.contracts import Canary, Task, WeightManifest
 from services.weights import delta
 from services.weights.mirror import WeightUpdate
@@ -202,8 +202,8 @@ async def _beside(update: Callable[[], Awaitable[None]], every_s: float, stretch
 
 async def measure(model: Path, versions: Versions, *, in_flight: int, **stretches: Any) -> dict[str, Any]:
     """The JSON line."""
-    from learner.canary import sing
-    from learner.model import load_model
+    from learner.model.canary import sing
+    from learner.model.trained_model import load_model
 
     sung = sing(load_model(str(model), device="cpu"), 2)
     async with engine_on(model, versions[0], in_flight=in_flight) as engine:

@@ -5,8 +5,8 @@
 The pullers are connections of this process, open before the clock starts as a long poll leaves them; each asks for the
 newest version's delta, checks status and every byte, and is done. The peer serves the same file in the same run, in
 turns with the endpoint: nginx with one worker, or, where there is none, a Python process that calls sendfile and
-nothing else. `--relay` measures deploy/relay/nginx.conf before the endpoint too. Of all repeats the best counts, and
-the errors of all of them.
+nothing else. `--relay` measures deploy/containers/relay/nginx.conf before the endpoint too. Of all repeats the best
+counts, and the errors of all of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from benchmarks.weight_sync import synthetic_pair
 from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
 from services.contracts import FileKind
 from services.logs import configure_logs
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 from services.server import serve
 from services.streams.embedded import free_port
 from services.weights.store import WeightStore
@@ -208,8 +208,8 @@ def running_nginx(config: Path) -> Iterator[None]:
 
 
 def relay_config(endpoint: int, listen: int, folder: Path) -> str:
-    """deploy/relay/nginx.conf for these two ports of loopback and a folder of its own."""
-    text = (Path(__file__).parents[1] / "deploy/relay/nginx.conf").read_text()
+    """deploy/containers/relay/nginx.conf for these two ports of loopback and a folder of its own."""
+    text = (Path(__file__).parents[1] / "deploy/containers/relay/nginx.conf").read_text()
     places = {
         "services:8400": f"127.0.0.1:{endpoint}",
         "listen 8401": f"listen 127.0.0.1:{listen}",

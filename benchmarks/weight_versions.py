@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from learner.config import LoraConfig
-from learner.lora import adapters_of, add_adapters, base_name, is_adapter, merged
+from learner.model.lora import adapters_of, add_adapters, base_name, is_adapter, merged
 
 WEIGHT_DECAY = 0.01
 BATCH_TEXTS = 2

@@ -1,1 +1,1 @@
-"""Places the parts on a machine, on docker-compose or on Ray, and holds no logic of its own."""
+"""Places the parts on one machine, on docker-compose, Kubernetes or Ray. What the parts compute is elsewhere."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services import durable
 from services.errors import ConfigError
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 
 
 class Endpoints(BaseModel):

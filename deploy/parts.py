@@ -11,11 +11,11 @@ import re
 import socket
 from pathlib import Path
 
-from deploy.runlock import learner_lock
+from deploy.locks import learner_lock
 from deploy.settings import Settings, redis_url, require, services_url
 from generator.config import GeneratorConfig
 from services.logs import configure_logs
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 
 
 def start_services(settings: Settings) -> None:
@@ -38,7 +38,7 @@ def start_learner(settings: Settings) -> bool:
 
     One of several ranks does its part.
     """
-    from learner.ranks import joined
+    from learner.parallel.ranks import joined
     from learner.run import run_follower, run_learner
 
     require(settings, "model.path", "data.path")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from learner import launching
+from learner.parallel import launch_env
 
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
@@ -23,7 +23,7 @@ def learner_env(gpus: list[str], generators: int, cores: int, *, ranks: int = 1)
     """The learner gets a GPU for each of its ranks, the first ones, or its share of the cores."""
     if len(gpus) > 1:
         return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[:ranks])}
-    return {} if gpus else {"OMP_NUM_THREADS": str(_threads(generators, cores)), **launching.ON_CPU}
+    return {} if gpus else {"OMP_NUM_THREADS": str(_threads(generators, cores)), **launch_env.ON_CPU}
 
 
 def generator_env(

@@ -43,8 +43,8 @@ from services.config import (
     WeightSyncConfig,
 )
 from services.errors import ConfigError
-from services.loopback import is_loopback
-from services.runfolder import RunFolder
+from services.net import is_loopback
+from services.run_folder import RunFolder
 
 ENV_PREFIX = "SEPT_"
 ENV_DELIMITER = "__"
@@ -132,7 +132,7 @@ def _conflicts(settings: Settings) -> Iterator[str]:
         )
     if settings.generator.chat and settings.generator.engine != "vllm":
         yield (
-            f"generator.chat ({settings.generator.chat}) needs generator.engine vllm, and it is "
+            f"generator.chat ({settings.generator.chat}) needs generator.engines.base vllm, and it is "
             f"{settings.generator.engine}: a scripted engine has nothing to say"
         )
     chat_host = settings.generator.chat.rpartition(":")[0]

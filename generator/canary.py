@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 
-from generator.engine import Engine
+from generator.engines.base import Engine
 from services.contracts import WeightManifest
 from services.errors import DeadlineError
 

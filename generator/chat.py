@@ -30,8 +30,8 @@ from vllm.exceptions import VLLMError
 from vllm.outputs import RequestOutput
 from vllm.renderers.online_renderer import OnlineRenderer
 
-from generator.engine import Engine
-from generator.vllm_engine import VllmEngine
+from generator.engines.base import Engine
+from generator.engines.vllm import VllmEngine
 from services.api.auth import Guard
 from services.api.limits import BodyLimit
 from services.errors import ConfigError, SeptError, UnavailableError
@@ -218,7 +218,9 @@ async def open_chat(engine: Engine, run_id: str, *, address: str, places: int, t
     ConfigError for an engine that is not vLLM's.
     """
     if not isinstance(engine, VllmEngine):
-        raise ConfigError("generator.chat needs vLLM's engine", hint="set generator.engine to vllm, or chat to nothing")
+        raise ConfigError(
+            "generator.chat needs vLLM's engine", hint="set generator.engines.base to vllm, or chat to nothing"
+        )
     host, _, port = address.rpartition(":")
     app = create_chat_app(Conversation(engine, run_id, Places(places)), token)
     try:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from generator.engine import EngineLoad
+from generator.engines.base import EngineLoad
 
 HEADROOM = 0.9
 """Above this share of the KV cache in use no more sequences are let in: those that are there still grow."""

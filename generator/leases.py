@@ -16,14 +16,14 @@ from enum import Enum, auto
 
 import structlog
 
-from generator.engine import Completion, Engine
+from generator.engines.base import Completion, Engine
 from generator.flow import Flow, Slots
 from generator.versions import Versions
-from services.clock import Rate
 from services.config import DeadlinesConfig
 from services.contracts import Rollout
 from services.streams.connection import is_cancelled
 from services.streams.tasks import Lease, TaskLeaser
+from services.time_accounting import Rate
 
 log = structlog.get_logger()
 

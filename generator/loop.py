@@ -19,10 +19,9 @@ from dataclasses import asdict
 import structlog
 
 from generator.config import GeneratorConfig
-from generator.engine import Engine
+from generator.engines.base import Engine
 from generator.leases import Leases
 from generator.versions import Versions
-from services.clock import StateClock
 from services.config import DeadlinesConfig, HeartbeatConfig
 from services.contracts import Heartbeat, Part, WeightManifest
 from services.errors import UnavailableError
@@ -30,6 +29,7 @@ from services.streams.connection import is_cancelled
 from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.tasks import TaskLeaser
+from services.time_accounting import StateClock
 from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror
 

@@ -12,16 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from generator.config import GeneratorConfig
-from generator.engine import Engine, create_engine
+from generator.engines.base import Engine, create_engine
 from generator.loop import LEAVE_S, Generator
 from generator.versions import first_version
-from services.clock import StateClock
 from services.config import DeadlinesConfig, HeartbeatConfig
 from services.errors import SeptError, UnavailableError
 from services.streams.connection import Keys, connect_async
 from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.tasks import TaskLeaser
+from services.time_accounting import StateClock
 from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror
 

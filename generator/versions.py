@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from generator import canary
-from generator.engine import Engine
+from generator.engines.base import Engine
 from services.config import DeadlinesConfig
 from services.contracts import WeightManifest
 from services.errors import ContractError, DeadlineError, UnavailableError, WeightError

@@ -25,22 +25,22 @@ import structlog
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from learner import modelfolder
-from learner.canary import sing
-from learner.checkpoint import Checkpoint, Checkpoints
-from learner.collector import Collector, Interrupted
 from learner.config import CheckpointConfig, TrainingConfig
-from learner.curriculum import Curriculum
+from learner.data.curriculum import Curriculum
 from learner.evaluation.during import Evaluated, Evaluations
-from learner.health import Guard
-from learner.memory import take_peak_bytes
-from learner.model import TrainedModel, wire_adapters, wire_tensors
+from learner.grading.rewards import Rewards
+from learner.model import hf_checkpoint
+from learner.model.canary import sing
+from learner.model.trained_model import TrainedModel, wire_adapters, wire_tensors
+from learner.monitoring.collapse import Guard
+from learner.monitoring.heartbeat import LEARNER_ID, Report
+from learner.monitoring.records import Records, TrainedRound
 from learner.publisher import Publication, Publisher
-from learner.records import Records, TrainedRound
-from learner.report import LEARNER_ID, Report
-from learner.rewards import Rewards
-from learner.supply import DrawnOnce, Sampled, Supply
-from learner.trainer import Trainer
+from learner.rollouts.collector import Collector, Interrupted
+from learner.rollouts.rollout_source import DrawnOnce, Sampled, Supply
+from learner.training.checkpoint import Checkpoint, Checkpoints
+from learner.training.peak_memory import take_peak_bytes
+from learner.training.trainer import Trainer
 from services.config import DeadlinesConfig
 from services.contracts import Rollout
 from services.errors import CheckpointError
@@ -48,7 +48,7 @@ from services.streams.control import Control, ControlState
 from services.streams.events import EventLog
 
 if TYPE_CHECKING:
-    from learner.traces import Traces
+    from learner.monitoring.traces import Traces
 
 log = structlog.get_logger()
 
@@ -179,7 +179,7 @@ class Loop:
 
     def _publish(self) -> Future[Publication]:
         """Hand the weights, as they are now, to the publisher as `_version`."""
-        files = modelfolder.model_files(self.model.folder) if self._version == 0 else None
+        files = hf_checkpoint.model_files(self.model.folder) if self._version == 0 else None
         tensors = wire_tensors(self.model)
         canaries = sing(self.model, self.canary_prompts)
         return self.publisher.submit(self._version, tensors, files, canaries, wire_adapters(self.model))

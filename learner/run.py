@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 import structlog
 from transformers import AutoTokenizer
 
-from learner import modelfolder
-from learner.checkpoint import Checkpoints
 from learner.config import (
     CheckpointConfig,
     DataConfig,
@@ -23,33 +21,35 @@ from learner.config import (
     SamplingConfig,
     TrainingConfig,
 )
-from learner.curriculum import Curriculum
+from learner.data.curriculum import Curriculum
+from learner.data.prompts import Prompt, load_prompts
 from learner.evaluation.benchmarks import load_benchmarks
 from learner.evaluation.during import Evaluations
-from learner.evaluation.exam import describe_asking, drawing
-from learner.follower import follow
-from learner.health import Guard
+from learner.evaluation.eval_tasks import describe_asking, drawing
+from learner.grading.rewards import Rewards, check_answers
 from learner.loop import Loop
-from learner.model import TrainedModel, load_model
-from learner.prompts import Prompt, load_prompts
-from learner.ranks import Ranks
-from learner.records import Records
-from learner.report import LEARNER_ID, Report
-from learner.rewards import Rewards, check_answers
-from learner.trackers import open_trackers
-from learner.trainer import Trainer
+from learner.model import hf_checkpoint
+from learner.model.trained_model import TrainedModel, load_model
+from learner.monitoring.collapse import Guard
+from learner.monitoring.heartbeat import LEARNER_ID, Report
+from learner.monitoring.records import Records
+from learner.monitoring.trackers import open_trackers
+from learner.parallel.ranks import Ranks
+from learner.training.checkpoint import Checkpoints
+from learner.training.follower import follow
+from learner.training.trainer import Trainer
 from learner.wiring import new_collector, new_publisher, stop_on_signals
 from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
 from services.contracts import Purpose
 from services.errors import ConfigError, SeptError, UnavailableError
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
 from services.streams.control import Control
 from services.streams.events import EventLog
 from services.streams.heartbeats import Heartbeats
 
 if TYPE_CHECKING:
-    from learner.traces import Traces
+    from learner.monitoring.traces import Traces
 
 log = structlog.get_logger()
 
@@ -94,7 +94,7 @@ def run_learner(
                 seed=run.seed,
                 training=training,
                 sampling=sampling,
-                stop_token_ids=modelfolder.stop_token_ids(trained.folder),
+                stop_token_ids=hf_checkpoint.stop_token_ids(trained.folder),
             )
             folder.note_rounds_total(curriculum.rounds_total)
             resumed = checkpoints.load()
@@ -209,7 +209,7 @@ def _traces(run_id: str) -> Traces | None:
     if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         return None
     try:
-        from learner.traces import Traces
+        from learner.monitoring.traces import Traces
     except ImportError as error:
         raise ConfigError(
             f"OTEL_EXPORTER_OTLP_ENDPOINT asks for traces, and OpenTelemetry cannot be imported: {error}",

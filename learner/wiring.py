@@ -10,11 +10,11 @@ from types import FrameType
 import redis
 import structlog
 
-from learner.collector import Collector
 from learner.publisher import Publisher
+from learner.rollouts.collector import Collector
 from services.config import WeightSyncConfig
 from services.contracts import Purpose
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 from services.streams.connection import Keys
 from services.streams.dead_letters import read_dead_letters
 from services.streams.events import EventLog

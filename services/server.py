@@ -13,12 +13,12 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from services.api.app import create_app
 from services.api.notices import Notices
+from services.app import create_app
 from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
 from services.errors import ConfigError, UnavailableError
-from services.loopback import is_loopback
-from services.runfolder import RunFolder
+from services.net import is_loopback
+from services.run_folder import RunFolder
 from services.sendfile import SendfileProtocol
 from services.streams.connection import Keys, connect_async
 from services.weights.store import WeightStore

@@ -14,16 +14,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 
-from deploy.cli import app as commands
+from sept.cli import app as commands
 from services.api.metrics import SnapshotCollector
+from services.bottleneck import judge
 from services.contracts import GeneratorStatus, Part, StatusSnapshot
-from services.verdict import judge
 from tests.services.api.test_status import heartbeat
-from tests.services.endpoint import open_endpoint
-from tests.services.page.recorded import metrics
+from tests.support.endpoint import open_endpoint
+from tests.support.recorded_run import metrics
 
 ROOT = Path(__file__).parent.parent
-MONITORING = ROOT / "deploy" / "monitoring"
+MONITORING = ROOT / "deploy" / "containers" / "monitoring"
 DASHBOARD = ROOT / "docs" / "dashboard.md"
 
 

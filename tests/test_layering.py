@@ -34,8 +34,8 @@ def test_no_import_crosses_a_wall() -> None:
         "learner.config",
         "generator.config",
         "deploy.settings",
-        "deploy.cli",
-        "deploy.ranks",
+        "sept.cli",
+        "deploy.local.rank_launcher",
     ],
 )
 def test_the_light_modules_import_nothing_heavy(module: str) -> None:
@@ -43,9 +43,13 @@ def test_the_light_modules_import_nothing_heavy(module: str) -> None:
 
 
 def test_the_scripted_generator_needs_neither_torch_nor_vllm() -> None:
-    assert modules_after("import generator.loop, generator.scripted_engine").isdisjoint(HEAVY)
+    assert modules_after("import generator.loop, generator.engines.scripted").isdisjoint(HEAVY)
 
 
 def test_no_module_hides_one_of_the_standard_library() -> None:
-    ours = [path for part in ("services", "learner", "generator", "deploy") for path in (ROOT / part).rglob("*.py")]
+    ours = [
+        path
+        for part in ("services", "learner", "generator", "deploy", "studies", "sept")
+        for path in (ROOT / part).rglob("*.py")
+    ]
     assert [str(path) for path in ours if path.stem in sys.stdlib_module_names] == []

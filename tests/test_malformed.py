@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 
 from deploy.settings import load
-from learner.problems import read_problems
+from learner.data.dataset import read_problems
 from services.contracts import Task, WeightManifest
 from services.errors import SeptError, WeightError
 from services.streams.wire import decode_rollout, decode_task, encode_rollout, encode_task
 from services.weights import delta
 from services.weights.store import WeightStore
 from services.weights.tensors import digest_bytes, read_safetensors
-from tests.learner.answering import rollout_of
-from tests.services.weights.samples import bits, first_version, next_version
+from tests.support.answering import rollout_of
+from tests.support.weight_samples import bits, first_version, next_version
 
 SEEDS = range(40)
 AT_ONCE_S = 5.0

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy.client import RunClient
-from deploy.going import where_is
-from services.runfolder import RunFolder
+from deploy.operate.client import RunClient
+from deploy.operate.run_commands import where_is
+from services.run_folder import RunFolder
 from services.weights.store import WeightStore
-from tests import worlds
-from tests.worlds import finish, rollouts_of, sept
+from tests.support import scripted_run
+from tests.support.scripted_run import finish, rollouts_of, sept
 
 ROUNDS, PROMPTS = 8, 16
 DEADLINE_S = 120.0
@@ -20,7 +20,7 @@ DEADLINE_S = 120.0
 
 @pytest.mark.timeout(400)
 async def test_a_run_with_generators_ahead_goes_back_and_ends_whole(tmp_path: Path) -> None:
-    config = worlds.write(tmp_path, rounds=ROUNDS, prompts_per_round=PROMPTS, response_tokens=96, in_flight=4)
+    config = scripted_run.write(tmp_path, rounds=ROUNDS, prompts_per_round=PROMPTS, response_tokens=96, in_flight=4)
     folder = RunFolder(tmp_path / "run")
     run = await sept(
         "run", config, "--set", "services.port=0", "--set", "generator.count=2", "--set", "training.max_staleness=2",

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 from services.weights.mirror import MANIFEST_NAME
 from services.weights.store import WeightStore
 from services.weights.tensors import describe, read_safetensors, version_digest
-from tests import worlds
-from tests.worlds import finish, rollouts_of, sept
+from tests.support import scripted_run
+from tests.support.scripted_run import finish, rollouts_of, sept
 
 ROUNDS = 6
 
 
 def world(folder: Path, *, max_staleness: int) -> tuple[Path, str]:
     """The config, and the --set that bounds its staleness; answers are long enough for a version to come amid them."""
-    config = worlds.write(folder, rounds=ROUNDS, prompts_per_round=16, response_tokens=96, in_flight=4)
+    config = scripted_run.write(folder, rounds=ROUNDS, prompts_per_round=16, response_tokens=96, in_flight=4)
     return config, f"training.max_staleness={max_staleness}"
 
 

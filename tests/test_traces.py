@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests import worlds
-from tests.worlds import finish, rollouts_of, sept
+from tests.support import scripted_run
+from tests.support.scripted_run import finish, rollouts_of, sept
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra `traces` is not installed")
 
@@ -75,7 +75,7 @@ async def test_every_task_of_a_run_is_one_trace_that_says_what_the_run_recorded(
     tmp_path: Path, collector: tuple[str, Received]
 ) -> None:
     endpoint, received = collector
-    config = worlds.write(tmp_path, rounds=ROUNDS, prompts_per_round=PROMPTS)
+    config = scripted_run.write(tmp_path, rounds=ROUNDS, prompts_per_round=PROMPTS)
     to_collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
     assert await finish(await sept("run", config, "--set", "services.port=0", environ=to_collector)) == 0
     assert {path for path, _ in received} == {"/v1/traces"}

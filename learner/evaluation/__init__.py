@@ -1,1 +1,1 @@
-"""How good the answers are: grading by math-verify, pass@k with its intervals. Knows neither models nor torch."""
+"""How good a model is: benchmarks, answers drawn and graded, pass@k."""

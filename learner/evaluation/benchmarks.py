@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from learner.config import DataConfig
-from learner.problems import read_problems
-from learner.prompts import Prompt, tokenize
+from learner.data.dataset import read_problems
+from learner.data.prompts import Prompt, tokenize
 from services.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -16,14 +16,14 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from learner.collector import Collector, Interrupted
 from learner.config import EvaluationConfig
 from learner.evaluation.benchmarks import Benchmark
-from learner.evaluation.exam import Drawing, Examiner, exams_of
+from learner.evaluation.eval_tasks import Drawing, Examiner, exams_of
 from learner.evaluation.generations import Generations
-from learner.evaluation.pool import GraderPool
 from learner.evaluation.results import RESULTS, summarise, write_results
+from learner.grading.pool import GraderPool
 from learner.publisher import Publication
+from learner.rollouts.collector import Collector, Interrupted
 from services.contracts import EvaluationMetrics
 
 log = structlog.get_logger()

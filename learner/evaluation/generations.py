@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from learner.evaluation.grading import Outcome
+from learner.grading.grading import Outcome
 from services import durable
 from services.errors import ConfigError
 

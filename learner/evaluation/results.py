@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from learner.evaluation.generations import Generation
-from learner.evaluation.grading import Outcome
 from learner.evaluation.pass_at_k import PassCurve, PassTable, pass_table
+from learner.grading.grading import Outcome
 from services import durable
 from services.contracts import EvaluationMetrics
 from services.errors import DataError

@@ -6,20 +6,20 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from learner import modelfolder
-from learner.collector import Interrupted
 from learner.config import DataConfig, EvaluationConfig, ModelConfig, SamplingConfig
 from learner.evaluation.benchmarks import load_benchmarks
-from learner.evaluation.exam import Examiner, describe_asking, drawing, exams_of
+from learner.evaluation.eval_tasks import Examiner, describe_asking, drawing, exams_of
 from learner.evaluation.generations import Generations
-from learner.evaluation.pool import GraderPool
 from learner.evaluation.results import RESULTS, summarise, write_results
-from learner.report import Report
+from learner.grading.pool import GraderPool
+from learner.model import hf_checkpoint
+from learner.monitoring.heartbeat import Report
+from learner.rollouts.collector import Interrupted
 from learner.wiring import new_collector, new_publisher, stop_on_signals
 from services.config import DeadlinesConfig, HeartbeatConfig, WeightSyncConfig
 from services.contracts import Purpose
 from services.errors import ModelError
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
 from services.streams.heartbeats import Heartbeats
 from services.weights.tensors import RawTensor, read_safetensors
@@ -45,7 +45,7 @@ def run_evaluator(
     Writes generations.jsonl as answers come, and results.json at the end. ConfigError when the folder holds the
     answers of another model.
     """
-    model_folder = modelfolder.resolve_folder(model.path)
+    model_folder = hf_checkpoint.resolve_folder(model.path)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     benchmarks = load_benchmarks(evaluation.benchmarks, data, tokenizer, limit=evaluation.limit)
     keys = Keys(folder.run_id)
@@ -57,7 +57,7 @@ def run_evaluator(
         stop_on_signals(collector.interrupt)
         try:
             with report.during("publishing"):
-                files = modelfolder.model_files(model_folder)
+                files = hf_checkpoint.model_files(model_folder)
                 digest = publisher.submit(0, read_weights(model_folder), files).result().manifest.digest
             report.enter("evaluating")
             meta = {"model": model.path, "digest": digest} | describe_asking(data, sampling)

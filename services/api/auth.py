@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from services.api.session import is_session, is_token, session_of
-from services.loopback import is_loopback
+from services.net import is_loopback
 
 LOGIN_PATH = "/login"
 OPEN_PATHS = frozenset({"/healthz", LOGIN_PATH, "/page/login.css", "/page/icon.svg"})

@@ -13,14 +13,14 @@ from fastapi import APIRouter, BackgroundTasks, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from redis.asyncio import Redis
 
-from services.api.problems import may_answer
+from services.api.error_responses import may_answer
 from services.api.status import FINAL_STATES, StatusReader
 from services.errors import SeptError, VersionNotFoundError
-from services.export import export_version
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 from services.streams.connection import Keys
 from services.streams.control import MAX_GENERATORS, AsyncControl, ControlState
 from services.streams.events import AsyncEventLog
+from services.weights.export import export_version
 from services.weights.store import MAX_VERSION, WeightStore
 
 SOURCE = "services"

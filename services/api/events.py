@@ -11,8 +11,8 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError
 
+from services.api.error_responses import may_answer
 from services.api.notices import Notices
-from services.api.problems import may_answer
 from services.contracts import Identifier
 from services.errors import SeptError
 from services.streams.events import AsyncEventLog, Event, check_event_id

@@ -9,10 +9,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.api.problems import may_answer
+from services.api.error_responses import may_answer
 from services.api.status import StatusReader
+from services.bottleneck import Verdict
 from services.contracts import Heartbeat, StatusSnapshot
-from services.verdict import Verdict
 
 RUN_GAUGES = {
     "round": "Round in progress",

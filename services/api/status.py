@@ -12,14 +12,14 @@ from fastapi import APIRouter
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
-from services.api.problems import may_answer
+from services.api.error_responses import may_answer
+from services.bottleneck import ROUNDS_JUDGED, Verdict, judge
 from services.contracts import GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot, WeightManifest
-from services.runfolder import RunFolder, last_lines
+from services.run_folder import RunFolder, last_lines
 from services.streams.connection import Keys
 from services.streams.control import AsyncControl
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.tasks import QueueGauge
-from services.verdict import ROUNDS_JUDGED, Verdict, judge
 from services.weights.store import WeightStore
 
 RunState = Literal["starting", "running", "paused", "finished", "failed", "stopped"]

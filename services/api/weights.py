@@ -13,8 +13,8 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 
+from services.api.error_responses import may_answer
 from services.api.notices import Notices
-from services.api.problems import may_answer
 from services.api.staging import Staging
 from services.contracts import Digest, FileEntry, FileName, WeightManifest
 from services.errors import ContractError, VersionNotFoundError

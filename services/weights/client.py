@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from services import durable
 from services.contracts import FileEntry, WeightManifest
 from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
-from services.loopback import is_loopback
+from services.net import is_loopback
 from services.weights.tensors import digest_file
 
 CONNECT_S = 5.0

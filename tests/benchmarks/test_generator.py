@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import generator
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 
 
 def test_tokens_of_the_warm_up_do_not_count(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.learner_peers import PEERS, Pair, number_tokenizer
-from tests.learner import tiny
+from tests.support import tiny_models
 
 STEPS = 4
 PER_STEP = 4
@@ -16,8 +16,8 @@ PER_STEP = 4
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny.save(tmp_path_factory.mktemp("model"))
-    number_tokenizer(tiny.VOCABULARY).save_pretrained(folder)
+    folder = tiny_models.save(tmp_path_factory.mktemp("model"))
+    number_tokenizer(tiny_models.VOCABULARY).save_pretrained(folder)
     return folder
 
 
@@ -27,7 +27,7 @@ def steps() -> list[list[Pair]]:
     generator = np.random.default_rng(5)
 
     def pair() -> Pair:
-        return tiny.tokens(generator, int(generator.integers(2, 8))), tiny.tokens(
+        return tiny_models.tokens(generator, int(generator.integers(2, 8))), tiny_models.tokens(
             generator, int(generator.integers(1, 20))
         )
 

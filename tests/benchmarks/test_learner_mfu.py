@@ -8,12 +8,12 @@ import pytest
 
 from benchmarks.learner_mfu import MAX_TOKENS, SHAPES, measure, peak_tflops, rounds_of, write_model
 from services.errors import ConfigError
-from tests.learner import tiny
+from tests.support import tiny_models
 
 
 def test_the_rounds_of_a_small_model_are_measured(tmp_path: Path) -> None:
-    write_model(tmp_path, tiny.SHAPE | {"max_position_embeddings": 2 * MAX_TOKENS})
-    config = tiny.training(prompts_per_round=2, steps_per_round=1, micro_batch_tokens=8192)
+    write_model(tmp_path, tiny_models.SHAPE | {"max_position_embeddings": 2 * MAX_TOKENS})
+    config = tiny_models.training(prompts_per_round=2, steps_per_round=1, micro_batch_tokens=8192)
     found = measure(tmp_path, config, peak=1.0, rounds=2)
     assert found["mfu"] == pytest.approx(found["tflops"])
     assert 0 < found["mfu"] < 1

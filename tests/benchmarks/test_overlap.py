@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import overlap, runs
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def eventually(what: str, look: Callable[[], Any], deadline_s: float) -> Any:
 def sept(*arguments: str, log: Path, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
     """One `sept` command, ended by SIGTERM with everything that it started."""
     env = os.environ | {"OMP_NUM_THREADS": "1"} | environ
-    command = [sys.executable, "-m", "deploy.cli", *arguments]
+    command = [sys.executable, "-m", "sept", *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
         try:
@@ -70,10 +70,10 @@ def sept(*arguments: str, log: Path, **environ: str) -> Iterator[subprocess.Pope
 
 def make_model(folder: Path) -> None:
     """A random model whose vocabulary holds every token that a scripted engine says."""
-    from deploy.addition import make_tokenizer
-    from tests.learner import tiny
+    from studies.addition import make_tokenizer
+    from tests.support import tiny_models
 
-    tiny.save(folder, tiny.config(vocab_size=300, bos_token_id=1, eos_token_id=12))
+    tiny_models.save(folder, tiny_models.config(vocab_size=300, bos_token_id=1, eos_token_id=12))
     make_tokenizer().save_pretrained(folder)
 
 

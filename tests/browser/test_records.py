@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from services.streams.embedded import free_port
 from tests.browser.conftest import Sept, Visitor, answers, eventually, sept
-from tests.services.page.recorded import HOSTILE_ANSWER, record
+from tests.support.recorded_run import HOSTILE_ANSWER, record
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

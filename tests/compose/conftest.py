@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compose.stack import BUILD_S, ROOT, Stack
+from tests.support.compose_stack import BUILD_S, ROOT, Stack
 
 ENGINE_STARTS_S = 30
 BASES = ("python:3.11-slim-bookworm", "redis:7.2-bookworm")
@@ -52,7 +52,16 @@ def images(engine: None) -> None:
             subprocess.run(["sh", str(ROOT / "tests/compose/make_bases.sh"), *BASES], check=True, env=_env())
     for target in ("services", "worker-cpu"):
         # the host's network, since a mirror or proxy of the packages may listen on its loopback
-        command = ["docker", "build", "--network", "host", "-f", "deploy/docker/Dockerfile", "--target", target]
+        command = [
+            "docker",
+            "build",
+            "--network",
+            "host",
+            "-f",
+            "deploy/containers/docker/Dockerfile",
+            "--target",
+            target,
+        ]
         command += ["-t", f"sept-{target}:0.1.0", "."]
         subprocess.run(command, cwd=ROOT, check=True, env={**_env(), "DOCKER_BUILDKIT": "1"}, timeout=BUILD_S)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from services.contracts import StatusSnapshot
-from tests import worlds
-from tests.compose.stack import ROOT, Stack
-from tests.watching import alive
+from tests.support import scripted_run
+from tests.support.compose_stack import ROOT, Stack
+from tests.support.watching import alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -47,7 +47,9 @@ def world(tmp_path: Path, stack_of: Callable[[str, Path], Stack]) -> Stack:
     """A stack whose volume holds the small world."""
     folder = tmp_path / "world"
     folder.mkdir()
-    config = worlds.write(folder, seen_at=WORLD, run="/sept/runs/world", rounds=ROUNDS, response_tokens=96, in_flight=4)
+    config = scripted_run.write(
+        folder, seen_at=WORLD, run="/sept/runs/world", rounds=ROUNDS, response_tokens=96, in_flight=4
+    )
     stack = stack_of("sept-world", config)
     put(stack, readable(folder), WORLD)
     return stack
@@ -87,9 +89,9 @@ def test_a_run_survives_scaling_kills_and_being_taken_down(world: Stack, tmp_pat
 
     (services,) = world.containers("services")
     world.docker("cp", f"{services}:/sept/runs/world", str(tmp_path / "run"))
-    found = worlds.rounds_of(tmp_path / "run")
+    found = scripted_run.rounds_of(tmp_path / "run")
     folder = tmp_path / "world"
-    assert found == worlds.expected_rounds(folder / "run.toml", folder / "model", folder / "prompts.jsonl")
+    assert found == scripted_run.expected_rounds(folder / "run.toml", folder / "model", folder / "prompts.jsonl")
     last = world.status()
     assert last is not None and last.dead_letters == 0
     (learner,) = world.containers("learner")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploy.placement import generator_env, learner_env, visible_gpus
-from learner.launching import ON_CPU
+from learner.parallel.launch_env import ON_CPU
 
 
 def test_gpus_are_those_the_user_may_use(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy import endpoints
+from deploy.docs_tools.reference import PAGE, configuration_page
 from deploy.endpoints import Endpoints
-from deploy.reference import PAGE, configuration_page
 from deploy.settings import flatten, load, redis_url, services_url, setting_fields, to_toml, write_resolved
 from services.errors import ConfigError
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ training.weight_decay training.max_grad_norm training.micro_batch_tokens trainin
 training.gradient_checkpointing lora.rank lora.alpha lora.targets lora.publish
 checkpoint.every_rounds checkpoint.keep
 health.action evaluation.every_rounds evaluation.benchmarks evaluation.samples evaluation.temperatures evaluation.limit
-generator.count generator.engine generator.dtype generator.max_in_flight generator.max_model_len
+generator.count generator.engines.base generator.dtype generator.max_in_flight generator.max_model_len
 generator.memory_fraction generator.cpu_cache_gib generator.tensor_parallel generator.chat generator.chat_share
 redis.url redis.lease_s
 services.host services.port services.url services.token
@@ -122,7 +122,10 @@ def test_a_secret_is_never_shown() -> None:
         (["training.max_staleness=99"], ("training.max_staleness (99)", "weight_sync.keep_versions (60)")),
         (["services.host=0.0.0.0"], ("services.host (0.0.0.0)", "services.token")),
         (["generator.chat=0.0.0.0:80"], ("generator.chat (0.0.0.0:80)", "services.token")),
-        (["generator.chat=localhost:0", "generator.engine=scripted"], ("generator.chat", "generator.engine vllm")),
+        (
+            ["generator.chat=localhost:0", "generator.engines.base=scripted"],
+            ("generator.chat", "generator.engines.base vllm"),
+        ),
     ],
 )
 def test_conflicts_name_both_settings(sets: list[str], keys: tuple[str, str]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from services.streams.connection import connect
-from tests.generator.world import World
-from tests.services.endpoint import open_endpoint
+from tests.support.endpoint import open_endpoint
+from tests.support.generator_world import World
 
 
 @pytest.fixture

@@ -13,18 +13,18 @@ import pytest
 
 from generator import canary
 from generator.config import GeneratorConfig
-from generator.engine import Completion, Paused, create_engine
-from generator.scripted_engine import ScriptedEngine, scripted_log_probs
+from generator.engines.base import Completion, Paused, create_engine
+from generator.engines.scripted import ScriptedEngine, scripted_log_probs
 from services.contracts import Canary, Task, WeightManifest
 from services.errors import EngineError, WeightError
 from services.streams.connection import connect
 from services.streams.events import AsyncEventLog, Event
 from services.weights.mirror import WeightUpdate
 from services.weights.tensors import RawTensor, Tensors
-from tests.generator.models import changed, manifest_of, write_tiny_model
-from tests.generator.world import PATIENCE_S, World, task, until
-from tests.services.endpoint import open_endpoint
-from tests.services.weights.samples import first_version, next_version
+from tests.support.endpoint import open_endpoint
+from tests.support.generator_world import PATIENCE_S, World, task, until
+from tests.support.vllm_models import changed, manifest_of, write_tiny_model
+from tests.support.weight_samples import first_version, next_version
 
 TOKENS = (3, 1, 4, 1, 5)
 
@@ -166,9 +166,9 @@ async def test_vllm_serves_the_learners_versions_and_refuses_a_damaged_one(world
     """Versions 0 and 1 are the learner's; of version 2 a tensor was damaged before its digest was made."""
     import torch
 
-    from learner.canary import sing
-    from learner.model import load_model, wire_tensors
-    from learner.modelfolder import model_files
+    from learner.model.canary import sing
+    from learner.model.hf_checkpoint import model_files
+    from learner.model.trained_model import load_model, wire_tensors
 
     write_tiny_model(tmp_path / "model")
     trained, store = load_model(str(tmp_path / "model"), device="cpu"), world.endpoint.store

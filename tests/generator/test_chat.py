@@ -16,13 +16,13 @@ import pytest
 import pytest_asyncio
 
 from generator.config import GeneratorConfig
-from generator.engine import create_engine
-from generator.scripted_engine import ScriptedEngine
+from generator.engines.base import create_engine
+from generator.engines.scripted import ScriptedEngine
 from services.contracts import Task
 from services.errors import ConfigError
 from services.weights.tensors import read_safetensors
-from tests.generator.models import VOCABULARY, write_tiny_model
-from tests.generator.test_engine_contract import FIRST_VERSION, Rig
+from tests.generator.engines.test_engine_contract import FIRST_VERSION, Rig
+from tests.support.vllm_models import VOCABULARY, write_tiny_model
 
 # vLLM's own imports warn of deprecations
 pytestmark = [

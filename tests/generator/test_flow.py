@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from generator.engine import EngineLoad
+from generator.engines.base import EngineLoad
 from generator.flow import DECREASE, Flow, Slots
 
 

@@ -6,22 +6,13 @@ import asyncio
 
 import pytest
 
-from generator.engine import Completion
-from generator.scripted_engine import ScriptedEngine
+from generator.engines.base import Completion
+from generator.engines.scripted import ScriptedEngine
 from services.config import DeadlinesConfig
 from services.contracts import Task
 from services.streams.tasks import TaskLeaser
-from tests.generator.world import (
-    PATIENCE_S,
-    SLOW_S,
-    World,
-    task,
-    until,
-    until_beat,
-    until_leased,
-    until_state,
-)
-from tests.services.streams.builders import expire
+from tests.support.generator_world import PATIENCE_S, SLOW_S, World, task, until, until_beat, until_leased, until_state
+from tests.support.stream_builders import expire
 
 
 @pytest.mark.parametrize("samples", [3, 20])

@@ -7,16 +7,9 @@ import time
 
 import pytest
 
-from generator.scripted_engine import ScriptedEngine
+from generator.engines.scripted import ScriptedEngine
 from services.errors import EngineError
-from tests.generator.world import (
-    PATIENCE_S,
-    SLOW_S,
-    World,
-    task,
-    until,
-    until_state,
-)
+from tests.support.generator_world import PATIENCE_S, SLOW_S, World, task, until, until_state
 
 
 async def test_it_answers_every_sample_of_every_task(world: World) -> None:

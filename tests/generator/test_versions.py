@@ -6,20 +6,12 @@ import asyncio
 
 import pytest
 
-from generator.scripted_engine import ScriptedEngine
+from generator.engines.scripted import ScriptedEngine
 from generator.versions import first_version
 from services.config import DeadlinesConfig
 from services.errors import DeadlineError
-from tests.generator.models import changed
-from tests.generator.world import (
-    PATIENCE_S,
-    SLOW_S,
-    World,
-    task,
-    until,
-    until_message,
-    until_state,
-)
+from tests.support.generator_world import PATIENCE_S, SLOW_S, World, task, until, until_message, until_state
+from tests.support.vllm_models import changed
 
 
 async def test_it_follows_versions_up_anew_and_down(world: World) -> None:

@@ -16,33 +16,33 @@ import pytest
 import redis
 import torch
 
-from learner.checkpoint import Checkpoint, Checkpoints
-from learner.collector import Collector
 from learner.config import CheckpointConfig, HealthConfig, LoraConfig, SamplingConfig, TrainingConfig
-from learner.curriculum import Curriculum
+from learner.data.curriculum import Curriculum
+from learner.data.prompts import Prompt
 from learner.loop import Loop
-from learner.model import load_model
-from learner.prompts import Prompt
+from learner.model.trained_model import load_model
+from learner.monitoring.heartbeat import Report
+from learner.monitoring.records import Records
 from learner.publisher import Publisher
-from learner.records import Records
-from learner.report import Report
+from learner.rollouts.collector import Collector
 from learner.run import watch_health
-from learner.trainer import Trainer
+from learner.training.checkpoint import Checkpoint, Checkpoints
+from learner.training.trainer import Trainer
 from services.config import DeadlinesConfig
 from services.contracts import FileKind, Task
 from services.errors import UnavailableError
-from services.export import export_version
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
 from services.streams.control import Control
 from services.streams.events import EventLog
 from services.streams.heartbeats import Heartbeats
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
+from services.weights.export import export_version
 from services.weights.store import WeightStore
-from tests.learner import tiny
-from tests.learner.answering import Answering
-from tests.learner.test_health import SOUND
+from tests.learner.monitoring.test_collapse import SOUND
+from tests.support import tiny_models
+from tests.support.answering import Answering
 
 ROUNDS = 4
 PROMPTS = 8
@@ -84,7 +84,7 @@ def life(
     adapters: LoraConfig | None = None,
 ) -> Iterator[Life]:
     """A learner as `learner.run` wires it; leaving the block ends it as it stands, without saving anything."""
-    training = tiny.training(
+    training = tiny_models.training(
         rounds=ROUNDS, prompts_per_round=PROMPTS, steps_per_round=STEPS, max_staleness=max_staleness
     )
     keys = Keys(folder.run_id)
@@ -137,7 +137,7 @@ def curriculum(training: TrainingConfig) -> Curriculum:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save(tmp_path_factory.mktemp("loop") / "model", dtype=torch.bfloat16)
+    return tiny_models.save(tmp_path_factory.mktemp("loop") / "model", dtype=torch.bfloat16)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from learner.wiring import stop_on_signals, why_given_up
 from services.streams.connection import Keys, connect
 from services.streams.tasks import TaskIssuer
-from tests.learner.answering import reject
-from tests.learner.test_curriculum import curriculum
+from tests.learner.data.test_curriculum import curriculum
+from tests.support.answering import reject
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -12,11 +12,11 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from deploy.client import RunClient
-from deploy.ray_app import APP, STORE, plan, source_env
+from deploy.operate.client import RunClient
+from deploy.ray_cluster.app import APP, STORE, plan, source_env
 from services.contracts import StatusSnapshot
-from tests.ray.runs import RayWorld
-from tests.watching import alive
+from tests.support.ray_runs import RayWorld
+from tests.support.watching import alive
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from deploy.ray_app import run_on_ray, source_env
-from tests.ray.runs import RayWorld
+from deploy.ray_cluster.app import run_on_ray, source_env
+from tests.support.ray_runs import RayWorld
 
 # Ray leaves sockets and files for the garbage collector
 pytestmark = [

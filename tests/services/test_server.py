@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
 from services.errors import ConfigError, UnavailableError
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 from services.server import bind, serve, url_of
 
 
@@ -57,7 +57,7 @@ SERVE = """
 import sys
 from pathlib import Path
 from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 from services.server import serve
 
 serve(

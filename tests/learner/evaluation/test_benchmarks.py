@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from deploy.addition import make_tokenizer
 from learner.config import DataConfig
 from learner.evaluation.benchmarks import HUB, load_benchmarks, where
 from services.errors import ConfigError, DataError
+from studies.addition import make_tokenizer
 
 
 @pytest.fixture

@@ -11,17 +11,17 @@ from learner.config import CheckpointConfig, DataConfig, EvaluationConfig, Model
 from learner.evaluation.generations import read_generations
 from learner.run import run_learner
 from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
-from services.runfolder import RunFolder
+from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
-from tests.learner import tiny
-from tests.learner.answering import Answering
+from tests.support import tiny_models
+from tests.support.answering import Answering
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save_with_words(tmp_path_factory.mktemp("model"))
+    return tiny_models.save_with_words(tmp_path_factory.mktemp("model"))
 
 
 def learn(path: Path, model: Path, redis_url: str, *, rounds: int, every_rounds: int, save_every: int = 1) -> RunFolder:
@@ -38,7 +38,7 @@ def learn(path: Path, model: Path, redis_url: str, *, rounds: int, every_rounds:
             model=ModelConfig(path=str(model)),
             data=DataConfig(path=str(data), chat_template="none"),
             sampling=SamplingConfig(max_response_tokens=8),
-            training=tiny.training(prompts_per_round=4, rounds=rounds),
+            training=tiny_models.training(prompts_per_round=4, rounds=rounds),
             checkpoint=CheckpointConfig(every_rounds=save_every),
             evaluation=evaluation,
             weight_sync=WeightSyncConfig(),

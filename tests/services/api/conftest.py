@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.services.endpoint import Endpoint, open_endpoint
+from tests.support.endpoint import Endpoint, open_endpoint
 
 
 @pytest.fixture

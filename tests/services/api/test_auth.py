@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fastapi.routing import APIRoute
 
-from tests.services.endpoint import Endpoint, open_endpoint
+from tests.support.endpoint import Endpoint, open_endpoint
 
 TOKEN = "a token of the test"
 

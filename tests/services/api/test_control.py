@@ -12,7 +12,7 @@ from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.weights.tensors import RawTensor
 from tests.services.api.test_status import heartbeat
-from tests.services.endpoint import Endpoint
+from tests.support.endpoint import Endpoint
 
 
 async def test_wishes_are_noted_and_audited(endpoint: Endpoint, http: httpx.AsyncClient) -> None:

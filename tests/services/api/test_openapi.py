@@ -22,8 +22,8 @@ from schemathesis.specs.openapi.checks import (
 from starlette.routing import Route
 
 from services.api.auth import OPEN_PATHS
-from tests.services.endpoint import Endpoint, open_endpoint, served
-from tests.services.weights.samples import first_version
+from tests.support.endpoint import Endpoint, open_endpoint, served
+from tests.support.weight_samples import first_version
 
 TOKEN = "a token of this test"
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]

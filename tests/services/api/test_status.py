@@ -14,8 +14,8 @@ from services.api.status import last_rounds, run_state
 from services.contracts import Heartbeat, Part, RoundMetrics, StatusSnapshot
 from services.streams.control import AsyncControl
 from services.streams.heartbeats import AsyncHeartbeats
-from tests.services.endpoint import Endpoint
-from tests.services.weights.samples import first_version
+from tests.support.endpoint import Endpoint
+from tests.support.weight_samples import first_version
 
 
 def heartbeat(part: Part, part_id: str, state: str, **fields: object) -> Heartbeat:

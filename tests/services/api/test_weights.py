@@ -14,8 +14,8 @@ from services.streams.events import AsyncEventLog
 from services.weights.client import WeightClient
 from services.weights.store import WeightStore
 from services.weights.tensors import read_safetensors
-from tests.services.endpoint import Endpoint, open_endpoint, open_store, served
-from tests.services.weights.samples import bits, first_version, next_version
+from tests.support.endpoint import Endpoint, open_endpoint, open_store, served
+from tests.support.weight_samples import bits, first_version, next_version
 
 SNAPSHOT = "/v1/weights/0/files/model.safetensors"
 

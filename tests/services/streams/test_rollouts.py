@@ -11,7 +11,7 @@ from services.streams.connection import Keys
 from services.streams.dead_letters import read_dead_letters
 from services.streams.rollouts import RolloutReader
 from services.streams.wire import encode_rollout
-from tests.services.streams.builders import make_rollouts, make_task
+from tests.support.stream_builders import make_rollouts, make_task
 
 
 @pytest.fixture

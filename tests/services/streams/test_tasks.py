@@ -15,7 +15,7 @@ from services.streams.dead_letters import MAX_FIELDS, read_dead_letters, read_de
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import ISSUE_CHUNK, MAX_DELIVERIES, QueueGauge, TaskIssuer, TaskLeaser
 from services.streams.wire import encode_task
-from tests.services.streams.builders import expire, make_rollouts, make_task
+from tests.support.stream_builders import expire, make_rollouts, make_task
 
 LEASE_S = 3600.0
 TASKS = [make_task(index) for index in range(6)]

@@ -18,7 +18,7 @@ from services.streams import scripts
 from services.streams.connection import Keys, connect, connect_async
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import Lease, QueueGauge, TaskIssuer, TaskLeaser
-from tests.services.streams.builders import expire, make_rollouts, make_task
+from tests.support.stream_builders import expire, make_rollouts, make_task
 
 T = TypeVar("T")
 

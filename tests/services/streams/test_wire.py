@@ -18,7 +18,7 @@ from services.streams.wire import (
     encode_rollout,
     encode_task,
 )
-from tests.services.streams.builders import make_rollouts, make_task
+from tests.support.stream_builders import make_rollouts, make_task
 
 TASK = encode_task(make_task(0))
 ROLLOUT = encode_rollout(make_rollouts(make_task(0))[0])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from services.errors import WeightError
 from services.weights.adapters import LEFT, RIGHT, SCALE, Adapter, decode, merge, pack
 from services.weights.tensors import RawTensor
-from tests.services.weights.samples import adapted_version, base_version
+from tests.support.weight_samples import adapted_version, base_version
 
 LARGEST = 1 << 14
 

@@ -18,7 +18,7 @@ from services.weights.delta.elements import KINDS
 from services.weights.delta.sections import CHUNK_ELEMENTS, CLASS_RECORD, HEADER, LENGTH, MAGIC, sections_of
 from services.weights.delta.streams import GAP_PRECISION, FrameReader, FrameWriter
 from services.weights.tensors import ITEM_BYTES, RawTensor
-from tests.services.weights import samples
+from tests.support import weight_samples
 
 Version = Mapping[str, RawTensor]
 
@@ -38,7 +38,7 @@ def patched(parent: Version, delta: bytes) -> dict[str, RawTensor]:
 
 def assert_exact(parent: Version, child: Version) -> bytes:
     delta = encode(parent, child)
-    assert samples.bits(patched(parent, delta)) == samples.bits(child)
+    assert weight_samples.bits(patched(parent, delta)) == weight_samples.bits(child)
     return delta
 
 
@@ -117,7 +117,7 @@ def test_gaps_of_any_size_survive(gaps: list[int]) -> None:
 
 
 def test_nothing_changed_costs_nothing() -> None:
-    parent = samples.first_version()
+    parent = weight_samples.first_version()
     delta = encode(parent, dict(parent))
     assert list(decode(parent, delta)) == []
     assert len(delta) < 64
@@ -125,24 +125,24 @@ def test_nothing_changed_costs_nothing() -> None:
 
 def test_empty_and_zero_dimensional_tensors() -> None:
     none = RawTensor("BF16", (0, 3), np.zeros(0, np.uint8))
-    one, other = samples.tensor("F32", (), seed=1), samples.tensor("F32", (), seed=2)
+    one, other = weight_samples.tensor("F32", (), seed=1), weight_samples.tensor("F32", (), seed=2)
     assert_exact({"empty": none, "scalar": one}, {"empty": none, "scalar": other})
     assert_exact({}, {})
     assert_exact({"empty": none}, {"empty": none})
 
 
 def test_order_of_names_does_not_matter() -> None:
-    parent = samples.first_version()
-    child = samples.next_version(parent, seed=3)
+    parent = weight_samples.first_version()
+    child = weight_samples.next_version(parent, seed=3)
     backwards = dict(reversed(parent.items()))
     assert encode(parent, child) == encode(backwards, child)
-    assert samples.bits(patched(backwards, encode(parent, child))) == samples.bits(child)
+    assert weight_samples.bits(patched(backwards, encode(parent, child))) == weight_samples.bits(child)
 
 
 def test_data_may_be_unaligned_and_read_only() -> None:
     raw = np.random.default_rng(0).integers(0, 256, 65, dtype=np.uint8)
     raw.flags.writeable = False
-    assert_exact({"w": RawTensor("F32", (16,), raw[1:])}, {"w": samples.tensor("F32", (16,), seed=5)})
+    assert_exact({"w": RawTensor("F32", (16,), raw[1:])}, {"w": weight_samples.tensor("F32", (16,), seed=5)})
 
 
 def test_one_ascending_patch_per_changed_tensor_across_chunks() -> None:
@@ -159,7 +159,8 @@ def test_one_ascending_patch_per_changed_tensor_across_chunks() -> None:
 
 def test_sections_are_cut_by_type_and_length() -> None:
     parent = {
-        name: samples.tensor(dtype, (4,)) for name, dtype in [("b", "F32"), ("c", "F32"), ("a", "F32"), ("d", "I8")]
+        name: weight_samples.tensor(dtype, (4,))
+        for name, dtype in [("b", "F32"), ("c", "F32"), ("a", "F32"), ("d", "I8")]
     }
     assert [section.names for section in sections_of(parent, limit=8)] == [("a", "b"), ("c",), ("d",)]
     assert [section.elements for section in sections_of(parent, limit=8)] == [8, 4, 4]
@@ -167,7 +168,7 @@ def test_sections_are_cut_by_type_and_length() -> None:
 
 @pytest.mark.parametrize("dtype", sorted(ITEM_BYTES))
 def test_a_tensor_replaced_by_noise_costs_its_own_bytes(dtype: str) -> None:
-    parent, child = {"w": samples.tensor(dtype, (20_000,), 1)}, {"w": samples.tensor(dtype, (20_000,), 2)}
+    parent, child = {"w": weight_samples.tensor(dtype, (20_000,), 1)}, {"w": weight_samples.tensor(dtype, (20_000,), 2)}
     assert len(assert_exact(parent, child)) <= 1.001 * parent["w"].nbytes + 100
 
 
@@ -191,21 +192,21 @@ def test_adam_like_steps_cost_about_their_entropy() -> None:
     "other",
     [
         {},
-        {"w": samples.tensor("BF16", (4, 3)), "x": samples.tensor("I8", ())},
-        {"w": samples.tensor("BF16", (3, 4))},
-        {"w": samples.tensor("F16", (4, 3))},
+        {"w": weight_samples.tensor("BF16", (4, 3)), "x": weight_samples.tensor("I8", ())},
+        {"w": weight_samples.tensor("BF16", (3, 4))},
+        {"w": weight_samples.tensor("F16", (4, 3))},
     ],
 )
 def test_versions_with_other_tensors_are_refused(other: Version) -> None:
     with pytest.raises(WeightError):
-        encode({"w": samples.tensor("BF16", (4, 3))}, other)
+        encode({"w": weight_samples.tensor("BF16", (4, 3))}, other)
 
 
 def test_a_parent_of_another_size_is_refused() -> None:
-    parent = {"w": samples.tensor("BF16", (40,))}
-    delta = encode(parent, {"w": samples.tensor("BF16", (40,), seed=1)})
+    parent = {"w": weight_samples.tensor("BF16", (40,))}
+    delta = encode(parent, {"w": weight_samples.tensor("BF16", (40,), seed=1)})
     with pytest.raises(WeightError, match="section of 40 elements"):
-        list(decode({"w": samples.tensor("BF16", (41,))}, delta))
+        list(decode({"w": weight_samples.tensor("BF16", (41,))}, delta))
 
 
 def test_a_patch_beyond_its_target_is_refused() -> None:
@@ -232,9 +233,12 @@ def assert_harmless(parent: Version, delta: bytes) -> None:
 def fuzz_pair() -> tuple[dict[str, RawTensor], dict[str, RawTensor]]:
     rng = np.random.default_rng(7)
     values = rng.normal(0, 0.01, 3000).astype(np.float32)
-    parent = {"w": bf16(values), "v": bf16(values[:50]), **samples.first_version()}
-    child = {**samples.next_version(parent, seed=1), "w": bf16(values + rng.normal(0, 1e-5, 3000).astype(np.float32))}
-    child["model.layers.0.norm.weight"] = samples.tensor("F32", (16,), seed=9)
+    parent = {"w": bf16(values), "v": bf16(values[:50]), **weight_samples.first_version()}
+    child = {
+        **weight_samples.next_version(parent, seed=1),
+        "w": bf16(values + rng.normal(0, 1e-5, 3000).astype(np.float32)),
+    }
+    child["model.layers.0.norm.weight"] = weight_samples.tensor("F32", (16,), seed=9)
     return parent, child
 
 
@@ -271,13 +275,13 @@ def test_a_mutated_payload_in_a_sound_frame_is_refused_or_harmless(
 
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused_or_harmless(data: bytes) -> None:
-    assert_harmless(samples.first_version(), MAGIC + data)
+    assert_harmless(weight_samples.first_version(), MAGIC + data)
     with pytest.raises(WeightError, match="not a weight delta"):
         list(decode({}, b"x" + data))
 
 
 def test_counts_beyond_the_parent_are_refused_before_memory_is_spent() -> None:
-    parent = {"w": samples.tensor("BF16", (16,))}
+    parent = {"w": weight_samples.tensor("BF16", (16,))}
     for field in ("gaps", "changes"):
         records = np.zeros(1, CLASS_RECORD)
         records[field] = 1 << 60
@@ -294,7 +298,7 @@ def test_a_gap_that_would_wrap_around_is_refused() -> None:
     writer.write(HEADER.pack(16, 1, 0) + records.tobytes())
     writer.write_integers(np.array([2**64 - 1, 3], np.uint64), GAP_PRECISION)
     with pytest.raises(WeightError, match="outside"):
-        list(decode({"w": samples.tensor("BF16", (16,))}, join([writer.finish()])))
+        list(decode({"w": weight_samples.tensor("BF16", (16,))}, join([writer.finish()])))
 
 
 def split(delta: bytes) -> list[bytes]:

@@ -16,8 +16,8 @@ from services.weights import delta
 from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror, WeightUpdate
 from services.weights.tensors import RawTensor, Tensors, digest_file, read_safetensors
-from tests.services.endpoint import Endpoint, open_endpoint
-from tests.services.weights.samples import adapted_version, base_version, bits, first_version, next_version
+from tests.support.endpoint import Endpoint, open_endpoint
+from tests.support.weight_samples import adapted_version, base_version, bits, first_version, next_version
 
 
 @pytest.fixture

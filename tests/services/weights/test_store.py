@@ -11,8 +11,8 @@ from services.contracts import FileKind, WeightManifest
 from services.errors import ContractError, DigestError, VersionNotFoundError, WeightError
 from services.weights.store import WeightStore
 from services.weights.tensors import RawTensor, Tensors
-from tests.services.endpoint import open_store
-from tests.services.weights.samples import adapted_version, base_version, bits, first_version, next_version, tensor
+from tests.support.endpoint import open_store
+from tests.support.weight_samples import adapted_version, base_version, bits, first_version, next_version, tensor
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from services.weights.tensors import (
     version_digest,
     write_safetensors,
 )
-from tests.services.weights.samples import bits, first_version, tensor
+from tests.support.weight_samples import bits, first_version, tensor
 
 
 @pytest.mark.parametrize("dtype", ITEM_BYTES)

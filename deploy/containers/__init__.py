@@ -1,0 +1,1 @@
+"""docker-compose and Kubernetes: images, manifests, health checks, monitoring and the relay."""

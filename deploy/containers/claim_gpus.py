@@ -1,0 +1,73 @@
+"""Gives a container GPUs that no other container of the same host uses, then becomes its command.
+
+Compose hands every replica of a service the same devices. So each is shown all of them and takes the first that are
+free: an exclusive lock on one file a GPU in a folder that the containers share. The lock is the process's own; it ends
+with it, however it ends. On a host with one GPU everybody shares that.
+
+    python3 -m deploy.containers.claim_gpus generator --config run.toml     # becomes: sept generator --config run.toml
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy import exit_codes, placement
+from services.errors import ConfigError, SeptError, UnavailableError
+
+FOLDER = Path("/sept/gpus")
+
+
+def claim(gpus: Sequence[str], count: int, folder: Path = FOLDER) -> list[str]:
+    """The first `count` GPUs that nobody holds, held by this process and what it becomes from now on.
+
+    All of them, unlocked, when there is only one. ConfigError when there are fewer than `count`, UnavailableError
+    when others hold too many.
+    """
+    if count > len(gpus):
+        raise ConfigError(
+            f"{count} GPUs are asked for, this container sees {len(gpus)}",
+            hint="lower generator.tensor_parallel, or check that the NVIDIA container toolkit is installed",
+        )
+    if len(gpus) == 1:
+        return list(gpus)
+    held: dict[str, int] = {}
+    for gpu in gpus:
+        if len(held) == count:
+            break
+        handle = os.open(folder / f"gpu-{gpu}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            continue
+        held[gpu] = handle
+    if len(held) < count:
+        for handle in held.values():
+            os.close(handle)
+        raise UnavailableError(
+            f"{count} GPUs are asked for, {len(held)} of {len(gpus)} are free",
+            hint="scale to fewer generators: the learner takes one GPU, each generator its own",
+        )
+    for handle in held.values():
+        os.set_inheritable(handle, True)
+    return list(held)
+
+
+def main() -> None:
+    """Claim as many as SEPT_GPUS says, if it is set, then exec `sept` with the arguments given."""
+    gpus, count = placement.visible_gpus(), os.environ.get("SEPT_GPUS")
+    if gpus and count is not None:
+        try:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim(gpus, int(count)))
+        except SeptError as error:
+            sys.stderr.write(f"sept: {error}\n")
+            sys.exit(exit_codes.code_of(error))
+    os.execvp("sept", ["sept", *sys.argv[1:]])  # noqa: S606 - an argument list, and nothing comes after
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What this machine lacks, and whether a run fits into its memory."""

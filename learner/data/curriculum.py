@@ -1,0 +1,117 @@
+"""Which prompts a round gets, in which order and at which temperature. Knows neither queue nor model.
+
+The prompts of the run are one endless sequence: epoch after epoch, each a permutation of the data drawn from
+(seed, epoch). Round r takes places r * n to (r + 1) * n - 1 of it, where n is `prompts_per_round`. A round may straddle
+epochs, and data smaller than a round repeats within it. So everything here is a pure function of (seed, round): a
+learner that resumes, or asks twice, gets the same tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.config import SamplingConfig, TrainingConfig
+from learner.data.prompts import Prompt
+from learner.data.schedule import sampling_temperature
+from services.contracts import Task
+from services.errors import ConfigError, DataError
+
+
+class Curriculum:
+    """The tasks of every round."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        training: TrainingConfig,
+        sampling: SamplingConfig,
+        stop_token_ids: Sequence[int],
+    ) -> None:
+        if not prompts:
+            raise DataError("there are no prompts to train on", hint="check data.path and data.max_prompt_tokens")
+        self._prompts = prompts
+        self._seed = seed
+        self._training = training
+        self._sampling = sampling
+        self._stop_token_ids = tuple(stop_token_ids)
+        self.rounds_total = self._count_rounds()
+
+    def _count_rounds(self) -> int:
+        """The full rounds in the run's epochs, unless the number of rounds is set itself."""
+        training = self._training
+        if training.rounds is not None:
+            return training.rounds
+        # The exact decimal of the setting: 0.1 epochs of 1,280 prompts are 128, whatever binary floats make of it.
+        total = int(Fraction(str(training.epochs)) * len(self._prompts) / training.prompts_per_round)
+        if total == 0:
+            raise ConfigError(
+                f"training.epochs = {training.epochs} over {len(self._prompts)} prompts is less than one round of "
+                f"training.prompts_per_round = {training.prompts_per_round}",
+                hint="set training.rounds, raise training.epochs or lower training.prompts_per_round",
+            )
+        return total
+
+    def epoch_at(self, round_index: int) -> float:
+        """Training progress u at the start of the round, in epochs."""
+        return round_index * self._training.prompts_per_round / len(self._prompts)
+
+    def prompts_of(self, round_index: int) -> list[Prompt]:
+        """The round's prompts in training order; defined for every round from 0 on, past the last too."""
+        if round_index < 0:
+            raise ValueError(f"rounds count from 0, got {round_index}")
+        count = self._training.prompts_per_round
+        places = np.arange(round_index * count, (round_index + 1) * count)
+        epochs, offsets = np.divmod(places, len(self._prompts))
+        orders = {int(epoch): self._order(int(epoch)) for epoch in np.unique(epochs)}
+        return [
+            self._prompts[int(orders[epoch][offset])]
+            for epoch, offset in zip(epochs.tolist(), offsets.tolist(), strict=True)
+        ]
+
+    def drawn_rounds(self) -> range:
+        """The rounds that have tasks: all of the run, or those of the first epoch when its answers are drawn once."""
+        if self._training.data == "online":
+            return range(self.rounds_total)
+        return range(min(self.rounds_total, ceil(len(self._prompts) / self._training.prompts_per_round)))
+
+    def tasks_of(self, round_index: int) -> list[Task]:
+        """The round's tasks in training order, ids made of round and place so that repeats stay apart.
+
+        With a fixed data set only the places of the first epoch have tasks, all of them for version 0.
+        """
+        fixed = self._training.data == "fixed"
+        first_place = round_index * self._training.prompts_per_round
+        return [
+            Task(
+                task_id=f"r{round_index:06d}-{index:05d}",
+                round=round_index,
+                index=index,
+                prompt_tokens=prompt.tokens,
+                temperature=self._temperature(round_index),
+                top_p=self._sampling.top_p,
+                max_response_tokens=self._sampling.max_response_tokens,
+                stop_token_ids=self._stop_token_ids,
+                samples=self._sampling.rollouts_per_prompt,
+                min_weight_version=0 if fixed else max(0, round_index - self._training.max_staleness),
+                max_weight_version=0 if fixed else None,
+            )
+            for index, prompt in enumerate(self.prompts_of(round_index))
+            if not fixed or first_place + index < len(self._prompts)
+        ]
+
+    def _temperature(self, round_index: int) -> float:
+        """tau_s of the round; a fixed data set is drawn once, at tau_start (the paper's SePT offline)."""
+        if self._training.data == "fixed":
+            return self._sampling.tau_start
+        return sampling_temperature(self._sampling, self.epoch_at(round_index))
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """[N] permutation of the prompts for one epoch."""
+        return np.random.Generator(np.random.PCG64([self._seed, epoch])).permutation(len(self._prompts))

@@ -1,0 +1,115 @@
+"""What the trained model computes for a few fixed prompts, so that whoever serves a version can prove that it serves
+the learner's. Knows no store and no engine.
+
+Legend of shapes: T tokens fed, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from learner.algorithms.objectives import Targets, nll
+from learner.model.lora import adapters_of, base_name, is_adapter, merged
+from learner.model.packing import Sequence, lay_out
+from learner.model.trained_model import TORCH_DTYPES, TrainedModel
+from services.contracts import Canary
+from services.errors import ModelError
+
+PROMPT_TOKENS = 16
+STRIDE = 7919
+"""A prime: the prompts walk over the whole vocabulary, which no data set and no tokenizer has to be asked for."""
+
+Kept = dict[torch.nn.Parameter, torch.Tensor]
+"""What parameters held before they were rounded."""
+
+
+def sing(model: TrainedModel, prompts: int) -> tuple[Canary, ...]:
+    """So many canaries: log-probabilities in float32 arithmetic, by the weights merged and rounded as published.
+
+    The module itself computes them, not the published bytes: what goes wrong on the way from here to an engine's
+    kernels (names, layouts, tied weights) shows. ModelError when they are not finite.
+    Rank 0 asks; the others go along in its forward and round nothing, as only what rank 0 computes counts.
+    """
+    if not prompts:
+        return ()
+    token_ids = _prompts(prompts, model.module.config.get_text_config().vocab_size)
+    log_probs = _log_probs(model, token_ids).reshape(prompts, PROMPT_TOKENS - 1)
+    if not bool(torch.isfinite(log_probs).all()):
+        raise ModelError(
+            "the model computes log-probabilities that are not finite: its weights have diverged",
+            hint="start again from an earlier checkpoint with a lower training.learning_rate",
+        )
+    return tuple(
+        Canary(tokens=tuple(tokens), log_probs=tuple(row))
+        for tokens, row in zip(token_ids.tolist(), log_probs.tolist(), strict=True)
+    )
+
+
+def _prompts(count: int, vocabulary: int) -> NDArray[np.int32]:
+    """[count, PROMPT_TOKENS] token ids, the same for every version."""
+    ids: NDArray[np.int64] = np.arange(1, 1 + count * PROMPT_TOKENS, dtype=np.int64) * STRIDE % vocabulary
+    return ids.astype(np.int32).reshape(count, PROMPT_TOKENS)
+
+
+def _log_probs(model: TrainedModel, token_ids: NDArray[np.int32]) -> torch.Tensor:
+    """Log-probabilities of every prompt's tokens after its first, end to end."""
+    batch = lay_out([Sequence(tokens[:1], tokens[1:]) for tokens in token_ids]).to(model.device)
+    training = model.module.training
+    model.module.train(False)
+    try:
+        with torch.no_grad(), _as_published(model):
+            return replace(model, autocast_dtype=None).losses(batch, nll, Targets(batch.targets), 1.0).log_probs
+    finally:
+        model.module.train(training)
+
+
+@contextlib.contextmanager
+def _as_published(model: TrainedModel) -> Iterator[None]:
+    """Each layer computes with its weights as published; the memory that takes is one layer's, and the head's.
+
+    Sharded weights are whole by then: sharding gathers them in hooks that come before these and leaves after them.
+    """
+    published = partial(_published, model, adapters_of(model.module))
+    head: Any = model.module.get_output_embeddings()  # type: ignore[no-untyped-call]
+    handles = []
+    for path, layer in model.module.named_modules():
+        user = model.scorer if layer is head else layer  # the head's weights are used without its forward
+        kept: Kept = {}
+        handles.append(user.register_forward_pre_hook(partial(_replace, published, path, layer, kept)))
+        handles.append(user.register_forward_hook(partial(_restore, kept), prepend=True, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _published(model: TrainedModel, adapters: Mapping[str, Any], path: str, weight: torch.Tensor) -> torch.Tensor:
+    """The weight as published, in its own type; adapters are in the weights that they change and add nothing more."""
+    if is_adapter(path):
+        return torch.zeros_like(weight)
+    name = base_name(path)
+    name = model.module.all_tied_weights_keys.get(name, name)
+    dtype = TORCH_DTYPES[model.wire_dtype(name)]
+    rounded = merged(weight, adapters[name], dtype) if name in adapters else weight.detach().to(dtype)
+    return rounded.to(weight.dtype)
+
+
+def _replace(published: Any, path: str, layer: torch.nn.Module, kept: Kept, *_: Any) -> None:
+    for name, parameter in layer.named_parameters(recurse=False):
+        kept[parameter] = parameter.data
+        parameter.data = published(f"{path}.{name}", parameter)
+
+
+def _restore(kept: Kept, *_: Any) -> None:
+    for parameter, exact in kept.items():
+        parameter.data = exact
+    kept.clear()

@@ -1,0 +1,111 @@
+"""Low-rank adapters on a frozen model (Hu et al., arXiv 2106.09685), by peft. Knows no training and no wire.
+
+W' = W + (alpha / rank) B A, B [out, rank] zero at the start, A [rank, in] random. Only A and B have gradients, moments
+and a place in the checkpoint. Served is W', which every engine takes as any other weights. It is made of A and B in
+fixed point, as `services.weights.adapters` defines it, so that a mirror that gets those alone makes the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from learner.config import LoraConfig
+from learner.parallel.sharding import whole
+from services.errors import ConfigError, ModelError
+from services.weights.adapters import FRACTION_BITS
+
+ADAPTER = "default"
+BASE = ".base_layer."
+"""Between a layer's name and that of its frozen weight."""
+MARK = ".lora_"
+"""In the name of everything that belongs to an adapter."""
+BLOCK_ELEMENTS = 1 << 20
+"""Merged at a time; their products take 8 bytes each."""
+
+
+def add_adapters(module: PreTrainedModel, config: LoraConfig) -> None:
+    """Freeze the model and give its linear layers adapters, the same on every rank and in every life of a run."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(
+            f"lora.rank is {config.rank} and peft is not installed", hint="pip install sept[lora]"
+        ) from error
+    module.requires_grad_(False)
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=0.0,
+        target_modules=list(config.targets) if config.targets else "all-linear",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        try:
+            peft.inject_adapter_in_model(settings, module, ADAPTER)
+        except ValueError as error:  # no layer has that name, or its kind takes no adapter
+            raise ConfigError(
+                f"lora.targets = {','.join(config.targets)} does not fit the model: {error}",
+                hint="name linear layers as the model does, such as q_proj,v_proj, or leave it empty for all of them",
+            ) from error
+    if module.get_output_embeddings() in adapters_of(module).values():  # type: ignore[no-untyped-call]
+        raise ConfigError(
+            f"lora.targets = {','.join(config.targets)} names the head, whose weight is used without its forward",
+            hint="leave it out: an adapter there would not be trained",
+        )
+
+
+def adapters_of(module: PreTrainedModel) -> dict[str, Any]:
+    """Checkpoint name of a weight -> the layer that holds it with its adapter."""
+    wrapped = [name.removesuffix(BASE[:-1]) for name, _ in module.named_modules() if name.endswith(BASE[:-1])]
+    return {f"{name}.weight": module.get_submodule(name) for name in wrapped}
+
+
+def adapter_bytes(module: PreTrainedModel) -> int:
+    """Of all adapters in float32; as they are sent they take half."""
+    return sum(p.numel() * p.element_size() for name, p in module.named_parameters() if is_adapter(name))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether the tensor of this name is part of an adapter."""
+    return MARK in name
+
+
+def base_name(name: str) -> str:
+    """The name in the checkpoint of a tensor of the frozen model."""
+    return name.replace(BASE, ".")
+
+
+def factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """(B [out, rank], A [rank, in], s) as they are published: int16, int16 and a scale; every rank must ask."""
+    b, b_step = _fixed(whole(layer.lora_B[ADAPTER].weight.detach()))
+    a, a_step = _fixed(whole(layer.lora_A[ADAPTER].weight.detach()))
+    return b, a, float(layer.scaling[ADAPTER]) * b_step * a_step
+
+
+def _fixed(factor: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """(int16, step): multiples of a power of two, at most 2**FRACTION_BITS of them."""
+    peak = factor.abs().max()
+    if not bool(torch.isfinite(peak)):
+        raise ModelError(
+            "an adapter holds numbers that are not finite: its weights have diverged",
+            hint="start again from an earlier checkpoint with a lower training.learning_rate",
+        )
+    exponent = int(torch.frexp(peak).exponent) - FRACTION_BITS
+    return (factor.double() * 2.0**-exponent).round().to(torch.int16), 2.0**exponent
+
+
+def merged(weight: torch.Tensor, layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    """W' of the layer whose frozen weight is `weight`, whole, in the type it is published in; every rank must ask.
+
+    Step by step and bit by bit what `services.weights.adapters.merge` computes, by blocks of rows.
+    """
+    b, a, scale = factors(layer)
+    frozen, a = whole(weight.detach()), a.double()
+    rows = max(1, BLOCK_ELEMENTS // a.shape[1])
+    blocks = zip(torch.split(b, rows), torch.split(frozen, rows), strict=True)
+    return torch.cat(
+        [(((left.double() @ a) * scale).float() + 0.0 + base.to(dtype).float()).to(dtype) for left, base in blocks]
+    )

@@ -1,0 +1,204 @@
+"""What a run leaves for people to read: a line of metrics and a file of answers per round, and what trackers show.
+
+Both are written once the round is trained and cut back to the checkpoint on resume, so that a resumed run has every
+round exactly once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from itertools import repeat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.data.prompts import Prompt
+from learner.monitoring.collapse import Health
+from learner.monitoring.trackers import Tracker, numbers_of
+from learner.publisher import Publication
+from learner.training.trainer import RoundStats
+from services import durable
+from services.contracts import EvaluationMetrics, Rollout, RoundMetrics
+from services.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A rollout as a person reads it."""
+
+    prompt: Prompt
+    rollout: Rollout
+    text: str
+    nll: float
+    """Mean per response token, at the training temperature, when it was trained."""
+    reward: float | None = None
+    """Where the objective has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRound:
+    """A round between its last optimizer step and its line in metrics.jsonl. Producer: the loop."""
+
+    round: int
+    rollouts: list[Rollout]
+    stats: RoundStats
+    rewards: Sequence[float] | None
+    """Per rollout; None for objectives without."""
+    health: Health | None
+    wait_s: float
+    round_s: float
+    """From the end of the round before, or of the start, to the end of this one."""
+    publication: Future[Publication]
+
+    def answers(self, prompts: Sequence[Prompt], text_of: Callable[[NDArray[np.int32]], str]) -> list[Answer]:
+        """One a rollout, in training order; `prompts` are the round's."""
+        rewards: Iterable[float | None] = self.rewards or repeat(None, len(self.rollouts))
+        return [
+            Answer(prompts[rollout.index], rollout, text_of(rollout.response_tokens), nll, reward)
+            for rollout, nll, reward in zip(self.rollouts, self.stats.nll, rewards, strict=True)
+        ]
+
+    def metrics(
+        self,
+        *,
+        epoch: float,
+        pause_ms: float,
+        tasks_reissued: int,
+        peak_memory_bytes: int,
+        evaluations: tuple[EvaluationMetrics, ...],
+    ) -> RoundMetrics:
+        """The round's line; waits until its version is published."""
+        stats, publication = self.stats, self.publication.result()
+        return RoundMetrics(
+            round=self.round,
+            weight_version=self.round + 1,
+            epoch=epoch,
+            tau_s=self.rollouts[0].temperature,
+            learning_rate=stats.learning_rate,
+            loss=stats.loss,
+            grad_norm=stats.grad_norm,
+            **asdict(summarise(self.rollouts)) | ({} if self.health is None else asdict(self.health)),
+            **({} if self.rewards is None else {"reward_mean": float(np.mean(self.rewards))}),
+            generator_tokens_per_s=stats.response_tokens / self.round_s,
+            learner_tokens_per_s=(stats.prompt_tokens + stats.response_tokens) / stats.seconds,
+            learner_wait_s=self.wait_s,
+            train_s=stats.seconds,
+            round_s=self.round_s,
+            sync_bytes=publication.sync_bytes,
+            sync_full_bytes=publication.manifest.full_bytes,
+            publish_s=publication.seconds,
+            pause_ms=pause_ms,
+            tasks_reissued=tasks_reissued,
+            peak_memory_bytes=peak_memory_bytes,
+            evaluations=evaluations,
+            time=time.time(),
+        )
+
+
+class Records:
+    """metrics.jsonl and rollouts/ of one run folder."""
+
+    def __init__(self, folder: RunFolder, trackers: Sequence[Tracker] = ()) -> None:
+        self._folder = folder
+        self._trackers = trackers
+
+    def cut_back(self, to_round: int) -> None:
+        """Drop what was recorded of `to_round` and later rounds, which will be trained again; call it to begin with."""
+        kept = [metrics for metrics in self._folder.rounds() if metrics.round < to_round]
+        text = "".join(f"{metrics.model_dump_json()}\n" for metrics in kept)
+        if self._folder.metrics.exists() and self._folder.metrics.read_bytes() != text.encode():
+            durable.write_file(self._folder.metrics, text)
+        durable.clear_partial(self._folder.rollouts)
+        for path in self._folder.rollouts.glob("round-*.jsonl"):
+            if path.name >= _file_name(to_round):
+                path.unlink()
+        for tracker in self._trackers:
+            tracker.begin(to_round)
+
+    def write(self, metrics: RoundMetrics, answers: Sequence[Answer]) -> None:
+        """Record one round: answers first, so that every round in metrics.jsonl has its file."""
+        lines = [json.dumps(_as_record(answer), ensure_ascii=False) for answer in answers]
+        durable.write_file(self._folder.rollouts / _file_name(metrics.round), "\n".join(lines) + "\n")
+        durable.append_line(self._folder.metrics, metrics.model_dump_json())
+        self._track(metrics)
+
+    def add_evaluations(self, round_: int, evaluations: tuple[EvaluationMetrics, ...]) -> None:
+        """Put into a round's line what was found out about its version after the line was written."""
+        rounds = [
+            metrics.model_copy(update={"evaluations": evaluations}) if metrics.round == round_ else metrics
+            for metrics in self._folder.rounds()
+        ]
+        durable.write_file(self._folder.metrics, "".join(f"{metrics.model_dump_json()}\n" for metrics in rounds))
+        for metrics in rounds:
+            if metrics.round == round_:
+                self._track(metrics)
+
+    def close(self) -> None:
+        """Nothing more is recorded."""
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _track(self, metrics: RoundMetrics) -> None:
+        for tracker in self._trackers:
+            tracker.log(metrics.round, numbers_of(metrics))
+
+
+def _file_name(round_: int) -> str:
+    return f"round-{round_:06d}.jsonl"
+
+
+def _as_record(answer: Answer) -> dict[str, object]:
+    rollout = answer.rollout
+    return {
+        "rollout_id": rollout.rollout_id,
+        "round": rollout.round,
+        "index": rollout.index,
+        "sample": rollout.sample,
+        "question": answer.prompt.question,
+        "truth": answer.prompt.answer,
+        "answer": answer.text,
+        "temperature": rollout.temperature,
+        "finish_reason": rollout.finish_reason,
+        "response_tokens": int(rollout.response_tokens.size),
+        "spans": [[span.weight_version, span.start, span.end] for span in rollout.spans],
+        "staleness": rollout.staleness,
+        "nll": answer.nll,
+        **({} if answer.reward is None else {"reward": answer.reward}),
+        "generator_id": rollout.generator_id,
+        "queued_s": rollout.queued_s,
+        "generate_s": rollout.generate_s,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSummary:
+    """The fields of RoundMetrics that describe the round's rollouts."""
+
+    rollouts: int
+    prompt_tokens: int
+    response_tokens: int
+    response_length_mean: float
+    truncated_ratio: float
+    staleness_mean: float
+    staleness_max: int
+    spanning_rollouts: int
+
+
+def summarise(rollouts: Sequence[Rollout]) -> RolloutSummary:
+    """Counts and means over one round's rollouts."""
+    lengths = np.array([rollout.response_tokens.size for rollout in rollouts])
+    staleness = np.array([rollout.staleness for rollout in rollouts])
+    return RolloutSummary(
+        rollouts=len(rollouts),
+        prompt_tokens=int(sum(rollout.prompt_tokens.size for rollout in rollouts)),
+        response_tokens=int(lengths.sum()),
+        response_length_mean=float(lengths.mean()),
+        truncated_ratio=float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
+        staleness_mean=float(staleness.mean()),
+        staleness_max=int(staleness.max()),
+        spanning_rollouts=sum(len(rollout.spans) > 1 for rollout in rollouts),
+    )

@@ -1,0 +1,1 @@
+"""Optimizer steps on a round of rollouts, and the checkpoints that they resume from."""

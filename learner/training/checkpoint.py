@@ -1,0 +1,280 @@
+"""What the learner resumes from: tensors as safetensors, the rest as JSON, written whole or not at all.
+
+    checkpoints/v000012/state-00000.safetensors    rank 0's rows of master weights and moments, and the step count
+    checkpoints/v000012/state-00001.safetensors    rank 1's rows; the header of each says which rows those are
+    checkpoints/v000012/meta.json                  run, version, and the digest of every state file
+
+Every rank writes its own file, and any number of ranks reads what it needs of all of them. Knows neither the model nor
+the optimizer: it keeps named tensors. (torch's own distributed checkpoints were not taken: their index is a pickle, and
+with safetensors they build each file in memory first.)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import structlog
+import torch
+
+from learner.parallel.ranks import Order, Ranks
+from learner.parallel.sharding import first_row, local
+from services import durable
+from services.errors import CheckpointError
+from services.weights.tensors import digest_file
+
+log = structlog.get_logger()
+
+META = "meta.json"
+ROWS = "rows"
+"""Key in a state file's header: name -> [first row in the whole tensor, rows of the whole tensor], as JSON."""
+DIGEST_BYTES = 32
+
+UNUSABLE = (OSError, ValueError, KeyError, TypeError, CheckpointError, safetensors.SafetensorError)
+"""What reading a checkpoint raises whose files are gone or not what was written."""
+
+
+class SavedTensor:
+    """One tensor of a checkpoint, read as far as it is asked for.
+
+    saved.shape        (151936, 896)
+    saved[64:128]      those rows, from whichever files hold them
+    saved[...]         all of it
+    """
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self._parts: list[tuple[int, Any]] = []
+
+    def add(self, first: int, rows: int, part: Any) -> None:
+        """`part`: a slice of safetensors, which holds rows from `first` on; `rows` in all."""
+        shape = tuple(part.get_shape())
+        self.shape = (rows, *shape[1:]) if shape else ()
+        self._parts.append((first, part))
+        self._parts.sort(key=lambda part: part[0])
+
+    def __getitem__(self, rows: Any) -> torch.Tensor:
+        """Rows by slice, or all of them by `...`; CheckpointError when some are in no file."""
+        if not self.shape:
+            whole: torch.Tensor = self._parts[0][1][...]
+            return whole
+        start, stop, _ = (slice(None) if rows is ... else rows).indices(self.shape[0])
+        found = []
+        for first, part in self._parts:
+            size = part.get_shape()[0]
+            low, high = max(start, first), min(stop, first + size)
+            if low < high:
+                found.append(part[low - first : high - first])
+        tensor = found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0, *self.shape[1:])
+        if tensor.shape[0] != stop - start:
+            raise CheckpointError(
+                f"rows {start} to {stop} are not all in the checkpoint, only {tensor.shape[0]} of them"
+            )
+        return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The learner after `weight_version` rounds."""
+
+    run_id: str
+    weight_version: int
+    tensors: Mapping[str, SavedTensor]
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A checkpoint between its first byte and the moment it counts."""
+
+    folder: ExitStack
+    path: Path
+    weight_version: int
+    digest: Future[str]
+    """Of this rank's file, once it is durable."""
+
+
+@dataclass(slots=True)
+class Checkpoints:
+    """The checkpoints of one run, newest kept longest. Rank 0 calls; the others call the same when they hear of it.
+
+    `beside`: the state is copied to host memory at once and written while training goes on, which takes that memory;
+    else `begin` returns when it is written.
+    """
+
+    folder: Path
+    run_id: str
+    keep: int
+    ranks: Ranks = field(default_factory=Ranks)
+    beside: bool = False
+    _begun: _Begun | None = None
+    _thread: ThreadPoolExecutor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        if self.ranks.leads:
+            durable.clear_partial(self.folder)
+
+    def save(
+        self,
+        weight_version: int,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> Path:
+        """`begin`, then `commit`."""
+        self.begin(weight_version, tensors)
+        return self.commit(before_commit)
+
+    def begin(self, weight_version: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Start writing a checkpoint; it does not count yet. The others give any version."""
+        self.ranks.announce(Order.BEGIN_CHECKPOINT)
+        with ExitStack() as stack:
+            name = b""
+            if self.ranks.leads:
+                name = stack.enter_context(durable.new_folder(self.folder / _folder_name(weight_version))).name.encode()
+            told = self.ranks.tell(np.frombuffer(name, np.uint8).astype(np.int64) if self.ranks.leads else None)
+            path = self.folder / bytes(told.astype(np.uint8)).decode()
+            mine = {name: local(t).detach() for name, t in tensors.items() if self.ranks.leads or local(t) is not t}
+            rows = {name: [first_row(t), t.shape[0] if t.ndim else 1] for name, t in tensors.items() if name in mine}
+            if self.beside:
+                mine = {name: t.to("cpu", copy=True) for name, t in mine.items()}
+            digest = self._thread.submit(_write_state, mine, rows, path / _state_name(self.ranks.rank))
+            if not self.beside:
+                digest.result()
+            self._begun = _Begun(stack.pop_all(), path, weight_version, digest)
+
+    @property
+    def begun(self) -> int | None:
+        """The version of the checkpoint that is waiting for `commit`."""
+        return None if self._begun is None else self._begun.weight_version
+
+    def commit(self, before_commit: Callable[[], None] = lambda: None) -> Path:
+        """Once all that was begun is written, make it count; then drop the checkpoints beyond `keep`.
+
+        `before_commit` runs when the bytes are durable and before the checkpoint counts: what it does is done again
+        should the learner die in between.
+        """
+        self.ranks.announce(Order.COMMIT_CHECKPOINT)
+        begun, self._begun = self._begun, None
+        assert begun is not None, "begin comes first"
+        final = self.folder / _folder_name(begun.weight_version)
+        with begun.folder:
+            digests = torch.zeros(self.ranks.size, DIGEST_BYTES, dtype=torch.int64)
+            digests[self.ranks.rank] = torch.tensor(list(bytes.fromhex(begun.digest.result())))
+            self.ranks.sum_(digests)
+            if not self.ranks.leads:
+                return final
+            meta = {
+                "run_id": self.run_id,
+                "weight_version": begun.weight_version,
+                "digests": {_state_name(rank): bytes(row.tolist()).hex() for rank, row in enumerate(digests)},
+            }
+            (begun.path / META).write_text(json.dumps(meta, indent=2) + "\n")
+            before_commit()
+        for outdated in self._newest_first()[self.keep :]:
+            shutil.rmtree(outdated)
+        return final
+
+    def load(self) -> Checkpoint | None:
+        """The newest checkpoint whose bytes are what was written; None when the run has none yet.
+
+        Raises CheckpointError when there are checkpoints but none can be trusted: starting over would silently
+        throw the run's work away. Its files are read when its tensors are: load them before the next `commit`.
+        """
+        return self._told(self._newest_intact() if self.ranks.leads else None)
+
+    def go_back(self, weight_version: int) -> Checkpoint:
+        """The checkpoint of that version, which is the newest from here on: later ones are dropped.
+
+        Raises CheckpointError, and drops nothing, when there is none or its bytes are not what was written.
+        """
+        folder = self.folder / _folder_name(weight_version)
+        if not folder.is_dir():
+            held = ", ".join(path.name for path in self._newest_first()) or "none"
+            raise CheckpointError(f"there is no checkpoint of version {weight_version}", hint=f"there are: {held}")
+        try:
+            found = _read(folder, self.run_id, verify=True)
+        except UNUSABLE as error:
+            raise CheckpointError(f"the checkpoint of version {weight_version} cannot be loaded: {error}") from error
+        for later in self._newest_first():
+            if later.name > folder.name:
+                shutil.rmtree(later)
+        self._told(found)
+        return found
+
+    def _told(self, found: Checkpoint | None) -> Checkpoint | None:
+        """What rank 0 has found, which verified it, for this rank to load from."""
+        self.ranks.announce(Order.LOAD_CHECKPOINT)
+        version = -1 if found is None else found.weight_version
+        told = int(self.ranks.tell(np.array([version]) if self.ranks.leads else None)[0])
+        if self.ranks.leads or told < 0:
+            return found
+        return _read(self.folder / _folder_name(told), self.run_id, verify=False)
+
+    def _newest_intact(self) -> Checkpoint | None:
+        folders = self._newest_first()
+        for folder in folders:
+            try:
+                return _read(folder, self.run_id, verify=True)
+            except UNUSABLE as error:
+                log.warning("checkpoint_unusable", folder=str(folder), error=str(error))
+        if folders:
+            raise CheckpointError(
+                f"none of the {len(folders)} checkpoints in {self.folder} can be loaded",
+                hint="the log names what is wrong with each; restore one from a backup, or start with a new run.dir",
+            )
+        return None
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("v[0-9]*"), reverse=True)
+
+
+def _folder_name(weight_version: int) -> str:
+    return f"v{weight_version:06d}"
+
+
+def _state_name(rank: int) -> str:
+    return f"state-{rank:05d}.safetensors"
+
+
+def _read(folder: Path, run_id: str, *, verify: bool) -> Checkpoint:
+    meta = json.loads((folder / META).read_text())
+    if meta["run_id"] != run_id:
+        raise CheckpointError(f"it belongs to run {meta['run_id']}, this is {run_id}")
+    if folder.name != _folder_name(int(meta["weight_version"])):
+        raise CheckpointError(f"it says that it is version {meta['weight_version']}")
+    tensors: dict[str, SavedTensor] = {}
+    for number, (name, digest) in enumerate(meta["digests"].items()):
+        if name != _state_name(number):
+            raise CheckpointError(f"it names {name} where {_state_name(number)} belongs")
+        if verify and digest_file(folder / name) != digest:
+            raise CheckpointError(f"{name} has changed since it was written")
+        file: Any = safetensors.safe_open(folder / name, framework="pt")
+        for tensor, (first, rows) in json.loads(file.metadata()[ROWS]).items():
+            tensors.setdefault(tensor, SavedTensor()).add(first, rows, file.get_slice(tensor))
+    return Checkpoint(run_id, int(meta["weight_version"]), tensors)
+
+
+def _write_state(tensors: Mapping[str, torch.Tensor], rows: Mapping[str, list[int]], path: Path) -> str:
+    """The digest of the file, durably written."""
+    try:
+        safetensors.torch.save_file(
+            {name: t.contiguous() for name, t in tensors.items()}, path, metadata={ROWS: json.dumps(rows)}
+        )
+    except safetensors.SafetensorError as error:  # how it reports what the operating system refused
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
+        raise CheckpointError(
+            f"the checkpoint of {size} bytes cannot be written to {path.parent.parent}: {error}",
+            hint="free some space on this disk, then start again: the run resumes where it was",
+        ) from error
+    durable.fsync_file(path)
+    return digest_file(path)

@@ -1,0 +1,41 @@
+"""What a rank that does not lead does: the same as rank 0, when rank 0 says so. Decides nothing, knows no Redis."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+import structlog
+
+from learner.model.trained_model import TrainedModel, wire_adapters, wire_tensors
+from learner.parallel.ranks import Abandoned, Order
+from learner.training.checkpoint import Checkpoints
+from learner.training.trainer import Trainer
+
+log = structlog.get_logger()
+
+
+def follow(model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """Follow rank 0 until it says to stop. Only rank 0 heeds signals: it ends at a safe point, and this one with it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    while (order := model.ranks.hear()) is not Order.STOP:
+        _obey(order, model, trainer, checkpoints)
+
+
+def _obey(order: Order, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    if order is Order.TRAIN:
+        with contextlib.suppress(Abandoned):
+            trainer.train_round()
+    elif order is Order.FORWARD:
+        model.go_along()
+    elif order is Order.WEIGHTS:
+        wire_tensors(model)
+    elif order is Order.ADAPTERS:
+        wire_adapters(model)
+    elif order is Order.BEGIN_CHECKPOINT:
+        checkpoints.begin(0, trainer.state_dict())
+    elif order is Order.COMMIT_CHECKPOINT:
+        checkpoints.commit()
+    elif (checkpoint := checkpoints.load()) is not None:
+        trainer.load_state_dict(checkpoint.tensors)

@@ -1,0 +1,149 @@
+"""Routes for what a run has done so far: rounds, queues, rollouts, versions, settings, troubles. Changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, HTTPException, Query
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from pydantic import BaseModel
+
+from services.api.error_responses import may_answer
+from services.contracts import Digest, FileEntry, WeightManifest
+from services.dashboard.live import Live
+from services.dashboard.log_warnings import Trouble, last_troubles
+from services.dashboard.queue_history import FILE_NAME
+from services.dashboard.rollout_search import Archive, Found, Place
+from services.dashboard.timeseries import Columns, Window
+from services.errors import VersionNotFoundError
+from services.run_folder import RunFolder
+from services.weights.store import WeightStore
+
+MAX_BUCKETS = 2000
+MAX_FOUND = 200
+MAX_VERSIONS = 200
+MAX_TROUBLES = 200
+
+Low = Annotated[float | None, Query(alias="from", allow_inf_nan=False, description="first round, or Unix seconds")]
+High = Annotated[float | None, Query(alias="to", allow_inf_nan=False, description="last one")]
+Buckets = Annotated[int, Query(ge=1, le=MAX_BUCKETS, description="lines are joined into at most so many")]
+
+
+class VersionSummary(BaseModel):
+    """A published version without its tensors."""
+
+    weight_version: int
+    parent_version: int | None
+    digest: Digest
+    created_at: float
+    """Unix seconds."""
+    tensors: int
+    full_bytes: int
+    files: tuple[FileEntry, ...]
+    checkpointed: bool
+    """Whether the learner can go back to it."""
+
+    @classmethod
+    def of(cls, manifest: WeightManifest, *, checkpointed: bool) -> VersionSummary:
+        """What fits a row."""
+        return cls(
+            weight_version=manifest.weight_version,
+            parent_version=manifest.parent_version,
+            digest=manifest.digest,
+            created_at=manifest.created_at,
+            tensors=len(manifest.tensors),
+            full_bytes=manifest.full_bytes,
+            files=manifest.files,
+            checkpointed=checkpointed,
+        )
+
+
+def history_router(folder: RunFolder, store: WeightStore, rounds: Columns) -> APIRouter:
+    """GET routes over the run's folder."""
+    router = APIRouter(tags=["history"])
+    queue = Columns(folder.path / FILE_NAME)
+    archive = Archive(folder.rollouts)
+    one_search = asyncio.Semaphore(1)
+
+    @router.get("/v1/rounds", responses=may_answer(422, 503))
+    async def read_rounds(low: Low = None, high: High = None, buckets: Buckets = 400) -> Window:
+        """Every number of metrics.jsonl by round."""
+        return await asyncio.to_thread(rounds.window, "round", low=low, high=high, buckets=buckets)
+
+    @router.get("/v1/queue", responses=may_answer(422, 503))
+    async def read_queue(low: Low = None, high: High = None, buckets: Buckets = 400) -> Window:
+        """How full the queues were and how many generators lived, by time."""
+        return await asyncio.to_thread(queue.window, "time", low=low, high=high, buckets=buckets)
+
+    @router.get("/v1/rollouts", responses=may_answer(422, 503))
+    async def find_rollouts(
+        text: Annotated[str, Query(max_length=1000, description="in question or answer, in any case")] = "",
+        round: Annotated[int | None, Query(ge=0, description="start here and go back; unset: the newest")] = None,
+        line: Annotated[int, Query(ge=0, description="and at this line of it")] = 0,
+        limit: Annotated[int, Query(ge=1, le=MAX_FOUND)] = 50,
+    ) -> Found:
+        """Recorded rollouts, the newest round first."""
+        start = None if round is None else Place(round=round, line=line)
+        async with one_search:
+            return await asyncio.to_thread(archive.search, text, start=start, limit=limit)
+
+    @router.get("/v1/staleness", responses=may_answer(503))
+    async def read_staleness() -> dict[int, int]:
+        """Rollouts of the newest recorded round by staleness."""
+        return await asyncio.to_thread(archive.staleness)
+
+    @router.get("/v1/versions", responses=may_answer(409, 422, 503))
+    async def read_versions(limit: Annotated[int, Query(ge=1, le=MAX_VERSIONS)] = 50) -> list[VersionSummary]:
+        """The newest versions in the store, newest first."""
+        return await asyncio.to_thread(_versions, folder, store, limit)
+
+    @router.get(
+        "/v1/config",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **may_answer(404, 503)},
+    )
+    async def read_config() -> PlainTextResponse:
+        """The settings as resolved, in TOML, without secrets."""
+        try:
+            return PlainTextResponse(await asyncio.to_thread(folder.config.read_text))
+        except FileNotFoundError:
+            raise HTTPException(404, "this run's folder has no config.toml") from None
+
+    @router.get("/v1/troubles", responses=may_answer(422, 503))
+    async def read_troubles(limit: Annotated[int, Query(ge=1, le=MAX_TROUBLES)] = 50) -> list[Trouble]:
+        """The last warnings and errors in the logs of a local run, newest first."""
+        return await asyncio.to_thread(last_troubles, folder.logs, limit)
+
+    return router
+
+
+def _versions(folder: RunFolder, store: WeightStore, limit: int) -> list[VersionSummary]:
+    checkpointed = set(folder.checkpointed())
+    found = []
+    for version in reversed(store.versions()[-limit:]):
+        try:
+            found.append(VersionSummary.of(store.manifest(version), checkpointed=version in checkpointed))
+        except VersionNotFoundError:
+            continue  # retired since it was listed
+    return found
+
+
+def live_router(live: Live) -> APIRouter:
+    """GET /v1/live."""
+    router = APIRouter(tags=["status"])
+
+    @router.get(
+        "/v1/live",
+        response_class=StreamingResponse,
+        responses={
+            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "A frame a second"},
+            **may_answer(),
+        },
+    )
+    async def follow() -> Response:
+        """The status, the wishes and the verdict, about once a second, as server-sent events."""
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(live.frames(), headers=headers, media_type="text/event-stream")
+
+    return router

@@ -1,0 +1,48 @@
+"""A published version as a model folder that transformers and vLLM load. Needs no running part."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import structlog
+
+from services import durable
+from services.config import WeightSyncConfig
+from services.contracts import FileKind
+from services.errors import UnavailableError, VersionNotFoundError
+from services.run_folder import RunFolder
+from services.weights.store import WeightStore
+from services.weights.tensors import write_safetensors
+
+log = structlog.get_logger()
+
+WEIGHTS_NAME = "model.safetensors"
+
+
+def export_version(folder: RunFolder, out: Path, weight_version: int | None = None) -> int:
+    """Write the version (the newest when None) with config and tokenizer to `out`; returns which it was.
+
+    The folder appears whole or not at all. Raises VersionNotFoundError for a version that the run does not hold,
+    UnavailableError when `out` is there already.
+    """
+    if out.exists():
+        raise UnavailableError(f"{out} exists already", hint="name a folder that does not exist yet")
+    sync = WeightSyncConfig()  # how versions are kept matters only to who writes them
+    store = WeightStore(folder.weights, folder.run_id, anchor_every=sync.anchor_every, keep_versions=sync.keep_versions)
+    held = store.versions()
+    if not held:
+        raise VersionNotFoundError(f"{folder.weights} holds no version yet", hint="wait for the learner's first one")
+    version = held[-1] if weight_version is None else weight_version
+    if version not in held:
+        raise VersionNotFoundError(
+            f"version {version} is not in {folder.weights}", hint=f"it holds {held[0]} to {held[-1]}, with gaps"
+        )
+    tensors = store.load(version)
+    with durable.new_folder(out) as partial:
+        for entry in store.manifest(0).files:
+            if entry.kind is FileKind.MODEL:
+                shutil.copyfile(store.file_path(0, entry.name), partial / entry.name)
+        write_safetensors(partial / WEIGHTS_NAME, tensors)
+    log.info("exported", weight_version=version, folder=str(out))
+    return version

@@ -1,0 +1,1 @@
+"""Experiments on top of runs: evaluation commands, comparisons of methods, the demo."""

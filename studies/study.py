@@ -1,0 +1,201 @@
+"""`sept study`: methods times seeds, each a run of its own through the real service, then tables and verdicts.
+
+A study's file says what the runs have in common and what makes each method different:
+
+    [study]      title, dir, seeds, sweep (temperatures of the Baseline), claims
+    [common]     sections of settings, as in a run's file; [common.evaluation] names the benchmarks
+    [methods.X]  sections that differ
+
+Every run evaluates its last version with its own generators before it ends, so no engine starts twice. What is
+finished is not done again. The order is seed by seed: a study that is cut short has whole comparisons.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from rich.console import Console
+
+from deploy.local.run import run_local
+from deploy.settings import Settings, from_values
+from services.config import Section
+from services.errors import ConfigError
+from services.run_folder import RunFolder
+from studies.report import Finding, write_report
+
+BASELINE, UNTRAINED = "baseline", "untrained"
+TAU_EVAL = 1.0
+"""Where trained models are evaluated, and the untrained one beside its best."""
+ONLY_LAST = 10**6
+"""evaluation.every_rounds of a study's runs: more than they have, so that only the last version is evaluated."""
+
+
+class Claim(Section):
+    """A comparison of two methods by their AVG."""
+
+    text: str
+    """In words, as the paper says it."""
+    better: str
+    worse: str
+
+
+class StudyConfig(Section):
+    """[study]."""
+
+    title: str
+    dir: Path
+    seeds: tuple[int, ...] = Field(min_length=1)
+    sweep: tuple[float, ...] = ()
+    """Temperatures of the untrained model, whose best is the Baseline; none leaves it out."""
+    prepare: str = ""
+    """"addition" makes the demo's model and data first, unless they are there."""
+    claims: tuple[Claim, ...] = ()
+
+
+class Method(Section):
+    """A row of the table."""
+
+    label: str
+    sections: dict[str, dict[str, Any]]
+
+
+class Study(Section):
+    """A study's file."""
+
+    study: StudyConfig
+    common: dict[str, dict[str, Any]]
+    methods: dict[str, Method]
+
+
+def load_study(path: Path) -> Study:
+    """Read and check the file; ConfigError names what is wrong with it."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        methods = {
+            name: {"label": sections.pop("label", name), "sections": sections}
+            for name, sections in values.get("methods", {}).items()
+        }
+        study = Study.model_validate(values | {"methods": methods})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"study {path} cannot be read: {error}", hint="deploy/config holds examples") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{where} in {path}: {first['msg']}", hint="deploy/config holds examples") from error
+    known = {*study.methods, BASELINE, UNTRAINED}
+    for claim in study.study.claims:
+        if not {claim.better, claim.worse} <= known:
+            raise ConfigError(
+                f"claim {claim.text!r} compares methods that {path} lacks", hint=f"it has {sorted(known)}"
+            )
+    for _, settings in planned(study):
+        if settings.training.rounds is None:
+            raise ConfigError(f"{path} does not set common.training.rounds", hint="set it: it is the runs' budget")
+    return study
+
+
+def planned(study: Study) -> Iterator[tuple[str, Settings]]:
+    """(method, settings) of every training run, seed by seed."""
+    for seed in study.study.seeds:
+        for name, method in study.methods.items():
+            yield name, _settings(study, f"{name}-s{seed}", method.sections, seed, every_rounds=ONLY_LAST)
+
+
+def baseline_of(study: Study) -> Settings:
+    """The settings of the untrained model's sweep."""
+    settings = _settings(study, BASELINE, {}, study.study.seeds[0], every_rounds=0)
+    swept = settings.evaluation.model_copy(update={"temperatures": study.study.sweep})
+    return settings.model_copy(update={"evaluation": swept})
+
+
+def _settings(
+    study: Study, folder: str, sections: dict[str, dict[str, Any]], seed: int, *, every_rounds: int
+) -> Settings:
+    merged = {section: dict(values) for section, values in study.common.items()}
+    for section, values in sections.items():
+        merged.setdefault(section, {}).update(values)
+    merged.setdefault("run", {}).update(dir=study.study.dir / folder, seed=seed)
+    merged.setdefault("evaluation", {}).update(every_rounds=every_rounds, temperatures=(TAU_EVAL,))
+    merged.setdefault("services", {}).setdefault("port", 0)
+    return from_values(merged, f"the study's {folder}")
+
+
+async def run_study(study: Study, console: Console) -> signal.Signals | None:
+    """Run what is not finished, then write the report; the signal that stopped it, if one did."""
+    study.study.dir.mkdir(parents=True, exist_ok=True)
+    if study.study.prepare:
+        _prepare(study, console)
+    findings: list[Finding] = []
+    if study.study.sweep:
+        stopped_by = await _run_one(BASELINE, baseline_of(study), findings, console, leader="evaluator")
+        if stopped_by is not None:
+            return stopped_by
+        if TAU_EVAL in study.study.sweep:
+            findings.insert(0, replace(findings[0], method=UNTRAINED, at=TAU_EVAL))
+    for name, settings in planned(study):
+        stopped_by = await _run_one(name, settings, findings, console)
+        if stopped_by is not None:
+            return stopped_by
+        _report(study, findings)
+    for path in _report(study, findings):
+        console.print(str(path), highlight=False)
+    console.print((study.study.dir / "report.md").read_text(), highlight=False, markup=False)
+    return None
+
+
+def _report(study: Study, findings: list[Finding]) -> list[Path]:
+    untrained = {UNTRAINED: "untrained", BASELINE: "Baseline (untrained, best tau_eval)"}
+    labels = untrained | {name: method.label for name, method in study.methods.items()}
+    claims = [(claim.text, claim.better, claim.worse) for claim in study.study.claims]
+    return write_report(study.study.dir, study.study.title, labels, claims, findings)
+
+
+async def _run_one(
+    name: str, settings: Settings, findings: list[Finding], console: Console, *, leader: str = "learner"
+) -> signal.Signals | None:
+    folder = RunFolder(settings.run.dir)
+    results = _results_path(settings, leader)
+    if not results.exists():
+        started = time.monotonic()
+        quiet = Console(quiet=not console.is_terminal)
+        stopped_by = await run_local(settings, quiet, leader=leader)
+        if stopped_by is not None:
+            return stopped_by
+        console.print(f"{folder.path.name}: {time.monotonic() - started:.0f} s", highlight=False)
+    findings.append(Finding(name, settings.run.seed, json.loads(results.read_text()), list(folder.rounds())))
+    return None
+
+
+def _results_path(settings: Settings, leader: str) -> Path:
+    if leader == "evaluator":
+        return settings.run.dir / "results.json"
+    return RunFolder(settings.run.dir).evaluations / f"v{settings.training.rounds:06d}" / "results.json"
+
+
+def _prepare(study: Study, console: Console) -> None:
+    if study.study.prepare != "addition":
+        raise ConfigError(f"study.prepare = {study.study.prepare!r} is not known", hint='known is "addition"')
+    from studies import addition
+
+    settings = baseline_of(study)
+    _, held_out = addition.split_problems()
+    train, _ = addition.split_problems()
+    data = Path(settings.data.path)
+    data.parent.mkdir(parents=True, exist_ok=True)
+    addition.write_prompts(train, data, with_answers=True)
+    for named in settings.evaluation.benchmarks:
+        addition.write_prompts(held_out, Path(named.partition("=")[2]), with_answers=True)
+    model = Path(settings.model.path)
+    if not model.exists():
+        console.print("pre-training a small addition model on partly wrong examples, once ...")
+        made = addition.make_model()
+        addition.pretrain(made, train, console.print)
+        addition.save(made, model)

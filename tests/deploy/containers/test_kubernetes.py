@@ -1,0 +1,127 @@
+"""The manifests: what the API server would refuse, and that they say the same as the compose file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from yamllint import linter
+from yamllint.config import YamlLintConfig
+
+pytest.importorskip("ray.serve")
+
+from deploy.ray_cluster.app import Options
+from deploy.settings import load
+
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "deploy/containers/kubernetes"
+FILES = ("sept.yaml", "rayservice.yaml")
+LINT = """
+extends: default
+rules:
+  line-length: {max: 130}
+"""
+Manifest = dict[str, Any]
+
+
+def manifests(name: str) -> list[Manifest]:
+    return [found for found in yaml.safe_load_all((FOLDER / name).read_text()) if found]
+
+
+def pods(name: str) -> dict[str, Manifest]:
+    """Pod specs by what they belong to."""
+    found: dict[str, Manifest] = {}
+    for manifest in manifests(name):
+        spec = manifest.get("spec", {})
+        if manifest["kind"] == "RayService":
+            cluster = spec["rayClusterConfig"]
+            groups = {"head": cluster["headGroupSpec"]} | {g["groupName"]: g for g in cluster["workerGroupSpecs"]}
+            found |= {group: groups[group]["template"]["spec"] for group in groups}
+        elif "template" in spec:
+            found[manifest["metadata"]["name"]] = spec["template"]["spec"]
+    return found
+
+
+EVERY_POD = [(name, part) for name in FILES for part in pods(name)]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_is_clean_yaml(name: str) -> None:
+    problems = list(linter.run((FOLDER / name).read_text(), YamlLintConfig(LINT)))
+    assert not [f"{problem.line}: {problem.desc}" for problem in problems]
+
+
+def test_core_kinds_follow_the_api_servers_schemas() -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    for manifest in manifests("sept.yaml"):
+        validator.validate(manifest, "1.31", strict=True)
+
+
+@pytest.mark.parametrize(("name", "part"), EVERY_POD)
+def test_pods_are_closed(name: str, part: str) -> None:
+    pod = pods(name)[part]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        # Ray writes where it likes below its home
+        assert name == "rayservice.yaml" or container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["resources"]["requests"] and "memory" in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize(("name", "part"), EVERY_POD)
+def test_what_is_mounted_is_there(name: str, part: str) -> None:
+    pod = pods(name)[part]
+    volumes = {volume["name"] for volume in pod.get("volumes", [])}
+    volumes |= {
+        claim["metadata"]["name"]
+        for found in manifests(name)
+        for claim in found["spec"].get("volumeClaimTemplates", [])
+    }
+    claims = {manifest["metadata"]["name"] for manifest in manifests("sept.yaml")}
+    for container in pod["containers"]:
+        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+    for volume in pod.get("volumes", []):
+        if "persistentVolumeClaim" in volume:
+            assert volume["persistentVolumeClaim"]["claimName"] in claims
+
+
+@pytest.mark.parametrize(("name", "part"), [pair for pair in EVERY_POD if pair[1] != "redis"])
+def test_settings_exist_and_secrets_come_from_the_secret(name: str, part: str) -> None:
+    (container,) = pods(name)[part]["containers"]
+    given = {entry["name"]: entry.get("value", "secret") for entry in container["env"]}
+    settings = load(None, environ=given)
+    assert settings.services.token is not None and settings.redis.url is not None
+    for entry in container["env"]:
+        if entry["name"] in ("SEPT_SERVICES__TOKEN", "REDIS_PASSWORD"):
+            assert entry["valueFrom"]["secretKeyRef"]["name"] == "sept"
+    assert pods(name)[part]["terminationGracePeriodSeconds"] > settings.deadlines.drain_s + 5
+
+
+def test_names_fit_the_compose_file() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for part, service in (("redis", "redis"), ("services", "services"), ("learner", "learner-gpu")):
+        (container,) = pods("sept.yaml")[part]["containers"]
+        assert container["image"] == compose[service]["image"].replace("${SEPT_VERSION:-0.1.0}", "0.1.0")
+    targets = {manifest["metadata"]["name"] for manifest in manifests("sept.yaml") if manifest["kind"] == "Service"}
+    assert targets == {"redis", "services"}
+
+
+def test_selectors_find_their_pods() -> None:
+    for manifest in manifests("sept.yaml"):
+        selector = manifest["spec"].get("selector", {}).get("matchLabels")
+        if selector is not None:
+            assert selector == manifest["spec"]["template"]["metadata"]["labels"]
+
+
+def test_rays_application_takes_its_arguments() -> None:
+    (service,) = manifests("rayservice.yaml")
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    options = Options.model_validate(application["args"])
+    groups = {group["groupName"]: group for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
+    assert options.max_generators == groups["generators"]["maxReplicas"]
+    assert application["import_path"] == "deploy.ray_cluster.app:app"
+    assert "sept_store" in groups["store"]["rayStartParams"]["resources"]

@@ -1,0 +1,87 @@
+"""What `sept doctor` finds and says."""
+
+from __future__ import annotations
+
+import io
+import socket
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from deploy import exit_codes
+from deploy.doctor.doctor import (
+    check_disk,
+    check_fit,
+    check_path,
+    check_port,
+    check_redis,
+    check_weight_sync,
+    report,
+    versions,
+)
+from deploy.settings import Settings, load
+from tests.support import tiny_models
+
+
+def test_the_embedded_server_answers() -> None:
+    finding = check_redis()
+    assert (finding.verdict, "speaks Redis" in finding.detail) == ("ok", True)
+
+
+def test_a_taken_port_fails_with_its_remedy() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        finding = check_port("127.0.0.1", taken.getsockname()[1])
+    assert (finding.verdict, finding.remedy) == ("failed", "set services.port to another")
+
+
+def test_a_folder_to_be_made_is_judged_by_its_disk(tmp_path: Path) -> None:
+    assert str(tmp_path) in check_disk(tmp_path / "a" / "b").detail
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [("", "failed"), ("./none", "failed"), ("none.jsonl", "failed"), ("org/name", "warning"), (".", "ok")],
+)
+def test_paths_are_files_or_names_on_the_hub(value: str, verdict: str) -> None:
+    assert check_path("model.path", value).verdict == verdict
+
+
+def test_the_report_fails_when_a_run_could_not_start(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    settings = load(None, [f"run.dir={tmp_path}", "services.port=0"], environ={})
+    assert report(settings, console) == exit_codes.UNAVAILABLE
+    assert isinstance(console.file, io.StringIO)
+    assert "set model.path" in console.file.getvalue()
+
+
+def test_versions_name_sept_and_torch() -> None:
+    assert {"python", "sept", "torch"} <= dict(versions()).keys()
+
+
+def fitting(folder: Path, *sets: str) -> Settings:
+    lengths = ["data.max_prompt_tokens=64", "sampling.max_response_tokens=64"]
+    return load(None, [f"model.path={tiny_models.save(folder)}", *lengths, *sets], environ={})
+
+
+def test_a_model_that_fits_is_told_with_the_sequences_its_cache_holds(tmp_path: Path) -> None:
+    finding = check_fit(fitting(tmp_path))
+    assert (finding.verdict, "sequences of 128 tokens" in finding.detail) == ("ok", True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "verdict", "remedy"),
+    [
+        ("generator.cpu_cache_gib=0.0000001", "failed", "raise generator.cpu_cache_gib"),
+        ("generator.cpu_cache_gib=1000000", "warning", "a smaller model"),
+    ],
+)
+def test_a_model_that_does_not_fit_comes_with_its_remedy(
+    tmp_path: Path, setting: str, verdict: str, remedy: str
+) -> None:
+    finding = check_fit(fitting(tmp_path, setting))
+    assert (finding.verdict, remedy in finding.remedy) == (verdict, True)
+
+
+def test_how_weights_travel_is_told() -> None:
+    assert "deltas over HTTP" in check_weight_sync().detail

@@ -1,0 +1,217 @@
+"""Finding a run, asking its services, showing what they say."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from rich.console import Console
+
+from deploy.endpoints import Endpoints, write
+from deploy.locks import run_lock
+from deploy.operate.client import RunClient
+from deploy.operate.progress import Progress, in_bytes, round_line, view
+from deploy.operate.run_commands import agreed, find_run, show_logs, watch_status, where_is
+from services import durable
+from services.contracts import GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot
+from services.errors import ConfigError, ContractError, SeptError, UnavailableError
+from services.run_folder import RunFolder
+
+WHERE = Endpoints(redis_url="redis://:secret@h:1", services_url="http://h:2", token="hush")
+
+
+def a_round(number: int) -> RoundMetrics:
+    values = dict.fromkeys(RoundMetrics.model_fields.keys() - {"evaluations"}, 1)
+    return RoundMetrics.model_validate({**values, "round": number, "weight_version": number + 1, "sync_bytes": 1536})
+
+
+def a_beat(part: Part, part_id: str) -> Heartbeat:
+    return Heartbeat(
+        part=part, part_id=part_id, state="generating", shares={"generating": 1.0}, host="h", pid=1, device="cpu"
+    )
+
+
+def a_snapshot() -> StatusSnapshot:
+    generator = GeneratorStatus(heartbeat=a_beat(Part.GENERATOR, "generator-7"), age_s=9.0, lost=True)
+    return StatusSnapshot(
+        run_id="r-1",
+        state="running",
+        detail="",
+        round=3,
+        rounds_total=9,
+        weight_version=3,
+        weight_digest=None,
+        last_round=a_round(2),
+        learner=a_beat(Part.LEARNER, "learner"),
+        learner_lost=False,
+        generators=(generator,),
+        desired_generators=2,
+        tasks_queued=1,
+        tasks_leased=2,
+        rollouts_queued=3,
+        dead_letters=4,
+        oldest_task_s=0.5,
+    )
+
+
+def client(answer: Callable[[httpx.Request], httpx.Response]) -> RunClient:
+    return RunClient(WHERE, transport=httpx.MockTransport(answer))
+
+
+def shown(renderable: object) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+async def test_status_is_asked_with_the_token() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.headers["Authorization"] == "Bearer hush"
+        return httpx.Response(200, text=a_snapshot().model_dump_json())
+
+    async with client(answer) as run:
+        assert (await run.status()).round == 3
+
+
+async def test_wishes_go_to_their_routes() -> None:
+    asked: list[tuple[str, bytes]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.url.path, request.content))
+        return httpx.Response(200, json={"folder": "exports/v000008"})
+
+    async with client(answer) as run:
+        await run.pause()
+        await run.resume()
+        await run.stop()
+        await run.scale(3)
+        await run.checkpoint()
+        await run.roll_back(8)
+        assert await run.export(8) == "exports/v000008"
+    assert asked == [
+        ("/v1/control/pause", b""),
+        ("/v1/control/resume", b""),
+        ("/v1/control/stop", b""),
+        ("/v1/control/generators", b'{"count":3}'),
+        ("/v1/control/checkpoint", b""),
+        ("/v1/control/rollback", b'{"weight_version":8}'),
+        ("/v1/control/export", b'{"weight_version":8}'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("response", "error", "says"),
+    [
+        (httpx.Response(401), UnavailableError, "refuse the token"),
+        (httpx.Response(503, text="Redis is away"), UnavailableError, "503: Redis is away"),
+        (httpx.Response(200, text="{}"), ContractError, "cannot read"),
+    ],
+)
+async def test_what_cannot_be_used_is_explained(response: httpx.Response, error: type[SeptError], says: str) -> None:
+    async with client(lambda request: response) as run:
+        with pytest.raises(error, match=says):
+            await run.status()
+
+
+async def test_services_that_do_not_answer_are_named() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused", request=request)
+
+    async with client(answer) as run:
+        with pytest.raises(UnavailableError, match="http://h:2 do not answer"):
+            await run.status()
+
+
+def test_the_run_that_is_going_is_found_before_the_newest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no run"):
+        find_run(None, runs=tmp_path)
+    going, newest = RunFolder(tmp_path / "going").create(), RunFolder(tmp_path / "newest").create()
+    write(going, WHERE)
+    assert find_run(None, runs=tmp_path).path == going.path
+    going.endpoints.unlink()
+    assert find_run(newest.path).path == newest.path
+    with pytest.raises(ConfigError, match="not a run's folder"):
+        find_run(tmp_path)
+
+
+def test_a_run_that_is_not_going_says_how_to_start_it(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="start it again with `sept run"):
+        where_is(RunFolder(tmp_path))
+
+
+def test_endpoints_do_not_show_their_secrets() -> None:
+    assert "secret" not in repr(WHERE)
+    assert "hush" not in str(WHERE)
+
+
+def test_a_folder_is_run_by_one_supervisor_only(tmp_path: Path) -> None:
+    with (
+        run_lock(tmp_path),
+        pytest.raises(UnavailableError, match="already being run by process"),
+        run_lock(tmp_path),
+    ):
+        pass
+    with run_lock(tmp_path):
+        pass
+
+
+def test_the_view_shows_parts_queue_and_rounds() -> None:
+    text = shown(view(a_snapshot(), [a_round(number) for number in range(20)]))
+    for expected in ("r-1", "round 3 of 9", "1 tasks, 2 leased, 3 rollouts, 4 dead letters", "lost", "generator-7"):
+        assert expected in text
+    assert "1.5 kB" in text
+    assert "waiting for the services" in shown(view(None, []))
+
+
+async def test_without_a_terminal_every_round_is_one_line(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).create()
+    durable.append_line(folder.metrics, a_round(0).model_dump_json())
+    console = Console(file=io.StringIO(), force_terminal=False)
+    async with client(lambda request: httpx.Response(503)) as run:
+        with Progress(folder, run, console) as progress:
+            durable.append_line(folder.metrics, a_round(1).model_dump_json())
+            await progress.refresh()
+            await progress.refresh()
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == round_line(a_round(1)) + "\n"
+
+
+async def test_on_a_terminal_the_view_survives_services_that_are_away(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    async with client(lambda request: httpx.Response(503)) as run:
+        with Progress(RunFolder(tmp_path).create(), run, console) as progress:
+            await progress.refresh()
+            progress.note("generator-0 died")
+    assert isinstance(console.file, io.StringIO)
+    assert "generator-0 died" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1536, "1.5 kB"), (2e12, "2.0 TB")])
+def test_bytes_in_words(count: float, text: str) -> None:
+    assert in_bytes(count) == text
+
+
+def test_what_cannot_be_undone_wants_a_yes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert agreed("all of it goes", yes=True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # no terminal: nobody can be asked
+    with pytest.raises(ConfigError, match="all of it goes, and nobody"):
+        agreed("all of it goes", yes=False)
+
+
+def test_a_run_that_is_not_going_cannot_be_watched(tmp_path: Path) -> None:
+    durable.write_file(RunFolder(tmp_path).identity, "{}")
+    with pytest.raises(UnavailableError, match="no run is going"):
+        watch_status(tmp_path)
+
+
+def test_logs_name_the_part_that_wrote_each_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(tmp_path)
+    durable.write_file(run.identity, "{}")
+    run.logs.mkdir()
+    (run.logs / "learner.log").write_text("round_trained [info] round=3\n")
+    show_logs(tmp_path, (), lines=5, follow=True)
+    assert capsys.readouterr().out == "learner | round_trained [info] round=3\n"

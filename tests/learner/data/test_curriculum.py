@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from learner.config import SamplingConfig, TrainingConfig
+from learner.data.curriculum import Curriculum
+from learner.data.prompts import Prompt
+from services.errors import ConfigError, DataError
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(i, f"question {i}", None, np.array([i, i + 1], dtype=np.int32)) for i in range(count)]
+
+
+def curriculum(
+    count: int, per_round: int, *, seed: int = 3, sampling: dict[str, Any] | None = None, **training: Any
+) -> Curriculum:
+    return Curriculum(
+        prompts(count),
+        seed=seed,
+        training=TrainingConfig(prompts_per_round=per_round, steps_per_round=1, **training),
+        sampling=SamplingConfig(**(sampling or {})),
+        stop_token_ids=[7, 9],
+    )
+
+
+def indexes(course: Curriculum, rounds: range) -> list[int]:
+    return [prompt.index for number in rounds for prompt in course.prompts_of(number)]
+
+
+def test_every_epoch_is_a_new_permutation() -> None:
+    drawn = indexes(curriculum(12, 4), range(9))
+    epochs = [drawn[start : start + 12] for start in (0, 12, 24)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_rounds_may_straddle_epochs() -> None:
+    drawn = indexes(curriculum(10, 4), range(5))
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+
+
+def test_data_smaller_than_a_round_repeats_within_it_under_distinct_ids() -> None:
+    course = curriculum(3, 8, rounds=2)
+    tasks = course.tasks_of(0)
+    assert len({task.task_id for task in tasks}) == 8
+    assert Counter(indexes(course, range(3))) == {0: 8, 1: 8, 2: 8}
+
+
+def test_a_round_is_the_same_whenever_it_is_asked_for() -> None:
+    course = curriculum(50, 8)
+    late = course.tasks_of(5)
+    assert [course.tasks_of(number) for number in range(6)][5] == late
+    assert curriculum(50, 8).tasks_of(5) == late
+    assert curriculum(50, 8, seed=4).tasks_of(5) != late
+
+
+def test_tasks_carry_place_limits_and_settings() -> None:
+    sampling = {
+        "top_p": 0.9,
+        "max_response_tokens": 55,
+        "rollouts_per_prompt": 4,
+        "tau_start": 0.7,
+        "schedule": "constant",
+    }
+    course = curriculum(6, 3, sampling=sampling)
+    task = course.tasks_of(2)[1]
+    assert (task.task_id, task.round, task.index) == ("r000002-00001", 2, 1)
+    assert (task.temperature, task.top_p, task.max_response_tokens, task.samples) == (0.7, 0.9, 55, 4)
+    assert task.stop_token_ids == (7, 9)
+    assert task.prompt_tokens.tolist() == course.prompts_of(2)[1].tokens.tolist()
+
+
+def test_temperature_follows_the_epochs() -> None:
+    course = curriculum(8, 4, sampling={"tau_start": 0.6, "tau_end": 1.0, "anneal_epochs": 2.0})
+    assert [course.epoch_at(number) for number in range(5)] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert [course.tasks_of(number)[0].temperature for number in range(6)] == pytest.approx(
+        [0.6, 0.7, 0.8, 0.9, 1.0, 1.0]
+    )
+
+
+@pytest.mark.parametrize(("staleness", "versions"), [(0, [0, 1, 2, 3]), (2, [0, 0, 0, 1])])
+def test_a_task_asks_for_a_version_no_older_than_max_staleness(staleness: int, versions: list[int]) -> None:
+    course = curriculum(8, 4, max_staleness=staleness)
+    assert [course.tasks_of(number)[0].min_weight_version for number in range(4)] == versions
+    assert course.tasks_of(3)[0].max_weight_version is None
+
+
+def test_a_fixed_data_set_is_sampled_from_version_0_at_tau_start() -> None:
+    task = curriculum(8, 4, data="fixed").tasks_of(1)[0]
+    assert (task.min_weight_version, task.max_weight_version, task.temperature) == (0, 0, 0.6)
+
+
+def test_rounds_total_counts_full_rounds_or_takes_the_setting() -> None:
+    assert curriculum(10, 4, epochs=3).rounds_total == 7
+    assert curriculum(1280, 128, epochs=0.1).rounds_total == 1
+    assert curriculum(10, 4, epochs=3, rounds=2).rounds_total == 2
+
+
+def test_less_than_a_round_is_an_error_that_names_the_settings() -> None:
+    with pytest.raises(ConfigError, match=r"training\.epochs = 1\.0 over 10 prompts"):
+        curriculum(10, 128, epochs=1)
+    with pytest.raises(DataError, match="no prompts"):
+        curriculum(0, 1)

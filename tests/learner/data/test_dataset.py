@@ -1,0 +1,138 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from learner.data.dataset import Problem, read_problems
+from services.errors import DataError
+
+SHARED = Path(os.environ.get("SEPT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
+"""Data of others, where present: read by some tests, never needed."""
+
+
+def jsonl(folder: Path, *rows: Any) -> str:
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return str(file)
+
+
+def chat(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def only(folder: Path, row: dict[str, Any]) -> Problem:
+    (problem,) = read_problems(jsonl(folder, row))
+    return problem
+
+
+def test_verl_conversation_and_ground_truth(tmp_path: Path) -> None:
+    row = {
+        "prompt": chat(("system", "Be brief."), ("user", "1+1?")),
+        "reward_model": {"ground_truth": "2", "style": "rule"},
+    }
+    problem = only(tmp_path, row)
+    assert problem.messages == ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"})
+    assert (problem.question, problem.answer) == ("1+1?", "2")
+
+
+def test_verl_ground_truth_that_keeps_the_solution_beside_its_target(tmp_path: Path) -> None:
+    truth = {"question": "1+1?", "solution": r"\boxed{2}", "target": "2"}
+    assert only(tmp_path, {"prompt": chat(("user", "1+1?")), "reward_model": {"ground_truth": truth}}).answer == "2"
+
+
+@pytest.mark.parametrize(
+    ("row", "question", "answer"),
+    [
+        ({"question": "How many?", "answer": "36*2 = <<36*2=72>>72\n#### 72"}, "How many?", "72"),
+        ({"question": "How many?", "answer": "72"}, "How many?", "72"),
+        ({"problem": "Find x.", "answer": "3"}, "Find x.", "3"),
+        ({"problem": "Find x.", "answer": 3}, "Find x.", "3"),
+        ({"problem": "Find x.", "solution": r"First \boxed{1}, then \boxed{\frac{1}{2}}."}, "Find x.", r"\frac{1}{2}"),
+        ({"problem": "Find x.", "solution": "long", "answer": "4"}, "Find x.", "4"),
+        ({"problem": "Find x.", "solution": r"\boxed{5}", "answer": None}, "Find x.", "5"),
+        ({"prompt": "47+85=", "completion": "231"}, "47+85=", "231"),
+        ({"prompt": "Write a poem."}, "Write a poem.", None),
+        ({"question": "Why?", "answer": None}, "Why?", None),
+    ],
+)
+def test_shapes(tmp_path: Path, row: dict[str, Any], question: str, answer: str | None) -> None:
+    problem = only(tmp_path, row)
+    assert (problem.question, problem.answer) == (question, answer)
+
+
+def test_every_file_type_reads_alike(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}+{i}?", "answer": str(2 * i)} for i in range(5)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    from_jsonl = read_problems(jsonl(tmp_path, *rows))
+    assert [problem.index for problem in from_jsonl] == [0, 1, 2, 3, 4]
+    assert read_problems(str(tmp_path / "rows.json")) == from_jsonl
+    assert read_problems(str(tmp_path / "rows.parquet")) == from_jsonl
+    assert read_problems(str(tmp_path / "rows.parquet"), limit=2) == from_jsonl[:2]
+
+
+def test_a_folder_is_read_by_the_datasets_library(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"question": "1+1?", "answer": "2"}]), folder / "test.parquet"
+    )
+    assert read_problems(str(folder), split="test")[0].answer == "2"
+    with pytest.raises(DataError, match="'train'"):
+        read_problems(str(folder), split="train")
+
+
+def broken_parquet(folder: Path) -> str:
+    (folder / "bad.parquet").write_bytes(b"PAR1 but not really")
+    return str(folder / "bad.parquet")
+
+
+def written(folder: Path, name: str, content: bytes) -> str:
+    (folder / name).write_bytes(content)
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda folder: "", "no prompts are named"),
+        (lambda folder: str(folder / "none.jsonl"), "does not exist"),
+        (lambda folder: str(folder / "none" / "deeper" / "set"), "neither a file nor a folder"),
+        (lambda folder: written(folder, "rows.csv", b"a,b"), r"suffix '\.csv'"),
+        (lambda folder: written(folder, "empty.jsonl", b"\n"), "no rows"),
+        (lambda folder: written(folder, "cut.jsonl", b'{"question": "a"}\n{"quest'), "line 2 is not JSON"),
+        (lambda folder: written(folder, "latin.jsonl", b'{"question": "\xe9"}'), "cannot be read"),
+        (lambda folder: written(folder, "dict.json", b'{"question": "a"}'), "holds a dict"),
+        (lambda folder: written(folder, "list.jsonl", b"[1, 2]"), "line 1 is a list"),
+        (broken_parquet, "not a readable parquet"),
+        (lambda folder: jsonl(folder, {"text": "a", "n": 1}), r"columns are text \(str\), n \(int\)"),
+        (lambda folder: jsonl(folder, {"question": "a"}, {"question": " "}), "row 1 does not end in a user's question"),
+        (lambda folder: jsonl(folder, {"prompt": chat(("user", "a"), ("assistant", "b"))}), "user's question"),
+        (lambda folder: jsonl(folder, {"prompt": [{"role": "user", "content": ["a"]}]}), "no chat message"),
+        (lambda folder: jsonl(folder, {"question": "a", "answer": {"x": 1}}), "the answer .* is a dict"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_a_remedy(tmp_path: Path, make: Any, found: str) -> None:
+    with pytest.raises(DataError, match=found) as caught:
+        read_problems(make(tmp_path))
+    assert caught.value.hint
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not here")
+def test_the_shared_files_are_recognised() -> None:
+    """Rows, and how many of them have no reference answer in their file."""
+    expected = {
+        "benchmarks/math500.parquet": (500, 0),
+        "benchmarks/gsm8k_test.jsonl": (1319, 0),
+        "train/dsr_sub.parquet": (1209, 1),
+        "train/deepscaler_aime.json": (975, 0),
+        "train/deepscaler_math.json": (7474, 4),
+        "train/math_train.parquet": (7500, 4),
+    }
+    for name, counts in expected.items():
+        problems = read_problems(str(SHARED / name))
+        assert (len(problems), sum(problem.answer is None for problem in problems)) == counts

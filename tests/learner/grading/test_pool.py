@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from learner.grading.grading import Outcome
+from learner.grading.pool import GraderPool
+
+EASY = (r"\boxed{2x+1}", "1+2x")
+TOWER = (r"\boxed{9^{9^{9^9}}}", "7")
+"""Evaluating it takes for ever, inside one C call."""
+
+
+def worker_pids() -> list[int]:
+    return [
+        child.pid for child in multiprocessing.active_children() if child.name == "grader" and child.pid is not None
+    ]
+
+
+def test_an_answer_that_hangs_times_out_and_the_others_are_graded_in_order() -> None:
+    with GraderPool(workers=2, time_limit_s=2) as pool:
+        verdicts = pool.grade_many([(r"\boxed{1/2}", "0.5"), TOWER, EASY, (r"\boxed{x}", "y")])
+        again = pool.grade_many([EASY])
+    assert [verdict.outcome for verdict in verdicts] == [
+        Outcome.CORRECT,
+        Outcome.TIMEOUT,
+        Outcome.CORRECT,
+        Outcome.WRONG,
+    ]
+    assert verdicts[1].answer == "9^{9^{9^9}}"
+    assert again[0].correct
+
+
+def test_a_worker_that_died_is_replaced() -> None:
+    with GraderPool(workers=1) as pool:
+        assert pool.grade_many([EASY])[0].correct
+        (before,) = worker_pids()
+        os.kill(before, signal.SIGKILL)
+        assert pool.grade_many([EASY])[0].correct
+        assert worker_pids() != [before]
+
+
+def test_a_workers_memory_is_bounded() -> None:
+    with GraderPool(workers=1, time_limit_s=2, memory_bytes=1 << 27) as pool:
+        pool.grade_many([EASY])
+        (pid,) = worker_pids()
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        greedy = pool.grade_many([(r"\boxed{10^{10^{10}}}", "7"), EASY])
+    (line,) = [line for line in limits.splitlines() if line.startswith("Max address space")]
+    assert int(line.split()[3]) < 1 << 30
+    assert not greedy[0].correct
+    assert greedy[1].correct
+
+
+def test_equal_questions_get_equal_verdicts_whatever_their_number() -> None:
+    pairs = [EASY, (r"\boxed{3}", "4")] * 50
+    with GraderPool(workers=1) as pool:
+        verdicts = pool.grade_many(pairs)
+        assert pool.grade_many([]) == []
+    assert [verdict.correct for verdict in verdicts] == [True, False] * 50
+
+
+def test_leaving_the_pool_ends_its_workers() -> None:
+    with GraderPool(workers=2):
+        assert len(worker_pids()) == 2
+    assert worker_pids() == []
+
+
+def test_a_pool_has_at_least_one_worker() -> None:
+    with pytest.raises(ValueError, match="got 0"):
+        GraderPool(workers=0)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from learner.monitoring.collapse import Guard, Health, measure, repetition, signs
+from learner.run import tell_collapse
+from services.streams.connection import Keys, connect
+from services.streams.control import Control
+from services.streams.events import EventLog
+from tests.learner.monitoring.test_records import metrics_of
+from tests.learner.training.test_trainer import own_logits, plain_model
+from tests.support import tiny_models
+
+SOUND = Health(
+    response_length_mean=100.0,
+    truncated_ratio=0.1,
+    repetition_ratio=0.1,
+    distinct_ratio=1.0,
+    entropy=0.5,
+    nll_tau_1=0.4,
+    nll_tau_s=0.3,
+)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [([1, 2, 3], 0.0), (range(40), 0.0), ([7] * 103, 0.99), ([1, 2, 3, 4] * 10, 33 / 37)],
+    ids=["short", "all different", "one token", "a loop"],
+)
+def test_repetition_is_the_share_of_four_grams_said_before(tokens: list[int], expected: float) -> None:
+    assert repetition(np.array(tokens, dtype=np.int32)) == pytest.approx(expected)
+
+
+def test_probe_equals_the_formulas_on_whole_logits(tmp_path: Path) -> None:
+    model = tiny_models.load(tmp_path)
+    rollouts = [rollout.model_copy(update={"temperature": 0.6}) for rollout in tiny_models.rollouts(6)]
+    health = measure(model, rollouts)
+    plain = plain_model(tmp_path)
+    logits = torch.cat([own_logits(plain, rollout) for rollout in rollouts])
+    tokens = torch.tensor(np.concatenate([rollout.response_tokens for rollout in rollouts]), dtype=torch.int64)[:, None]
+    p = logits.softmax(-1)
+    assert health.entropy == pytest.approx(-(p * p.log()).sum(-1).mean().item(), rel=1e-5)
+    assert health.nll_tau_1 == pytest.approx(-p.log().gather(-1, tokens).mean().item(), rel=1e-5)
+    assert health.nll_tau_s == pytest.approx(-(logits / 0.6).log_softmax(-1).gather(-1, tokens).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "sign"),
+    [
+        ({"truncated_ratio": 0.6}, "60% of the responses are cut off"),
+        ({"repetition_ratio": 0.7}, "repeat 70% of their 4-grams"),
+        ({"distinct_ratio": 0.05}, "only 5% of the responses are distinct"),
+        ({"entropy": 0.005}, "token entropy is 0.005 nats, limits 0.01 and 1.5"),
+        ({"entropy": 2.0}, "token entropy is 2 nats"),
+        ({"entropy": float("nan")}, "token entropy is nan"),
+        ({"response_length_mean": 20.0}, "length is 20.0 tokens, limits 25.0 and 400.0"),
+        ({"response_length_mean": 500.0}, "length is 500.0 tokens"),
+    ],
+)
+def test_every_sign_of_collapse_is_named_with_its_limit(change: dict[str, float], sign: str) -> None:
+    (found,) = signs([SOUND], replace(SOUND, **change))
+    assert sign in found
+
+
+def test_a_run_that_sharpens_is_healthy() -> None:
+    assert signs([SOUND], replace(SOUND, entropy=0.1, nll_tau_1=0.1, response_length_mean=180.0)) == []
+
+
+def test_what_a_run_began_with_is_no_sign() -> None:
+    odd = replace(SOUND, truncated_ratio=0.9, repetition_ratio=0.6, distinct_ratio=0.05)
+    assert signs([odd], odd) == []
+
+
+def test_the_alarm_compares_with_the_first_rounds_also_after_a_resume(tmp_path: Path) -> None:
+    recorded = [metrics_of(number).model_copy(update=asdict(SOUND)) for number in range(3)]
+    alarms: list[list[str]] = []
+    model, rollouts = tiny_models.load(tmp_path), tiny_models.rollouts(6)
+    Guard(recorded, alarms.append).examine(model, rollouts)
+    assert "mean response length" in alarms[0][-1]
+    fresh = Guard([], alarms.append)
+    for _ in range(4):
+        fresh.examine(model, rollouts)
+    assert len(alarms) == 1
+
+
+def test_the_newest_version_without_a_sign_is_the_healthy_one(tmp_path: Path) -> None:
+    sick = replace(SOUND, truncated_ratio=0.9)
+    states = [SOUND, SOUND, SOUND, SOUND, sick, SOUND, sick]
+    recorded = [metrics_of(number).model_copy(update=asdict(health)) for number, health in enumerate(states)]
+    guard = Guard(recorded, lambda found: None)
+    assert guard.healthy(range(3, 8)) == 6
+    assert guard.healthy([5, 7]) is None
+    assert guard.healthy([]) is None
+    assert guard.healthy([8]) == 8, "nothing is known of it"
+
+
+@pytest.mark.parametrize(("pause", "back_to"), [(False, None), (True, None), (True, 4)])
+def test_a_collapse_is_an_event_that_pauses_the_run_and_takes_it_back_if_that_is_wanted(
+    redis_url: str, pause: bool, back_to: int | None
+) -> None:
+    keys = Keys("run")
+    with connect(redis_url) as client:
+        events, control = EventLog(client, keys), Control(client, keys)
+        tell_collapse(events, control, ["too short", "too alike"], pause=pause, back_to=back_to)
+        (event,) = events.tail(1)
+        assert (event.kind, event.fields["signs"]) == ("collapse", "too short; too alike")
+        assert control.state().paused == pause
+        assert control.state().rollback_to == event.fields["rollback_to"] == back_to

@@ -1,0 +1,68 @@
+"""What the learner says of itself, up to its last words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from learner.monitoring.heartbeat import LEARNER_ID, Report
+from services.contracts import Heartbeat, Part
+from services.streams.connection import Keys, connect
+from services.streams.heartbeats import Heartbeats
+from tests.services.api.test_status import heartbeat
+
+KEYS = Keys("report")
+
+
+@pytest.fixture
+def heartbeats(redis_url: str) -> Iterator[Heartbeats]:
+    with connect(redis_url) as client:
+        yield Heartbeats(client, KEYS)
+
+
+def last(heartbeats: Heartbeats) -> Heartbeat:
+    ((beat, _),) = heartbeats.read_all()
+    return beat
+
+
+@pytest.mark.parametrize(("outcome", "message"), [("finished", ""), ("stopped", ""), ("failed", "the disk is full")])
+def test_the_last_heartbeat_says_how_it_ended(outcome: str, message: str, heartbeats: Heartbeats) -> None:
+    report = Report(heartbeats, device="cpu", every_s=60)
+    report.start()
+    report.outcome = outcome
+    report.weight_version = 5
+    report.stop(message)
+    beat = last(heartbeats)
+    assert (beat.part_id, beat.state, beat.message, beat.weight_version) == (LEARNER_ID, outcome, message, 5)
+
+
+def test_whoever_ends_without_saying_so_has_failed(heartbeats: Heartbeats) -> None:
+    report = Report(heartbeats, device="cpu", every_s=60)
+    report.start()
+    report.stop()
+    assert last(heartbeats).state == "failed"
+
+
+def test_a_living_generator_above_a_version_is_seen(heartbeats: Heartbeats) -> None:
+    report = Report(heartbeats, device="cpu", every_s=60)
+    assert not report.generators_above(0)
+    heartbeats.send(heartbeat(Part.GENERATOR, "generator-0", "generating", weight_version=4))
+    assert report.generators_above(3)
+    assert not report.generators_above(4)
+    assert not Report(heartbeats, device="cpu", every_s=0).generators_above(3), "it has fallen silent"
+
+
+def test_time_is_accounted_to_what_it_was_spent_on(heartbeats: Heartbeats) -> None:
+    report = Report(heartbeats, device="cpu", every_s=60)
+    with report.during("training"), report.during("waiting_for_rollouts"):
+        pass
+    report.trained(120)
+    report.start()
+    report.stop()
+    beat = last(heartbeats)
+    assert {"starting", "training", "waiting_for_rollouts"} <= beat.shares.keys()
+    assert sum(beat.shares.values()) == pytest.approx(1)
+    assert beat.tokens_per_s > 0
+    assert report.seconds_in("waiting_for_rollouts") > 0
+    assert report.seconds_in("dancing") == 0

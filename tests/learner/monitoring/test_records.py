@@ -1,0 +1,104 @@
+"""metrics.jsonl and rollouts/ have every round exactly once, whenever the learner was killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from learner.data.prompts import Prompt
+from learner.monitoring.records import Answer, Records, summarise
+from services.contracts import RoundMetrics, VersionSpan
+from services.run_folder import RunFolder
+from tests.support.tiny_models import rollout
+
+
+def metrics_of(round_: int) -> RoundMetrics:
+    values: dict[str, Any] = {name: 0 for name, field in RoundMetrics.model_fields.items() if field.is_required()}
+    return RoundMetrics(**(values | {"round": round_, "weight_version": round_ + 1}))
+
+
+def answers_of(round_: int) -> list[Answer]:
+    given = rollout(0, [1, 2], [3, 4, 5]).model_copy(update={"round": round_})
+    prompt = Prompt(index=9, question="1+1=", answer=None, tokens=np.array([1, 2], dtype=np.int32))
+    return [Answer(prompt, given, "zwei", 0.25)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run").create()
+
+
+def rounds(folder: RunFolder) -> list[int]:
+    return [metrics.round for metrics in folder.rounds()]
+
+
+def files(folder: RunFolder) -> list[str]:
+    return sorted(path.name for path in folder.rollouts.iterdir())
+
+
+def test_a_round_is_a_line_and_a_file(folder: RunFolder) -> None:
+    Records(folder).write(metrics_of(0), answers_of(0))
+    assert list(folder.rounds()) == [metrics_of(0)]
+    (line,) = (folder.rollouts / "round-000000.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert (record["question"], record["answer"], record["nll"]) == ("1+1=", "zwei", 0.25)
+    assert (record["spans"], record["rollout_id"]) == ([[0, 0, 3]], "r000000-00000.0")
+
+
+def test_what_is_done_again_is_cut_back(folder: RunFolder) -> None:
+    records = Records(folder)
+    for round_ in range(5):
+        records.write(metrics_of(round_), answers_of(round_))
+    Records(folder).cut_back(3)
+    assert rounds(folder) == [0, 1, 2]
+    assert files(folder) == [f"round-{round_:06d}.jsonl" for round_ in range(3)]
+    for round_ in (3, 4):
+        records.write(metrics_of(round_), answers_of(round_))
+    assert rounds(folder) == [0, 1, 2, 3, 4]
+
+
+def test_nothing_is_rewritten_where_nothing_has_to_be(folder: RunFolder) -> None:
+    records = Records(folder)
+    records.cut_back(0)
+    assert not folder.metrics.exists()
+    records.write(metrics_of(0), answers_of(0))
+    before = folder.metrics.stat()
+    records.cut_back(1)
+    assert folder.metrics.stat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("torn", ['{"round": 1, "weight_ver', '{"round": 1}', "\0\0\0\0", "\udcff"])
+def test_a_line_torn_by_a_crash_is_dropped(torn: str, folder: RunFolder) -> None:
+    records = Records(folder)
+    records.write(metrics_of(0), answers_of(0))
+    with folder.metrics.open("ab") as file:
+        file.write(torn.encode(errors="surrogateescape"))
+    assert rounds(folder) == [0]
+    records.write(metrics_of(1), answers_of(1))
+    assert rounds(folder) == [0, 1]
+    records.cut_back(1)
+    assert folder.metrics.read_text() == metrics_of(0).model_dump_json() + "\n"
+
+
+def test_a_half_written_file_of_answers_is_removed(folder: RunFolder) -> None:
+    (folder.rollouts / ".partial-x").write_text("half")
+    Records(folder).cut_back(0)
+    assert files(folder) == []
+
+
+def test_the_summary_counts_and_averages() -> None:
+    spanning = rollout(1, [1, 2, 3], [4, 5]).model_copy(
+        update={
+            "round": 2,
+            "finish_reason": "length",
+            "spans": (VersionSpan(weight_version=1, start=0, end=1), VersionSpan(weight_version=2, start=1, end=2)),
+        }
+    )
+    summary = summarise([rollout(0, [1], [2, 3, 4, 5]), spanning])
+    assert (summary.rollouts, summary.prompt_tokens, summary.response_tokens) == (2, 4, 6)
+    assert (summary.response_length_mean, summary.truncated_ratio) == (3.0, 0.5)
+    assert (summary.staleness_mean, summary.staleness_max, summary.spanning_rollouts) == (0.5, 1, 1)

@@ -1,0 +1,163 @@
+"""Several ranks train what one rank trains, and what they leave behind goes on with any number of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from learner.algorithms.objectives import Targets, nll
+from learner.config import LoraConfig, TrainingConfig
+from learner.model import packing
+from learner.model.trained_model import TrainedModel, wire_tensors
+from learner.parallel.ranks import Ranks, joined
+from learner.rollouts.collector import Interrupted
+from learner.training.checkpoint import Checkpoints
+from learner.training.trainer import RoundStats, Trainer
+from services.contracts import Rollout
+from services.errors import ConfigError
+from services.weights.tensors import read_safetensors, write_safetensors
+from tests.support import tiny_models
+from tests.support.ranks_together import made, together
+
+STEPS = 5
+PROMPTS = 15
+TOLERANCE = 2e-5
+"""Of weights after five steps of up to 1e-3: the ranks add in another order, and AdamW magnifies what is near zero."""
+
+
+def config(ranks: int, **changes: Any) -> TrainingConfig:
+    """Five steps of three prompts, in micro-batches of about two sequences: some ranks have none at some turn."""
+    sizes = {"prompts_per_round": PROMPTS, "steps_per_round": STEPS, "micro_batch_tokens": 24, "max_grad_norm": 0.5}
+    return tiny_models.training(ranks=ranks, **(sizes | changes))
+
+
+def round_of(objective: str) -> tuple[list[Rollout], list[float] | None]:
+    rollouts = tiny_models.rollouts(PROMPTS, samples=2)
+    return rollouts, [float(r.response_tokens.sum() % 2) for r in rollouts] if objective == "grpo" else None
+
+
+def train(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """A round, with what else the loop asks of all ranks; what came of it is written down."""
+    batch = packing.lay_out([packing.Sequence(np.array([1, 2], np.int32), np.array([3], np.int32))])
+    with torch.no_grad():
+        before = float(model.losses(batch, nll, Targets(batch.targets), 1.0).loss)
+    stats = trainer.train_round(*round_of(trainer._config.objective))
+    write_safetensors(folder / f"weights-{model.ranks.size}.safetensors", wire_tensors(model))
+    (folder / f"stats-{model.ranks.size}.json").write_text(json.dumps([before, asdict(stats)]))
+
+
+def outcome(folder: Path, ranks: int) -> tuple[float, RoundStats, dict[str, np.ndarray[Any, Any]]]:
+    before, stats = json.loads((folder / f"stats-{ranks}.json").read_text())
+    tensors = read_safetensors(folder / f"weights-{ranks}.safetensors")
+    return before, RoundStats(**stats), {name: t.data.view(np.float32) for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "ranks", "changes", "lora"),
+    [
+        ("qwen2", 2, {}, 0),
+        ("llama", 4, {"gradient_checkpointing": "full"}, 0),
+        ("qwen2", 2, {"gradient_checkpointing": "light"}, 0),
+        ("qwen2", 4, {"objective": "grpo", "learning_rate": 1e-4}, 0),
+        ("qwen2", 2, {}, 4),
+    ],
+    ids=["two", "four-full", "two-light", "four-grpo", "two-lora"],
+)
+def test_ranks_train_what_one_rank_trains(
+    tmp_path: Path, family: tiny_models.Family, ranks: int, changes: dict[str, Any], lora: int
+) -> None:
+    tiny_models.save(tmp_path / "model", tiny_models.config(family))
+    adapters = LoraConfig(rank=lora)
+    train(tmp_path, *made(tmp_path, config(1, **changes), adapters))
+    assert together(train, tmp_path, config(ranks, **changes), adapters) == [0] * ranks
+    (before_1, alone, weights_1), (before_n, shared, weights_n) = outcome(tmp_path, 1), outcome(tmp_path, ranks)
+    assert before_n == pytest.approx(before_1, rel=1e-6)
+    assert shared.loss == pytest.approx(alone.loss, rel=1e-4, abs=1e-6)
+    assert shared.grad_norm == pytest.approx(alone.grad_norm, rel=1e-4)
+    assert shared.nll == pytest.approx(alone.nll, rel=1e-3)
+    assert (shared.steps, shared.prompt_tokens, shared.response_tokens) == (
+        alone.steps,
+        alone.prompt_tokens,
+        alone.response_tokens,
+    )
+    initial = read_safetensors(tmp_path / "model" / "model.safetensors")
+    assert weights_n.keys() == weights_1.keys() == initial.keys()
+    assert max(np.abs(weights_n[name] - weights_1[name]).max() for name in weights_1) < TOLERANCE
+    assert any(not np.array_equal(weights_1[name], initial[name].data.view(np.float32)) for name in initial)
+
+
+def save_then_die(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """A round and its checkpoint, another round, and death when everything but the mark of the second is written."""
+    trainer.train_round(tiny_models.rollouts(PROMPTS, seed=1))
+    checkpoints.save(1, trainer.state_dict())
+    trainer.train_round(tiny_models.rollouts(PROMPTS, seed=2))
+    checkpoints.save(2, trainer.state_dict(), before_commit=lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_learner_killed_in_mid_checkpoint_goes_on_with_fewer_ranks(tmp_path: Path, ranks: int) -> None:
+    tiny_models.save(tmp_path / "model")
+    codes = together(save_then_die, tmp_path, config(2))
+    assert codes[0] == -signal.SIGKILL
+    assert codes[1] == 1, "the other rank ends, too"
+    (half,) = (tmp_path / "checkpoints").glob(".partial-*")
+    assert len(list(half.glob("state-*.safetensors"))) == 2
+
+    _, peaceful, _ = made(tmp_path, config(1))
+    losses = [peaceful.train_round(tiny_models.rollouts(PROMPTS, seed=seed)).loss for seed in (1, 2, 3)]
+    if ranks == 2:
+        assert together(go_on, tmp_path, config(2)) == [0, 0]
+    else:
+        go_on(tmp_path, *made(tmp_path, config(1)))
+    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(losses[1:], rel=1e-4)
+
+
+def go_on(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    resumed = checkpoints.load()
+    assert resumed is not None
+    assert resumed.weight_version == 1
+    trainer.load_state_dict(resumed.tensors)
+    assert trainer.steps == STEPS
+    losses = [trainer.train_round(tiny_models.rollouts(PROMPTS, seed=seed)).loss for seed in (2, 3)]
+    (folder / "losses.json").write_text(json.dumps(losses))
+
+
+def interrupted(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """Rank 0's wait ends in mid-round; afterwards all ranks are at the same place again."""
+
+    def arriving() -> Iterator[Rollout]:
+        yield from tiny_models.rollouts(4)
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        trainer.train_round(arriving())
+    train(folder, model, trainer, checkpoints)
+
+
+def test_a_round_that_is_interrupted_leaves_no_rank_behind(tmp_path: Path) -> None:
+    tiny_models.save(tmp_path / "model")
+    assert together(interrupted, tmp_path, config(2)) == [0, 0]
+    interrupted(tmp_path, *made(tmp_path, config(1)))
+    assert outcome(tmp_path, 2)[1].loss == pytest.approx(outcome(tmp_path, 1)[1].loss, rel=1e-4)
+
+
+def test_one_rank_is_an_ordinary_process() -> None:
+    with joined(1) as ranks:
+        assert (ranks.rank, ranks.size, ranks.leads) == (0, 1, True)
+        assert list(ranks.share(iter([np.array([1])]))) == [np.array([1])]
+        assert ranks.sum_(torch.ones(2)).tolist() == [1.0, 1.0]
+    assert Ranks().device(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_ranks_that_nobody_started_are_a_mistake_of_the_start() -> None:
+    with pytest.raises(ConfigError, match="started as 1 processes"), joined(2):
+        pass

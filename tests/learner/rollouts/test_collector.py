@@ -1,0 +1,288 @@
+"""Whatever happens to the queue, the learner gets every rollout of its round once and in order, or a clear error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+
+from learner.rollouts.collector import MAX_REISSUES, Collector, Interrupted
+from services.contracts import Purpose, Rollout, Task
+from services.errors import ContractError, DeadlineError, UnavailableError
+from services.streams.connection import Keys, connect
+from services.streams.rollouts import RolloutReader
+from services.streams.tasks import TaskIssuer
+from services.streams.wire import encode_rollout
+from tests.support.answering import answer, reject, rollout_of
+
+KEYS = Keys("collector")
+PATIENCE_S = 20.0
+
+Open = Callable[..., Collector]
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with connect(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def collector(client: redis.Redis) -> Iterator[Open]:
+    """Opens collectors over the same queue, one after the other as a learner that starts anew."""
+    opened: list[Collector] = []
+
+    def open_one(*, first_round: int = 0, recheck_after_s: float = 60.0) -> Collector:
+        for before in opened:
+            before.stop()
+        made = Collector(
+            TaskIssuer(client, KEYS),
+            RolloutReader(client, KEYS),
+            first_round=first_round,
+            reason_of=lambda task_id: f"{task_id} is cursed",
+            look_every_s=0.05,
+            recheck_after_s=recheck_after_s,
+        )
+        opened.append(made)
+        made.start()
+        return made
+
+    yield open_one
+    for made in opened:
+        made.stop()
+
+
+def tasks_of(round_: int, count: int = 4, samples: int = 2) -> list[Task]:
+    return [
+        Task(
+            task_id=f"r{round_:06d}-{index:05d}",
+            round=round_,
+            index=index,
+            prompt_tokens=[round_, index, 7],
+            temperature=0.6,
+            max_response_tokens=8,
+            samples=samples,
+            min_weight_version=max(0, round_ - 1),
+        )
+        for index in range(count)
+    ]
+
+
+def send(client: redis.Redis, rollout: Rollout) -> None:
+    client.xadd(KEYS.rollouts, encode_rollout(rollout))  # type: ignore[arg-type]
+
+
+def ids(rollouts: Iterator[Rollout]) -> list[str]:
+    return [rollout.rollout_id for rollout in rollouts]
+
+
+def expected(round_: int, count: int = 4) -> list[str]:
+    return [f"r{round_:06d}-{index:05d}.{sample}" for index in range(count) for sample in range(2)]
+
+
+def test_rollouts_come_in_task_order_whatever_order_they_arrive_in(collector: Open, redis_url: str) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    collecting.expect(tasks_of(1))
+    answer(redis_url, KEYS, order=lambda leases: leases[::-1])
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
+    assert ids(collecting.in_order(1, PATIENCE_S)) == expected(1)
+
+
+def test_it_is_known_when_a_rollout_was_handed_in(collector: Open, redis_url: str) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    began = time.time()
+    answer(redis_url, KEYS)
+    ended = time.time()
+    for rollout in collecting.in_order(0, PATIENCE_S):
+        assert began - 0.001 <= collecting.completed_at(rollout) <= ended, "Redis counts in milliseconds"
+
+
+def test_rollouts_leave_redis_only_when_released(collector: Open, client: redis.Redis, redis_url: str) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    collecting.expect(tasks_of(1))
+    answer(redis_url, KEYS)
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
+    assert ids(collecting.in_order(1, PATIENCE_S)) == expected(1)
+    assert client.xlen(KEYS.rollouts) == 16
+    collecting.release(before_round=1)
+    assert client.xlen(KEYS.rollouts) == 8
+    assert collecting.held == 8
+
+
+def test_a_learner_that_starts_anew_takes_up_what_waits_and_issues_the_rest(collector: Open, redis_url: str) -> None:
+    collector().expect(tasks_of(0))
+    answer(redis_url, KEYS, count=2)
+    again = collector()
+    assert not again.has(tasks_of(0))
+    again.expect(tasks_of(0))
+    assert len(answer(redis_url, KEYS)) == 2, "tasks that are open are not issued twice"
+    assert ids(again.in_order(0, PATIENCE_S)) == expected(0)
+    assert again.has(tasks_of(0))
+    assert collector(first_round=1).held == 0, "a checkpoint contains round 0"
+
+
+def test_a_late_twin_is_ignored(collector: Open, client: redis.Redis, redis_url: str) -> None:
+    collecting = collector()
+    tasks = tasks_of(0)
+    collecting.expect(tasks)
+    answer(redis_url, KEYS)
+    for task in tasks:
+        send(client, rollout_of(task, 1))
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
+    send(client, rollout_of(tasks[0]))
+    collecting.expect(tasks_of(1))
+    answer(redis_url, KEYS)
+    assert ids(collecting.in_order(1, PATIENCE_S)) == expected(1)
+    collecting.release(before_round=2)
+    assert client.xlen(KEYS.rollouts) == 0, "twins are cleared away with the others"
+
+
+@pytest.mark.parametrize(
+    ("what", "wrong"),
+    [
+        ("another prompt", lambda rollout: rollout.model_copy(update={"prompt_tokens": rollout.response_tokens})),
+        ("another task", lambda rollout: rollout.model_copy(update={"task_id": "r000002-00077"})),
+        ("a sample too many", lambda rollout: rollout.model_copy(update={"sample": 2})),
+        ("weights too old", lambda rollout: rollout_of(tasks_of(2)[rollout.index], rollout.sample, version=0)),
+        ("weights of its future", lambda rollout: rollout_of(tasks_of(2)[rollout.index], rollout.sample, version=3)),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_what_does_not_answer_its_task_is_not_trained(
+    what: str, wrong: Callable[[Rollout], Rollout], known: bool, collector: Open, client: redis.Redis, redis_url: str
+) -> None:
+    """Whether it comes after the task is known or was there before."""
+    collecting = collector(first_round=2)
+    tasks = tasks_of(2)
+    if known:
+        collecting.expect(tasks)
+    send(client, wrong(rollout_of(tasks[0])))
+    if not known:
+        collecting = collector(first_round=2)
+        collecting.expect(tasks)
+    answer(redis_url, KEYS)
+    rollouts = list(collecting.in_order(2, PATIENCE_S))
+    assert rollouts == [rollout_of(task, sample) for task in tasks for sample in range(2)], what
+
+
+def test_rollouts_for_another_purpose_are_left_to_their_owner(collector: Open, client: redis.Redis) -> None:
+    task = tasks_of(0)[0]
+    send(client, rollout_of(task).model_copy(update={"purpose": Purpose.EVALUATION}))
+    collecting = collector(first_round=1)
+    assert collecting.held == 0
+    assert client.xlen(KEYS.rollouts) == 1
+
+
+def test_a_redis_that_comes_back_empty_is_given_its_tasks_again(
+    collector: Open, client: redis.Redis, redis_url: str
+) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    collecting.expect(tasks_of(1))
+    first_half = answer(redis_url, KEYS, count=4)
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
+    client.flushall()
+    assert {task.round for task in first_half} == {0}
+    second_half = answer(redis_url, KEYS)
+    assert [task.task_id for task in second_half] == [task.task_id for task in tasks_of(1)], "only what was lost"
+    assert ids(collecting.in_order(1, PATIENCE_S)) == expected(1)
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0), "what is here is not asked for again"
+    assert collecting.reissued == 4
+
+
+def test_a_task_that_was_given_up_is_tried_again(collector: Open, redis_url: str) -> None:
+    collecting = collector(recheck_after_s=0.05)
+    collecting.expect(tasks_of(0, count=1))
+    reject(redis_url, KEYS, "it kills who runs it")
+    answer(redis_url, KEYS)
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0, count=1)
+
+
+def test_a_task_that_is_given_up_every_time_ends_the_run_by_name(collector: Open, redis_url: str) -> None:
+    collecting = collector(recheck_after_s=0.05)
+    collecting.expect(tasks_of(0, count=1))
+    for _ in range(MAX_REISSUES + 1):
+        reject(redis_url, KEYS, "it kills who runs it")
+    with pytest.raises(ContractError, match=r"r000000-00000 was issued 4 times.*is cursed"):
+        list(collecting.in_order(0, PATIENCE_S))
+
+
+def test_answers_that_are_refused_every_time_end_the_run_by_name(collector: Open, redis_url: str) -> None:
+    collecting = collector(recheck_after_s=0.05)
+    collecting.expect(tasks_of(0, count=1))
+    for _ in range(MAX_REISSUES + 1):
+        answer(redis_url, KEYS, respond=lambda task: [rollout_of(task, sample, version=9) for sample in range(2)])
+    with pytest.raises(ContractError, match="r000000-00000"):
+        list(collecting.in_order(0, PATIENCE_S))
+
+
+def test_silence_ends_in_an_error_that_names_the_tasks(collector: Open) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    with pytest.raises(DeadlineError, match=r"generators: round 0 lacks the rollouts of 4 tasks \(r000000-00000, "):
+        list(collecting.in_order(0, deadline_s=0.1))
+
+
+def test_a_round_that_is_never_issued_ends_in_an_error_too(collector: Open) -> None:
+    with pytest.raises(DeadlineError, match="round 3"):
+        list(collector().in_order(3, deadline_s=0.1))
+
+
+def test_waiting_may_begin_before_the_round_is_issued(collector: Open, redis_url: str) -> None:
+    collecting = collector()
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(lambda: ids(collecting.in_order(0, PATIENCE_S)))
+        collecting.expect(tasks_of(0))
+        answer(redis_url, KEYS)
+        assert waiting.result(PATIENCE_S) == expected(0)
+
+
+def test_an_interrupt_ends_the_wait(collector: Open) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(lambda: ids(collecting.in_order(0, PATIENCE_S)))
+        collecting.interrupt()
+        with pytest.raises(Interrupted):
+            waiting.result(PATIENCE_S)
+
+
+def test_whoever_waits_hears_why_it_is_in_vain(collector: Open) -> None:
+    collecting = collector()
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(lambda: ids(collecting.in_order(0, PATIENCE_S)))
+        collecting.fail(UnavailableError("the disk is full"))
+        with pytest.raises(UnavailableError, match="the disk is full"):
+            waiting.result(PATIENCE_S)
+
+
+def test_waits_are_accounted_for(collector: Open, redis_url: str) -> None:
+    entered: list[str] = []
+
+    class Waiting:
+        def __enter__(self) -> None:
+            entered.append("waiting")
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    answer(redis_url, KEYS)
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
+    list(collecting.in_order(0, PATIENCE_S, Waiting))
+    assert entered == [], "nothing had to be waited for"
+
+
+def test_it_stops_long_before_it_would_look_at_redis_again(client: redis.Redis) -> None:
+    made = Collector(TaskIssuer(client, KEYS), RolloutReader(client, KEYS), first_round=0, look_every_s=20.0)
+    made.start()
+    began = time.monotonic()
+    made.stop()
+    assert time.monotonic() - began < 2.0

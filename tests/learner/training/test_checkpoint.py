@@ -1,0 +1,171 @@
+"""A checkpoint is whole or does not count, and only intact bytes of this run are resumed from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from learner.training.checkpoint import META, Checkpoint, Checkpoints
+from services.errors import CheckpointError
+
+STATE = "state-00000.safetensors"
+
+
+def state(value: float) -> dict[str, torch.Tensor]:
+    return {"weights": torch.full((4, 3), value), "steps": torch.tensor(7), "scalar": torch.tensor(0.5)}
+
+
+def loaded(checkpoints: Checkpoints) -> Checkpoint:
+    found = checkpoints.load()
+    assert found is not None
+    return found
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, "run", keep=2).save(3, state(1.5))
+    found = loaded(Checkpoints(tmp_path, "run", keep=2))
+    assert (found.run_id, found.weight_version) == ("run", 3)
+    assert found.tensors.keys() == state(0).keys()
+    assert all(torch.equal(found.tensors[name][...], tensor) for name, tensor in state(1.5).items())
+
+
+def test_what_is_written_beside_the_training_is_what_there_was_and_counts_when_committed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=2, beside=True)
+    tensors = state(1.0)
+    checkpoints.begin(3, tensors)
+    tensors["weights"].fill_(9.0)
+    assert checkpoints.begun == 3
+    assert not list(tmp_path.glob("v*"))
+    assert checkpoints.commit().name == "v000003"
+    assert torch.equal(loaded(checkpoints).tensors["weights"][1:3], state(1.0)["weights"][1:3])
+
+
+def test_rows_that_no_file_holds_are_missed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    checkpoints.save(1, state(1.0))
+    saved = loaded(checkpoints).tensors["weights"]
+    saved.shape = (6, 3)
+    with pytest.raises(CheckpointError, match="rows 0 to 6 are not all in the checkpoint, only 4"):
+        saved[...]
+
+
+def test_a_new_run_has_none(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path, "run", keep=2).load() is None
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    for version in (1, 2, 3, 11):
+        checkpoints.save(version, state(version))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v000003", "v000011"]
+
+
+def test_what_happens_before_the_commit_comes_first(tmp_path: Path) -> None:
+    """A learner that dies in between resumes from the checkpoint before and does it again."""
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    checkpoints.save(1, state(1))
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(2, state(2), before_commit=die)
+    assert [path.name for path in tmp_path.iterdir()] == ["v000001"], "nothing half-written is left"
+    assert loaded(Checkpoints(tmp_path, "run", keep=2)).weight_version == 1
+
+
+def test_going_back_drops_what_came_later(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=3)
+    for version in (1, 2, 11):
+        checkpoints.save(version, state(version))
+    with pytest.raises(CheckpointError, match="no checkpoint of version 5") as refused:
+        checkpoints.go_back(5)
+    assert refused.value.hint == "there are: v000011, v000002, v000001"
+    assert checkpoints.go_back(2).weight_version == loaded(checkpoints).weight_version == 2
+
+
+def test_a_rotten_checkpoint_is_not_gone_back_to(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=3)
+    for version in (1, 2):
+        checkpoints.save(version, state(version))
+    (tmp_path / "v000001" / STATE).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        checkpoints.go_back(1)
+    assert loaded(checkpoints).weight_version == 2
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
+    partial = tmp_path / ".partial-abc"
+    partial.mkdir()
+    (partial / STATE).write_bytes(b"half")
+    assert Checkpoints(tmp_path, "run", keep=2).load() is None
+    assert not partial.exists()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def rewrite(**changes: object) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage
+
+
+DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
+    (STATE, cut),
+    (STATE, flip),
+    (STATE, Path.unlink),
+    (META, cut),
+    (META, Path.unlink),
+    (META, lambda path: path.write_text("[]")),
+    (META, lambda path: path.write_bytes(b"\xff\xfe")),
+    (META, rewrite(run_id="another run")),
+    (META, rewrite(weight_version=9)),
+    (META, rewrite(weight_version="nine")),
+    (META, rewrite(digests={STATE: "0" * 64})),
+    (META, rewrite(digests={"other.safetensors": "0" * 64})),
+]
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGES)
+def test_a_damaged_one_gives_way_to_the_one_before(
+    file: str, damage: Callable[[Path], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    checkpoints.save(1, state(1))
+    damage(checkpoints.save(2, state(2)) / file)
+    assert loaded(checkpoints).weight_version == 1
+    assert "checkpoint_unusable" in capsys.readouterr().out
+
+
+def test_none_that_can_be_trusted_is_an_error_and_not_a_new_run(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    for version in (1, 2):
+        flip(checkpoints.save(version, state(version)) / STATE)
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        checkpoints.load()
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=1)
+    checkpoints.save(1, state(1))
+
+    def fill() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(Exception, match=r"cannot write.*No space left"):
+        checkpoints.save(2, state(2), before_commit=fill)
+    assert loaded(checkpoints).weight_version == 1
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,139 @@
+"""The paper's variants through the whole learner: real queue, real store, a tiny model, answers by formula."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from learner.config import CheckpointConfig, DataConfig, HealthConfig, ModelConfig, SamplingConfig
+from learner.run import run_learner
+from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
+from services.errors import CheckpointError, DataError
+from services.run_folder import RunFolder
+from services.streams.connection import Keys, connect
+from services.streams.control import Control
+from tests.support import tiny_models
+from tests.support.answering import Answering
+
+PROMPTS = 6
+SAMPLES = 4
+
+
+pytestmark = pytest.mark.usefixtures("signal_handlers")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_with_words(tmp_path_factory.mktemp("model"))
+
+
+def learn(
+    path: Path,
+    model: Path,
+    redis_url: str,
+    *,
+    answer: str | None = None,
+    samples: int = 1,
+    health: HealthConfig | None = None,
+    **training: Any,
+) -> RunFolder:
+    """Run the learner to its end and return its folder."""
+    folder = RunFolder(path / "run").create()
+    rows = [{"question": f"{number} 1", **({"answer": answer} if answer else {})} for number in range(3, 3 + PROMPTS)]
+    data = path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with Answering(redis_url, Keys(folder.run_id)):
+        run_learner(
+            folder,
+            redis_url=redis_url,
+            run=RunConfig(dir=folder.path),
+            model=ModelConfig(path=str(model)),
+            data=DataConfig(path=str(data), chat_template="none"),
+            sampling=SamplingConfig(max_response_tokens=8, rollouts_per_prompt=samples),
+            training=tiny_models.training(prompts_per_round=4, **training),
+            checkpoint=CheckpointConfig(),
+            weight_sync=WeightSyncConfig(),
+            deadlines=DeadlinesConfig(rollouts_s=60),
+            heartbeat=HeartbeatConfig(),
+            health=health,
+        )
+    return folder
+
+
+def answers_of(folder: RunFolder, round_: int) -> list[dict[str, Any]]:
+    text = (folder.rollouts / f"round-{round_:06d}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_grpo_trains_on_rewards_that_are_recorded_with_the_answers(tmp_path: Path, model: Path, redis_url: str) -> None:
+    folder = learn(tmp_path, model, redis_url, answer="31", samples=SAMPLES, objective="grpo", rounds=2)
+    rounds = list(folder.rounds())
+    assert [metrics.rollouts for metrics in rounds] == [16, 16]
+    for metrics in rounds:
+        rewards = [answer["reward"] for answer in answers_of(folder, metrics.round)]
+        right = [answer["answer"].split()[-1:] == ["31"] for answer in answers_of(folder, metrics.round)]
+        assert set(rewards) <= {0.0, 1.0}
+        assert all(reward == 1.0 for reward, is_right in zip(rewards, right, strict=True) if is_right)
+        assert metrics.model_extra is not None
+        assert metrics.model_extra.keys() == {"reward_mean", "peak_memory_bytes"}
+        assert metrics.model_extra["reward_mean"] == pytest.approx(sum(rewards) / 16)
+
+
+def test_grpo_without_reference_answers_is_refused_before_anything_is_sampled(
+    tmp_path: Path, model: Path, redis_url: str
+) -> None:
+    with pytest.raises(DataError, match="6 of 6"):
+        learn(tmp_path, model, redis_url, samples=SAMPLES, objective="grpo", rounds=1)
+
+
+def test_a_fixed_data_set_is_drawn_once_and_trained_in_every_epoch(tmp_path: Path, model: Path, redis_url: str) -> None:
+    folder = learn(tmp_path, model, redis_url, data="fixed", epochs=4)
+    rounds = list(folder.rounds())
+    assert [metrics.round for metrics in rounds] == list(range(6))
+    assert {metrics.tau_s for metrics in rounds} == {0.6}
+    answers = [answer for metrics in rounds for answer in answers_of(folder, metrics.round)]
+    by_question: dict[str, set[str]] = {}
+    for answer in answers:
+        by_question.setdefault(answer["question"], set()).add(answer["answer"])
+    assert len(answers) == 4 * PROMPTS
+    assert {len(texts) for texts in by_question.values()} == {1}
+    assert rounds[-1].loss < rounds[0].loss
+    with connect(redis_url) as client:
+        assert client.xlen(Keys(folder.run_id).rollouts) == 0
+
+
+def test_a_fixed_data_set_outlives_the_learner(tmp_path: Path, model: Path, redis_url: str) -> None:
+    """The second learner trains on the answers that the first one was given, to the same losses."""
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    whole = learn(tmp_path / "whole", model, redis_url, data="fixed", rounds=4)
+
+    folder = RunFolder(tmp_path / "parts" / "run").create()
+    with connect(redis_url) as client:
+        control = Control(client, Keys(folder.run_id))
+        control.set_stop_after_round(True)
+        learn(tmp_path / "parts", model, redis_url, data="fixed", rounds=4)
+        assert len(list(folder.rounds())) == 1
+        control.set_stop_after_round(False)
+    learn(tmp_path / "parts", model, redis_url, data="fixed", rounds=4)
+    assert [metrics.loss for metrics in folder.rounds()] == [metrics.loss for metrics in whole.rounds()]
+
+
+def test_a_fixed_data_set_that_is_gone_is_not_drawn_from_another_model(
+    tmp_path: Path, model: Path, redis_url: str
+) -> None:
+    learn(tmp_path, model, redis_url, data="fixed", rounds=1)
+    with pytest.raises(CheckpointError, match="base model"):
+        learn(tmp_path, model, redis_url, data="fixed", rounds=2)
+
+
+def test_health_is_recorded_and_goes_on_after_a_resume(tmp_path: Path, model: Path, redis_url: str) -> None:
+    for rounds in (1, 2):
+        folder = learn(tmp_path, model, redis_url, health=HealthConfig(), rounds=rounds)
+    for metrics in folder.rounds():
+        assert metrics.model_extra is not None
+        assert metrics.model_extra["entropy"] > 0
+        assert metrics.model_extra["nll_tau_s"] != metrics.model_extra["nll_tau_1"]

@@ -1,0 +1,67 @@
+"""Warnings and errors are picked out of the parts' logs, whatever wrote them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from services.dashboard.log_warnings import last_troubles, parse_line
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "text"),
+    [
+        ("2026-01-02T03:04:05.5Z [warning  ] lease_lost    part=g id=r1", "warning", "lease_lost part=g id=r1"),
+        ('{"event": "cut", "level": "error", "timestamp": "2026-01-02T03:04:05Z", "at": 1}', "error", "cut at=1"),
+        ('{"time": 1767323045.5, "event": "part_died", "part": "learner"}', "warning", "part_died part=learner"),
+        ("2026-01-02 03:04:05,500 ERROR asyncio Task was destroyed", "error", "asyncio Task was destroyed"),
+    ],
+)  # fmt: skip
+def test_a_trouble_is_recognised(line: str, level: str, text: str) -> None:
+    part = "supervisor" if "part_died" in line else "g"
+    time_s, trouble = parse_line(part, line)
+    assert trouble is not None
+    assert (trouble.part, trouble.level, trouble.text) == (part, level, text)
+    assert trouble.time_s == time_s
+    assert time_s is not None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "2026-01-02T03:04:05.5Z [info     ] published",
+        '{"event": "scaling", "time": 1}',
+        "{broken",
+        "loading ... 100%",
+    ],
+)
+def test_what_is_none_is_left_out(line: str) -> None:
+    assert parse_line("g", line)[1] is None
+
+
+def test_last_words_have_the_time_of_the_line_before(tmp_path: Path) -> None:
+    (tmp_path / "learner.log").write_text(
+        "2026-01-02T03:04:05Z [info     ] trained\nsept: the disk is full\n\nhint: make room\n"
+    )
+    (tmp_path / "supervisor.log").write_text(json.dumps({"time": 1.0, "event": "part_died", "part": "learner"}) + "\n")
+    found = last_troubles(tmp_path, 10)
+    assert [(one.level, one.text) for one in found] == [
+        ("error", "sept: the disk is full"),
+        ("warning", "hint: make room"),
+        ("warning", "part_died part=learner"),
+    ]
+    assert found[0].time_s == 1767323045.0
+
+
+def test_a_line_ends_at_its_newline_only(tmp_path: Path) -> None:
+    """Not at the other characters that Unicode breaks lines at, which answers may hold."""
+    event = {"time": 1.0, "event": "part_died", "reason": "said \u2028 and \x85"}
+    (tmp_path / "supervisor.log").write_text(json.dumps(event, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [one.text for one in last_troubles(tmp_path, 10)] == ["part_died reason=said and"]
+
+
+def test_without_logs_there_are_no_troubles(tmp_path: Path) -> None:
+    assert last_troubles(tmp_path / "missing", 10) == []

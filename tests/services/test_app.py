@@ -1,0 +1,76 @@
+"""The app as a whole: health, events, limits, and no 5xx for what a caller sends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from services.app import create_app
+from services.streams.connection import Keys
+from services.streams.events import AsyncEventLog
+from tests.support.endpoint import LOOPBACK, Endpoint, served
+
+
+async def test_health_and_readiness(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
+    assert (await http.get("/healthz")).json() == {"status": "ok"}
+    assert (await http.get("/readyz")).status_code == 200
+    endpoint.folder.weights.rmdir()
+    assert (await http.get("/readyz")).status_code == 503
+
+
+async def test_without_redis_health_answers_and_the_rest_says_why(endpoint: Endpoint) -> None:
+    async with Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0)) as absent:
+        app = create_app(folder=endpoint.folder, store=endpoint.store, redis=absent, keys=Keys("run"), token=None)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=LOOPBACK) as http:
+            assert (await http.get("/healthz")).status_code == 200
+            assert (await http.get("/v1/weights/latest", params={"timeout_s": 0})).status_code == 204
+            for path in ("/readyz", "/v1/status", "/metrics", "/v1/events"):
+                answer = await http.get(path)
+                assert (answer.status_code, answer.json().keys()) == (503, {"error", "hint"})
+            assert (await http.post("/v1/control/pause")).status_code == 503
+
+
+async def test_events_arrive_as_they_happen(endpoint: Endpoint) -> None:
+    log = AsyncEventLog(endpoint.redis, endpoint.keys)
+    await log.append("learner", "published", weight_version=1)
+    async with (
+        served(endpoint.app) as url,
+        httpx.AsyncClient(base_url=url, timeout=10) as http,
+        http.stream("GET", "/v1/events", params={"after": "0"}) as answer,
+    ):
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = answer.aiter_lines()
+        assert (await next_event(lines))["fields"] == {"weight_version": 1}
+        await log.append("learner", "published", weight_version=2)
+        assert (await next_event(lines))["fields"] == {"weight_version": 2}
+
+
+async def next_event(lines: AsyncIterator[str]) -> dict[str, Any]:
+    async for line in lines:
+        if line.startswith("data: "):
+            event: dict[str, Any] = json.loads(line.removeprefix("data: "))
+            return event
+    raise AssertionError("the stream ended")
+
+
+@pytest.mark.parametrize("after", ["x", "1-2-3", "-1"])
+async def test_events_after_something_that_is_no_event_are_refused(http: httpx.AsyncClient, after: str) -> None:
+    assert (await http.get("/v1/events", params={"after": after})).status_code == 422
+
+
+async def test_a_body_beyond_the_limit_is_refused(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/weights/0", content=bytes((64 << 20) + 1))
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing", "/..%2f..%2fetc/passwd", "/v1/weights/0/files/a/b"])
+async def test_an_unknown_route_is_404_in_the_same_form(http: httpx.AsyncClient, path: str) -> None:
+    answer = await http.get(path)
+    assert (answer.status_code, answer.json().keys()) == (404, {"error", "hint"})

@@ -1,0 +1,56 @@
+"""Exporting a published version as a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.errors import UnavailableError, VersionNotFoundError
+from services.run_folder import RunFolder
+from services.weights.export import export_version
+from services.weights.store import WeightStore
+from services.weights.tensors import RawTensor, read_safetensors
+
+
+def tensors(fill: int) -> dict[str, RawTensor]:
+    return {"w": RawTensor("BF16", (2, 3), np.full(12, fill, dtype=np.uint8))}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run").create()
+    config = tmp_path / "config.json"
+    config.write_text("{}")
+    store = WeightStore(folder.weights, folder.run_id, anchor_every=20, keep_versions=60)
+    store.publish(0, tensors(0), {"config.json": config})
+    store.publish(1, tensors(1))
+    return folder
+
+
+def test_the_newest_version_is_exported_with_its_model_files(folder: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert export_version(folder, out) == 1
+    assert (out / "config.json").read_text() == "{}"
+    assert read_safetensors(out / "model.safetensors")["w"].data.tolist() == [1] * 12
+
+
+def test_an_older_version_is_exported_by_number(folder: RunFolder, tmp_path: Path) -> None:
+    assert export_version(folder, tmp_path / "out", 0) == 0
+
+
+def test_a_version_that_is_not_there_is_refused_and_nothing_is_left(folder: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(VersionNotFoundError, match="version 7"):
+        export_version(folder, tmp_path / "out", 7)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_exists_is_not_overwritten(folder: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="exists already"):
+        export_version(folder, tmp_path)
+
+
+def test_a_run_without_versions_says_so(tmp_path: Path) -> None:
+    with pytest.raises(VersionNotFoundError, match="no version yet"):
+        export_version(RunFolder(tmp_path / "empty").create(), tmp_path / "out")

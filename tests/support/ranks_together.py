@@ -1,0 +1,68 @@
+"""Starts a few processes as the ranks of one learner, over gloo on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from learner.config import LoraConfig, TrainingConfig
+from learner.model.trained_model import TrainedModel, load_model
+from learner.parallel.launch_env import RANK, SIZE, STORE
+from learner.parallel.ranks import Ranks, joined
+from learner.training.checkpoint import Checkpoints
+from learner.training.follower import follow
+from learner.training.trainer import Trainer
+
+Job = Callable[[Path, TrainedModel, Trainer, Checkpoints], None]
+"""What rank 0 does in a folder; the others follow it."""
+
+JOIN_S = 240.0
+"""For a machine on which much else is going on; alone it takes seconds."""
+
+
+def together(job: Job, folder: Path, config: TrainingConfig, adapters: LoraConfig | None = None) -> list[int | None]:
+    """Exit codes of the ranks, of which `config` says how many; the model is in `folder`/model."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imports torch and transformers once for all
+    store = str(folder / f"store-{uuid.uuid4().hex}")
+    processes = [
+        context.Process(target=_rank, args=(rank, store, job, folder, config, adapters)) for rank in range(config.ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(JOIN_S)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def _rank(rank: int, store: str, job: Job, folder: Path, config: TrainingConfig, adapters: LoraConfig | None) -> None:
+    os.environ |= {RANK: str(rank), SIZE: str(config.ranks), STORE: store}
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory())
+    with joined(config.ranks) as ranks:
+        model, trainer, checkpoints = made(folder, config, adapters, ranks)
+        if ranks.leads:
+            job(folder, model, trainer, checkpoints)
+        else:
+            follow(model, trainer, checkpoints)
+
+
+def made(
+    folder: Path, config: TrainingConfig, adapters: LoraConfig | None = None, ranks: Ranks | None = None
+) -> tuple[TrainedModel, Trainer, Checkpoints]:
+    """What every rank of a learner has."""
+    model = load_model(
+        str(folder / "model"),
+        device="cpu",
+        gradient_checkpointing=config.gradient_checkpointing,
+        adapters=adapters,
+        ranks=ranks,
+    )
+    checkpoints = Checkpoints(folder / "checkpoints", "run", keep=2, ranks=ranks or Ranks())
+    return model, Trainer(model, config), checkpoints
