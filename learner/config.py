@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from services.config import Section, listed
 
-Recompute = Literal["off", "light", "full"]
+GradientCheckpointing = Literal["off", "light", "full"]
 
 
 class ModelConfig(Section):
@@ -93,7 +93,7 @@ class TrainingConfig(Section):
     """Torch device of the learner; auto takes CUDA where there is one."""
     ranks: int = Field(default=1, ge=1)
     """Processes that train together on one machine, a device each; weights, gradients and moments are sharded."""
-    gradient_checkpointing: Recompute = "off"
+    gradient_checkpointing: GradientCheckpointing = "off"
     """What the backward pass computes again to save memory: off: nothing; light: all but matrix products and attention;
     full: everything."""
 

@@ -30,10 +30,11 @@ from learner.data.curriculum import Curriculum
 from learner.evaluation.during import Evaluated, Evaluations
 from learner.grading.rewards import Rewards
 from learner.model import hf_checkpoint
-from learner.model.canary import sing
-from learner.model.trained_model import TrainedModel, wire_adapters, wire_tensors
-from learner.monitoring.collapse import Guard
-from learner.monitoring.heartbeat import LEARNER_ID, Report
+from learner.model.canary import compute_canaries
+from learner.model.trained_model import TrainedModel
+from learner.model.wire_tensors import wire_adapters, wire_tensors
+from learner.monitoring.collapse import CollapseMonitor
+from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.monitoring.records import Records, TrainedRound
 from learner.publisher import Publication, Publisher
 from learner.rollouts.collector import Collector, Interrupted
@@ -74,12 +75,12 @@ class Loop:
     records: Records
     control: Control
     events: EventLog
-    report: Report
+    report: HeartbeatReporter
     rewards: Rewards | None = None
     """Set when the objective asks for rewards."""
     canary_prompts: int = 0
     """Canaries that every version carries."""
-    guard: Guard | None = None
+    guard: CollapseMonitor | None = None
     """Set when the model's health is measured."""
     evaluations: Evaluations | None = None
     """Set when versions are to be evaluated."""
@@ -153,16 +154,16 @@ class Loop:
             rewards = self.rewards.collect()
             stats = self.trainer.train_round(self._taken(arrived), rewards)
         if self.traces is not None:
-            self.traces.trained(round_)
+            self.traces.round_trained(round_)
         health = None if self.guard is None else self.guard.examine(self.model, rollouts)
         now = time.monotonic()
         round_s, self._round_began = now - self._round_began, now
         wait_s = self.report.seconds_in("waiting_for_rollouts") - waited_before
-        self.report.trained(stats.prompt_tokens + stats.response_tokens)
+        self.report.count_tokens(stats.prompt_tokens + stats.response_tokens)
         self._record()
         self._commit()
         self._version, self._steps = round_ + 1, self.trainer.steps
-        self.report.weight_version = self._version
+        self.report.update(weight_version=self._version)
         with self.report.during("publishing"):
             publication = self._publish()
         publication.add_done_callback(self._tell_failure)
@@ -181,7 +182,7 @@ class Loop:
         """Hand the weights, as they are now, to the publisher as `_version`."""
         files = hf_checkpoint.model_files(self.model.folder) if self._version == 0 else None
         tensors = wire_tensors(self.model)
-        canaries = sing(self.model, self.canary_prompts)
+        canaries = compute_canaries(self.model, self.canary_prompts)
         return self.publisher.submit(self._version, tensors, files, canaries, wire_adapters(self.model))
 
     def _tell_failure(self, publication: Future[Publication]) -> None:
@@ -202,7 +203,7 @@ class Loop:
         """The same rollouts; when the trainer takes each is noted where traces are wanted."""
         for rollout in rollouts:
             if self.traces is not None:
-                self.traces.taken(rollout, self.collector.completed_at(rollout))
+                self.traces.rollout_taken(rollout, self.collector.completed_at(rollout))
             yield rollout
 
     def _collected(self, round_: int) -> Iterator[Rollout]:
@@ -333,7 +334,7 @@ class Loop:
             self._steps = self.trainer.steps
             log.info("resuming", weight_version=self._version, rounds_total=self.curriculum.rounds_total)
         self.records.cut_back(self._version)
-        self.report.weight_version = self._version
+        self.report.update(weight_version=self._version)
         if self._must_take_back(self.publisher.newest()):
             self.publisher.take_back(after=self._version)
         self.publisher.on_published = lambda version: None  # the first rounds are issued here, in their order
@@ -353,7 +354,7 @@ class Loop:
         One that does not follow in time is left to that.
         """
         give_up_at = time.monotonic() + self.deadlines.weights_s
-        while self.publisher.newest() == self._version and self.report.generators_above(self._version):
+        while self.publisher.newest() == self._version and self.report.has_generator_above(self._version):
             if self._stopping.wait(PAUSE_CHECK_S) or time.monotonic() >= give_up_at:
                 log.warning("generators_not_followed", weight_version=self._version)
                 return

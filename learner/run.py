@@ -29,9 +29,10 @@ from learner.evaluation.eval_tasks import describe_asking, drawing
 from learner.grading.rewards import Rewards, check_answers
 from learner.loop import Loop
 from learner.model import hf_checkpoint
-from learner.model.trained_model import TrainedModel, load_model
-from learner.monitoring.collapse import Guard
-from learner.monitoring.heartbeat import LEARNER_ID, Report
+from learner.model.model_loading import load_model
+from learner.model.trained_model import TrainedModel
+from learner.monitoring.collapse import CollapseMonitor
+from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.monitoring.records import Records
 from learner.monitoring.trackers import open_trackers
 from learner.parallel.ranks import Ranks
@@ -81,12 +82,12 @@ def run_learner(
     """
     keys = Keys(folder.run_id)
     with connect(redis_url, deadline_s=deadlines.startup_s) as client:
-        report = Report(Heartbeats(client, keys), device=training.device, every_s=heartbeat.every_s)
+        report = HeartbeatReporter(Heartbeats(client, keys), device=training.device, every_s=heartbeat.every_s)
         with _told(report, redis_url, keys):
             records = Records(folder, open_trackers(run.trackers, folder))
             traces = _traces(folder.run_id)
             trained, trainer, checkpoints = _prepared(folder, ranks or Ranks(), model, training, lora, checkpoint)
-            report.device = str(trained.device)
+            report.update(device=str(trained.device))
             tokenizer = AutoTokenizer.from_pretrained(trained.folder)
             prompts = load_prompts(data, tokenizer)
             curriculum = Curriculum(
@@ -148,7 +149,7 @@ def run_learner(
                     loop.rewards.close()
                 if loop.evaluations is not None:
                     loop.evaluations.close()
-            report.outcome = "finished" if finished else "stopped"
+            report.update(outcome="finished" if finished else "stopped")
             return finished or not loop.stopped
 
 
@@ -188,7 +189,7 @@ def _prepared(
 
 
 @contextlib.contextmanager
-def _told(report: Report, redis_url: str, keys: Keys) -> Iterator[None]:
+def _told(report: HeartbeatReporter, redis_url: str, keys: Keys) -> Iterator[None]:
     """Report from the first moment on; at the end say in the last heartbeat and an event how it came to that."""
     report.start()
     message = ""
@@ -226,14 +227,14 @@ def _rewards(training: TrainingConfig, prompts: Sequence[Prompt]) -> Rewards | N
     return Rewards()
 
 
-def watch_health(folder: RunFolder, events: EventLog, control: Control, health: HealthConfig) -> Guard:
+def watch_health(folder: RunFolder, events: EventLog, control: Control, health: HealthConfig) -> CollapseMonitor:
     """A guard that does what `health.action` says about a collapse, over the same wishes as a person."""
 
     def alarm(signs: list[str]) -> None:
-        back_to = guard.healthy(folder.checkpointed()) if health.action == "rollback" else None
+        back_to = guard.newest_healthy(folder.checkpointed()) if health.action == "rollback" else None
         tell_collapse(events, control, signs, pause=health.action != "warn", back_to=back_to)
 
-    guard = Guard(folder.rounds(), alarm)
+    guard = CollapseMonitor(folder.rounds(), alarm)
     return guard
 
 

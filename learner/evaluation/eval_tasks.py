@@ -1,4 +1,4 @@
-"""Draws and judges the answers of an evaluation: tasks out, rollouts in, verdicts written as they come.
+"""Draws and judges the answers of an evaluation: tasks out, rollouts in, grades written as they come.
 
 Goes through the same queue and generators as training, under a purpose of its own, so the two never mix; all tokens
 of an evaluation are of one weight version. Knows neither how benchmarks are read nor what becomes of the numbers.
@@ -121,7 +121,7 @@ class Examiner:
     def _owed(self, exam: Exam, round_: int, version: int, digest: str) -> list[Task]:
         def is_missing(task: Task) -> bool:
             chunk, place = divmod(task.index, len(exam.benchmark.prompts))
-            problem, first = exam.benchmark.prompts[place].index, chunk * SAMPLES_PER_TASK
+            problem, first = exam.benchmark.prompts[place].row, chunk * SAMPLES_PER_TASK
             samples = range(first, first + task.samples)
             name, temperature = exam.benchmark.name, exam.temperature
             return any((name, temperature, problem, sample) not in self._generations.known for sample in samples)
@@ -151,25 +151,25 @@ class Examiner:
         texts = [self._text_of(rollout.response_tokens) for rollout in rollouts]
         asked = [exam.place_of(rollout) for rollout in rollouts]
         pairs = [(text, prompt.answer or "") for text, (prompt, _) in zip(texts, asked, strict=True)]
-        verdicts = self._pool.grade_many(pairs)
+        grades = self._pool.grade_many(pairs)
         self._generations.add(
             [
                 Generation(
                     benchmark=exam.benchmark.name,
                     temperature=exam.temperature,
-                    problem=prompt.index,
+                    problem=prompt.row,
                     sample=sample,
-                    outcome=verdict.outcome,
+                    outcome=grade.outcome,
                     question=prompt.question,
                     truth=prompt.answer or "",
-                    answer=verdict.answer,
+                    answer=grade.answer,
                     response=text,
                     finish_reason=rollout.finish_reason,
                     response_tokens=int(rollout.response_tokens.size),
                     weight_version=rollout.spans[0].weight_version,
                     generator_id=rollout.generator_id,
                 )
-                for rollout, text, (prompt, sample), verdict in zip(rollouts, texts, asked, verdicts, strict=True)
+                for rollout, text, (prompt, sample), grade in zip(rollouts, texts, asked, grades, strict=True)
             ]
         )
 

@@ -13,7 +13,7 @@ from learner.evaluation.generations import Generations
 from learner.evaluation.results import RESULTS, summarise, write_results
 from learner.grading.pool import GraderPool
 from learner.model import hf_checkpoint
-from learner.monitoring.heartbeat import Report
+from learner.monitoring.heartbeat import HeartbeatReporter
 from learner.rollouts.collector import Interrupted
 from learner.wiring import new_collector, new_publisher, stop_on_signals
 from services.config import DeadlinesConfig, HeartbeatConfig, WeightSyncConfig
@@ -50,7 +50,7 @@ def run_evaluator(
     benchmarks = load_benchmarks(evaluation.benchmarks, data, tokenizer, limit=evaluation.limit)
     keys = Keys(folder.run_id)
     with connect(redis_url, deadline_s=deadlines.startup_s) as client:
-        report = Report(Heartbeats(client, keys), device="cpu", every_s=heartbeat.every_s)
+        report = HeartbeatReporter(Heartbeats(client, keys), device="cpu", every_s=heartbeat.every_s)
         report.start()
         publisher = new_publisher(folder, weight_sync, client, keys)
         collector = new_collector(client, keys, 0, Purpose.EVALUATION)
@@ -76,9 +76,9 @@ def run_evaluator(
             asked = {(exam.benchmark.name, exam.temperature) for exam in exams}
             judged = (one for one in generations.read() if (one.benchmark, one.temperature) in asked)
             write_results(folder.path / RESULTS, summarise(judged, evaluation.samples), meta)
-            report.outcome = "finished"
+            report.update(outcome="finished")
         except Interrupted:
-            report.outcome = "stopped"
+            report.update(outcome="stopped")
         finally:
             publisher.close()
             collector.stop()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from learner.data.prompts import Prompt
-from learner.grading.grading import Verdict
+from learner.grading.math_grading import Grade
 from learner.grading.pool import GraderPool
 from services.errors import DataError
 
@@ -34,7 +34,7 @@ class Rewards:
         ).__enter__()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grading")
         self._waiting: deque[tuple[str, str]] = deque()
-        self._graded: list[Future[list[Verdict]]] = []
+        self._graded: list[Future[list[Grade]]] = []
 
     def submit(self, response: str, truth: str) -> None:
         """Start grading one response."""
@@ -44,14 +44,14 @@ class Rewards:
     def collect(self) -> list[float]:
         """[rollouts submitted since the last call] rewards, once all are known."""
         graded, self._graded = self._graded, []
-        return [float(verdict.correct) for future in graded for verdict in future.result()]
+        return [float(grade.correct) for future in graded for grade in future.result()]
 
     def close(self) -> None:
         """Drop what is not graded yet."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._pool.close()
 
-    def _grade_waiting(self) -> list[Verdict]:
+    def _grade_waiting(self) -> list[Grade]:
         """Everything that came in while the pool was busy, at once; later calls for the same find nothing left."""
         return self._pool.grade_many([self._waiting.popleft() for _ in range(len(self._waiting))])
 
@@ -62,6 +62,6 @@ def check_answers(prompts: Sequence[Prompt]) -> None:
     if without:
         raise DataError(
             f"training.objective grpo needs a reference answer to every prompt, {len(without)} of {len(prompts)} have "
-            f"none (the first is row {without[0].index})",
+            f"none (the first is row {without[0].row})",
             hint="give the rows an answer, or train with objective nll, which needs none",
         )

@@ -18,7 +18,7 @@ from learner.algorithms.objectives import Targets, group_advantages
 from learner.config import TrainingConfig
 from learner.model import packing
 from learner.model.packing import MicroBatch
-from learner.parallel.ranks import Ranks, Row
+from learner.parallel.ranks import Payload, Ranks
 from services.contracts import Rollout
 from services.errors import ContractError
 
@@ -32,12 +32,12 @@ class Sample(NamedTuple):
     advantage: float
     """0 where the objective has none."""
 
-    def to_row(self) -> Row:
+    def to_row(self) -> Payload:
         head = [self.step, self.sequence.prompt_tokens.size, int(np.float64(self.advantage).view(np.int64))]
         return np.concatenate([head, self.sequence.prompt_tokens, self.sequence.response_tokens])
 
     @classmethod
-    def from_row(cls, row: Row) -> Sample:
+    def from_row(cls, row: Payload) -> Sample:
         step, prompt_tokens, advantage = (int(number) for number in row[:3])
         prompt, response = np.split(row[3:].astype(np.int32), [prompt_tokens])
         return cls(step, packing.Sequence(prompt, response), float(np.int64(advantage).view(np.float64)))
@@ -77,7 +77,7 @@ class Dealer:
         Rank 0 gives the rollouts in training order, and one reward per rollout for grpo; the others' are ignored.
         """
         rows = (sample.to_row() for sample in self._samples(rollouts, rewards))
-        samples = (Sample.from_row(row) for row in self._ranks.share(rows))
+        samples = (Sample.from_row(row) for row in self._ranks.broadcast_stream(rows))
         return (self._turns(group) for _, group in groupby(samples, key=lambda sample: sample.step))
 
     def _samples(self, rollouts: Iterable[Rollout], rewards: Sequence[float] | None) -> Iterator[Sample]:
@@ -106,10 +106,10 @@ class Dealer:
                 yield sample.sequence
 
         first = 0
-        for turn in packing.turns(sequences(), budget, ranks.size):
-            shares = packing.deal(turn, budget, ranks.size, self._cost)
+        for turn in packing.global_micro_batches(sequences(), budget, ranks.size):
+            shares = packing.assign_to_ranks(turn, budget, ranks.size, self._cost)
             mine = shares[ranks.rank]
-            batch = packing.lay_out([turn[index] for index in mine]) if mine else packing.filler()
+            batch = packing.pack_sequences([turn[index] for index in mine]) if mine else packing.filler_batch()
             places = tuple(first + index for index in mine)
             yield Turn(
                 batch=batch.to(self._device),

@@ -7,8 +7,9 @@ import signal
 
 import structlog
 
-from learner.model.trained_model import TrainedModel, wire_adapters, wire_tensors
-from learner.parallel.ranks import Abandoned, Order
+from learner.model.trained_model import TrainedModel
+from learner.model.wire_tensors import wire_adapters, wire_tensors
+from learner.parallel.ranks import Order, RoundAbandoned
 from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import Trainer
 
@@ -19,16 +20,16 @@ def follow(model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> N
     """Follow rank 0 until it says to stop. Only rank 0 heeds signals: it ends at a safe point, and this one with it."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    while (order := model.ranks.hear()) is not Order.STOP:
+    while (order := model.ranks.receive_order()) is not Order.STOP:
         _obey(order, model, trainer, checkpoints)
 
 
 def _obey(order: Order, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
     if order is Order.TRAIN:
-        with contextlib.suppress(Abandoned):
+        with contextlib.suppress(RoundAbandoned):
             trainer.train_round()
     elif order is Order.FORWARD:
-        model.go_along()
+        model.join_leader_forward()
     elif order is Order.WEIGHTS:
         wire_tensors(model)
     elif order is Order.ADAPTERS:

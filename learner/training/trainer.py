@@ -27,7 +27,7 @@ from learner.config import TrainingConfig
 from learner.data.schedule import learning_rate
 from learner.model.trained_model import TrainedModel
 from learner.parallel.ranks import Order
-from learner.parallel.sharding import Saved, copy_rows, local, whole
+from learner.parallel.sharding import SavedRows, copy_to_shard, gather, local_shard
 from learner.training.batch_sharding import Dealer, Turn
 from learner.training.optimizer import Optimizer
 from services.contracts import Rollout
@@ -125,7 +125,7 @@ class Trainer:
         Raises ContractError for rollouts out of order, of several rounds or none at all. After an error the weights may
         be between two rounds: load a state before going on. Raises ModelError when every step had to be skipped.
         """
-        self._ranks.announce(Order.TRAIN)
+        self._ranks.send_order(Order.TRAIN)
         tally = _Tally()
         mini_batches = self._dealer.mini_batches(rollouts, rewards)
         if self._config.objective == "grpo":
@@ -142,7 +142,7 @@ class Trainer:
             for turn in mini_batch:
                 started = time.perf_counter()
                 with torch.no_grad():
-                    losses = self._model.score(turn.batch, nll, turn.targets, self._config.tau_t)
+                    losses = self._model.token_losses(turn.batch, nll, turn.targets, self._config.tau_t)
                 turns.append(replace(turn, targets=replace(turn.targets, old_log_probs=losses.log_probs)))
                 tally.seconds += time.perf_counter() - started
         return (iter(turns) for turns in held)
@@ -155,7 +155,7 @@ class Trainer:
         response_lengths: list[int] = []
         for turn in mini_batch:
             started = time.perf_counter()
-            losses = self._model.score(turn.batch, self._objective, turn.targets, self._config.tau_t)
+            losses = self._model.token_losses(turn.batch, self._objective, turn.targets, self._config.tau_t)
             counts = float(bool(turn.places))
             (losses.loss * counts).backward()  # type: ignore[no-untyped-call]
             total += losses.loss.detach() * counts
@@ -187,7 +187,7 @@ class Trainer:
             if turn.places:
                 starts = np.cumsum([0, *turn.batch.response_lengths[:-1]])
                 sums[1 + np.array(turn.places)] = -np.add.reduceat(of_tokens.double().cpu().numpy(), starts)
-        self._ranks.sum_(torch.from_numpy(sums))
+        self._ranks.all_reduce_sum(torch.from_numpy(sums))
         return float(sums[0]), sums[1:]
 
     def _update(self, tokens: int) -> float:
@@ -196,10 +196,10 @@ class Trainer:
         A gradient that is not finite would ruin every weight, so such a step is left out.
         """
         grads = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norm = whole(get_total_norm(grads)) / tokens
+        norm = gather(get_total_norm(grads)) / tokens
         factor = torch.clamp(self._config.max_grad_norm / (norm + CLIP_EPSILON), max=1.0) / tokens
         for grad in grads:
-            local(grad).mul_(factor)
+            local_shard(grad).mul_(factor)
         norm_before = float(norm)
         if math.isfinite(norm_before):
             self._optimizer.step(learning_rate(self._config, self.steps))
@@ -219,7 +219,7 @@ class Trainer:
         state["steps"] = torch.tensor(self.steps)
         return state
 
-    def load_state_dict(self, state: Mapping[str, Saved]) -> None:
+    def load_state_dict(self, state: Mapping[str, SavedRows]) -> None:
         """Continue exactly where `state_dict` was taken, on however many ranks; each reads its own rows.
 
         Raises CheckpointError when it is another model's.
@@ -231,7 +231,7 @@ class Trainer:
                 hint="model.path, training.optimizer and [lora] must stay the same for the life of a run",
             )
         for name, p in self._parameters.items():
-            copy_rows(p, state[f"{MODEL}{name}"])
+            copy_to_shard(p, state[f"{MODEL}{name}"])
         prefix = len(OPTIMIZER)
         self._optimizer.load_state_dict({key[prefix:]: t for key, t in state.items() if key.startswith(OPTIMIZER)})
         self.steps = int(state["steps"][...])

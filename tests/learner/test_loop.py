@@ -20,8 +20,8 @@ from learner.config import CheckpointConfig, HealthConfig, LoraConfig, SamplingC
 from learner.data.curriculum import Curriculum
 from learner.data.prompts import Prompt
 from learner.loop import Loop
-from learner.model.trained_model import load_model
-from learner.monitoring.heartbeat import Report
+from learner.model.model_loading import load_model
+from learner.monitoring.heartbeat import HeartbeatReporter
 from learner.monitoring.records import Records
 from learner.publisher import Publisher
 from learner.rollouts.collector import Collector
@@ -92,7 +92,7 @@ def life(
     with connect(redis_url) as client:
         checkpoints = Checkpoints(folder.checkpoints, folder.run_id, keep=keep, beside=beside)
         resumed = checkpoints.load()
-        report = Report(Heartbeats(client, keys), device="cpu", every_s=60)
+        report = HeartbeatReporter(Heartbeats(client, keys), device="cpu", every_s=60)
         publisher = Publisher(
             WeightStore(folder.weights, folder.run_id, anchor_every=3, keep_versions=100), EventLog(client, keys)
         )
@@ -130,7 +130,7 @@ def life(
 
 def curriculum(training: TrainingConfig) -> Curriculum:
     prompts = [
-        Prompt(index=n, question=f"{n}?", answer=None, tokens=np.array([n + 3, 5], dtype=np.int32)) for n in range(20)
+        Prompt(row=n, question=f"{n}?", answer=None, tokens=np.array([n + 3, 5], dtype=np.int32)) for n in range(20)
     ]
     return Curriculum(prompts, seed=1, training=training, sampling=SamplingConfig(), stop_token_ids=())
 

@@ -29,7 +29,7 @@ def curriculum(
 
 
 def indexes(course: Curriculum, rounds: range) -> list[int]:
-    return [prompt.index for number in rounds for prompt in course.prompts_of(number)]
+    return [prompt.row for number in rounds for prompt in course.prompts_of(number)]
 
 
 def test_every_epoch_is_a_new_permutation() -> None:

@@ -86,14 +86,14 @@ def test_a_conversation_keeps_its_system_message_unless_the_setting_replaces_it(
 
 def test_question_and_answer_stay_as_in_the_data(tmp_path: Path) -> None:
     (prompt,) = load_prompts(config(tmp_path, ADDITION, question_suffix=" Box it."), character_tokenizer())
-    assert (prompt.index, prompt.question, prompt.answer) == (0, "47+85=", "231")
+    assert (prompt.row, prompt.question, prompt.answer) == (0, "47+85=", "231")
 
 
 def test_longer_prompts_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = [{"question": "a"}, {"question": "a" * 50}, {"question": "b"}]
     with structlog.testing.capture_logs() as logs:
         prompts = load_prompts(config(tmp_path, *rows, max_prompt_tokens=10), character_tokenizer())
-    assert [prompt.index for prompt in prompts] == [0, 2]
+    assert [prompt.row for prompt in prompts] == [0, 2]
     assert [(entry["prompts"], entry["left_out_too_long"]) for entry in logs] == [(2, 1)]
 
 

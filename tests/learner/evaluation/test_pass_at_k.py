@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.evaluation.pass_at_k import pass_at_k, pass_table, powers_of_two
+from learner.evaluation.pass_at_k import pass_at_k, pass_table
 from services.errors import DataError
 
 
@@ -97,9 +97,3 @@ def test_bad_tables_are_refused() -> None:
     for counts in tables:
         with pytest.raises(DataError):
             pass_table(counts, samples=4)
-
-
-def test_reported_ks_are_powers_of_two() -> None:
-    assert powers_of_two(32) == [1, 2, 4, 8, 16, 32]
-    assert powers_of_two(5) == [1, 2, 4]
-    assert powers_of_two(1) == [1]

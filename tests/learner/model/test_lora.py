@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from learner.algorithms.objectives import Targets, nll
 from learner.config import LoraConfig
-from learner.model.lora import adapter_bytes, factors, merged
-from learner.model.packing import Sequence, lay_out
-from learner.model.trained_model import TORCH_DTYPES, TrainedModel, load_model, wire_adapters, wire_tensors
+from learner.model.lora import adapter_bytes, factors, merge_adapter
+from learner.model.model_loading import load_model
+from learner.model.packing import Sequence, pack_sequences
+from learner.model.trained_model import TrainedModel
+from learner.model.wire_tensors import TORCH_DTYPES, wire_adapters, wire_tensors
 from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import Trainer
 from services.contracts import FileKind
@@ -47,9 +49,11 @@ def test_the_published_weights_are_the_merged_ones(tmp_path: Path, family: tiny_
 
     write_safetensors(base / "model.safetensors", after)
     merged = load_model(str(base), device="cpu")
-    batch = lay_out([Sequence(r.prompt_tokens, r.response_tokens) for r in tiny_models.rollouts(3, seed=5)])
+    batch = pack_sequences([Sequence(r.prompt_tokens, r.response_tokens) for r in tiny_models.rollouts(3, seed=5)])
     with torch.no_grad():
-        ours, theirs = (m.losses(batch, nll, Targets(batch.targets), 1.0).log_probs for m in (model, merged))
+        ours, theirs = (
+            m.leader_token_losses(batch, nll, Targets(batch.targets), 1.0).log_probs for m in (model, merged)
+        )
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
@@ -125,9 +129,9 @@ def test_numpy_makes_of_version_0_what_the_learner_publishes(
     weight.view(-1)[::13] *= 1e-41
     b[::3] = 0.0
     b, nothing = b * size, layer_of(a, torch.zeros_like(b), alpha / rank)
-    base = {"w": raw(merged(weight, nothing, TORCH_DTYPES[wire]), wire)}
+    base = {"w": raw(merge_adapter(weight, nothing, TORCH_DTYPES[wire]), wire)}
     layer = layer_of(a, b, alpha / rank)
-    expected = raw(merged(weight, layer, TORCH_DTYPES[wire]), wire)
+    expected = raw(merge_adapter(weight, layer, TORCH_DTYPES[wire]), wire)
     left, right, scale = factors(layer)
     held = dict(base)
     patch(held, decode(base, held, pack({"w": Adapter(left.numpy(), right.numpy(), scale)})), set())
@@ -138,7 +142,7 @@ def test_what_is_published_is_the_adapters_to_their_last_bits() -> None:
     random = torch.Generator().manual_seed(0)
     weight, b, a = (torch.randn(shape, generator=random) for shape in ((50, 30), (50, 8), (8, 30)))
     exact = weight.double() + 0.5 * b.double() @ a.double()
-    off = (merged(weight, layer_of(a, b, 0.5), torch.float32).double() - exact).abs().max()
+    off = (merge_adapter(weight, layer_of(a, b, 0.5), torch.float32).double() - exact).abs().max()
     assert 0 < float(off) < 8 * 0.5 * 4 * 4 * 2**-14
 
 

@@ -56,7 +56,7 @@ def test_the_same_product_has_the_same_bits() -> None:
 
 
 def test_a_sum_of_products_grows_in_place_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.model.onednn_linear.ADDED_AT_ONCE", 4 * 11)
+    monkeypatch.setattr("learner.model.onednn_linear.BLOCK_ELEMENTS", 4 * 11)
     total, x, weight = random(10, 11), random(10, 7), random(11, 7)
     expected, place = total + x @ weight.T, total.data_ptr()
     add_product(total, x, weight)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.monitoring.collapse import Guard, Health, measure, repetition, signs
+from learner.monitoring.collapse import CollapseMonitor, Health, find_signs, measure_health, repetition
 from learner.run import tell_collapse
 from services.streams.connection import Keys, connect
 from services.streams.control import Control
@@ -39,7 +39,7 @@ def test_repetition_is_the_share_of_four_grams_said_before(tokens: list[int], ex
 def test_probe_equals_the_formulas_on_whole_logits(tmp_path: Path) -> None:
     model = tiny_models.load(tmp_path)
     rollouts = [rollout.model_copy(update={"temperature": 0.6}) for rollout in tiny_models.rollouts(6)]
-    health = measure(model, rollouts)
+    health = measure_health(model, rollouts)
     plain = plain_model(tmp_path)
     logits = torch.cat([own_logits(plain, rollout) for rollout in rollouts])
     tokens = torch.tensor(np.concatenate([rollout.response_tokens for rollout in rollouts]), dtype=torch.int64)[:, None]
@@ -63,26 +63,26 @@ def test_probe_equals_the_formulas_on_whole_logits(tmp_path: Path) -> None:
     ],
 )
 def test_every_sign_of_collapse_is_named_with_its_limit(change: dict[str, float], sign: str) -> None:
-    (found,) = signs([SOUND], replace(SOUND, **change))
+    (found,) = find_signs([SOUND], replace(SOUND, **change))
     assert sign in found
 
 
 def test_a_run_that_sharpens_is_healthy() -> None:
-    assert signs([SOUND], replace(SOUND, entropy=0.1, nll_tau_1=0.1, response_length_mean=180.0)) == []
+    assert find_signs([SOUND], replace(SOUND, entropy=0.1, nll_tau_1=0.1, response_length_mean=180.0)) == []
 
 
 def test_what_a_run_began_with_is_no_sign() -> None:
     odd = replace(SOUND, truncated_ratio=0.9, repetition_ratio=0.6, distinct_ratio=0.05)
-    assert signs([odd], odd) == []
+    assert find_signs([odd], odd) == []
 
 
 def test_the_alarm_compares_with_the_first_rounds_also_after_a_resume(tmp_path: Path) -> None:
     recorded = [metrics_of(number).model_copy(update=asdict(SOUND)) for number in range(3)]
     alarms: list[list[str]] = []
     model, rollouts = tiny_models.load(tmp_path), tiny_models.rollouts(6)
-    Guard(recorded, alarms.append).examine(model, rollouts)
+    CollapseMonitor(recorded, alarms.append).examine(model, rollouts)
     assert "mean response length" in alarms[0][-1]
-    fresh = Guard([], alarms.append)
+    fresh = CollapseMonitor([], alarms.append)
     for _ in range(4):
         fresh.examine(model, rollouts)
     assert len(alarms) == 1
@@ -92,11 +92,11 @@ def test_the_newest_version_without_a_sign_is_the_healthy_one(tmp_path: Path) ->
     sick = replace(SOUND, truncated_ratio=0.9)
     states = [SOUND, SOUND, SOUND, SOUND, sick, SOUND, sick]
     recorded = [metrics_of(number).model_copy(update=asdict(health)) for number, health in enumerate(states)]
-    guard = Guard(recorded, lambda found: None)
-    assert guard.healthy(range(3, 8)) == 6
-    assert guard.healthy([5, 7]) is None
-    assert guard.healthy([]) is None
-    assert guard.healthy([8]) == 8, "nothing is known of it"
+    monitor = CollapseMonitor(recorded, lambda found: None)
+    assert monitor.newest_healthy(range(3, 8)) == 6
+    assert monitor.newest_healthy([5, 7]) is None
+    assert monitor.newest_healthy([]) is None
+    assert monitor.newest_healthy([8]) == 8, "nothing is known of it"
 
 
 @pytest.mark.parametrize(("pause", "back_to"), [(False, None), (True, None), (True, 4)])

@@ -40,8 +40,8 @@ def told(rollouts: Sequence[Rollout], *, round_: int, completed_at: float) -> li
     exporter = InMemorySpanExporter()
     traces = Traces("run-7", exporter)
     for one in rollouts:
-        traces.taken(one, completed_at)
-    traces.trained(round_)
+        traces.rollout_taken(one, completed_at)
+    traces.round_trained(round_)
     traces.close()
     return sorted(exporter.get_finished_spans(), key=lambda span: (span.start_time, span.parent is not None))
 
@@ -137,9 +137,9 @@ def test_a_collector_that_hangs_delays_neither_training_nor_for_long_the_end() -
     with hanging() as exporter:
         traces = Traces("run-7", exporter)
         for index in range(2000):
-            traces.taken(sampled(5, index), time.time())
+            traces.rollout_taken(sampled(5, index), time.time())
         started = time.monotonic()
-        traces.trained(5)
+        traces.round_trained(5)
         assert time.monotonic() - started < FLUSH_S
         started = time.monotonic()
         traces.close()
