@@ -46,10 +46,8 @@ def _checkpoint_tensors(model: TrainedModel) -> Iterator[tuple[str, torch.Tensor
         missing = min(adapters.keys() - named.keys())
         raise ModelError(f"{missing} has an adapter and is not in the checkpoint", hint="leave it out of lora.targets")
     for name, tensor in named.items():
-        yield (
-            name,
-            lora.merge_adapter(tensor, adapters[name], _torch_dtype(name, model)) if name in adapters else tensor,
-        )
+        adapter = adapters.get(name)
+        yield name, tensor if adapter is None else lora.merge_adapter(tensor, adapter, _torch_dtype(name, model))
 
 
 def wire_adapters(model: TrainedModel) -> dict[str, RawTensor] | None:
