@@ -11,7 +11,7 @@ from learner.data.dataset import Question, read_questions
 from services.errors import DataError
 
 SHARED = Path(os.environ.get("SEPT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
-"""Data of others, where present: read by some tests, never needed."""
+"""Public data sets; tests that read them are skipped without them."""
 
 
 def jsonl(folder: Path, *rows: Any) -> str:
@@ -39,7 +39,7 @@ def test_verl_conversation_and_ground_truth(tmp_path: Path) -> None:
     assert (question.text, question.answer) == ("1+1?", "2")
 
 
-def test_verl_ground_truth_that_keeps_the_solution_beside_its_target(tmp_path: Path) -> None:
+def test_a_verl_ground_truth_that_is_a_mapping_holds_the_answer_as_target(tmp_path: Path) -> None:
     truth = {"question": "1+1?", "solution": r"\boxed{2}", "target": "2"}
     assert only(tmp_path, {"prompt": chat(("user", "1+1?")), "reward_model": {"ground_truth": truth}}).answer == "2"
 
@@ -59,12 +59,14 @@ def test_verl_ground_truth_that_keeps_the_solution_beside_its_target(tmp_path: P
         ({"question": "Why?", "answer": None}, "Why?", None),
     ],
 )
-def test_shapes(tmp_path: Path, row: dict[str, Any], question: str, answer: str | None) -> None:
+def test_columns_of_common_data_sets_are_recognised(
+    tmp_path: Path, row: dict[str, Any], question: str, answer: str | None
+) -> None:
     found = only(tmp_path, row)
     assert (found.text, found.answer) == (question, answer)
 
 
-def test_every_file_type_reads_alike(tmp_path: Path) -> None:
+def test_every_file_type_gives_the_same_questions(tmp_path: Path) -> None:
     rows = [{"question": f"{i}+{i}?", "answer": str(2 * i)} for i in range(5)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
@@ -116,7 +118,7 @@ def written(folder: Path, name: str, content: bytes) -> str:
         (lambda folder: jsonl(folder, {"question": "a", "answer": {"x": 1}}), "the answer .* is a dict"),
     ],
 )
-def test_what_cannot_be_read_is_named_with_a_remedy(tmp_path: Path, make: Any, found: str) -> None:
+def test_an_unreadable_data_set_is_an_error_that_names_it(tmp_path: Path, make: Any, found: str) -> None:
     with pytest.raises(DataError, match=found) as caught:
         read_questions(make(tmp_path))
     assert caught.value.hint

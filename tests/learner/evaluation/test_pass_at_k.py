@@ -65,7 +65,7 @@ def test_avg_is_the_mean_of_pass_at_1_8_and_32() -> None:
     assert curve.average.low <= curve.average.value <= curve.average.high
 
 
-def test_intervals_do_not_depend_on_the_company_of_a_benchmark() -> None:
+def test_an_interval_does_not_depend_on_the_other_benchmarks() -> None:
     counts = [0, 1, 5, 8, 3, 0, 2, 8]
     alone = pass_table({"a": counts}, samples=8).benchmarks["a"]
     assert pass_table({"b": [1, 2], "a": counts}, samples=8).benchmarks["a"] == alone

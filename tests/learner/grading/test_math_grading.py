@@ -1,4 +1,4 @@
-r"""Verdicts as a person would give them. Every pair is (what stands in the box, the reference answer)."""
+r"""Grades as a person would give them. Every pair is (what stands in the box, the reference answer)."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from learner.grading.math_grading import Outcome, find_candidate, grade_response
 from learner.grading.pool import GraderPool
 
 BENCHMARKS = Path(os.environ.get("SEPT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")) / "benchmarks"
-"""Data of others, where present."""
+"""Public data sets; tests that read them are skipped without them."""
 
 NUMBERS = [
     ("1/2", r"\frac{1}{2}"), (r"\dfrac{1}{2}", r"\frac12"), ("0.5", r"\frac{1}{2}"), (r"-\frac{3}{4}", r"\frac{-3}{4}"),
@@ -88,7 +88,7 @@ def pool() -> Iterator[GraderPool]:
         yield started
 
 
-def test_there_are_enough_pairs_to_call_it_judged_as_a_person_would() -> None:
+def test_there_are_many_pairs_of_both_kinds() -> None:
     assert len(set(RIGHT)) >= 60
     assert len(set(WRONG)) >= 40
 
@@ -133,7 +133,7 @@ def test_a_hundred_kilobytes_of_noise_neither_hide_nor_make_an_answer(pool: Grad
     assert [grade.outcome for grade in grades] == [Outcome.CORRECT, Outcome.CORRECT, Outcome.WRONG]
 
 
-def test_what_is_sent_to_be_judged_is_small() -> None:
+def test_what_is_sent_to_a_worker_is_short() -> None:
     assert find_candidate("1" * 100_000, "1").tail == "1" * 2_000
     assert find_candidate("1" * 100_000 + r"\boxed{2}", "1").tail == ""
 
@@ -163,12 +163,12 @@ READ_AS_TEXT = {
     ("olympiadbench", 34): "an index \\max inside a name, m_{\\max }",
     ("olympiadbench", 96): "a misprint in the reference, $t(0,4]$",
 }
-"""References that math-verify cannot read, and why: it judges an answer correct only when written the same."""
+"""References that math-verify cannot read, and why: it finds an answer correct only if it is written the same."""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the shared benchmarks are not here")
-def test_math_verify_alone_judges_every_reference_equal_to_itself_and_reads_all_but_seven() -> None:
+def test_math_verify_alone_finds_every_reference_equal_to_itself_and_reads_all_but_seven() -> None:
     unread = set()
     for name in SIX:
         for question in read_questions(str(BENCHMARKS / f"{name}.parquet")):

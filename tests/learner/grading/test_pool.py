@@ -12,7 +12,7 @@ from learner.grading.pool import GraderPool
 
 EASY = (r"\boxed{2x+1}", "1+2x")
 TOWER = (r"\boxed{9^{9^{9^9}}}", "7")
-"""Evaluating it takes for ever, inside one C call."""
+"""Its evaluation never ends, inside one C call."""
 
 
 def worker_pids() -> list[int]:
@@ -56,7 +56,7 @@ def test_a_workers_memory_is_bounded() -> None:
     assert greedy[1].correct
 
 
-def test_equal_questions_get_equal_verdicts_whatever_their_number() -> None:
+def test_equal_answers_get_equal_grades_however_many_there_are() -> None:
     pairs = [EASY, (r"\boxed{3}", "4")] * 50
     with GraderPool(workers=1) as pool:
         grades = pool.grade_many(pairs)

@@ -1,4 +1,4 @@
-"""What is computed again is what was asked for, and changes nothing but the memory."""
+"""Each mode computes again what it says, and the weights stay the same."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def calls(folder: Path, how: GradientCheckpointing) -> Counter[str]:
-    """Of the forward and backward pass of one micro-batch."""
+    """Operators of the forward and backward pass of one micro-batch."""
     model = tiny_models.load(folder, gradient_checkpointing=how)
     token = np.ones(9, np.int32)
     batch = pack_sequences([Sequence(token, token)])

@@ -54,7 +54,7 @@ def test_attention_is_block_causal(key_heads: int, window: int | None) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
-def test_neighbours_never_leak(tmp_path: Any, family: tiny_models.Family) -> None:
+def test_a_sequence_does_not_depend_on_its_neighbours(tmp_path: Any, family: tiny_models.Family) -> None:
     """Change one sequence: the log-probs of all others stay the same bits, and so do gradients at their inputs."""
     model = tiny_models.load(tmp_path, tiny_models.config(family))
     generator = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def test_no_gradient_reaches_a_neighbour() -> None:
         assert not leaf.grad[:, :, 15:].any()
 
 
-def test_a_model_that_swallows_the_boundaries_is_refused() -> None:
+def test_a_model_that_does_not_pass_on_the_boundaries_is_refused() -> None:
     with pytest.raises(ModelError, match="boundaries"):
         packed_attention(torch.nn.Identity(), states(4, 1), states(4, 2), states(4, 3), None)
 
@@ -92,7 +92,7 @@ def test_capped_scores_are_refused_at_loading(tmp_path: Any) -> None:
         load_model(str(folder), device="cpu")
 
 
-def test_sliding_window_layers_look_back_no_further(tmp_path: Any) -> None:
+def test_sliding_window_layers_attend_only_to_their_window(tmp_path: Any) -> None:
     """Through a whole model: packed with a window equals the model's own forward with its window mask."""
     sliding = tiny_models.config("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
     model = tiny_models.load(tmp_path, sliding)

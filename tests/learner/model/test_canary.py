@@ -1,4 +1,4 @@
-"""Canaries are what the published weights compute, and computing them leaves the trained ones alone."""
+"""Canaries are computed with the published weights, and leave the trained weights as they are."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.support import tiny_models
 from tests.support.ranks_together import together
 
 ROUNDING = 1e-5
-"""Of float32 arithmetic in another order."""
+"""Rounding of float32 arithmetic in another order."""
 ADAPTERS = LoraConfig(rank=4, alpha=8)
 
 
 def moved(model: TrainedModel) -> TrainedModel:
-    """With float32 weights that are no bfloat16 numbers any more."""
+    """The model with float32 weights that are not bfloat16 numbers."""
     torch.manual_seed(1)
     with torch.no_grad():
         for weight in model.module.parameters():
@@ -38,7 +38,7 @@ def moved(model: TrainedModel) -> TrainedModel:
 
 @pytest.fixture(params=[("qwen2", None), ("llama", None), ("qwen2", ADAPTERS)], ids=["qwen2", "llama", "adapters"])
 def trained(request: pytest.FixtureRequest, tmp_path: Path) -> TrainedModel:
-    """Published in bfloat16."""
+    """A trained model that is published in bfloat16."""
     family, adapters = request.param
     folder = tiny_models.save(tmp_path / "model", tiny_models.config(family), dtype=torch.bfloat16)
     return moved(load_model(str(folder), device="cpu", adapters=adapters))
@@ -49,7 +49,7 @@ def log_probs_of(canaries: tuple[Canary, ...]) -> np.ndarray:
 
 
 def assert_true(canaries: tuple[Canary, ...], folder: Path) -> None:
-    """They are what transformers computes with the weights in the folder."""
+    """Assert that transformers computes the canaries with the weights in the folder."""
     published = load_model(str(folder), device="cpu").module.train(False)
     published.set_attn_implementation("eager")
     for canary in canaries:
@@ -59,7 +59,7 @@ def assert_true(canaries: tuple[Canary, ...], folder: Path) -> None:
         assert log_probs[:, 0].numpy() == pytest.approx(np.array(canary.log_probs), abs=ROUNDING)
 
 
-def test_they_are_what_a_reader_of_the_published_weights_computes(trained: TrainedModel) -> None:
+def test_canaries_are_what_a_reader_of_the_published_weights_computes(trained: TrainedModel) -> None:
     canaries = compute_canaries(trained, 3)
     adapters = ADAPTERS if any(not weight.requires_grad for weight in trained.module.parameters()) else None
     exact = load_model(str(trained.folder), device="cpu", wire_dtype="float32", adapters=adapters)
@@ -71,7 +71,7 @@ def test_they_are_what_a_reader_of_the_published_weights_computes(trained: Train
     assert_true(canaries, trained.folder)
 
 
-def test_a_tied_head_is_rounded_as_its_embedding_is(tmp_path: Path) -> None:
+def test_a_tied_head_is_rounded_like_its_embedding(tmp_path: Path) -> None:
     """The embedding is stored in float32, everything else in bfloat16."""
     weights = tiny_models.save(tmp_path, dtype=torch.bfloat16) / "model.safetensors"
     tensors, name = dict(read_safetensors(weights)), "model.embed_tokens.weight"
@@ -122,11 +122,11 @@ def test_prompts_are_the_same_every_time_and_differ_from_each_other(trained: Tra
     assert all(len(canary.tokens) == PROMPT_TOKENS and max(canary.tokens) < tiny_models.VOCABULARY for canary in first)
 
 
-def test_none_are_asked_for(trained: TrainedModel) -> None:
+def test_there_may_be_no_canaries(trained: TrainedModel) -> None:
     assert compute_canaries(trained, 0) == ()
 
 
-def test_a_model_that_computes_no_numbers_is_not_published(trained: TrainedModel) -> None:
+def test_a_model_that_computes_nan_is_not_published(trained: TrainedModel) -> None:
     with torch.no_grad():
         next(trained.module.parameters()).fill_(torch.nan)
     with pytest.raises(ModelError, match="not finite"):

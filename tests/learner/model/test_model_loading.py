@@ -1,4 +1,4 @@
-"""Checkpoints and devices that are refused."""
+"""Checkpoints and devices that a model can and cannot be loaded from."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_devices_are_resolved_by_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu", "meta"])
-def test_a_device_that_is_none_is_refused(name: str) -> None:
+def test_an_unknown_device_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         resolve_device(name)
 

@@ -52,7 +52,7 @@ def test_a_sequence_longer_than_the_budget_is_alone(ranks: int) -> None:
     assert [lengths(group) for group in global_micro_batches(map(of_length, [2, 30, 2]), 8, ranks)] == [[2], [30], [2]]
 
 
-def test_a_full_group_comes_out_before_later_sequences_are_asked_for() -> None:
+def test_a_full_group_is_yielded_before_later_sequences_are_requested() -> None:
     asked = []
 
     def arriving() -> Iterator[Sequence]:
@@ -77,13 +77,13 @@ def test_every_sequence_is_assigned_once_in_order_within_the_budget(sizes: list[
             assert sum(lengths(group)[index] for index in share) <= budget or len(share) == 1
 
 
-def test_ranks_get_what_costs_the_same_and_not_as_many_tokens() -> None:
+def test_ranks_are_balanced_by_cost_not_by_tokens() -> None:
     group = list(map(of_length, [40, 20, 20, 10, 10]))
     assert assign_to_ranks(group, 100, 2, lambda length: length**2) == [[0], [1, 2, 3, 4]]
     assert assign_to_ranks(group, 100, 2, float) == [[0, 3], [1, 2, 4]]
 
 
-def test_a_filler_is_one_token_that_predicts_one() -> None:
+def test_a_filler_batch_is_one_token_that_predicts_one() -> None:
     assert (filler_batch().lengths, filler_batch().response_lengths) == ((1,), (1,))
 
 

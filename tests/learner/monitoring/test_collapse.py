@@ -32,7 +32,7 @@ SOUND = Health(
     [([1, 2, 3], 0.0), (range(40), 0.0), ([7] * 103, 0.99), ([1, 2, 3, 4] * 10, 33 / 37)],
     ids=["short", "all different", "one token", "a loop"],
 )
-def test_repetition_is_the_share_of_four_grams_said_before(tokens: list[int], expected: float) -> None:
+def test_repetition_is_the_share_of_four_grams_that_occurred_before(tokens: list[int], expected: float) -> None:
     assert repetition(np.array(tokens, dtype=np.int32)) == pytest.approx(expected)
 
 
@@ -71,7 +71,7 @@ def test_a_run_that_sharpens_is_healthy() -> None:
     assert find_signs([SOUND], replace(SOUND, entropy=0.1, nll_tau_1=0.1, response_length_mean=180.0)) == []
 
 
-def test_what_a_run_began_with_is_no_sign() -> None:
+def test_a_value_that_the_run_began_with_is_no_sign() -> None:
     odd = replace(SOUND, truncated_ratio=0.9, repetition_ratio=0.6, distinct_ratio=0.05)
     assert find_signs([odd], odd) == []
 
@@ -89,8 +89,8 @@ def test_the_alarm_compares_with_the_first_rounds_also_after_a_resume(tmp_path: 
 
 
 def test_the_newest_version_without_a_sign_is_the_healthy_one(tmp_path: Path) -> None:
-    sick = replace(SOUND, truncated_ratio=0.9)
-    states = [SOUND, SOUND, SOUND, SOUND, sick, SOUND, sick]
+    unhealthy = replace(SOUND, truncated_ratio=0.9)
+    states = [SOUND, SOUND, SOUND, SOUND, unhealthy, SOUND, unhealthy]
     recorded = [metrics_of(number).model_copy(update=asdict(health)) for number, health in enumerate(states)]
     monitor = CollapseMonitor(recorded, lambda found: None)
     assert monitor.newest_healthy(range(3, 8)) == 6
@@ -100,7 +100,7 @@ def test_the_newest_version_without_a_sign_is_the_healthy_one(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("pause", "back_to"), [(False, None), (True, None), (True, 4)])
-def test_a_collapse_is_an_event_that_pauses_the_run_and_takes_it_back_if_that_is_wanted(
+def test_a_collapse_is_an_event_that_pauses_the_run_or_rolls_it_back_if_configured(
     redis_url: str, pause: bool, back_to: int | None
 ) -> None:
     keys = Keys("run")

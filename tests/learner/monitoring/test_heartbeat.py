@@ -36,7 +36,7 @@ def test_the_last_heartbeat_says_how_it_ended(outcome: str, message: str, heartb
     assert (beat.part_id, beat.state, beat.message, beat.weight_version) == (LEARNER_ID, outcome, message, 5)
 
 
-def test_whoever_ends_without_saying_so_has_failed(heartbeats: Heartbeats) -> None:
+def test_the_outcome_is_failed_unless_it_was_set(heartbeats: Heartbeats) -> None:
     report = HeartbeatReporter(heartbeats, device="cpu", every_s=60)
     report.start()
     report.stop()

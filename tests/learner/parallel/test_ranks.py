@@ -1,4 +1,4 @@
-"""Several ranks train what one rank trains, and what they leave behind goes on with any number of them."""
+"""Several ranks train what one rank trains, and any number of ranks resumes from their checkpoint."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from tests.support.ranks_together import made, together
 STEPS = 5
 PROMPTS = 15
 TOLERANCE = 2e-5
-"""Of weights after five steps of up to 1e-3: the ranks add in another order, and AdamW magnifies what is near zero."""
+"""Of weights after five steps of up to 1e-3: ranks sum in another order, and AdamW magnifies values near zero."""
 
 
 def config(ranks: int, **changes: Any) -> TrainingConfig:
-    """Five steps of three prompts, in micro-batches of about two sequences: some ranks have none at some turn."""
+    """Five steps of three prompts, in micro-batches of about two sequences: sometimes a rank has none."""
     sizes = {"prompts_per_round": PROMPTS, "steps_per_round": STEPS, "micro_batch_tokens": 24, "max_grad_norm": 0.5}
     return tiny_models.training(ranks=ranks, **(sizes | changes))
 
@@ -47,7 +47,7 @@ def round_of(objective: str) -> tuple[list[Rollout], list[float] | None]:
 
 
 def train(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
-    """A round, with what else the loop asks of all ranks; what came of it is written down."""
+    """Train a round, with the other collective operations of the loop; write down the results."""
     batch = packing.pack_sequences([packing.Sequence(np.array([1, 2], np.int32), np.array([3], np.int32))])
     with torch.no_grad():
         before = float(model.leader_token_losses(batch, nll, Targets(batch.targets), 1.0).loss)
@@ -97,7 +97,7 @@ def test_ranks_train_what_one_rank_trains(
 
 
 def save_then_die(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
-    """A round and its checkpoint, another round, and death when everything but the mark of the second is written."""
+    """Train two rounds, with a checkpoint of each; die before the marker of the second is written."""
     trainer.train_round(tiny_models.rollouts(PROMPTS, seed=1))
     checkpoints.save(1, trainer.state_dict())
     trainer.train_round(tiny_models.rollouts(PROMPTS, seed=2))
@@ -105,7 +105,7 @@ def save_then_die(folder: Path, model: TrainedModel, trainer: Trainer, checkpoin
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_learner_killed_in_mid_checkpoint_goes_on_with_fewer_ranks(tmp_path: Path, ranks: int) -> None:
+def test_a_learner_killed_in_mid_checkpoint_resumes_with_as_many_or_fewer_ranks(tmp_path: Path, ranks: int) -> None:
     tiny_models.save(tmp_path / "model")
     codes = together(save_then_die, tmp_path, config(2))
     assert codes[0] == -signal.SIGKILL
@@ -133,7 +133,7 @@ def go_on(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Chec
 
 
 def interrupted(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
-    """Rank 0's wait ends in mid-round; afterwards all ranks are at the same place again."""
+    """Rank 0 is interrupted in mid-round; afterwards all ranks are in step again."""
 
     def arriving() -> Iterator[Rollout]:
         yield from tiny_models.rollouts(4)
@@ -144,7 +144,7 @@ def interrupted(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints
     train(folder, model, trainer, checkpoints)
 
 
-def test_a_round_that_is_interrupted_leaves_no_rank_behind(tmp_path: Path) -> None:
+def test_after_an_interrupted_round_all_ranks_are_in_step(tmp_path: Path) -> None:
     tiny_models.save(tmp_path / "model")
     assert together(interrupted, tmp_path, config(2)) == [0, 0]
     interrupted(tmp_path, *made(tmp_path, config(1)))
@@ -159,6 +159,6 @@ def test_one_rank_is_an_ordinary_process() -> None:
     assert Ranks().own_device(torch.device("cpu")) == torch.device("cpu")
 
 
-def test_ranks_that_nobody_started_are_a_mistake_of_the_start() -> None:
+def test_ranks_that_were_not_started_are_an_error() -> None:
     with pytest.raises(ConfigError, match="started as 1 processes"), join_ranks(2):
         pass
