@@ -101,14 +101,6 @@ class Settings(Section):
 
 def _conflicts(settings: Settings) -> Iterator[str]:
     """What the sections contradict each other in; every line names both keys, their values and the way out."""
-    longest = settings.data.max_prompt_tokens + settings.sampling.max_response_tokens
-    model_len = settings.generator.max_model_len
-    if model_len is not None and model_len < longest:
-        yield (
-            f"generator.max_model_len ({model_len}) is less than data.max_prompt_tokens "
-            f"({settings.data.max_prompt_tokens}) plus sampling.max_response_tokens "
-            f"({settings.sampling.max_response_tokens}): set it to {longest} or leave it unset"
-        )
     if settings.training.objective == "grpo" and settings.sampling.rollouts_per_prompt < 2:
         yield (
             f"training.objective (grpo) compares the rollouts of a prompt, sampling.rollouts_per_prompt is "
@@ -132,7 +124,7 @@ def _conflicts(settings: Settings) -> Iterator[str]:
         )
     if settings.generator.chat and settings.generator.engine != "vllm":
         yield (
-            f"generator.chat ({settings.generator.chat}) needs generator.engines.base vllm, and it is "
+            f"generator.chat ({settings.generator.chat}) needs generator.engine vllm, and it is "
             f"{settings.generator.engine}: a scripted engine has nothing to say"
         )
     chat_host = settings.generator.chat.rpartition(":")[0]
