@@ -22,25 +22,13 @@ from pydantic_core import ErrorDetails
 
 from deploy import endpoints
 from generator.config import GeneratorConfig
-from learner.config import (
-    CheckpointConfig,
-    DataConfig,
-    EvaluationConfig,
-    HealthConfig,
-    LoraConfig,
-    ModelConfig,
-    SamplingConfig,
-    TrainingConfig,
-)
+from learner.algorithms.choose import ALGORITHMS
+from learner.config import LearnerSettings
 from services import durable
 from services.config import (
-    DeadlinesConfig,
-    HeartbeatConfig,
     RedisConfig,
     RunConfig,
-    Section,
     ServicesConfig,
-    WeightSyncConfig,
 )
 from services.errors import ConfigError
 from services.net import is_loopback
@@ -60,7 +48,7 @@ FIXED_IN_A_RUN = (
     "data.limit",
     "data.max_prompt_tokens",
     "sampling.rollouts_per_prompt",
-    "training.objective",
+    "training.algorithm",
     "training.data",
     "training.prompts_per_round",
     "training.steps_per_round",
@@ -72,24 +60,12 @@ FIXED_IN_A_RUN = (
 """Changing one of these would make the rounds of one run folder belong to two different runs."""
 
 
-class Settings(Section):
+class Settings(LearnerSettings):
     """All sections of a run's configuration."""
 
-    run: RunConfig = RunConfig()
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    training: TrainingConfig = TrainingConfig()
-    lora: LoraConfig = LoraConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    health: HealthConfig = HealthConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
     generator: GeneratorConfig = GeneratorConfig()
     redis: RedisConfig = RedisConfig()
     services: ServicesConfig = ServicesConfig()
-    weight_sync: WeightSyncConfig = WeightSyncConfig()
-    deadlines: DeadlinesConfig = DeadlinesConfig()
-    heartbeat: HeartbeatConfig = HeartbeatConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -101,10 +77,11 @@ class Settings(Section):
 
 def _conflicts(settings: Settings) -> Iterator[str]:
     """What the sections contradict each other in; every line names both keys, their values and the way out."""
-    if settings.training.objective == "grpo" and settings.sampling.rollouts_per_prompt < 2:
+    algorithm = ALGORITHMS[settings.training.algorithm]
+    if settings.sampling.rollouts_per_prompt < algorithm.smallest_group:
         yield (
-            f"training.objective (grpo) compares the rollouts of a prompt, sampling.rollouts_per_prompt is "
-            f"{settings.sampling.rollouts_per_prompt}: set it to 2 or more (the paper takes 8)"
+            f"training.algorithm ({algorithm.name}) compares the rollouts of a prompt, sampling.rollouts_per_prompt is "
+            f"{settings.sampling.rollouts_per_prompt}: set it to {algorithm.smallest_group} or more"
         )
     if settings.evaluation.every_rounds and not settings.evaluation.benchmarks:
         yield (

@@ -24,7 +24,7 @@ model.path model.wire_dtype
 data.path data.split data.limit data.system_prompt data.question_suffix data.chat_template data.max_prompt_tokens
 sampling.tau_start sampling.tau_end sampling.schedule sampling.anneal_epochs sampling.top_p
 sampling.max_response_tokens sampling.rollouts_per_prompt
-training.objective training.data training.tau_t training.epochs training.rounds training.prompts_per_round
+training.algorithm training.data training.tau_t training.epochs training.rounds training.prompts_per_round
 training.steps_per_round training.max_staleness training.optimizer training.learning_rate training.warmup_steps
 training.weight_decay training.max_grad_norm training.micro_batch_tokens training.device training.ranks
 training.gradient_checkpointing lora.rank lora.alpha lora.targets lora.publish
@@ -116,7 +116,7 @@ def test_a_secret_is_never_shown() -> None:
     ("sets", "keys"),
     [
         (["training.steps_per_round=3"], ("training.steps_per_round (3)", "training.prompts_per_round (128)")),
-        (["training.objective=grpo"], ("training.objective (grpo)", "sampling.rollouts_per_prompt")),
+        (["training.algorithm=grpo"], ("training.algorithm (grpo)", "sampling.rollouts_per_prompt")),
         (["heartbeat.every_s=9"], ("heartbeat.every_s (9.0)", "heartbeat.lost_after_s (5.0)")),
         (["training.max_staleness=99"], ("training.max_staleness (99)", "weight_sync.keep_versions (60)")),
         (["services.host=0.0.0.0"], ("services.host (0.0.0.0)", "services.token")),
