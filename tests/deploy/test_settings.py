@@ -30,13 +30,13 @@ training.weight_decay training.max_grad_norm training.micro_batch_tokens trainin
 training.gradient_checkpointing lora.rank lora.alpha lora.targets lora.publish
 checkpoint.every_rounds checkpoint.keep
 health.action evaluation.every_rounds evaluation.benchmarks evaluation.samples evaluation.temperatures evaluation.limit
+weight_sync.anchor_every weight_sync.keep_versions weight_sync.canary_prompts
+deadlines.startup_s deadlines.rollouts_s deadlines.weights_s deadlines.drain_s
+heartbeat.every_s heartbeat.lost_after_s
 generator.count generator.engine generator.dtype generator.max_in_flight
 generator.memory_fraction generator.cpu_cache_gib generator.tensor_parallel generator.chat
 redis.url redis.lease_s
 services.host services.port services.url services.token
-weight_sync.anchor_every weight_sync.keep_versions weight_sync.canary_prompts
-deadlines.startup_s deadlines.rollouts_s deadlines.weights_s deadlines.drain_s
-heartbeat.every_s heartbeat.lost_after_s
 """
 
 
