@@ -30,13 +30,13 @@ training.weight_decay training.max_grad_norm training.micro_batch_tokens trainin
 training.gradient_checkpointing lora.rank lora.alpha lora.targets lora.publish
 checkpoint.every_rounds checkpoint.keep
 health.action evaluation.every_rounds evaluation.benchmarks evaluation.samples evaluation.temperatures evaluation.limit
-generator.count generator.engine generator.dtype generator.max_in_flight generator.max_model_len
-generator.memory_fraction generator.cpu_cache_gib generator.tensor_parallel generator.chat generator.chat_share
-redis.url redis.lease_s
-services.host services.port services.url services.token
 weight_sync.anchor_every weight_sync.keep_versions weight_sync.canary_prompts
 deadlines.startup_s deadlines.rollouts_s deadlines.weights_s deadlines.drain_s
 heartbeat.every_s heartbeat.lost_after_s
+generator.count generator.engine generator.dtype generator.max_in_flight
+generator.memory_fraction generator.cpu_cache_gib generator.tensor_parallel generator.chat
+redis.url redis.lease_s
+services.host services.port services.url services.token
 """
 
 
@@ -116,7 +116,6 @@ def test_a_secret_is_never_shown() -> None:
     ("sets", "keys"),
     [
         (["training.steps_per_round=3"], ("training.steps_per_round (3)", "training.prompts_per_round (128)")),
-        (["generator.max_model_len=99"], ("generator.max_model_len (99)", "sampling.max_response_tokens (3072)")),
         (["training.algorithm=grpo"], ("training.algorithm (grpo)", "sampling.rollouts_per_prompt")),
         (["heartbeat.every_s=9"], ("heartbeat.every_s (9.0)", "heartbeat.lost_after_s (5.0)")),
         (["training.max_staleness=99"], ("training.max_staleness (99)", "weight_sync.keep_versions (60)")),
