@@ -60,12 +60,10 @@ def settings(inputs: Path, *, engine: str, rounds: int) -> dict[str, Any]:
         "checkpoint.every_rounds": 3,
         "weight_sync.anchor_every": 5,
         "weight_sync.keep_versions": 1000,
-        "generator.engines.base": engine,
+        "generator.engine": engine,
         "generator.count": 2 if engine == "scripted" else 1,
         "generator.max_in_flight": 8,
         "redis.lease_s": 3,
-        "heartbeat.every_s": 0.2,
-        "heartbeat.lost_after_s": 2,
         "deadlines.drain_s": 5,
     }
 

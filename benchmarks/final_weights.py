@@ -61,7 +61,7 @@ def settings(inputs: Path) -> dict[str, Any]:
         "training.max_staleness": 0,
         "checkpoint.every_rounds": 2,
         "weight_sync.anchor_every": 5,
-        "generator.engines.base": "scripted",
+        "generator.engine": "scripted",
         "generator.count": 2,
         "generator.max_in_flight": 8,
         "redis.lease_s": 3,

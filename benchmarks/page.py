@@ -129,13 +129,11 @@ async def measure(folder: Path, *, browsers: int, pairs: int, window_s: float) -
         "training.rounds": 1_000_000,
         "training.prompts_per_round": 32,
         "training.max_staleness": 2,
-        "generator.engines.base": "scripted",
+        "generator.engine": "scripted",
         "generator.count": 1,
         "generator.max_in_flight": 64,
         "checkpoint.every_rounds": 50,
         "weight_sync.keep_versions": 60,
-        "heartbeat.every_s": 1,
-        "heartbeat.lost_after_s": 5,
     }
     run = Run(folder / "run", values)
     async with AsyncExitStack() as stack:

@@ -44,8 +44,7 @@ def settings(inputs: Path, engine: str) -> dict[str, Any]:
         "sampling.max_response_tokens": 8,
         "training.rounds": 1,
         "training.prompts_per_round": 8,
-        "generator.engines.base": engine,
-        "heartbeat.every_s": 0.1,
+        "generator.engine": engine,
     }
 
 

@@ -28,7 +28,6 @@ def start_services(settings: Settings) -> None:
         redis_url=redis_url(settings),
         services=settings.services,
         weight_sync=settings.weight_sync,
-        heartbeat=settings.heartbeat,
         deadlines=settings.deadlines,
     )
 
@@ -71,7 +70,6 @@ def start_learner(settings: Settings) -> bool:
                 evaluation=settings.evaluation,
                 weight_sync=settings.weight_sync,
                 deadlines=settings.deadlines,
-                heartbeat=settings.heartbeat,
             )
 
 
@@ -90,7 +88,6 @@ def start_evaluator(settings: Settings) -> bool:
         evaluation=settings.evaluation,
         weight_sync=settings.weight_sync,
         deadlines=settings.deadlines,
-        heartbeat=settings.heartbeat,
     )
 
 
@@ -112,7 +109,6 @@ def start_generator(settings: Settings, generator_id: str) -> None:
             peers=peers,
             config=sized(settings),
             deadlines=settings.deadlines,
-            heartbeat=settings.heartbeat,
             cache=mirror_folder(settings, generator_id),
         )
     )

@@ -35,7 +35,6 @@ from learner.config import (
 from services import durable
 from services.config import (
     DeadlinesConfig,
-    HeartbeatConfig,
     RedisConfig,
     RunConfig,
     Section,
@@ -89,7 +88,6 @@ class Settings(Section):
     services: ServicesConfig = ServicesConfig()
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
-    heartbeat: HeartbeatConfig = HeartbeatConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -119,11 +117,6 @@ def _conflicts(settings: Settings) -> Iterator[str]:
             f"evaluation.every_rounds is {settings.evaluation.every_rounds} and evaluation.benchmarks names none: "
             "name some, or set evaluation.every_rounds to 0"
         )
-    if settings.heartbeat.lost_after_s <= settings.heartbeat.every_s:
-        yield (
-            f"heartbeat.lost_after_s ({settings.heartbeat.lost_after_s}) must exceed heartbeat.every_s "
-            f"({settings.heartbeat.every_s}): several times as long lets one late heartbeat pass"
-        )
     if settings.weight_sync.keep_versions < settings.training.max_staleness + 2:
         yield (
             f"weight_sync.keep_versions ({settings.weight_sync.keep_versions}) would retire versions that "
@@ -132,7 +125,7 @@ def _conflicts(settings: Settings) -> Iterator[str]:
         )
     if settings.generator.chat and settings.generator.engine != "vllm":
         yield (
-            f"generator.chat ({settings.generator.chat}) needs generator.engines.base vllm, and it is "
+            f"generator.chat ({settings.generator.chat}) needs generator.engine vllm, and it is "
             f"{settings.generator.engine}: a scripted engine has nothing to say"
         )
     chat_host = settings.generator.chat.rpartition(":")[0]

@@ -15,7 +15,7 @@ from generator.config import GeneratorConfig
 from generator.engines.base import Engine, create_engine
 from generator.loop import LEAVE_S, Generator
 from generator.versions import first_version
-from services.config import DeadlinesConfig, HeartbeatConfig
+from services.config import DeadlinesConfig
 from services.errors import SeptError, UnavailableError
 from services.streams.connection import Keys, connect_async
 from services.streams.events import AsyncEventLog
@@ -42,7 +42,6 @@ async def run_generator(
     peers: Peers,
     config: GeneratorConfig,
     deadlines: DeadlinesConfig,
-    heartbeat: HeartbeatConfig,
     cache: Path,
 ) -> None:
     """Join a run as one generator and serve it until SIGTERM or SIGINT; a second signal stops at once."""
@@ -64,7 +63,6 @@ async def run_generator(
             AsyncEventLog(redis, keys),
             config=config,
             deadlines=deadlines,
-            heartbeat=heartbeat,
             lease_s=peers.lease_s,
             clock=clock,
             chat=partial(_open_chat, engine, config, manifest.run_id, peers.token),

@@ -39,7 +39,7 @@ from learner.training.checkpoint import Checkpoints
 from learner.training.follower import follow
 from learner.training.trainer import Trainer
 from learner.wiring import new_collector, new_publisher, stop_on_signals
-from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, RunConfig, WeightSyncConfig
 from services.contracts import Purpose
 from services.errors import ConfigError, SeptError, UnavailableError
 from services.run_folder import RunFolder
@@ -69,7 +69,6 @@ def run_learner(
     checkpoint: CheckpointConfig,
     weight_sync: WeightSyncConfig,
     deadlines: DeadlinesConfig,
-    heartbeat: HeartbeatConfig,
     evaluation: EvaluationConfig | None = None,
     health: HealthConfig | None = None,
     lora: LoraConfig | None = None,
@@ -81,7 +80,7 @@ def run_learner(
     """
     keys = Keys(folder.run_id)
     with connect(redis_url, deadline_s=deadlines.startup_s) as client:
-        report = Report(Heartbeats(client, keys), device=training.device, every_s=heartbeat.every_s)
+        report = Report(Heartbeats(client, keys), device=training.device)
         with _told(report, redis_url, keys):
             records = Records(folder, open_trackers(run.trackers, folder))
             traces = _traces(folder.run_id)

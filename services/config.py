@@ -76,13 +76,4 @@ class DeadlinesConfig(Section):
     """For a part to finish its work after SIGTERM."""
 
 
-class HeartbeatConfig(Section):
-    """[heartbeat]: how parts are seen to be alive."""
-
-    every_s: float = Field(default=1.0, gt=0)
-    """A part sends its heartbeat this often."""
-    lost_after_s: float = Field(default=5.0, gt=0)
-    """A part whose last heartbeat is older is shown as lost."""
-
-
 LogFormat = Literal["console", "json"]

@@ -101,7 +101,6 @@ class Services:
             redis=self._redis,
             keys=keys,
             token=where.token,
-            lost_after_s=settings.heartbeat.lost_after_s,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

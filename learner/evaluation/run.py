@@ -16,7 +16,7 @@ from learner.model import hf_checkpoint
 from learner.monitoring.heartbeat import Report
 from learner.rollouts.collector import Interrupted
 from learner.wiring import new_collector, new_publisher, stop_on_signals
-from services.config import DeadlinesConfig, HeartbeatConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, WeightSyncConfig
 from services.contracts import Purpose
 from services.errors import ModelError
 from services.run_folder import RunFolder
@@ -38,7 +38,6 @@ def run_evaluator(
     evaluation: EvaluationConfig,
     weight_sync: WeightSyncConfig,
     deadlines: DeadlinesConfig,
-    heartbeat: HeartbeatConfig,
 ) -> bool:
     """Evaluate the model; False when stopped before the end. Goes on from the answers that the folder holds.
 
@@ -50,7 +49,7 @@ def run_evaluator(
     benchmarks = load_benchmarks(evaluation.benchmarks, data, tokenizer, limit=evaluation.limit)
     keys = Keys(folder.run_id)
     with connect(redis_url, deadline_s=deadlines.startup_s) as client:
-        report = Report(Heartbeats(client, keys), device="cpu", every_s=heartbeat.every_s)
+        report = Report(Heartbeats(client, keys), device="cpu")
         report.start()
         publisher = new_publisher(folder, weight_sync, client, keys)
         collector = new_collector(client, keys, 0, Purpose.EVALUATION)

@@ -11,12 +11,10 @@ import structlog
 
 from services.contracts import Heartbeat, Part
 from services.errors import UnavailableError
-from services.streams.heartbeats import Heartbeats
+from services.streams.heartbeats import HEARTBEAT_EVERY_S, LOST_AFTER_S, Heartbeats
 from services.time_accounting import Rate, StateClock
 
 LEARNER_ID = "learner"
-LIVING_BEATS = 5
-"""Heartbeats that a generator may miss and still count as living."""
 JOIN_S = 5.0
 """How long the last heartbeat may take: Redis may be what failed."""
 
@@ -26,13 +24,21 @@ log = structlog.get_logger()
 class Report:
     """Sends the learner's heartbeat every `every_s`."""
 
-    def __init__(self, heartbeats: Heartbeats, *, device: str, every_s: float) -> None:
+    def __init__(
+        self,
+        heartbeats: Heartbeats,
+        *,
+        device: str,
+        every_s: float = HEARTBEAT_EVERY_S,
+        lost_after_s: float = LOST_AFTER_S,
+    ) -> None:
         self.weight_version = 0
         self.device = device
         self.outcome = "failed"
         """How it ended, should it end now: "finished" and "stopped" are said by whoever knows."""
         self._heartbeats = heartbeats
         self._every_s = every_s
+        self._lost_after_s = lost_after_s
         self._message = ""
         self._clock = StateClock("starting")
         self._rate = Rate(window_s=30.0)
@@ -72,7 +78,7 @@ class Report:
 
     def generators_above(self, weight_version: int) -> bool:
         """Whether a living generator serves a later version than this."""
-        living = [beat for beat, age_s in self._heartbeats.read_all() if age_s <= LIVING_BEATS * self._every_s]
+        living = [beat for beat, age_s in self._heartbeats.read_all() if age_s <= self._lost_after_s]
         served = [beat.weight_version or 0 for beat in living if beat.part is Part.GENERATOR]
         return max(served, default=0) > weight_version
 

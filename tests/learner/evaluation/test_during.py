@@ -10,7 +10,7 @@ import pytest
 from learner.config import CheckpointConfig, DataConfig, EvaluationConfig, ModelConfig, SamplingConfig
 from learner.evaluation.generations import read_generations
 from learner.run import run_learner
-from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, RunConfig, WeightSyncConfig
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
 from tests.support import tiny_models
@@ -43,7 +43,6 @@ def learn(path: Path, model: Path, redis_url: str, *, rounds: int, every_rounds:
             evaluation=evaluation,
             weight_sync=WeightSyncConfig(),
             deadlines=DeadlinesConfig(rollouts_s=60),
-            heartbeat=HeartbeatConfig(),
         )
     return folder
 

@@ -50,7 +50,7 @@ def test_a_living_generator_above_a_version_is_seen(heartbeats: Heartbeats) -> N
     heartbeats.send(heartbeat(Part.GENERATOR, "generator-0", "generating", weight_version=4))
     assert report.generators_above(3)
     assert not report.generators_above(4)
-    assert not Report(heartbeats, device="cpu", every_s=0).generators_above(3), "it has fallen silent"
+    assert not Report(heartbeats, device="cpu", every_s=60, lost_after_s=0).generators_above(3), "it has fallen silent"
 
 
 def test_time_is_accounted_to_what_it_was_spent_on(heartbeats: Heartbeats) -> None:

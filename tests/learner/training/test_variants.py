@@ -10,7 +10,7 @@ import pytest
 
 from learner.config import CheckpointConfig, DataConfig, HealthConfig, ModelConfig, SamplingConfig
 from learner.run import run_learner
-from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, RunConfig, WeightSyncConfig
 from services.errors import CheckpointError, DataError
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
@@ -57,7 +57,6 @@ def learn(
             checkpoint=CheckpointConfig(),
             weight_sync=WeightSyncConfig(),
             deadlines=DeadlinesConfig(rollouts_s=60),
-            heartbeat=HeartbeatConfig(),
             health=health,
         )
     return folder
