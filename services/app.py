@@ -77,7 +77,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        recording = queue_history.record(folder.path / queue_history.FILE_NAME, reader.read, every_s=queue_every_s)
+        recording = queue_history.record(folder.queue_history, reader.read, every_s=queue_every_s)
         background = [asyncio.create_task(work) for work in (_follow(events, notices), recording)]
         try:
             yield

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
+from services.run_folder import RUNS
+
 
 def listed(value: Any) -> Any:
     """Text with commas, as from the command line, is a list."""
@@ -22,7 +24,7 @@ class Section(BaseModel):
 class RunConfig(Section):
     """[run]: where this run lives and what makes it repeatable."""
 
-    dir: Path = Path("runs/default")
+    dir: Path = RUNS / "default"
     """Folder of everything the run writes; starting again with the same folder resumes it."""
     seed: int = Field(default=0, ge=0)
     """Seeds the order of the prompts and everything else that is drawn."""

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Whether the part in this container does its work: for health checks and probes. Knows the HTTP routes only.
+"""Whether the part in this container works: for health checks and probes.
 
     sept-health services     Redis answers and the weight store is there
-    sept-health learner      the services hear this container's learner
-    sept-health generator    the services hear this container's generator, which has started its engine
+    sept-health learner      the services receive heartbeats of this container's learner
+    sept-health generator    the services receive heartbeats of this container's generator: its engine has started
 
 Standard library only, since it runs every few seconds. Exit code 0: healthy; 1: not, with the reason on stderr.
 """

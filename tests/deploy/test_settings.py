@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from deploy import endpoints
 from deploy.docs_tools.reference import PAGE, configuration_page
 from deploy.endpoints import Endpoints
-from deploy.settings import flatten, load, redis_url, services_url, setting_fields, to_toml, write_resolved
+from deploy.load_settings import load
+from deploy.resolved_settings import to_toml, write_resolved
+from deploy.settings import flatten, redis_url, services_url, setting_fields
 from services.errors import ConfigError
 from services.run_folder import RunFolder
 
@@ -180,10 +182,10 @@ def test_changed_settings_are_named_and_fixed_ones_refused(tmp_path: Path) -> No
         write_resolved(load(None, ["run.seed=1"], environ={}), path)
 
 
-def test_joining_takes_addresses_from_the_run_that_is_going(tmp_path: Path) -> None:
+def test_joining_takes_addresses_from_the_active_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path).create()
     sets = [f"run.dir={tmp_path}"]
-    with pytest.raises(ConfigError, match="no run is going"):
+    with pytest.raises(ConfigError, match="no run is active"):
         redis_url(load(None, sets, join=True, environ={}))
     endpoints.write(folder, Endpoints(redis_url="redis://:p@h:1/0", services_url="http://h:2", token="hush"))
     assert folder.endpoints.stat().st_mode & 0o777 == 0o600
@@ -200,7 +202,7 @@ def test_joining_a_run_that_is_open_to_other_machines_needs_no_token_of_ones_own
     assert load(folder.config, join=True, environ={}).services.url == "http://h:2"
 
 
-def test_explicit_addresses_win_over_the_run_that_is_going(tmp_path: Path) -> None:
+def test_explicit_addresses_win_over_the_active_run(tmp_path: Path) -> None:
     endpoints.write(RunFolder(tmp_path).create(), Endpoints(redis_url="redis://h:1", services_url="http://h:2"))
     joined = load(None, [f"run.dir={tmp_path}", "redis.url=redis://other:1"], join=True, environ={})
     assert redis_url(joined) == "redis://other:1"
@@ -209,7 +211,7 @@ def test_explicit_addresses_win_over_the_run_that_is_going(tmp_path: Path) -> No
 def test_services_are_reached_where_they_are_bound() -> None:
     settings = load(None, ["services.host=0.0.0.0", "services.token=hush"], environ={})
     assert services_url(settings) == "http://127.0.0.1:8400"
-    assert endpoints.services_url("::1", 1) == "http://[::1]:1"
+    assert endpoints.local_url("::1", 1) == "http://[::1]:1"
 
 
 def test_flatten_names_every_setting() -> None:

@@ -14,7 +14,7 @@ import yaml
 from yamllint import linter
 from yamllint.config import YamlLintConfig
 
-from deploy.settings import load
+from deploy.load_settings import load
 from learner.parallel.launch_env import ON_CPU
 
 ROOT = Path(__file__).parents[3]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from deploy.doctor.memory_estimate import Footprint, Room, Shape, footprint, room, shape_of
-from deploy.settings import Settings, load
+from deploy.load_settings import load
+from deploy.settings import Settings
 from services.errors import ModelError
 from tests.support import tiny_models
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.console import Console
 
 from deploy import exit_codes
+from deploy.load_settings import load
 from deploy.local.processes import MARK
 from deploy.local.rank_launcher import start_ranks
 from deploy.local.run import run_local
-from deploy.settings import load
 from learner.parallel.launch_env import RANK
 from services.run_folder import RunFolder
 from tests.support import scripted_run
