@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import importlib.metadata
 import sys
 from collections.abc import Callable
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from services.errors import SeptError
 app = App(
     name="sept",
     help="Reward-free online self-training of language models, as an asynchronous actor-learner service.",
-    version=lambda: importlib.metadata.version("sept"),
+    version=other_commands.own_version,
     version_flags=("--version",),
     result_action="return_value",
 )

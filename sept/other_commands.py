@@ -49,6 +49,13 @@ def version() -> None:
         print_line(f"{name} {number}")
 
 
+def own_version() -> str:
+    """The version of the installed package."""
+    import importlib.metadata
+
+    return importlib.metadata.version("sept")
+
+
 def print_line(text: str) -> None:
     """Plain, so that a shell can use it."""
     sys.stdout.write(f"{text}\n")
