@@ -1,4 +1,4 @@
-"""Which processors and GPUs each part of a local run gets. Pure functions of what the machine has."""
+"""Which processors and GPUs each part of a local run gets, from what the machine has."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ LOCAL_OR_HUB = ("model.path", "data.path")
 def to_resolved(settings: Settings) -> str:
     """The settings as TOML that `load` reads back, without secrets and without run.dir.
 
-    run.dir is the folder that the file lies in, so that a run may be moved. Local paths become absolute, so that
+    run.dir is the folder that the file is in, so that a run may be moved. Local paths become absolute, so that
     the file means the same from anywhere.
     """
     lines = ["# The settings of this run as resolved; secrets are left out."]
@@ -33,7 +33,7 @@ def to_resolved(settings: Settings) -> str:
 
 
 def write_resolved(settings: Settings, path: Path) -> list[str]:
-    """Write the resolved settings; returns the keys that differ from those of the run's start before.
+    """Write the resolved settings; returns the keys whose values differ from the run's last start.
 
     ConfigError if one of them may not change within a run.
     """

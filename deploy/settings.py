@@ -111,6 +111,11 @@ def _conflicts(settings: Settings) -> Iterator[str]:
             f"generator.chat ({settings.generator.chat}) needs generator.engine vllm, and it is "
             f"{settings.generator.engine}: a scripted engine has nothing to say"
         )
+    yield from _open_addresses(settings)
+
+
+def _open_addresses(settings: Settings) -> Iterator[str]:
+    """Addresses that other machines reach, without a token."""
     chat_host = settings.generator.chat.rpartition(":")[0]
     if chat_host and settings.services.token is None and not is_loopback(chat_host):
         yield (

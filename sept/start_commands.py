@@ -94,7 +94,7 @@ def evaluate(
     sweep
         Several temperatures, as 0.2,0.4,0.6,0.8,1: finds the best by AVG.
     limit
-        Only the first so many problems of each benchmark.
+        Only this many problems of each benchmark, from its start.
     weight_version
         Which version of a run; default: the newest.
     out

@@ -13,7 +13,7 @@ weights/         published versions
 mirrors/         one folder a generator: its verified copy of the published weights
 checkpoints/     what the learner resumes from
 logs/            one file a part
-tensorboard/     event files; Weights & Biases adds wandb/, and MLflow keeps its files where it is told to
+tensorboard/     event files; Weights & Biases adds wandb/, and MLflow keeps its files elsewhere
 redis/           the embedded server's append-only file
 flight-*.json    what is known about a failure of the run
 *.lock           held by the supervisor and by the learner

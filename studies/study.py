@@ -34,7 +34,7 @@ from studies.report import ReportFiles, RunResult, write_report
 
 BASELINE, UNTRAINED = "baseline", "untrained"
 TAU_EVAL = 1.0
-"""Temperature at which trained models are evaluated, and the untrained one besides its best."""
+"""Temperature at which trained models are evaluated, and the untrained one as well as at its best."""
 ONLY_LAST = 10**6
 """evaluation.every_rounds of a study's runs: more than they have, so that only the last version is evaluated."""
 

@@ -213,8 +213,8 @@ def check_fit(settings: Settings) -> Finding:
     if sequences < 1:
         larger = "generator.memory_fraction" if gpus else "generator.cpu_cache_gib"
         return Finding(what, "failed", found, f"raise {larger}, or lower sampling.max_response_tokens")
-    if has.wanted > has.free:
-        found += f"; {has.wanted / GIB:.1f} GiB at least, {has.free / GIB:.1f} GiB there"
+    if has.needed > has.free:
+        found += f"; {has.needed / GIB:.1f} GiB at least, {has.free / GIB:.1f} GiB there"
         return Finding(what, "warning", found, "take a smaller model, lora.rank or more training.ranks")
     return Finding(what, "ok", found)
 

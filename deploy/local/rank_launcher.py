@@ -73,6 +73,6 @@ def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _threads(count: int) -> int:
-    """Threads on a CPU for each of so many processes."""
+    """Threads on a CPU for each of `count` processes."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, (int(given) if given.isdigit() else len(os.sched_getaffinity(0))) // count)

@@ -53,7 +53,7 @@ class Options(BaseModel):
     requests_per_generator: int | None = Field(default=None, ge=1)
     """One generator is started for this many open requests; unset: generator.max_in_flight."""
     downscale_after_s: float = Field(default=DOWNSCALE_AFTER_S, ge=0)
-    """A generator goes when there has been too little to do for so long; starting an engine takes minutes."""
+    """A generator ends when there was too little to do for this long; starting an engine takes minutes."""
     generator_cpus: float = Field(default=1.0, gt=0)
     gpus: bool | None = None
     """One GPU for the learner and generator.tensor_parallel for each generator; unset: if the cluster has any."""
@@ -110,7 +110,7 @@ def build_application(settings: Settings, options: Options, resources: dict[str,
 
 
 def scaling(settings: Settings, options: Options) -> dict[str, Any]:
-    """Serve's autoscaling by the length of our queue."""
+    """Serve's autoscaling by the length of the run's queue."""
     most = options.max_generators or max(1, settings.generator.count)
     if most < options.min_generators:
         raise ConfigError(
@@ -134,7 +134,7 @@ def scaling(settings: Settings, options: Options) -> dict[str, Any]:
 
 
 def settings_for_ray(settings: Settings, options: Options) -> Settings:
-    """The settings with what follows from running on Ray; ConfigError for what a cluster needs and lacks."""
+    """The settings with services.url as replicas reach it; ConfigError for what the settings lack for a cluster."""
     require(settings, "model.path", "data.path")
     if settings.redis.url is None:
         raise ConfigError(

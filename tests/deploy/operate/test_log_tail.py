@@ -54,7 +54,7 @@ def test_a_line_is_given_out_when_it_is_whole(folder: RunFolder) -> None:
     assert list(tail.new_lines()) == [("learner", "four")]
 
 
-def test_parts_that_come_later_are_followed_until_the_run_ends(folder: RunFolder) -> None:
+def test_parts_that_start_later_are_followed_until_the_run_ends(folder: RunFolder) -> None:
     """What is written between the last look and the end still comes."""
 
     def going() -> Iterator[bool]:

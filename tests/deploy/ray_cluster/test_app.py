@@ -37,9 +37,9 @@ class Seen:
     aggregated_metrics: dict[str, dict[Any, float]] | None
 
 
-@pytest.mark.parametrize(("open_requests", "wanted"), [(0, 0), (1, 1), (64, 1), (65, 2), (640, 10)])
-def test_as_many_generators_as_hold_all_open_requests(open_requests: float, wanted: int) -> None:
-    assert QueuePolicy(64)(Seen(3, {METRIC: {"a": 0.0, "b": open_requests}})) == (wanted, {})
+@pytest.mark.parametrize(("open_requests", "generators"), [(0, 0), (1, 1), (64, 1), (65, 2), (640, 10)])
+def test_as_many_generators_as_hold_all_open_requests(open_requests: float, generators: int) -> None:
+    assert QueuePolicy(64)(Seen(3, {METRIC: {"a": 0.0, "b": open_requests}})) == (generators, {})
 
 
 @pytest.mark.parametrize("metrics", [None, {}, {METRIC: {}}])
