@@ -37,10 +37,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "nll, 2 ranks": {"training.ranks": 2},
     "lora": {"lora.rank": 4},
     "fixed data": {"training.data": "fixed"},
-    "entropy": {"training.objective": "entropy"},
-    "grpo": {"training.objective": "grpo", "sampling.rollouts_per_prompt": 8, "sampling.max_response_tokens": 2},
+    "entropy": {"training.algorithm": "entropy"},
+    "grpo": {"training.algorithm": "grpo", "sampling.rollouts_per_prompt": 8, "sampling.max_response_tokens": 2},
     "grpo, 2 ranks": {
-        "training.objective": "grpo",
+        "training.algorithm": "grpo",
         "training.ranks": 2,
         "sampling.rollouts_per_prompt": 8,
         "sampling.max_response_tokens": 2,

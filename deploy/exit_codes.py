@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+from learner.outcome import Outcome
 from services.errors import (
     CheckpointError,
     ConfigError,
@@ -45,6 +46,11 @@ def code_of(error: Exception) -> int:
 def of_signal(number: signal.Signals | None) -> int:
     """The exit code of a command that the signal stopped, as shells write it; OK without one."""
     return OK if number is None else 128 + number
+
+
+def of_outcome(outcome: Outcome) -> int:
+    """The exit code of a learner or an evaluator that ended without an error."""
+    return STOPPED if outcome is Outcome.INTERRUPTED else OK
 
 
 def in_words(code: int) -> str:

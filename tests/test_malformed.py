@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from deploy.load_settings import load
-from learner.data.dataset import read_problems
+from learner.data.dataset import read_questions
 from services.contracts import Task, WeightManifest
 from services.errors import SeptError, WeightError
 from services.streams.wire import decode_rollout, decode_task, encode_rollout, encode_task
@@ -190,4 +190,4 @@ def test_data_files(seed: int, tmp_path: Path) -> None:
     rows = [{"question": f"{n}+1=", "answer": str(n + 1)} for n in range(5)]
     good = json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
     path.write_bytes(damaged(good.encode(), draw))
-    refused(lambda: read_problems(str(path)), lambda problems: True)
+    refused(lambda: read_questions(str(path)), lambda problems: True)

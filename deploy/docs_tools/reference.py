@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from deploy.resolved_settings import to_toml
 from deploy.settings import ENV_DELIMITER, ENV_PREFIX, FIXED_IN_A_RUN, Settings, setting_fields
 from services import durable
+from services.config import OneOf
 
 PAGE = Path("docs/configuration.md")
 
@@ -64,6 +65,9 @@ def _default(field: FieldInfo) -> str:
 
 
 def _kind(field: FieldInfo) -> str:
+    for known in field.metadata:
+        if isinstance(known, OneOf):
+            return " or ".join(f"`{choice}`" for choice in known.choices)
     return _type_in_words(field.annotation) + "".join(f", {limit}" for limit in _limits(field))
 
 

@@ -19,18 +19,18 @@ model.path model.wire_dtype
 data.path data.split data.limit data.system_prompt data.question_suffix data.chat_template data.max_prompt_tokens
 sampling.tau_start sampling.tau_end sampling.schedule sampling.anneal_epochs sampling.top_p
 sampling.max_response_tokens sampling.rollouts_per_prompt
-training.objective training.data training.tau_t training.epochs training.rounds training.prompts_per_round
+training.algorithm training.data training.tau_t training.epochs training.rounds training.prompts_per_round
 training.steps_per_round training.max_staleness training.optimizer training.learning_rate training.warmup_steps
 training.weight_decay training.max_grad_norm training.micro_batch_tokens training.device training.ranks
 training.gradient_checkpointing lora.rank lora.alpha lora.targets lora.publish
 checkpoint.every_rounds checkpoint.keep
 health.action evaluation.every_rounds evaluation.benchmarks evaluation.samples evaluation.temperatures evaluation.limit
+weight_sync.anchor_every weight_sync.keep_versions weight_sync.canary_prompts
+deadlines.startup_s deadlines.rollouts_s deadlines.weights_s deadlines.drain_s
 generator.count generator.engine generator.dtype generator.max_in_flight generator.max_model_len
 generator.memory_fraction generator.cpu_cache_gib generator.tensor_parallel generator.chat generator.chat_share
 redis.url redis.lease_s
 services.host services.port services.url services.token
-weight_sync.anchor_every weight_sync.keep_versions weight_sync.canary_prompts
-deadlines.startup_s deadlines.rollouts_s deadlines.weights_s deadlines.drain_s
 """
 
 
@@ -59,7 +59,7 @@ def test_shipped_configs_load(config: Path) -> None:
     [
         (["training.steps_per_round=3"], ("training.steps_per_round (3)", "training.prompts_per_round (128)")),
         (["generator.max_model_len=99"], ("generator.max_model_len (99)", "sampling.max_response_tokens (3072)")),
-        (["training.objective=grpo"], ("training.objective (grpo)", "sampling.rollouts_per_prompt")),
+        (["training.algorithm=grpo"], ("training.algorithm (grpo)", "sampling.rollouts_per_prompt")),
         (["training.max_staleness=99"], ("training.max_staleness (99)", "weight_sync.keep_versions (60)")),
         (["services.host=0.0.0.0"], ("services.host (0.0.0.0)", "services.token")),
         (["generator.chat=0.0.0.0:80"], ("generator.chat (0.0.0.0:80)", "services.token")),
