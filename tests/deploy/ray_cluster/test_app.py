@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ pytest.importorskip("ray.serve")
 
 from deploy.load_settings import load
 from deploy.ray_cluster.app import STORE, Options, scaling, settings_for_ray, source_env, store_resource
-from deploy.ray_cluster.parts import RayRun, code_digest
+from deploy.ray_cluster.parts import PACKAGES, RayRun, code_digest
 from deploy.ray_cluster.scaling import METRIC, QueuePolicy
 from deploy.settings import Settings
 from services.errors import ConfigError
@@ -91,3 +92,8 @@ def test_the_source_is_shipped_without_what_runs_leave_behind(tmp_path: Path) ->
     env = source_env(tmp_path)
     assert env["working_dir"] == str(tmp_path)
     assert "/runs" in env["excludes"]
+
+
+def test_the_digest_covers_every_package_of_the_wheel() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    assert list(PACKAGES) == project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
