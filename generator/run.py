@@ -16,7 +16,7 @@ from generator.engines.base import Engine
 from generator.engines.create import create_engine
 from generator.loop import SIGN_OFF_S, Generator
 from generator.versions import wait_for_first_version
-from services.config import DeadlinesConfig, HeartbeatConfig
+from services.config import DeadlinesConfig
 from services.errors import SeptError, UnavailableError
 from services.streams.connection import Keys, connect_async
 from services.streams.events import AsyncEventLog
@@ -44,7 +44,6 @@ async def run_generator(
     config: GeneratorConfig,
     max_model_len: int,
     deadlines: DeadlinesConfig,
-    heartbeat: HeartbeatConfig,
     cache: Path,
 ) -> None:
     """Join a run as one generator and serve it until SIGTERM or SIGINT; a second signal stops at once.
@@ -70,7 +69,6 @@ async def run_generator(
             AsyncEventLog(redis, keys),
             config=config,
             deadlines=deadlines,
-            heartbeat=heartbeat,
             lease_s=peers.lease_s,
             clock=clock,
             chat=partial(_open_chat, engine, config, manifest.run_id, peers.token),

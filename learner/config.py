@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from learner.algorithms.choose import ALGORITHMS
-from services.config import DeadlinesConfig, HeartbeatConfig, OneOf, RunConfig, Section, WeightSyncConfig, listed
+from services.config import DeadlinesConfig, OneOf, RunConfig, Section, WeightSyncConfig, listed
 
 GradientCheckpointing = Literal["off", "light", "full"]
 
@@ -182,4 +182,3 @@ class LearnerSettings(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
-    heartbeat: HeartbeatConfig = HeartbeatConfig()

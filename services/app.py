@@ -34,6 +34,7 @@ from services.run_folder import RunFolder
 from services.streams.connection import Keys
 from services.streams.control import AsyncControl
 from services.streams.events import AsyncEventLog
+from services.streams.heartbeats import LOST_AFTER_S
 from services.weights.client import MAX_MANIFEST_BYTES
 from services.weights.store import WeightStore
 
@@ -60,7 +61,7 @@ def create_app(
     redis: Redis,
     keys: Keys,
     token: str | None,
-    lost_after_s: float = 5.0,
+    lost_after_s: float = LOST_AFTER_S,
     max_upload_bytes: int = DEFAULT_UPLOAD_BYTES,
     queue_every_s: float = queue_history.EVERY_S,
 ) -> FastAPI:
@@ -76,7 +77,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        recording = queue_history.record(folder.path / queue_history.FILE_NAME, reader.read, every_s=queue_every_s)
+        recording = queue_history.record(folder.queue_history, reader.read, every_s=queue_every_s)
         background = [asyncio.create_task(work) for work in (_follow(events, notices), recording)]
         try:
             yield

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from services.api.notices import Notices
 from services.app import create_app
-from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, ServicesConfig, WeightSyncConfig
 from services.errors import ConfigError, UnavailableError
 from services.net import is_loopback
 from services.run_folder import RunFolder
@@ -35,7 +35,6 @@ def serve(
     services: ServicesConfig,
     weight_sync: WeightSyncConfig,
     deadlines: DeadlinesConfig,
-    heartbeat: HeartbeatConfig,
     listening: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve one run's folder and queues until SIGTERM or SIGINT; returns when the last request is answered.
@@ -61,9 +60,7 @@ def serve(
                 anchor_every=weight_sync.anchor_every,
                 keep_versions=weight_sync.keep_versions,
             )
-            app = create_app(
-                folder=folder, store=store, redis=redis, keys=keys, token=token, lost_after_s=heartbeat.lost_after_s
-            )
+            app = create_app(folder=folder, store=store, redis=redis, keys=keys, token=token)
             await run_app(app, listener, drain_s=deadlines.drain_s, listening=listening)
         finally:
             await redis.aclose()

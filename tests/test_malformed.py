@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from deploy.settings import load
+from deploy.load_settings import load
 from learner.data.dataset import read_questions
 from services.contracts import Task, WeightManifest
 from services.errors import SeptError, WeightError

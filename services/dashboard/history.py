@@ -13,7 +13,6 @@ from services.api.error_responses import may_answer
 from services.contracts import Digest, FileEntry, WeightManifest
 from services.dashboard.live import Live
 from services.dashboard.log_warnings import Trouble, last_troubles
-from services.dashboard.queue_history import FILE_NAME
 from services.dashboard.rollout_search import Archive, Found, Place
 from services.dashboard.timeseries import Columns, Window
 from services.errors import VersionNotFoundError
@@ -62,8 +61,8 @@ class VersionSummary(BaseModel):
 def history_router(folder: RunFolder, store: WeightStore, rounds: Columns) -> APIRouter:
     """GET routes over the run's folder."""
     router = APIRouter(tags=["history"])
-    queue = Columns(folder.path / FILE_NAME)
-    archive = Archive(folder.rollouts)
+    queue = Columns(folder.queue_history)
+    archive = Archive(folder)
     one_search = asyncio.Semaphore(1)
 
     @router.get("/v1/rounds", responses=may_answer(422, 503))
@@ -113,7 +112,7 @@ def history_router(folder: RunFolder, store: WeightStore, rounds: Columns) -> AP
     @router.get("/v1/troubles", responses=may_answer(422, 503))
     async def read_troubles(limit: Annotated[int, Query(ge=1, le=MAX_TROUBLES)] = 50) -> list[Trouble]:
         """The last warnings and errors in the logs of a local run, newest first."""
-        return await asyncio.to_thread(last_troubles, folder.logs, limit)
+        return await asyncio.to_thread(last_troubles, folder, limit)
 
     return router
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from services.run_folder import last_lines
+from services.run_folder import RunFolder, last_lines
 
 TAIL_BYTES = 1 << 17
 """How much of each log's end is looked at."""
@@ -40,10 +40,10 @@ _LAST_WORDS = re.compile(r"(?P<level>sept|ERROR|Error|hint)\b: ?(?P<text>.+)")
 """What `sept` writes when a part ends, and what libraries write that do not use logging."""
 
 
-def last_troubles(logs: Path, count: int) -> list[Trouble]:
-    """The newest `count` warnings and errors of all logs in the folder, newest first."""
+def last_troubles(folder: RunFolder, count: int) -> list[Trouble]:
+    """The newest `count` warnings and errors of all logs of the run, newest first."""
     found: list[Trouble] = []
-    for path in sorted(logs.glob("*.log")) if logs.is_dir() else []:
+    for path in folder.log_files().values():
         found.extend(_of_log(path))
     return sorted(found, key=lambda trouble: trouble.time_s or 0.0, reverse=True)[:count]
 

@@ -1,4 +1,4 @@
-"""Remembers across restarts how full the queues were: queue.jsonl, a line every few seconds. Reads the status only."""
+"""Remembers across restarts how full the queues were: one line every few seconds, read from the status."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from services.streams.connection import is_cancelled
 
 EVERY_S = 10.0
 """A line is about 250 bytes: 2 MB a day."""
-
-FILE_NAME = "queue.jsonl"
 
 log = structlog.get_logger()
 

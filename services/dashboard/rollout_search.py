@@ -1,19 +1,18 @@
-"""Finds rollouts in the run's recorded rounds. Reads rollouts/round-*.jsonl, newest first; changes nothing."""
+"""Finds rollouts in the run's recorded rounds, newest first."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from services.run_folder import RunFolder
+
 MAX_BYTES_SEARCHED = 64 << 20
 """A search reads little more than this; its answer says where to go on."""
-
-_FILE = re.compile(r"round-([0-9]{6,9})\.jsonl")
 
 
 class RolloutRecord(BaseModel):
@@ -58,7 +57,7 @@ class Found(BaseModel):
 class Archive:
     """The rollouts of one run's folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
 
     def search(self, text: str = "", *, start: Place | None = None, limit: int = 50) -> Found:
@@ -66,7 +65,7 @@ class Archive:
 
         `start` is a round and a line in it: earlier rounds follow.
         """
-        files = self._files()
+        files = self._folder.rollout_files()
         wanted = text.casefold()
         records: list[RolloutRecord] = []
         read_bytes = 0
@@ -87,7 +86,7 @@ class Archive:
 
     def staleness(self) -> dict[int, int]:
         """How many rollouts of the newest recorded round have which staleness."""
-        newest = self._files()[-1:]
+        newest = self._folder.rollout_files()[-1:]
         return dict(sorted(Counter(record.staleness for _, _, record in self._walk(newest, None) if record).items()))
 
     def _walk(
@@ -101,12 +100,6 @@ class Archive:
             for line_number, line in enumerate(_lines(path)):
                 if line_number >= first:
                     yield Place(round=number, line=line_number), len(line), _parse(line)
-
-    def _files(self) -> list[tuple[int, Path]]:
-        if not self._folder.is_dir():
-            return []
-        matches = [(match, path) for path in self._folder.iterdir() if (match := _FILE.fullmatch(path.name))]
-        return sorted((int(match[1]), path) for match, path in matches)
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -16,6 +16,11 @@ from services.contracts import Heartbeat
 from services.streams import scripts
 from services.streams.connection import Keys
 
+HEARTBEAT_EVERY_S = 1.0
+"""A part sends its heartbeat this often."""
+LOST_AFTER_S = 5.0
+"""A part whose last heartbeat is older counts as lost: four may be late or missing."""
+
 log = structlog.get_logger()
 
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, ServicesConfig, WeightSyncConfig
 from services.errors import ConfigError, UnavailableError
 from services.run_folder import RunFolder
 from services.server import bind, serve, url_of
@@ -24,7 +24,6 @@ def start(tmp_path: Path, services: ServicesConfig) -> None:
         services=services,
         weight_sync=WeightSyncConfig(),
         deadlines=DeadlinesConfig(),
-        heartbeat=HeartbeatConfig(),
     )
 
 
@@ -56,7 +55,7 @@ def test_the_address_is_a_url() -> None:
 SERVE = """
 import sys
 from pathlib import Path
-from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, ServicesConfig, WeightSyncConfig
 from services.run_folder import RunFolder
 from services.server import serve
 
@@ -66,7 +65,6 @@ serve(
     services=ServicesConfig(port=0),
     weight_sync=WeightSyncConfig(),
     deadlines=DeadlinesConfig(),
-    heartbeat=HeartbeatConfig(),
     listening=lambda url: Path(sys.argv[3]).write_text(url),
 )
 """

@@ -15,7 +15,7 @@ from generator.config import GeneratorConfig
 from generator.engines.base import Engine
 from generator.engines.scripted import ScriptedEngine
 from generator.loop import Generator
-from services.config import DeadlinesConfig, HeartbeatConfig
+from services.config import DeadlinesConfig
 from services.contracts import Heartbeat, Rollout, Task, WeightManifest
 from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
@@ -80,7 +80,7 @@ class World:
             AsyncEventLog(self.endpoint.redis, self.endpoint.keys),
             config=GeneratorConfig(engine="scripted", max_in_flight=max_in_flight),
             deadlines=deadlines or DeadlinesConfig(drain_s=5, weights_s=60),
-            heartbeat=HeartbeatConfig(every_s=0.02),
+            heartbeat_every_s=0.02,
             lease_s=lease_s,
             clock=clock or StateClock("starting"),
         )

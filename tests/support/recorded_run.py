@@ -75,7 +75,7 @@ def rollout(round_: int, index: int, **changes: Any) -> dict[str, Any]:
 def write_rollouts(folder: RunFolder, round_: int, lines: list[dict[str, Any]]) -> None:
     """One round's file."""
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
-    durable.write_file(folder.rollouts / f"round-{round_:06d}.jsonl", text)
+    durable.write_file(folder.rollouts_of(round_), text)
 
 
 def record(path: Path, rounds: int = 240) -> RunFolder:

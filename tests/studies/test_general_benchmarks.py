@@ -10,7 +10,7 @@ from rich.console import Console
 
 from services.errors import UnavailableError
 from studies import addition
-from studies.lm_eval import TASKS, general_ability, harness_command, newest_results, read_scores
+from studies.general_benchmarks import TASKS, harness_command, newest_results, read_scores, run_general_benchmarks
 
 TASK = """
 task: larger
@@ -57,7 +57,9 @@ def test_the_harness_runs_a_task_on_a_model_from_local_data(tmp_path: Path) -> N
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     (tasks / "larger.yaml").write_text(TASK.format(data=data))
-    found = general_ability(str(model), tmp_path / "out", Console(), tasks=["larger"], task_folder=tasks, limit=6)
+    found = run_general_benchmarks(
+        str(model), tmp_path / "out", Console(), tasks=["larger"], task_folder=tasks, limit=6
+    )
     assert 0 <= found["larger"]["acc"] <= 1
 
 
@@ -66,4 +68,4 @@ def test_a_task_that_does_not_exist_is_explained_with_the_harness_own_words(tmp_
     model = tmp_path / "model"
     addition.save(addition.make_model(), model)
     with pytest.raises(UnavailableError, match="no-such-task"):
-        general_ability(str(model), tmp_path / "out", Console(), tasks=["no-such-task"])
+        run_general_benchmarks(str(model), tmp_path / "out", Console(), tasks=["no-such-task"])

