@@ -33,7 +33,7 @@ from learner.training.trainer import Trainer
 from services.config import WeightSyncConfig
 from services.contracts import Purpose
 from services.errors import ConfigError
-from services.run_folder import RunFolder
+from services.run_folder import EvaluationFolder, RunFolder
 from services.streams.connection import Keys
 from services.streams.control import Control
 from services.streams.dead_letters import read_dead_letters
@@ -87,7 +87,7 @@ def build_learner(
     evaluations = None
     if evaluation.every_rounds:
         evaluations = Evaluations(
-            folder.evaluations,
+            folder,
             evaluation,
             benchmarks=load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit),
             sampling=sampling_of(evaluation, settings.sampling, model.folder),
@@ -130,7 +130,7 @@ def build_evaluator(
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     evaluation = settings.evaluation
     return Evaluator(
-        folder=folder.path,
+        folder=EvaluationFolder(folder.path),
         model_folder=model_folder,
         benchmarks=load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit),
         config=evaluation,

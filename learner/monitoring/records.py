@@ -116,8 +116,8 @@ class Records:
         if self._folder.metrics.exists() and self._folder.metrics.read_bytes() != text.encode():
             durable.write_file(self._folder.metrics, text)
         durable.clear_partial(self._folder.rollouts)
-        for path in self._folder.rollouts.glob("round-*.jsonl"):
-            if path.name >= _file_name(to_round):
+        for round_, path in self._folder.rollout_files():
+            if round_ >= to_round:
                 path.unlink()
         for tracker in self._trackers:
             tracker.begin(to_round)
@@ -125,7 +125,7 @@ class Records:
     def write(self, metrics: RoundMetrics, answers: Sequence[Answer]) -> None:
         """Record one round: answers first, so that every round in metrics.jsonl has its file."""
         lines = [json.dumps(_as_record(answer), ensure_ascii=False) for answer in answers]
-        durable.write_file(self._folder.rollouts / _file_name(metrics.round), "\n".join(lines) + "\n")
+        durable.write_file(self._folder.rollouts_of(metrics.round), "\n".join(lines) + "\n")
         durable.append_line(self._folder.metrics, metrics.model_dump_json())
         self._track(metrics)
 
@@ -148,10 +148,6 @@ class Records:
     def _track(self, metrics: RoundMetrics) -> None:
         for tracker in self._trackers:
             tracker.log(metrics.round, numbers_of(metrics))
-
-
-def _file_name(round_: int) -> str:
-    return f"round-{round_:06d}.jsonl"
 
 
 def _as_record(answer: Answer) -> dict[str, object]:

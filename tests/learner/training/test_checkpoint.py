@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner.training.checkpoint import META, Checkpoint, Checkpoints
+from learner.training.checkpoint import Checkpoint, Checkpoints
 from services.errors import CheckpointError
 
 STATE = "state-00000.safetensors"
