@@ -27,7 +27,6 @@ def start_services(settings: Settings) -> None:
         folder=RunFolder(settings.run.dir).create(),
         redis_url=redis_url(settings),
         services=settings.services,
-        weight_sync=settings.weight_sync,
         heartbeat=settings.heartbeat,
         deadlines=settings.deadlines,
     )
@@ -88,7 +87,6 @@ def start_evaluator(settings: Settings) -> bool:
         data=settings.data,
         sampling=settings.sampling,
         evaluation=settings.evaluation,
-        weight_sync=settings.weight_sync,
         deadlines=settings.deadlines,
         heartbeat=settings.heartbeat,
     )

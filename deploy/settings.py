@@ -43,7 +43,7 @@ from services.config import (
     WeightSyncConfig,
 )
 from services.errors import ConfigError
-from services.net import is_loopback
+from services.net import is_loopback, reachable_url, split_address
 from services.run_folder import RunFolder
 
 ENV_PREFIX = "SEPT_"
@@ -124,19 +124,13 @@ def _conflicts(settings: Settings) -> Iterator[str]:
             f"heartbeat.lost_after_s ({settings.heartbeat.lost_after_s}) must exceed heartbeat.every_s "
             f"({settings.heartbeat.every_s}): several times as long lets one late heartbeat pass"
         )
-    if settings.weight_sync.keep_versions < settings.training.max_staleness + 2:
-        yield (
-            f"weight_sync.keep_versions ({settings.weight_sync.keep_versions}) would retire versions that "
-            f"training.max_staleness ({settings.training.max_staleness}) still needs: keep at least "
-            f"{settings.training.max_staleness + 2}"
-        )
     if settings.generator.chat and settings.generator.engine != "vllm":
         yield (
             f"generator.chat ({settings.generator.chat}) needs generator.engines.base vllm, and it is "
             f"{settings.generator.engine}: a scripted engine has nothing to say"
         )
-    chat_host = settings.generator.chat.rpartition(":")[0]
-    if chat_host and settings.services.token is None and not is_loopback(chat_host):
+    chat = settings.generator.chat
+    if chat and settings.services.token is None and not is_loopback(split_address(chat)[0]):
         yield (
             f"generator.chat ({settings.generator.chat}) is not loopback and services.token is not set: set "
             f"{ENV_PREFIX}SERVICES{ENV_DELIMITER}TOKEN to a secret, or bind to 127.0.0.1"
@@ -209,7 +203,7 @@ def _join(merged: dict[str, dict[str, Any]]) -> None:
 
 def services_url(settings: Settings) -> str:
     """How other parts reach the services."""
-    return settings.services.url or endpoints.services_url(settings.services.host, settings.services.port)
+    return settings.services.url or reachable_url(settings.services.host, settings.services.port)
 
 
 def redis_url(settings: Settings) -> str:

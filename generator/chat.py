@@ -35,7 +35,7 @@ from generator.engines.vllm import VllmEngine
 from services.api.auth import Guard
 from services.api.limits import BodyLimit
 from services.errors import ConfigError, SeptError, UnavailableError
-from services.server import bind, url_of
+from services.net import listen, listener_url, split_address
 
 RETRY_AFTER_S = 1
 """What a client that found no room is told to wait."""
@@ -221,10 +221,10 @@ async def open_chat(engine: Engine, run_id: str, *, address: str, places: int, t
         raise ConfigError(
             "generator.chat needs vLLM's engine", hint="set generator.engines.base to vllm, or chat to nothing"
         )
-    host, _, port = address.rpartition(":")
+    host, port = split_address(address)
     app = create_chat_app(Conversation(engine, run_id, Places(places)), token)
     try:
-        listener = bind(host, int(port), setting="generator.chat")
+        listener = listen(host, port, setting="generator.chat")
     except UnavailableError as error:
         log.warning("chat_not_offered", reason=error.message, hint=error.hint)
         yield ""
@@ -235,9 +235,9 @@ async def open_chat(engine: Engine, run_id: str, *, address: str, places: int, t
         )
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        log.info("chat_listening", url=url_of(listener), places=places)
+        log.info("chat_listening", url=listener_url(listener), places=places)
         try:
-            yield url_of(listener)
+            yield listener_url(listener)
         finally:
             server.should_exit = True
             await serving

@@ -125,14 +125,6 @@ class LoraConfig(Section):
     """The adapters' product is scaled by alpha / rank."""
     targets: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Names of the linear layers with adapters, such as q_proj,v_proj; empty: all but the head."""
-    publish: Literal["merged", "adapters"] = "merged"
-    """What an update sends: what changed in the merged weights, or the adapters, of which generators make the same."""
-
-    @model_validator(mode="after")
-    def _adapters_are_there(self) -> Self:
-        if self.publish == "adapters" and not self.rank:
-            raise ValueError("lora.publish = adapters and lora.rank = 0: there are no adapters; set lora.rank")
-        return self
 
 
 class CheckpointConfig(Section):

@@ -15,7 +15,7 @@ import structlog
 
 from services.contracts import Canary, FileKind, WeightManifest
 from services.streams.events import EventLog
-from services.weights.store import WeightStore
+from services.weights.publisher import WeightPublisher
 from services.weights.tensors import Tensors
 
 log = structlog.get_logger()
@@ -38,7 +38,7 @@ class Publication:
 class Publisher:
     """One version at a time, in order."""
 
-    def __init__(self, store: WeightStore, events: EventLog) -> None:
+    def __init__(self, store: WeightPublisher, events: EventLog) -> None:
         self._store = store
         self._events = events
         self.on_published: Callable[[int], None] = lambda version: None
@@ -53,7 +53,7 @@ class Publisher:
     def take_back(self, after: int) -> None:
         """Drop the versions after that one; call it while nothing is being published. Generators follow back."""
         log.warning("versions_taken_back", newest=self.newest(), after=after)
-        self._store.drop_after(after)
+        self._store.retract_after(after)
 
     def submit(
         self,
@@ -63,7 +63,7 @@ class Publisher:
         canaries: Sequence[Canary] = (),
         adapters: Tensors | None = None,
     ) -> Future[Publication]:
-        """Start publishing, where there are `adapters` by those; no tensor may change until the future is done."""
+        """Start publishing; `adapters` make `tensors` of version 0. No tensor may change until the future is done."""
         return self._thread.submit(self._publish, version, tensors, model_files or {}, canaries, adapters)
 
     def close(self) -> None:

@@ -100,7 +100,7 @@ def run_learner(
             resumed = checkpoints.load()
             first_round = resumed.weight_version if resumed and training.data == "online" else 0
             collector = new_collector(client, keys, first_round, Purpose.TRAINING)
-            publisher = new_publisher(folder, weight_sync, client, keys)
+            publisher = new_publisher(folder, training.max_staleness, client, keys)
             loop = Loop(
                 training=training,
                 checkpoint=checkpoint,

@@ -12,7 +12,6 @@ import structlog
 
 from learner.publisher import Publisher
 from learner.rollouts.collector import Collector
-from services.config import WeightSyncConfig
 from services.contracts import Purpose
 from services.run_folder import RunFolder
 from services.streams.connection import Keys
@@ -21,16 +20,15 @@ from services.streams.events import EventLog
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
 from services.streams.wire import claimed_task_id
-from services.weights.store import WeightStore
+from services.weights.publisher import KEEP_VERSIONS, WeightPublisher
 
 log = structlog.get_logger()
 
 
-def new_publisher(folder: RunFolder, weight_sync: WeightSyncConfig, client: redis.Redis, keys: Keys) -> Publisher:
-    """One that writes to the run's store and tells the run's events."""
-    store = WeightStore(
-        folder.weights, folder.run_id, anchor_every=weight_sync.anchor_every, keep_versions=weight_sync.keep_versions
-    )
+def new_publisher(folder: RunFolder, max_staleness: int, client: redis.Redis, keys: Keys) -> Publisher:
+    """Writes versions of the run and announces them; keeps every version that a task may still ask for."""
+    keep_versions = max(KEEP_VERSIONS, max_staleness + 2)
+    store = WeightPublisher(folder.weights, folder.run_id, keep_versions=keep_versions)
     return Publisher(store, EventLog(client, keys))
 
 

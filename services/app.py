@@ -20,7 +20,6 @@ from services.api.events import events_router
 from services.api.limits import BodyLimit
 from services.api.metrics import metrics_router
 from services.api.notices import Notices
-from services.api.staging import Staging
 from services.api.status import StatusReader, status_router
 from services.api.weights import weights_router
 from services.dashboard import queue_history
@@ -34,15 +33,14 @@ from services.run_folder import RunFolder
 from services.streams.connection import Keys
 from services.streams.control import AsyncControl
 from services.streams.events import AsyncEventLog
-from services.weights.client import MAX_MANIFEST_BYTES
-from services.weights.store import WeightStore
+from services.weights.reader import WeightReader
 
 FOLLOW_S = 2.0
 RETRY_S = 1.0
 """Pause before the events are followed again after Redis failed."""
 
-DEFAULT_UPLOAD_BYTES = 1 << 38
-"""256 GiB: a version of a 100 B-parameter model in bf16, with room."""
+MAX_BODY_BYTES = 1 << 16
+"""Longest request body: the largest that a route takes has a few hundred bytes."""
 
 log = structlog.get_logger()
 
@@ -56,12 +54,11 @@ class Health(BaseModel):
 def create_app(
     *,
     folder: RunFolder,
-    store: WeightStore,
+    store: WeightReader,
     redis: Redis,
     keys: Keys,
     token: str | None,
     lost_after_s: float = 5.0,
-    max_upload_bytes: int = DEFAULT_UPLOAD_BYTES,
     queue_every_s: float = queue_history.EVERY_S,
 ) -> FastAPI:
     """The app of one run. `token` None: only for an app that is bound to loopback, which the caller sees to.
@@ -96,9 +93,8 @@ def create_app(
         generate_unique_id_function=_operation_id,
     )
     app.state.notices = notices
-    staging = Staging(store.folder / ".staging", max_bytes=max_upload_bytes)
     app.include_router(_health_router(redis, store))
-    app.include_router(weights_router(store, staging, notices, events))
+    app.include_router(weights_router(store, notices))
     app.include_router(status_router(reader))
     app.include_router(events_router(events, notices))
     app.include_router(metrics_router(reader))
@@ -110,7 +106,7 @@ def create_app(
     app.include_router(assets_router(with_login=token is not None))
     app.include_router(login_router(token))
     error_responses.install(app)
-    app.add_middleware(BodyLimit, max_bytes=MAX_MANIFEST_BYTES)
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(Guard, token=token)
     return app
 
@@ -132,7 +128,7 @@ async def _follow(events: AsyncEventLog, notices: Notices) -> None:
             notices.wake()
 
 
-def _health_router(redis: Redis, store: WeightStore) -> APIRouter:
+def _health_router(redis: Redis, store: WeightReader) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz")

@@ -22,6 +22,7 @@ from ray.serve import Application
 from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services, code_digest
 from deploy.settings import Settings, load, redis_url, require, to_resolved
 from services.errors import ConfigError, UnavailableError
+from services.net import LOOPBACK, reachable_url
 
 APP = "sept"
 STORE = "sept_store"
@@ -145,7 +146,7 @@ def on_ray(settings: Settings, options: Options) -> Settings:
             "services.token is not set: Serve's proxies answer other machines",
             hint="set SEPT_SERVICES__TOKEN to a secret",
         )
-    url = settings.services.url or f"http://127.0.0.1:{options.http_port}"
+    url = settings.services.url or reachable_url(LOOPBACK, options.http_port)
     return settings.model_copy(update={"services": settings.services.model_copy(update={"url": url})})
 
 

@@ -16,7 +16,7 @@ from learner.model import hf_checkpoint
 from learner.monitoring.heartbeat import Report
 from learner.rollouts.collector import Interrupted
 from learner.wiring import new_collector, new_publisher, stop_on_signals
-from services.config import DeadlinesConfig, HeartbeatConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, HeartbeatConfig
 from services.contracts import Purpose
 from services.errors import ModelError
 from services.run_folder import RunFolder
@@ -36,7 +36,6 @@ def run_evaluator(
     data: DataConfig,
     sampling: SamplingConfig,
     evaluation: EvaluationConfig,
-    weight_sync: WeightSyncConfig,
     deadlines: DeadlinesConfig,
     heartbeat: HeartbeatConfig,
 ) -> bool:
@@ -52,7 +51,7 @@ def run_evaluator(
     with connect(redis_url, deadline_s=deadlines.startup_s) as client:
         report = Report(Heartbeats(client, keys), device="cpu", every_s=heartbeat.every_s)
         report.start()
-        publisher = new_publisher(folder, weight_sync, client, keys)
+        publisher = new_publisher(folder, 0, client, keys)
         collector = new_collector(client, keys, 0, Purpose.EVALUATION)
         stop_on_signals(collector.interrupt)
         try:

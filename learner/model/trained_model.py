@@ -84,8 +84,6 @@ class TrainedModel:
     ranks: Ranks = field(default_factory=Ranks)
     autocast_dtype: torch.dtype | None = None
     """Type of the forward's products; None: float32 like the weights."""
-    sends_adapters: bool = False
-    """Whether updates send the adapters alone."""
 
     @property
     def module(self) -> PreTrainedModel:
@@ -176,7 +174,7 @@ def load_model(
         log.info("adapters_added", rank=adapters.rank, adapter_bytes=lora.adapter_bytes(module))
     module.train()
     shard(model.scorer, frozenset(module._no_split_modules or ()), ranks, place)
-    return replace(model, ranks=ranks, sends_adapters=adapters is not None and adapters.publish == "adapters")
+    return replace(model, ranks=ranks)
 
 
 def _read_module(folder: Path, device: torch.device) -> PreTrainedModel:
@@ -263,12 +261,12 @@ def _checkpoint_tensors(model: TrainedModel) -> Iterator[tuple[str, torch.Tensor
 
 
 def wire_adapters(model: TrainedModel) -> dict[str, RawTensor] | None:
-    """The adapters that `wire_tensors` merges, as they are sent; None where they are not, or this rank only helps."""
-    if not model.sends_adapters:
+    """The adapters that `wire_tensors` merges, as they are sent; None without adapters and on ranks that only help."""
+    layers = lora.adapters_of(model.module)
+    if not layers:
         return None
     model.ranks.announce(Order.ADAPTERS)
-    layers = lora.adapters_of(model.module).items()
-    factors = {name: lora.factors(layer) for name, layer in layers}
+    factors = {name: lora.factors(layer) for name, layer in layers.items()}
     if not model.ranks.leads:
         return None
     return pack({name: Adapter(b.cpu().numpy(), a.cpu().numpy(), scale) for name, (b, a, scale) in factors.items()})

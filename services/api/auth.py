@@ -7,7 +7,6 @@ that are open.
 from __future__ import annotations
 
 import time
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -15,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from services.api.session import is_session, is_token, session_of
-from services.net import is_loopback
+from services.net import hostname_of, is_loopback
 
 LOGIN_PATH = "/login"
 OPEN_PATHS = frozenset({"/healthz", LOGIN_PATH, "/page/login.css", "/page/icon.svg"})
@@ -69,7 +68,7 @@ def _token_refusal(headers: Headers, token: str, scope: Scope) -> Response | Non
 
 def _loopback_refusal(headers: Headers) -> Response | None:
     host = headers.get("host", "")
-    if not is_loopback(_hostname(f"//{host}") or ""):
+    if not is_loopback(hostname_of(f"//{host}")):
         return _refusal(
             403, f"host {host[:80]!r} is not this machine's loopback address", "use 127.0.0.1 or set services.token"
         )
@@ -84,13 +83,6 @@ def _origin_refusal(headers: Headers) -> Response | None:
             403, f"origin {origin[:80]!r} may not use this endpoint", "open the page from this endpoint itself"
         )
     return None
-
-
-def _hostname(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
 
 
 def _refusal(status: int, error: str, hint: str, headers: dict[str, str] | None = None) -> Response:

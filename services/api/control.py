@@ -21,7 +21,7 @@ from services.streams.connection import Keys
 from services.streams.control import MAX_GENERATORS, AsyncControl, ControlState
 from services.streams.events import AsyncEventLog
 from services.weights.export import export_version
-from services.weights.store import MAX_VERSION, WeightStore
+from services.weights.reader import MAX_VERSION, WeightReader
 
 SOURCE = "services"
 
@@ -129,7 +129,7 @@ def control_router(reader: StatusReader, redis: Redis, keys: Keys, events: Async
     return router
 
 
-def export_router(folder: RunFolder, store: WeightStore, events: AsyncEventLog) -> APIRouter:
+def export_router(folder: RunFolder, store: WeightReader, events: AsyncEventLog) -> APIRouter:
     """POST /v1/control/export."""
     router = APIRouter(prefix="/v1/control", tags=["control"])
     one_export = asyncio.Lock()

@@ -48,7 +48,6 @@ DESCRIPTIONS = {
     403: "Not from this machine's own pages",
     404: "No such version or file",
     409: "Contradicts what the store holds, or the bytes are not what the manifest promises",
-    408: "The sender fell silent",
     413: "Longer than allowed",
     416: "Range not satisfiable",
     422: "Does not keep the contract",

@@ -20,7 +20,7 @@ from services.streams.connection import Keys
 from services.streams.control import AsyncControl
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.tasks import QueueGauge
-from services.weights.store import WeightStore
+from services.weights.reader import WeightReader
 
 RunState = Literal["starting", "running", "paused", "finished", "failed", "stopped"]
 
@@ -34,7 +34,9 @@ TAIL_BYTES = 1 << 16
 class StatusReader:
     """Reads a snapshot of one run."""
 
-    def __init__(self, folder: RunFolder, store: WeightStore, redis: Redis, keys: Keys, *, lost_after_s: float) -> None:
+    def __init__(
+        self, folder: RunFolder, store: WeightReader, redis: Redis, keys: Keys, *, lost_after_s: float
+    ) -> None:
         self.folder = folder
         self._store = store
         self._redis = redis

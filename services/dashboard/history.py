@@ -18,7 +18,7 @@ from services.dashboard.rollout_search import Archive, Found, Place
 from services.dashboard.timeseries import Columns, Window
 from services.errors import VersionNotFoundError
 from services.run_folder import RunFolder
-from services.weights.store import WeightStore
+from services.weights.reader import WeightReader
 
 MAX_BUCKETS = 2000
 MAX_FOUND = 200
@@ -59,7 +59,7 @@ class VersionSummary(BaseModel):
         )
 
 
-def history_router(folder: RunFolder, store: WeightStore, rounds: Columns) -> APIRouter:
+def history_router(folder: RunFolder, store: WeightReader, rounds: Columns) -> APIRouter:
     """GET routes over the run's folder."""
     router = APIRouter(tags=["history"])
     queue = Columns(folder.path / FILE_NAME)
@@ -118,7 +118,7 @@ def history_router(folder: RunFolder, store: WeightStore, rounds: Columns) -> AP
     return router
 
 
-def _versions(folder: RunFolder, store: WeightStore, limit: int) -> list[VersionSummary]:
+def _versions(folder: RunFolder, store: WeightReader, limit: int) -> list[VersionSummary]:
     checkpointed = set(folder.checkpointed())
     found = []
     for version in reversed(store.versions()[-limit:]):

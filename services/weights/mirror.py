@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from services import durable
 from services.contracts import FileEntry, FileKind, WeightManifest
 from services.errors import VersionNotFoundError, WeightError
-from services.weights.chain import change_of, lay, verify
+from services.weights.chain import apply_change, change_of, verify_tensors
 from services.weights.client import WeightClient
 from services.weights.delta import Patch
 from services.weights.tensors import RawTensor, Tensors, read_safetensors, write_safetensors
@@ -211,7 +211,7 @@ class WeightMirror:
         try:
             manifest = WeightManifest.model_validate_json((model / MANIFEST_NAME).read_bytes())
             tensors = read_safetensors(model / WEIGHTS_NAME)
-            verify(tensors, manifest.tensors)
+            verify_tensors(tensors, manifest.tensors)
         except FileNotFoundError:
             return None
         except (WeightError, ValidationError) as error:
@@ -240,8 +240,8 @@ def _build(
         if kind is FileKind.ADAPTERS and not _is_base(copy.base, step):
             copy.base = _Base(str(step.parent_digest), dict(copy.tensors))
             copy.owned = set()  # what the base holds too is replaced, and patched no more
-        patches += lay(kind, path, copy.tensors, copy.owned, copy.base.tensors if copy.base else None)
-    verify(copy.tensors, target.tensors)
+        patches += apply_change(kind, path, copy.tensors, copy.owned, copy.base.tensors if copy.base else None)
+    verify_tensors(copy.tensors, target.tensors)
     return copy, patches
 
 

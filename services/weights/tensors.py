@@ -192,6 +192,11 @@ def write_safetensors(path: Path, tensors: Tensors, *, lasting: bool = True) -> 
             durable.fsync_folder(path.parent)
 
 
+def encoded_bytes(tensors: Tensors) -> int:
+    """Size of the file that `write_safetensors` writes."""
+    return sum(memoryview(block).nbytes for block in _blocks(tensors))
+
+
 def _blocks(tensors: Tensors) -> Iterator[bytes | memoryview]:
     """Header, then data; widest elements first, so that every tensor is aligned to its element."""
     order = sorted(tensors, key=lambda name: (-tensors[name].item_bytes, name))

@@ -11,7 +11,7 @@ from learner.publisher import Publisher
 from services.errors import UnavailableError, WeightError
 from services.streams.connection import Keys, connect
 from services.streams.events import EventLog
-from services.weights.store import WeightStore
+from services.weights.publisher import WeightPublisher
 from services.weights.tensors import RawTensor, Tensors
 
 KEYS = Keys("publisher")
@@ -22,11 +22,11 @@ def tensors(value: int) -> Tensors:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> WeightStore:
-    return WeightStore(tmp_path / "weights", "publisher", anchor_every=4, keep_versions=10)
+def store(tmp_path: Path) -> WeightPublisher:
+    return WeightPublisher(tmp_path / "weights", "publisher", anchor_every=4, keep_versions=10)
 
 
-def test_versions_are_stored_announced_and_told(store: WeightStore, redis_url: str) -> None:
+def test_versions_are_stored_announced_and_told(store: WeightPublisher, redis_url: str) -> None:
     told: list[int] = []
     with connect(redis_url) as client:
         events = EventLog(client, KEYS)
@@ -40,7 +40,7 @@ def test_versions_are_stored_announced_and_told(store: WeightStore, redis_url: s
     assert futures[2].result().sync_bytes < futures[0].result().sync_bytes, "a delta is smaller than a snapshot"
 
 
-def test_versions_can_be_taken_back_and_published_anew(store: WeightStore, redis_url: str) -> None:
+def test_versions_can_be_taken_back_and_published_anew(store: WeightPublisher, redis_url: str) -> None:
     with connect(redis_url) as client:
         publisher = Publisher(store, EventLog(client, KEYS))
         assert publisher.newest() is None
@@ -53,7 +53,7 @@ def test_versions_can_be_taken_back_and_published_anew(store: WeightStore, redis
         publisher.close()
 
 
-def test_what_cannot_be_published_is_told_by_the_future(store: WeightStore, redis_url: str) -> None:
+def test_what_cannot_be_published_is_told_by_the_future(store: WeightPublisher, redis_url: str) -> None:
     with connect(redis_url) as client:
         publisher = Publisher(store, EventLog(client, KEYS))
         with pytest.raises(WeightError, match="outside"):

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.weight_fanout import NGINX, relay_config
 from services.contracts import WeightManifest
-from services.streams.embedded import free_port
+from services.net import free_port
 from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror
 from tests.support.endpoint import Endpoint, open_endpoint, served

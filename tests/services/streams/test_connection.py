@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from services.errors import ConfigError, UnavailableError
+from services.net import free_port
 from services.streams.connection import (
     MAX_BLOCK_S,
     SOCKET_TIMEOUT_S,
     Keys,
-    address_of,
     block_ms,
     connect,
     connect_async,
 )
-from services.streams.embedded import EmbeddedRedis, free_port
+from services.streams.embedded import EmbeddedRedis
 
 PASSWORD = "correct-horse-battery"
 
@@ -116,12 +116,6 @@ def test_what_is_no_address_is_a_config_error_without_the_password(url: str) -> 
     with pytest.raises(ConfigError, match=r"redis\.url") as caught:
         connect(url)
     assert "pw" not in str(caught.value).replace("[:password@]", "")
-
-
-def test_an_address_for_messages_has_no_secret() -> None:
-    assert address_of("redis://user:pw@host:7000/2") == "host:7000/2"
-    assert address_of("rediss://host") == "host:6379"
-    assert address_of("unix:///run/redis.sock") == "/run/redis.sock"
 
 
 def test_a_blocking_read_never_lasts_forever_or_beyond_the_socket() -> None:
