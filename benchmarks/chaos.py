@@ -58,7 +58,7 @@ def settings(inputs: Path, *, engine: str, rounds: int) -> dict[str, Any]:
         "training.steps_per_round": STEPS_PER_ROUND,
         "training.max_staleness": 0 if engine == "scripted" else 1,
         "checkpoint.every_rounds": 3,
-        "generator.engines.base": engine,
+        "generator.engine": engine,
         "generator.count": 2 if engine == "scripted" else 1,
         "generator.max_in_flight": 8,
         "redis.lease_s": 3,

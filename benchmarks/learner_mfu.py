@@ -21,6 +21,7 @@ import torch
 from benchmarks.learner_peers import LEARNING_RATE, rollout_of
 from learner.config import TrainingConfig
 from learner.model.trained_model import load_model
+from learner.training.batch_sharding import TrainingSample
 from learner.training.peak_memory import take_peak_bytes
 from learner.training.trainer import Trainer
 from services.contracts import Rollout
@@ -91,7 +92,7 @@ def measure(folder: Path, config: TrainingConfig, peak: float, *, rounds: int = 
     trainer = Trainer(model, config)
     flops = seconds = tokens = 0.0
     for number, rollouts in enumerate(rounds_of(model.scorer.head.weight.shape[0], rounds, config.prompts_per_round)):
-        stats = trainer.train_round(rollouts)
+        stats = trainer.train_round(map(TrainingSample, rollouts))
         if number:
             lengths = tuple(int(r.prompt_tokens.size + r.response_tokens.size) - 1 for r in rollouts)
             flops += model.cost.training(lengths, stats.response_tokens)

@@ -60,6 +60,7 @@ def run_sept(
     """`setting`: tokens of a micro-batch."""
     from learner.config import TrainingConfig
     from learner.model.trained_model import load_model
+    from learner.training.batch_sharding import TrainingSample
     from learner.training.trainer import Trainer
 
     tokenizer = _tokenizer(model)  # takes memory in a run, and TRL has one
@@ -81,7 +82,7 @@ def run_sept(
     for number, pairs in enumerate(steps):
         rollouts = [rollout_of(number, index, pair) for index, pair in enumerate(pairs)]
         clock.start()
-        done.losses.append(trainer.train_round(rollouts).loss)
+        done.losses.append(trainer.train_round(map(TrainingSample, rollouts)).loss)
         done.cpu_s.append(clock.seconds())
     del tokenizer
     return done

@@ -129,7 +129,7 @@ async def measure(folder: Path, *, browsers: int, pairs: int, window_s: float) -
         "training.rounds": 1_000_000,
         "training.prompts_per_round": 32,
         "training.max_staleness": 2,
-        "generator.engines.base": "scripted",
+        "generator.engine": "scripted",
         "generator.count": 1,
         "generator.max_in_flight": 64,
         "checkpoint.every_rounds": 50,

@@ -32,7 +32,7 @@ import httpx
 import numpy as np
 import redis
 
-from learner.publisher import Publisher
+from learner.publisher import Publisher, VersionContents
 from learner.rollouts.collector import Collector, Interrupted
 from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig
 from services.contracts import FileKind, Heartbeat, Part, Rollout, Task, VersionSpan
@@ -133,8 +133,7 @@ def be_learner(world: World, stop: ProcessEvent) -> None:
         store = WeightPublisher(RunFolder(world.folder).weights, keys.run_id)
         publisher = Publisher(store, EventLog(client, keys))
         weights = _weights(world.load.model_mb)
-        publisher.submit(0, weights).result()
-        publisher.on_published = lambda version: collector.expect(_tasks(world, version + STALENESS))
+        publisher.submit(0, VersionContents(weights)).result()
         collector.start()
         for round_ in range(STALENESS + 1):
             collector.expect(_tasks(world, round_))
@@ -148,7 +147,11 @@ def be_learner(world: World, stop: ProcessEvent) -> None:
                 return
             stop.wait(world.load.train_s)
             weights = _changed(weights, round_)
-            publisher.submit(round_ + 1, weights)
+            publisher.submit(
+                round_ + 1,
+                VersionContents(weights),
+                lambda version: collector.expect(_tasks(world, version + STALENESS)),
+            )
             collector.release(before_round=round_)
             round_ += 1
 

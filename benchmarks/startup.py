@@ -44,7 +44,7 @@ def settings(inputs: Path, engine: str) -> dict[str, Any]:
         "sampling.max_response_tokens": 8,
         "training.rounds": 1,
         "training.prompts_per_round": 8,
-        "generator.engines.base": engine,
+        "generator.engine": engine,
         "heartbeat.every_s": 0.1,
     }
 

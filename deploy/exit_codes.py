@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+from learner.outcome import Outcome
 from services.errors import (
     CheckpointError,
     ConfigError,
@@ -40,6 +41,11 @@ _CODES: tuple[tuple[tuple[type[SeptError], ...], int], ...] = (
 def code_of(error: Exception) -> int:
     """The exit code that stands for the error."""
     return next((code for kinds, code in _CODES if isinstance(error, kinds)), FAILED)
+
+
+def of_outcome(outcome: Outcome) -> int:
+    """The exit code of a learner or an evaluator that ended without an error."""
+    return STOPPED if outcome is Outcome.INTERRUPTED else OK
 
 
 def in_words(code: int) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from deploy.locks import learner_lock
 from deploy.settings import Settings, redis_url, require, services_url
 from generator.config import GeneratorConfig
+from learner.outcome import Outcome
 from services.logs import configure_logs
 from services.run_folder import RunFolder
 
@@ -32,11 +33,8 @@ def start_services(settings: Settings) -> None:
     )
 
 
-def start_learner(settings: Settings) -> bool:
-    """Train until the last round; False when SIGTERM came first. Resumes from the run folder.
-
-    One of several ranks does its part.
-    """
+def start_learner(settings: Settings) -> Outcome:
+    """Train until the last round or a signal. Resumes from the run folder. One of several ranks does its part."""
     from learner.parallel.ranks import joined
     from learner.run import run_follower, run_learner
 
@@ -45,51 +43,19 @@ def start_learner(settings: Settings) -> bool:
     with joined(settings.training.ranks) as ranks:
         configure_logs("learner" if ranks.leads else f"learner-rank-{ranks.rank}")
         if not ranks.leads:
-            run_follower(
-                folder,
-                ranks,
-                model=settings.model,
-                training=settings.training,
-                checkpoint=settings.checkpoint,
-                lora=settings.lora,
-            )
-            return True
+            run_follower(folder, settings, ranks)
+            return Outcome.FINISHED
         with learner_lock(folder.path, settings.deadlines.startup_s):
-            return run_learner(
-                folder,
-                ranks=ranks,
-                redis_url=redis_url(settings),
-                run=settings.run,
-                model=settings.model,
-                data=settings.data,
-                sampling=settings.sampling,
-                training=settings.training,
-                lora=settings.lora,
-                checkpoint=settings.checkpoint,
-                health=settings.health,
-                evaluation=settings.evaluation,
-                weight_sync=settings.weight_sync,
-                deadlines=settings.deadlines,
-                heartbeat=settings.heartbeat,
-            )
+            return run_learner(folder, settings, redis_url=redis_url(settings), ranks=ranks)
 
 
-def start_evaluator(settings: Settings) -> bool:
-    """Evaluate the model, or go on with it, until every answer is judged; False when SIGTERM came first."""
-    from learner.evaluation.run import run_evaluator
+def start_evaluator(settings: Settings) -> Outcome:
+    """Evaluate the model, or go on with it, until every answer is graded or a signal comes."""
+    from learner.run import run_evaluator
 
     configure_logs("evaluator")
     require(settings, "model.path", "evaluation.benchmarks")
-    return run_evaluator(
-        RunFolder(settings.run.dir).create(),
-        redis_url=redis_url(settings),
-        model=settings.model,
-        data=settings.data,
-        sampling=settings.sampling,
-        evaluation=settings.evaluation,
-        deadlines=settings.deadlines,
-        heartbeat=settings.heartbeat,
-    )
+    return run_evaluator(RunFolder(settings.run.dir).create(), settings, redis_url=redis_url(settings))
 
 
 def start_generator(settings: Settings, generator_id: str) -> None:

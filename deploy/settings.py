@@ -22,25 +22,13 @@ from pydantic_core import ErrorDetails
 
 from deploy import endpoints
 from generator.config import GeneratorConfig
-from learner.config import (
-    CheckpointConfig,
-    DataConfig,
-    EvaluationConfig,
-    HealthConfig,
-    LoraConfig,
-    ModelConfig,
-    SamplingConfig,
-    TrainingConfig,
-)
+from learner.algorithms.choose import ALGORITHMS
+from learner.config import LearnerSettings
 from services import durable
 from services.config import (
-    DeadlinesConfig,
-    HeartbeatConfig,
     RedisConfig,
     RunConfig,
-    Section,
     ServicesConfig,
-    WeightSyncConfig,
 )
 from services.errors import ConfigError
 from services.net import is_loopback, reachable_url, split_address
@@ -60,7 +48,7 @@ FIXED_IN_A_RUN = (
     "data.limit",
     "data.max_prompt_tokens",
     "sampling.rollouts_per_prompt",
-    "training.objective",
+    "training.algorithm",
     "training.data",
     "training.prompts_per_round",
     "training.steps_per_round",
@@ -72,24 +60,12 @@ FIXED_IN_A_RUN = (
 """Changing one of these would make the rounds of one run folder belong to two different runs."""
 
 
-class Settings(Section):
+class Settings(LearnerSettings):
     """All sections of a run's configuration."""
 
-    run: RunConfig = RunConfig()
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    training: TrainingConfig = TrainingConfig()
-    lora: LoraConfig = LoraConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    health: HealthConfig = HealthConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
     generator: GeneratorConfig = GeneratorConfig()
     redis: RedisConfig = RedisConfig()
     services: ServicesConfig = ServicesConfig()
-    weight_sync: WeightSyncConfig = WeightSyncConfig()
-    deadlines: DeadlinesConfig = DeadlinesConfig()
-    heartbeat: HeartbeatConfig = HeartbeatConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -109,10 +85,11 @@ def _conflicts(settings: Settings) -> Iterator[str]:
             f"({settings.data.max_prompt_tokens}) plus sampling.max_response_tokens "
             f"({settings.sampling.max_response_tokens}): set it to {longest} or leave it unset"
         )
-    if settings.training.objective == "grpo" and settings.sampling.rollouts_per_prompt < 2:
+    algorithm = ALGORITHMS[settings.training.algorithm]
+    if settings.sampling.rollouts_per_prompt < algorithm.smallest_group:
         yield (
-            f"training.objective (grpo) compares the rollouts of a prompt, sampling.rollouts_per_prompt is "
-            f"{settings.sampling.rollouts_per_prompt}: set it to 2 or more (the paper takes 8)"
+            f"training.algorithm ({algorithm.name}) compares the rollouts of a prompt, sampling.rollouts_per_prompt is "
+            f"{settings.sampling.rollouts_per_prompt}: set it to {algorithm.smallest_group} or more"
         )
     if settings.evaluation.every_rounds and not settings.evaluation.benchmarks:
         yield (
@@ -126,7 +103,7 @@ def _conflicts(settings: Settings) -> Iterator[str]:
         )
     if settings.generator.chat and settings.generator.engine != "vllm":
         yield (
-            f"generator.chat ({settings.generator.chat}) needs generator.engines.base vllm, and it is "
+            f"generator.chat ({settings.generator.chat}) needs generator.engine vllm, and it is "
             f"{settings.generator.engine}: a scripted engine has nothing to say"
         )
     chat = settings.generator.chat

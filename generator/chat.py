@@ -218,9 +218,7 @@ async def open_chat(engine: Engine, run_id: str, *, address: str, places: int, t
     ConfigError for an engine that is not vLLM's.
     """
     if not isinstance(engine, VllmEngine):
-        raise ConfigError(
-            "generator.chat needs vLLM's engine", hint="set generator.engines.base to vllm, or chat to nothing"
-        )
+        raise ConfigError("generator.chat needs vLLM's engine", hint="set generator.engine to vllm, or chat to nothing")
     host, port = split_address(address)
     app = create_chat_app(Conversation(engine, run_id, Places(places)), token)
     try:

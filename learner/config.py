@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from services.config import Section, listed
+from learner.algorithms.choose import ALGORITHMS
+from services.config import DeadlinesConfig, HeartbeatConfig, OneOf, RunConfig, Section, WeightSyncConfig, listed
 
 Recompute = Literal["off", "light", "full"]
 
@@ -61,7 +62,7 @@ class SamplingConfig(Section):
 class TrainingConfig(Section):
     """[training]: the optimizer's side."""
 
-    objective: Literal["nll", "entropy", "grpo"] = "nll"
+    algorithm: Annotated[str, OneOf(ALGORITHMS)] = "nll"
     """nll is SePT; entropy (EM-FT) and grpo (RLVR) are the paper's baselines."""
     data: Literal["online", "fixed"] = "online"
     """online: every round samples from the newest model; fixed: all from version 0 (SePT offline)."""
@@ -157,3 +158,20 @@ class EvaluationConfig(Section):
     """tau_eval; with several, `sept eval` finds the best, and a run evaluates at each of them."""
     limit: int | None = Field(default=None, ge=1)
     """Only the first so many problems of each benchmark."""
+
+
+class LearnerSettings(Section):
+    """What a learner and an evaluator are told: every section but those of the other parts."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    training: TrainingConfig = TrainingConfig()
+    lora: LoraConfig = LoraConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    health: HealthConfig = HealthConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    weight_sync: WeightSyncConfig = WeightSyncConfig()
+    deadlines: DeadlinesConfig = DeadlinesConfig()
+    heartbeat: HeartbeatConfig = HeartbeatConfig()

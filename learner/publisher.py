@@ -1,22 +1,23 @@
-"""Publishes versions beside the training: encode, write and announce happen on a thread of their own.
-
-Knows the store and the event stream; gets tensors that are already copies in the wire's type.
-"""
+"""Publishes versions while training goes on: encoding, writing and announcing happen on a thread of their own."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
+from learner.model import hf_checkpoint
+from learner.model.canary import sing
+from learner.model.trained_model import TrainedModel, wire_adapters, wire_tensors
 from services.contracts import Canary, FileKind, WeightManifest
+from services.errors import ModelError
 from services.streams.events import EventLog
 from services.weights.publisher import WeightPublisher
-from services.weights.tensors import Tensors
+from services.weights.tensors import RawTensor, Tensors, read_safetensors
 
 log = structlog.get_logger()
 
@@ -35,14 +36,48 @@ class Publication:
         return min(sizes)
 
 
+@dataclass(frozen=True, slots=True)
+class VersionContents:
+    """What a version is made of: copies, so that training may go on."""
+
+    tensors: Tensors
+    model_files: Mapping[str, Path] = field(default_factory=dict)
+    """Config and tokenizer files by name; they belong to version 0."""
+    canaries: tuple[Canary, ...] = ()
+    adapters: Tensors | None = None
+    """What makes the tensors of version 0, for a model with adapters."""
+
+
+def contents_of_model(model: TrainedModel, version: int, canary_prompts: int) -> VersionContents:
+    """The weights as they are now, with so many canaries. All ranks of the model take part."""
+    return VersionContents(
+        tensors=wire_tensors(model),
+        model_files=hf_checkpoint.model_files(model.folder) if version == 0 else {},
+        canaries=sing(model, canary_prompts),
+        adapters=wire_adapters(model),
+    )
+
+
+def contents_of_folder(folder: Path) -> VersionContents:
+    """The model of a Hugging Face folder, byte for byte; ModelError when it has no safetensors files."""
+    tensors: dict[str, RawTensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= read_safetensors(path)
+    if not tensors:
+        raise ModelError(f"{folder} has no safetensors files", hint="save the model with save_pretrained")
+    return VersionContents(tensors, hf_checkpoint.model_files(folder))
+
+
+Published = Callable[[int], None]
+"""Called with a version once it is durable, on the publisher's thread; what it raises fails the publication."""
+
+
 class Publisher:
     """One version at a time, in order."""
 
     def __init__(self, store: WeightPublisher, events: EventLog) -> None:
         self._store = store
         self._events = events
-        self.on_published: Callable[[int], None] = lambda version: None
-        """Called with each version once it is durable, on the publisher's thread."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
 
     def newest(self) -> int | None:
@@ -50,36 +85,26 @@ class Publisher:
         manifest = self._store.latest()
         return manifest.weight_version if manifest else None
 
-    def take_back(self, after: int) -> None:
-        """Drop the versions after that one; call it while nothing is being published. Generators follow back."""
-        log.warning("versions_taken_back", newest=self.newest(), after=after)
-        self._store.retract_after(after)
+    def retract_after(self, version: int) -> None:
+        """Drop the later versions; call it while nothing is being published. Generators go back to `version`."""
+        log.warning("versions_retracted", newest=self.newest(), after=version)
+        self._store.retract_after(version)
 
     def submit(
-        self,
-        version: int,
-        tensors: Tensors,
-        model_files: Mapping[str, Path] | None = None,
-        canaries: Sequence[Canary] = (),
-        adapters: Tensors | None = None,
+        self, version: int, contents: VersionContents, published: Published | None = None
     ) -> Future[Publication]:
-        """Start publishing; `adapters` make `tensors` of version 0. No tensor may change until the future is done."""
-        return self._thread.submit(self._publish, version, tensors, model_files or {}, canaries, adapters)
+        """Start publishing a version."""
+        return self._thread.submit(self._publish, version, contents, published)
 
     def close(self) -> None:
         """Finish what was submitted."""
         self._thread.shutdown(wait=True)
 
-    def _publish(
-        self,
-        version: int,
-        tensors: Tensors,
-        model_files: Mapping[str, Path],
-        canaries: Sequence[Canary],
-        adapters: Tensors | None,
-    ) -> Publication:
+    def _publish(self, version: int, contents: VersionContents, published: Published | None) -> Publication:
         started = time.monotonic()
-        manifest = self._store.publish(version, tensors, model_files, canaries, adapters)
+        manifest = self._store.publish(
+            version, contents.tensors, contents.model_files, contents.canaries, contents.adapters
+        )
         publication = Publication(manifest, time.monotonic() - started)
         self._events.append("learner", "published", weight_version=version, digest=manifest.digest)
         log.info(
@@ -89,5 +114,6 @@ class Publisher:
             full_bytes=manifest.full_bytes,
             publish_s=round(publication.seconds, 3),
         )
-        self.on_published(version)
+        if published is not None:
+            published(version)
         return publication

@@ -197,7 +197,7 @@ def learner(*, config: Config, sets: Sets = ()) -> int:
     if settings.training.ranks > 1 and not is_rank():
         again = ["learner", "--config", str(config), *(word for text in sets for word in ("--set", text))]
         return start_ranks(again, settings.training.ranks)
-    return exit_codes.OK if start_learner(settings) else exit_codes.STOPPED
+    return exit_codes.of_outcome(start_learner(settings))
 
 
 @app.command(group=PARTS)
@@ -219,7 +219,7 @@ def evaluator(*, config: Config, sets: Sets = ()) -> int:
     """Evaluate in the learner's place; ends when every answer is judged. `sept eval` starts it."""
     from deploy.parts import start_evaluator
 
-    return exit_codes.OK if start_evaluator(_joined(config, sets)) else exit_codes.STOPPED
+    return exit_codes.of_outcome(start_evaluator(_joined(config, sets)))
 
 
 @app.command(group=GOING)

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from deploy.settings import ENV_DELIMITER, ENV_PREFIX, FIXED_IN_A_RUN, Settings, setting_fields, to_toml
 from services import durable
+from services.config import OneOf
 
 PAGE = Path("docs/configuration.md")
 
@@ -63,6 +64,9 @@ def _default(field: FieldInfo) -> str:
 
 
 def _kind(field: FieldInfo) -> str:
+    for known in field.metadata:
+        if isinstance(known, OneOf):
+            return " or ".join(f"`{choice}`" for choice in known.choices)
     return _type_in_words(field.annotation) + "".join(f", {limit}" for limit in _limits(field))
 
 

@@ -1,8 +1,8 @@
-"""Evaluates versions of a run while it trains: the same exams, through the run's own generators. Knows no training.
+"""Evaluates versions of a run while it trains, through the run's own generators.
 
 All tokens of an evaluation are of the version that is evaluated: its tasks are issued once that version is published,
 and the loop publishes no later one before their rollouts are in. Answers and results lie in the run's folder, under
-evaluations/v000012; what an interruption left there is not drawn again.
+evaluations/v000012; answers that are there after an interruption are not sampled again.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from learner.config import EvaluationConfig
 from learner.evaluation.benchmarks import Benchmark
-from learner.evaluation.eval_tasks import Drawing, Examiner, exams_of
+from learner.evaluation.eval_tasks import BenchmarkRunner, EvalSampling, measurements_of
 from learner.evaluation.generations import Generations
 from learner.evaluation.results import RESULTS, summarise, write_results
 from learner.grading.pool import GraderPool
+from learner.monitoring.records import TextOf
 from learner.publisher import Publication
 from learner.rollouts.collector import Collector, Interrupted
 from services.contracts import EvaluationMetrics
@@ -46,8 +45,8 @@ class Evaluations:
         config: EvaluationConfig,
         *,
         benchmarks: Sequence[Benchmark],
-        drawing: Drawing,
-        text_of: Callable[[NDArray[np.int32]], str],
+        sampling: EvalSampling,
+        text_of: TextOf,
         new_collector: Callable[[int], Collector],
         deadline_s: float,
         meta: Mapping[str, Any],
@@ -56,8 +55,8 @@ class Evaluations:
         """`new_collector` makes one for evaluation, from a first round on; `meta` says how answers are asked for."""
         self._folder = folder
         self._config = config
-        self._exams = exams_of(benchmarks, config.temperatures)
-        self._drawing = drawing
+        self._measurements = measurements_of(benchmarks, config.temperatures)
+        self._sampling = sampling
         self._text_of = text_of
         self._new_collector = new_collector
         self._deadline_s = deadline_s
@@ -81,13 +80,13 @@ class Evaluations:
         return self._thread.submit(self._evaluate, version, publication)
 
     def interrupt(self) -> None:
-        """End the evaluation under way, and every later one, with Interrupted; safe to call from a signal handler."""
+        """End the running evaluation, and every later one, with Interrupted; safe to call from a signal handler."""
         self._interrupted = True
         if self._collector is not None:
             self._collector.interrupt()
 
     def close(self) -> None:
-        """End what is under way."""
+        """End what is running."""
         self.interrupt()
         self._thread.shutdown(wait=True, cancel_futures=True)
         if self._pool is not None:
@@ -107,8 +106,8 @@ class Evaluations:
                 raise Interrupted
             if self._pool is None:
                 self._pool = GraderPool(1).__enter__()
-            examiner = Examiner(self._collector, self._pool, generations, self._text_of, self._drawing)
-            examiner.hold(self._exams, version=version, digest=digest, deadline_s=self._deadline_s)
+            runner = BenchmarkRunner(self._collector, self._pool, generations, self._text_of, self._sampling)
+            runner.run(self._measurements, version=version, digest=digest, deadline_s=self._deadline_s)
         finally:
             self._collector.stop()
             self._collector = None

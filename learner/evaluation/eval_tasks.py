@@ -1,20 +1,18 @@
-"""Draws and judges the answers of an evaluation: tasks out, rollouts in, verdicts written as they come.
+"""Samples and grades the answers of an evaluation: tasks out, rollouts in, grades written as they come.
 
-Goes through the same queue and generators as training, under a purpose of its own, so the two never mix; all tokens
-of an evaluation are of one weight version. Knows neither how benchmarks are read nor what becomes of the numbers.
+The tasks go through the same queue and generators as training, under a purpose of their own, so the two never mix. All
+tokens of an evaluation are of one weight version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from learner.config import DataConfig, EvaluationConfig, SamplingConfig
 from learner.data.prompts import Prompt
@@ -22,6 +20,7 @@ from learner.evaluation.benchmarks import Benchmark
 from learner.evaluation.generations import Generation, Generations
 from learner.grading.pool import GraderPool
 from learner.model import hf_checkpoint
+from learner.monitoring.records import TextOf
 from learner.rollouts.collector import Collector
 from services.contracts import Purpose, Rollout, Task
 
@@ -29,13 +28,13 @@ log = structlog.get_logger()
 
 SAMPLES_PER_TASK = 8
 """Answers that one generator draws for one lease: fewer leases, still spread over the generators."""
-GRADED_AT_ONCE = 128
-"""Most answers that are judged and written together; fewer when the next is not there yet."""
+GRADE_BATCH = 128
+"""Most answers that are graded and written together; fewer when the next is not there yet."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
-    """How answers are drawn."""
+class EvalSampling:
+    """How answers are sampled."""
 
     samples: int
     """n, per problem."""
@@ -45,48 +44,48 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True)
-class Exam:
+class Measurement:
     """One benchmark at one temperature."""
 
     benchmark: Benchmark
     temperature: float
 
-    def tasks(self, round_: int, version: int, digest: str, drawing: Drawing) -> list[Task]:
+    def tasks(self, batch: int, version: int, digest: str, sampling: EvalSampling) -> list[Task]:
         """Its tasks for a weight version, every problem's first answers before the second ones.
 
-        `round_` numbers the exams of an evaluation from the version up. `digest` is part of the tasks' names: the
-        same version number with other weights has other tasks.
+        `batch` numbers the measurements of an evaluation from the version up; it is the `round` of their tasks.
+        `digest` is part of the tasks' names: the same version number with other weights has other tasks.
         """
         prompts, step = self.benchmark.prompts, SAMPLES_PER_TASK
         return [
             Task(
-                task_id=f"e{version}-{digest[:8]}-{self.benchmark.name}-t{self.temperature:g}-{first}.{place}",
-                round=round_,
-                index=first // step * len(prompts) + place,
+                task_id=f"e{version}-{digest[:8]}-{self.benchmark.name}-t{self.temperature:g}-{first}.{number}",
+                round=batch,
+                index=first // step * len(prompts) + number,
                 prompt_tokens=prompt.tokens,
                 temperature=self.temperature,
-                top_p=drawing.top_p,
-                max_response_tokens=drawing.max_response_tokens,
-                stop_token_ids=drawing.stop_token_ids,
-                samples=min(step, drawing.samples - first),
+                top_p=sampling.top_p,
+                max_response_tokens=sampling.max_response_tokens,
+                stop_token_ids=sampling.stop_token_ids,
+                samples=min(step, sampling.samples - first),
                 min_weight_version=version,
                 max_weight_version=version,
                 purpose=Purpose.EVALUATION,
             )
-            for first in range(0, drawing.samples, step)
-            for place, prompt in enumerate(prompts)
+            for first in range(0, sampling.samples, step)
+            for number, prompt in enumerate(prompts)
         ]
 
-    def place_of(self, rollout: Rollout) -> tuple[Prompt, int]:
-        """The rollout's problem, and which of the problem's n answers it is."""
-        chunk, place = divmod(rollout.index, len(self.benchmark.prompts))
-        return self.benchmark.prompts[place], chunk * SAMPLES_PER_TASK + rollout.sample
+    def problem_of(self, index: int) -> tuple[Prompt, int]:
+        """The problem of the task with that index, and the number of the task's first answer among the n."""
+        chunk, number = divmod(index, len(self.benchmark.prompts))
+        return self.benchmark.prompts[number], chunk * SAMPLES_PER_TASK
 
 
-class Examiner:
-    """Holds the exams of one weight version. The collector is started, and for evaluation only.
+class BenchmarkRunner:
+    """Runs the measurements of one weight version. The collector is started, and for evaluation only.
 
-    Examiner(collector, pool, generations, text_of, drawing).hold(exams, version=12, digest=..., deadline_s=1800)
+    BenchmarkRunner(collector, pool, generations, text_of, sampling).run(measurements, version=12, digest=..., ...)
     """
 
     def __init__(
@@ -94,89 +93,90 @@ class Examiner:
         collector: Collector,
         pool: GraderPool,
         generations: Generations,
-        text_of: Callable[[NDArray[np.int32]], str],
-        drawing: Drawing,
+        text_of: TextOf,
+        sampling: EvalSampling,
     ) -> None:
         self._collector = collector
         self._pool = pool
         self._generations = generations
         self._text_of = text_of
-        self._drawing = drawing
+        self._sampling = sampling
 
-    def hold(self, exams: Sequence[Exam], *, version: int, digest: str, deadline_s: float) -> None:
-        """Draw and judge every answer that is not there yet.
+    def run(self, measurements: Sequence[Measurement], *, version: int, digest: str, deadline_s: float) -> None:
+        """Sample and grade every answer that is not there yet.
 
         Raises DeadlineError when nothing arrives for `deadline_s`, Interrupted once the collector is.
         """
-        owed = [self._owed(exam, version + place, version, digest) for place, exam in enumerate(exams)]
-        for place, exam in enumerate(exams):
-            # The next exam is issued with this one, so that no generator idles while the last answers come in.
-            for tasks in owed[place : place + 2]:
+        missing = [self._missing(one, version + number, version, digest) for number, one in enumerate(measurements)]
+        for number, measurement in enumerate(measurements):
+            # The next measurement is issued with this one, so that no generator idles while the last answers come in.
+            for tasks in missing[number : number + 2]:
                 self._collector.expect(tasks)
-            if owed[place]:
-                self._collect(exam, version + place, deadline_s)
-                log.info("exam_finished", benchmark=exam.benchmark.name, temperature=exam.temperature)
-            self._collector.release(before_round=version + place + 1)
+            if missing[number]:
+                self._collect(measurement, version + number, deadline_s)
+                log.info("measured", benchmark=measurement.benchmark.name, temperature=measurement.temperature)
+            self._collector.release(before_round=version + number + 1)
 
-    def _owed(self, exam: Exam, round_: int, version: int, digest: str) -> list[Task]:
+    def _missing(self, measurement: Measurement, batch: int, version: int, digest: str) -> list[Task]:
+        """The tasks that an answer is missing of."""
+        name, temperature = measurement.benchmark.name, measurement.temperature
+
         def is_missing(task: Task) -> bool:
-            chunk, place = divmod(task.index, len(exam.benchmark.prompts))
-            problem, first = exam.benchmark.prompts[place].index, chunk * SAMPLES_PER_TASK
+            problem, first = measurement.problem_of(task.index)
             samples = range(first, first + task.samples)
-            name, temperature = exam.benchmark.name, exam.temperature
-            return any((name, temperature, problem, sample) not in self._generations.known for sample in samples)
+            return any((name, temperature, problem.index, sample) not in self._generations.known for sample in samples)
 
-        return [task for task in exam.tasks(round_, version, digest, self._drawing) if is_missing(task)]
+        return [task for task in measurement.tasks(batch, version, digest, self._sampling) if is_missing(task)]
 
-    def _collect(self, exam: Exam, round_: int, deadline_s: float) -> None:
+    def _collect(self, measurement: Measurement, batch: int, deadline_s: float) -> None:
         pending: list[Rollout] = []
 
-        def judge_pending() -> None:
-            self._judge(exam, pending)
+        def grade_pending() -> None:
+            self._grade(measurement, pending)
             pending.clear()
 
         @contextmanager
         def waiting() -> Iterator[None]:
-            judge_pending()  # there is time for it, and an interruption then finds it done
+            grade_pending()  # there is time for it, and an interruption then finds it done
             yield
 
-        for rollout in self._collector.in_order(round_, deadline_s, waiting):
+        for rollout in self._collector.in_order(batch, deadline_s, waiting):
             pending.append(rollout)
-            if len(pending) == GRADED_AT_ONCE:
-                judge_pending()
-        judge_pending()
+            if len(pending) == GRADE_BATCH:
+                grade_pending()
+        grade_pending()
 
-    def _judge(self, exam: Exam, rollouts: Sequence[Rollout]) -> None:
-        """Judge and keep these answers."""
+    def _grade(self, measurement: Measurement, rollouts: Sequence[Rollout]) -> None:
+        """Grade these answers and keep them."""
         texts = [self._text_of(rollout.response_tokens) for rollout in rollouts]
-        asked = [exam.place_of(rollout) for rollout in rollouts]
-        pairs = [(text, prompt.answer or "") for text, (prompt, _) in zip(texts, asked, strict=True)]
-        verdicts = self._pool.grade_many(pairs)
+        asked = [measurement.problem_of(rollout.index) for rollout in rollouts]
+        pairs = [(text, problem.answer or "") for text, (problem, _) in zip(texts, asked, strict=True)]
+        grades = self._pool.grade_many(pairs)
         self._generations.add(
             [
                 Generation(
-                    benchmark=exam.benchmark.name,
-                    temperature=exam.temperature,
-                    problem=prompt.index,
-                    sample=sample,
-                    outcome=verdict.outcome,
-                    question=prompt.question,
-                    truth=prompt.answer or "",
-                    answer=verdict.answer,
+                    benchmark=measurement.benchmark.name,
+                    temperature=measurement.temperature,
+                    problem=problem.index,
+                    sample=first + rollout.sample,
+                    outcome=grade.outcome,
+                    question=problem.question,
+                    truth=problem.answer or "",
+                    answer=grade.answer,
                     response=text,
                     finish_reason=rollout.finish_reason,
                     response_tokens=int(rollout.response_tokens.size),
                     weight_version=rollout.spans[0].weight_version,
                     generator_id=rollout.generator_id,
                 )
-                for rollout, text, (prompt, sample), verdict in zip(rollouts, texts, asked, verdicts, strict=True)
+                for rollout, text, (problem, first), grade in zip(rollouts, texts, asked, grades, strict=True)
             ]
         )
 
 
-def drawing(evaluation: EvaluationConfig, sampling: SamplingConfig, model_folder: Path) -> Drawing:
+def sampling_of(evaluation: EvaluationConfig, sampling: SamplingConfig, model_folder: Path) -> EvalSampling:
     """As [evaluation] and [sampling] say, ending where the model in the folder ends its answers."""
-    return Drawing(
+    return EvalSampling(
         evaluation.samples,
         sampling.max_response_tokens,
         sampling.top_p,
@@ -195,6 +195,6 @@ def describe_asking(data: DataConfig, sampling: SamplingConfig) -> dict[str, Any
     }
 
 
-def exams_of(benchmarks: Sequence[Benchmark], temperatures: Sequence[float]) -> list[Exam]:
+def measurements_of(benchmarks: Sequence[Benchmark], temperatures: Sequence[float]) -> list[Measurement]:
     """Every benchmark at every temperature, one temperature after the other."""
-    return [Exam(benchmark, temperature) for temperature in temperatures for benchmark in benchmarks]
+    return [Measurement(benchmark, temperature) for temperature in temperatures for benchmark in benchmarks]

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.algorithms.objectives import Targets, nll
+from learner.algorithms.base import Targets
+from learner.algorithms.nll import nll
 from learner.model.lora import adapters_of, base_name, is_adapter, merged
 from learner.model.packing import Sequence, lay_out
 from learner.model.trained_model import TORCH_DTYPES, TrainedModel

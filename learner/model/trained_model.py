@@ -18,7 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from learner.algorithms.objectives import Head, Objective, Targets, TokenLosses, nll, summed_loss
+from learner.algorithms.base import Targets, TokenLoss, TokenLosses
+from learner.algorithms.nll import nll
 from learner.config import LoraConfig, Recompute
 from learner.model import hf_checkpoint, lora
 from learner.model.activation_checkpointing import recompute
@@ -26,6 +27,7 @@ from learner.model.attention import PACKED_ATTENTION, packing_arguments
 from learner.model.flops import Cost, cost_of
 from learner.model.onednn_linear import use_onednn
 from learner.model.packing import MicroBatch, Sequence, filler, lay_out
+from learner.model.vocabulary_loss import Head, summed_loss
 from learner.parallel.ranks import Order, Ranks
 from learner.parallel.sharding import shard, whole
 from services.errors import ConfigError, ModelError
@@ -44,7 +46,7 @@ WireDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Scorer(torch.nn.Module):
-    """The whole forward, head and objective included, as the module that sharding hooks into."""
+    """The whole forward, head and loss included, as the module that sharding hooks into."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -57,7 +59,7 @@ class Scorer(torch.nn.Module):
         softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return Head(layer.weight, getattr(layer, "bias", None), softcap)
 
-    def forward(self, batch: MicroBatch, objective: Objective, targets: Targets, tau: float) -> TokenLosses:
+    def forward(self, batch: MicroBatch, token_loss: TokenLoss, targets: Targets, tau: float) -> TokenLosses:
         out = self.model.base_model(
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
@@ -65,7 +67,7 @@ class Scorer(torch.nn.Module):
             **packing_arguments(batch),
         )
         hidden_NH = out.last_hidden_state[0].index_select(0, batch.rows)
-        return summed_loss(objective, hidden_NH, self.head, targets, tau)
+        return summed_loss(token_loss, hidden_NH, self.head, targets, tau)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,21 +96,21 @@ class TrainedModel:
         """safetensors' name of the type in which the floating tensor of that name is published."""
         return self.wire_dtypes.get(name, self.default_wire_dtype)
 
-    def score(self, batch: MicroBatch, objective: Objective, targets: Targets, tau: float) -> TokenLosses:
-        """Forward of one micro-batch: the objective summed over N response tokens, and their log-probabilities [N].
+    def score(self, batch: MicroBatch, token_loss: TokenLoss, targets: Targets, tau: float) -> TokenLosses:
+        """Forward of one micro-batch: the loss summed over N response tokens, and their log-probabilities [N].
 
         All ranks call it at once, each with a micro-batch of its own.
         """
         # No cache of cast weights: each is used once a forward, and all casts together would undo the sharding.
         mixed = self.autocast_dtype is not None
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=mixed, cache_enabled=False):
-            losses: TokenLosses = self.scorer(batch, objective, targets, tau)
+            losses: TokenLosses = self.scorer(batch, token_loss, targets, tau)
         return losses
 
-    def losses(self, batch: MicroBatch, objective: Objective, targets: Targets, tau: float) -> TokenLosses:
+    def losses(self, batch: MicroBatch, token_loss: TokenLoss, targets: Targets, tau: float) -> TokenLosses:
         """The same when rank 0 alone wants to know, without gradients; the others go along."""
         self.ranks.announce(Order.FORWARD)
-        return self.score(batch, objective, targets, tau)
+        return self.score(batch, token_loss, targets, tau)
 
     def go_along(self) -> None:
         """On the other ranks: take part in a forward that rank 0 wants."""

@@ -10,7 +10,7 @@ Legend of shapes: R response tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import takewhile
 
@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.algorithms.objectives import Targets, entropy, nll
+from learner.algorithms.base import Targets
+from learner.algorithms.entropy import entropy
+from learner.algorithms.nll import nll
 from learner.model import packing
 from learner.model.trained_model import TrainedModel
 from services.contracts import Rollout, RoundMetrics
@@ -121,15 +123,14 @@ def signs(first: Sequence[Health], now: Health) -> list[str]:
 
 
 class Guard:
-    """Compares every round with the run's first ones, and raises the alarm.
+    """Compares every round with the run's first ones.
 
-    guard = Guard(folder.rounds(), alarm)       after a resume too: what is recorded is examined again
-    guard.examine(model, rollouts)              Health(...), after alarm(["token entropy is ..."]) where that is due
+    guard = Guard(folder.rounds())              after a resume too: what is recorded is examined again
+    guard.examine(model, rollouts)              (Health(...), ["token entropy is ..."])
     guard.healthy([8, 10, 12])                  10: the newest of these versions whose round showed no sign
     """
 
-    def __init__(self, recorded: Iterable[RoundMetrics], alarm: Callable[[list[str]], None]) -> None:
-        self._alarm = alarm
+    def __init__(self, recorded: Iterable[RoundMetrics]) -> None:
         self._first: list[Health] = []
         self._sick: set[int] = set()
         for metrics in recorded:
@@ -137,12 +138,10 @@ class Guard:
             if all(field.name in known for field in fields(Health)):
                 self._judge(Health(**{field.name: known[field.name] for field in fields(Health)}), metrics.round)
 
-    def examine(self, model: TrainedModel, rollouts: Sequence[Rollout]) -> Health:
-        """The round's health; the alarm is given its signs of collapse, if it has any."""
+    def examine(self, model: TrainedModel, rollouts: Sequence[Rollout]) -> tuple[Health, list[str]]:
+        """The round's health, and its signs of collapse."""
         health = measure(model, rollouts)
-        if found := self._judge(health, rollouts[0].round):
-            self._alarm(found)
-        return health
+        return health, self._judge(health, rollouts[0].round)
 
     def healthy(self, versions: Iterable[int]) -> int | None:
         """The newest of these versions that showed no sign of collapse; None when they all did."""

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 
 import structlog
 
+from learner.outcome import Outcome
 from services.contracts import Heartbeat, Part
 from services.errors import UnavailableError
 from services.streams.heartbeats import Heartbeats
@@ -29,8 +30,8 @@ class Report:
     def __init__(self, heartbeats: Heartbeats, *, device: str, every_s: float) -> None:
         self.weight_version = 0
         self.device = device
-        self.outcome = "failed"
-        """How it ended, should it end now: "finished" and "stopped" are said by whoever knows."""
+        self.outcome: Outcome | None = None
+        """How it ended, set by whoever knows; None: it failed."""
         self._heartbeats = heartbeats
         self._every_s = every_s
         self._message = ""
@@ -42,10 +43,17 @@ class Report:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def state_at_end(self) -> str:
+        """What people see of how it ended; starting again goes on after both kinds of stop."""
+        if self.outcome is None:
+            return "failed"
+        return "finished" if self.outcome is Outcome.FINISHED else "stopped"
+
     def stop(self, message: str = "") -> None:
-        """Send a last heartbeat, whose state is the `outcome`, and `message` why."""
+        """Send a last heartbeat that says how it ended, and `message` why."""
         self._message = message
-        self._clock.enter(self.outcome)
+        self._clock.enter(self.state_at_end)
         self._stop.set()
         self._thread.join(JOIN_S)
 

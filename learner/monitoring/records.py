@@ -1,7 +1,7 @@
-"""What a run leaves for people to read: a line of metrics and a file of answers per round, and what trackers show.
+"""What a run leaves for people to read: a line of metrics and a file of answers a round, and what trackers show.
 
-Both are written once the round is trained and cut back to the checkpoint on resume, so that a resumed run has every
-round exactly once.
+Both are written once the round is trained and cut back to the checkpoint on resume. So a resumed run has every round
+exactly once.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from services import durable
 from services.contracts import EvaluationMetrics, Rollout, RoundMetrics
 from services.run_folder import RunFolder
 
+TextOf = Callable[[NDArray[np.int32]], str]
+"""Token ids to what a person reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -36,7 +39,7 @@ class Answer:
     nll: float
     """Mean per response token, at the training temperature, when it was trained."""
     reward: float | None = None
-    """Where the objective has one."""
+    """For an algorithm that has signals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +50,14 @@ class TrainedRound:
     rollouts: list[Rollout]
     stats: RoundStats
     rewards: Sequence[float] | None
-    """Per rollout; None for objectives without."""
+    """One a rollout; None for algorithms without signals."""
     health: Health | None
     wait_s: float
     round_s: float
     """From the end of the round before, or of the start, to the end of this one."""
     publication: Future[Publication]
 
-    def answers(self, prompts: Sequence[Prompt], text_of: Callable[[NDArray[np.int32]], str]) -> list[Answer]:
+    def answers(self, prompts: Sequence[Prompt], text_of: TextOf) -> list[Answer]:
         """One a rollout, in training order; `prompts` are the round's."""
         rewards: Iterable[float | None] = self.rewards or repeat(None, len(self.rollouts))
         return [

@@ -110,7 +110,7 @@ class Collector:
             log.info("rollouts_found", count=len(self._received), rounds=sorted({i[0] for i in self._received}))
         self._thread.start()
 
-    def start_over(self, first_round: int) -> None:
+    def discard_from(self, first_round: int) -> None:
         """Forget every task and every rollout from `first_round` on, here and in Redis: all of it is drawn anew.
 
         Nobody may wait for rollouts or issue tasks meanwhile. A generator's answer to a closed task is refused.

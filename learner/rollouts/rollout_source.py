@@ -1,65 +1,73 @@
-"""Where a round's rollouts come from: sampled by the newest versions, or drawn once by the model as it was.
+"""Where a round's rollouts come from: sampled by the newest versions, or once by the model as it was.
 
-Decides which version admits which round's tasks, and when rollouts may be forgotten. Knows neither weights nor
-checkpoints.
+A source decides which version admits which round's tasks, and when rollouts may be forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Protocol
 
 from learner.data.curriculum import Curriculum
-from learner.rollouts.collector import Collector
+from learner.rollouts.collector import Collector, Waiting
 from learner.rollouts.fixed_data import FixedData
 from services.contracts import Rollout
 from services.errors import CheckpointError
 
-Collected = Callable[[int], Iterator[Rollout]]
-"""A round's rollouts in task order, each as soon as it is here."""
 
-
-class Supply(Protocol):
+class RolloutSource(Protocol):
     """What the loop asks of either source."""
+
+    @property
+    def follows_versions(self) -> bool:
+        """Whether rounds are sampled from versions that this run publishes."""
 
     def begin(self, version: int) -> None:
         """Issue what a learner needs that starts from `version`, which is published."""
 
-    def published(self, version: int) -> None:
+    def admit(self, version: int) -> None:
         """Issue what this later version admits."""
 
-    def of(self, round_: int) -> Iterator[Rollout]:
-        """The round's rollouts in training order, each as soon as it is here."""
+    def rollouts(self, round_: int) -> Iterator[Rollout]:
+        """The round's rollouts in training order, each as soon as it is here.
 
-    def start_over(self, version: int) -> None:
+        Raises what `Collector.in_order` raises.
+        """
+
+    def discard_from(self, version: int) -> None:
         """Forget what belongs to the rounds from `version` on: they will be trained again."""
 
     def release(self, version: int) -> None:
         """Forget what nobody needs any more, now that `version`'s checkpoint is durable."""
 
 
-class Sampled:
-    """Online: round r is sampled from version r - max_staleness on, and issued when that is published."""
+class OnlineSource:
+    """Round r is sampled from version r - max_staleness on, and issued when that version is published."""
 
-    def __init__(self, curriculum: Curriculum, collector: Collector, collected: Collected, max_staleness: int) -> None:
+    follows_versions = True
+
+    def __init__(
+        self, curriculum: Curriculum, collector: Collector, *, max_staleness: int, deadline_s: float, waiting: Waiting
+    ) -> None:
         self._curriculum = curriculum
         self._collector = collector
-        self._collected = collected
         self._max_staleness = max_staleness
+        self._deadline_s = deadline_s
+        self._waiting = waiting
 
     def begin(self, version: int) -> None:
         for round_ in range(version, version + self._max_staleness + 1):
             self._issue(round_)
 
-    def published(self, version: int) -> None:
+    def admit(self, version: int) -> None:
         self._issue(version + self._max_staleness)
 
-    def of(self, round_: int) -> Iterator[Rollout]:
-        return self._collected(round_)
+    def rollouts(self, round_: int) -> Iterator[Rollout]:
+        return self._collector.in_order(round_, self._deadline_s, self._waiting)
 
-    def start_over(self, version: int) -> None:
-        self._collector.start_over(version)
+    def discard_from(self, version: int) -> None:
+        self._collector.discard_from(version)
 
     def release(self, version: int) -> None:
         self._collector.release(before_round=version)
@@ -69,13 +77,16 @@ class Sampled:
             self._collector.expect(self._curriculum.tasks_of(round_))
 
 
-class DrawnOnce:
-    """A fixed data set: version 0 answers every prompt once, and all rounds are trained on that."""
+class FixedSource:
+    """Version 0 answers every prompt once, and all rounds are trained on those answers."""
 
-    def __init__(self, curriculum: Curriculum, collector: Collector, collected: Collected) -> None:
+    follows_versions = False
+
+    def __init__(self, curriculum: Curriculum, collector: Collector, *, deadline_s: float, waiting: Waiting) -> None:
         self._curriculum = curriculum
         self._collector = collector
-        self._collected = collected
+        self._deadline_s = deadline_s
+        self._waiting = waiting
         self._data: FixedData | None = None
 
     def begin(self, version: int) -> None:
@@ -90,17 +101,18 @@ class DrawnOnce:
                 )
             self._collector.expect(tasks)
 
-    def published(self, version: int) -> None:
+    def admit(self, version: int) -> None:
         """Everything is issued already."""
 
-    def of(self, round_: int) -> Iterator[Rollout]:
+    def rollouts(self, round_: int) -> Iterator[Rollout]:
         """Waits, once, for the whole set: training starts after that, as version 0 must answer it all."""
         if self._data is None:
             drawn = self._curriculum.drawn_rounds()
-            self._data = FixedData(self._curriculum, chain.from_iterable(map(self._collected, drawn)))
+            answers = (self._collector.in_order(one, self._deadline_s, self._waiting) for one in drawn)
+            self._data = FixedData(self._curriculum, chain.from_iterable(answers))
         return self._data.of(round_)
 
-    def start_over(self, version: int) -> None:
+    def discard_from(self, version: int) -> None:
         """What was drawn stays."""
 
     def release(self, version: int) -> None:

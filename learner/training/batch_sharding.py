@@ -1,20 +1,20 @@
-"""What each rank computes of each optimizer step: rank 0's rollouts, shared as they arrive and dealt in turns.
+"""What each rank computes of each optimizer step: rank 0's rollouts, shared as they arrive and split among the ranks.
 
-Knows neither weights nor optimizer. Every rank is given all sequences and finds its own share of them by the same rule,
-so that nothing but the sequences has to be told.
+Every rank gets all sequences and finds its own share of them by the same rule, so that nothing but the sequences has
+to be sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby, repeat
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from learner.algorithms.objectives import Targets, group_advantages
+from learner.algorithms.base import Targets
 from learner.config import TrainingConfig
 from learner.model import packing
 from learner.model.packing import MicroBatch
@@ -23,122 +23,120 @@ from services.contracts import Rollout
 from services.errors import ContractError
 
 
-class Sample(NamedTuple):
-    """A sequence and what belongs to it, as rank 0 shares it."""
+class TrainingSample(NamedTuple):
+    """A rollout and what its answer is worth. Producer: the loop. Consumer: the trainer, on rank 0."""
+
+    rollout: Rollout
+    signal: float = 0.0
+    """For an algorithm that has signals."""
+
+
+class _SharedSample(NamedTuple):
+    """What of a sample rank 0 sends to the others."""
 
     step: int
     """Of the round."""
     sequence: packing.Sequence
-    advantage: float
-    """0 where the objective has none."""
+    signal: float
 
     def to_row(self) -> Row:
-        head = [self.step, self.sequence.prompt_tokens.size, int(np.float64(self.advantage).view(np.int64))]
+        head = [self.step, self.sequence.prompt_tokens.size, int(np.float64(self.signal).view(np.int64))]
         return np.concatenate([head, self.sequence.prompt_tokens, self.sequence.response_tokens])
 
     @classmethod
-    def from_row(cls, row: Row) -> Sample:
-        step, prompt_tokens, advantage = (int(number) for number in row[:3])
+    def from_row(cls, row: Row) -> _SharedSample:
+        step, prompt_tokens, signal = (int(number) for number in row[:3])
         prompt, response = np.split(row[3:].astype(np.int32), [prompt_tokens])
-        return cls(step, packing.Sequence(prompt, response), float(np.int64(advantage).view(np.float64)))
+        return cls(step, packing.Sequence(prompt, response), float(np.int64(signal).view(np.float64)))
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What this rank computes while the others compute theirs."""
+class GlobalMicroBatch:
+    """One micro-batch of all ranks, and this rank's share of it."""
 
     batch: MicroBatch
     targets: Targets
-    places: tuple[int, ...]
-    """Of its sequences within their optimizer step; none when the batch only fills in."""
+    positions: tuple[int, ...]
+    """Of this rank's sequences within their optimizer step; none when the batch only fills in."""
     micro_batches: int
-    """Of all ranks."""
+    """Ranks that have a share."""
     lengths: tuple[int, ...]
-    """Places of each sequence of all ranks."""
+    """Fed tokens of each sequence of all ranks."""
     response_lengths: tuple[int, ...]
     """Response tokens of each sequence of all ranks."""
 
 
-class Dealer:
-    """Lazily, from a round's rollouts to the micro-batches of this rank."""
+class BatchSharding:
+    """Lazily, from a round's samples to the micro-batches of this rank."""
 
     def __init__(
-        self, config: TrainingConfig, cost: Callable[[int], float], device: torch.device, ranks: Ranks
+        self,
+        config: TrainingConfig,
+        cost: Callable[[int], float],
+        device: torch.device,
+        ranks: Ranks,
+        *,
+        with_signals: bool = False,
     ) -> None:
-        """`cost`: of a sequence of so many tokens."""
-        self._config = config
+        """`cost`: of a sequence of so many tokens. `with_signals`: whether the loss looks at the samples' signals."""
+        self._budget_tokens = config.micro_batch_tokens
+        self._prompts_per_step = config.prompts_per_round // config.steps_per_round
         self._cost = cost
         self._device = device
         self._ranks = ranks
+        self._with_signals = with_signals
 
-    def mini_batches(self, rollouts: Iterable[Rollout], rewards: Sequence[float] | None) -> Iterator[Iterator[Turn]]:
-        """The turns of each optimizer step; a turn comes out as soon as its rollouts are here. Take them in order.
+    def mini_batches(self, samples: Iterable[TrainingSample]) -> Iterator[Iterator[GlobalMicroBatch]]:
+        """The micro-batches of each optimizer step, each as soon as its rollouts are here. Take them in order.
 
-        Rank 0 gives the rollouts in training order, and one reward per rollout for grpo; the others' are ignored.
+        Rank 0 gives the samples in training order; what the other ranks give is ignored.
         """
-        rows = (sample.to_row() for sample in self._samples(rollouts, rewards))
-        samples = (Sample.from_row(row) for row in self._ranks.share(rows))
-        return (self._turns(group) for _, group in groupby(samples, key=lambda sample: sample.step))
+        shared = map(_SharedSample.from_row, self._ranks.share(self._rows(samples)))
+        return (self._micro_batches(group) for _, group in groupby(shared, key=lambda sample: sample.step))
 
-    def _samples(self, rollouts: Iterable[Rollout], rewards: Sequence[float] | None) -> Iterator[Sample]:
-        """Lazily, on rank 0; with advantages for grpo."""
-        advantages: Iterable[float] = repeat(0.0)
-        if self._config.objective == "grpo":
-            rollouts = list(rollouts)
-            if rewards is None or len(rewards) != len(rollouts):
-                raise ValueError(f"grpo needs one reward per rollout, {len(rollouts)} in all")
-            advantages = group_advantages(rewards, [rollout.index for rollout in rollouts])
-        elif rewards is not None:
-            raise ValueError(f"objective {self._config.objective} takes no rewards")
-        prompts_per_step = self._config.prompts_per_round // self._config.steps_per_round
-        for rollout, advantage in zip(_in_order(rollouts), advantages, strict=False):
+    def _rows(self, samples: Iterable[TrainingSample]) -> Iterator[Row]:
+        """On rank 0; ContractError at the first rollout that does not follow its predecessor in the same round."""
+        last: Rollout | None = None
+        for rollout, signal in samples:
+            if last is not None and (
+                rollout.round != last.round or (rollout.index, rollout.sample) <= (last.index, last.sample)
+            ):
+                raise ContractError(
+                    f"rollouts must be of one round, by index and sample: {rollout.rollout_id} came after "
+                    f"{last.rollout_id}"
+                )
+            last = rollout
             sequence = packing.Sequence(rollout.prompt_tokens, rollout.response_tokens)
-            yield Sample(rollout.index // prompts_per_step, sequence, advantage)
+            yield _SharedSample(rollout.index // self._prompts_per_step, sequence, signal).to_row()
 
-    def _turns(self, samples: Iterable[Sample]) -> Iterator[Turn]:
-        """Lazily: this rank's part of each turn of one optimizer step, on its device."""
-        budget, ranks = self._config.micro_batch_tokens, self._ranks
-        advantages: list[float] = []
+    def _micro_batches(self, samples: Iterable[_SharedSample]) -> Iterator[GlobalMicroBatch]:
+        """Of one optimizer step, on this rank's device."""
+        signals: list[float] = []
 
         def sequences() -> Iterator[packing.Sequence]:
             for sample in samples:
-                advantages.append(sample.advantage)
+                signals.append(sample.signal)
                 yield sample.sequence
 
         first = 0
-        for turn in packing.turns(sequences(), budget, ranks.size):
-            shares = packing.deal(turn, budget, ranks.size, self._cost)
-            mine = shares[ranks.rank]
-            batch = packing.lay_out([turn[index] for index in mine]) if mine else packing.filler()
-            places = tuple(first + index for index in mine)
-            yield Turn(
+        for together in packing.turns(sequences(), self._budget_tokens, self._ranks.size):
+            shares = packing.deal(together, self._budget_tokens, self._ranks.size, self._cost)
+            mine = shares[self._ranks.rank]
+            batch = packing.lay_out([together[index] for index in mine]) if mine else packing.filler()
+            positions = tuple(first + index for index in mine)
+            yield GlobalMicroBatch(
                 batch=batch.to(self._device),
-                targets=self._targets(batch, [advantages[place] for place in places]),
-                places=places,
+                targets=self._targets(batch, [signals[position] for position in positions]),
+                positions=positions,
                 micro_batches=sum(map(bool, shares)),
-                lengths=tuple(sequence.fed_tokens for sequence in turn),
-                response_lengths=tuple(int(sequence.response_tokens.size) for sequence in turn),
+                lengths=tuple(sequence.fed_tokens for sequence in together),
+                response_lengths=tuple(int(sequence.response_tokens.size) for sequence in together),
             )
-            first += len(turn)
+            first += len(together)
 
-    def _targets(self, batch: MicroBatch, advantages: list[float]) -> Targets:
+    def _targets(self, batch: MicroBatch, signals: list[float]) -> Targets:
         tokens = batch.targets.to(self._device, non_blocking=True)
-        if self._config.objective != "grpo":
+        if not self._with_signals:
             return Targets(tokens)
-        per_rollout = torch.tensor(advantages or [0.0])
-        per_token = per_rollout.repeat_interleave(torch.tensor(batch.response_lengths))
-        return Targets(tokens, advantages=per_token.to(self._device))
-
-
-def _in_order(rollouts: Iterable[Rollout]) -> Iterator[Rollout]:
-    """The same rollouts; ContractError at the first that is not after its predecessor in the same round."""
-    last: Rollout | None = None
-    for rollout in rollouts:
-        if last is not None and (
-            rollout.round != last.round or (rollout.index, rollout.sample) <= (last.index, last.sample)
-        ):
-            raise ContractError(
-                f"rollouts must be of one round, by index and sample: {rollout.rollout_id} came after {last.rollout_id}"
-            )
-        last = rollout
-        yield rollout
+        per_token = torch.tensor(signals or [0.0]).repeat_interleave(torch.tensor(batch.response_lengths))
+        return Targets(tokens, signals=per_token.to(self._device))

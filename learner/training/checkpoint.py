@@ -4,9 +4,8 @@
     checkpoints/v000012/state-00001.safetensors    rank 1's rows; the header of each says which rows those are
     checkpoints/v000012/meta.json                  run, version, and the digest of every state file
 
-Every rank writes its own file, and any number of ranks reads what it needs of all of them. Knows neither the model nor
-the optimizer: it keeps named tensors. (torch's own distributed checkpoints were not taken: their index is a pickle, and
-with safetensors they build each file in memory first.)
+Every rank writes its own file, and any number of ranks reads what it needs of all of them. (torch's own distributed
+checkpoints were not taken: their index is a pickle, and with safetensors they build each file in memory first.)
 """
 
 from __future__ import annotations
@@ -104,17 +103,17 @@ class _Begun:
 
 @dataclass(slots=True)
 class Checkpoints:
-    """The checkpoints of one run, newest kept longest. Rank 0 calls; the others call the same when they hear of it.
+    """The checkpoints of one run, newest kept longest. Rank 0 calls; the other ranks call the same on its order.
 
-    `beside`: the state is copied to host memory at once and written while training goes on, which takes that memory;
-    else `begin` returns when it is written.
+    `async_write`: the state is copied to host memory at once, which takes that memory, and written while training goes
+    on; else `begin` returns when it is written.
     """
 
     folder: Path
     run_id: str
     keep: int
     ranks: Ranks = field(default_factory=Ranks)
-    beside: bool = False
+    async_write: bool = False
     _begun: _Begun | None = None
     _thread: ThreadPoolExecutor = field(init=False)
 
@@ -135,7 +134,7 @@ class Checkpoints:
         return self.commit(before_commit)
 
     def begin(self, weight_version: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Start writing a checkpoint; it does not count yet. The others give any version."""
+        """Start writing a checkpoint; it does not count before `commit`. Other ranks than 0 may give any version."""
         self.ranks.announce(Order.BEGIN_CHECKPOINT)
         with ExitStack() as stack:
             name = b""
@@ -145,10 +144,10 @@ class Checkpoints:
             path = self.folder / bytes(told.astype(np.uint8)).decode()
             mine = {name: local(t).detach() for name, t in tensors.items() if self.ranks.leads or local(t) is not t}
             rows = {name: [first_row(t), t.shape[0] if t.ndim else 1] for name, t in tensors.items() if name in mine}
-            if self.beside:
+            if self.async_write:
                 mine = {name: t.to("cpu", copy=True) for name, t in mine.items()}
             digest = self._thread.submit(_write_state, mine, rows, path / _state_name(self.ranks.rank))
-            if not self.beside:
+            if not self.async_write:
                 digest.result()
             self._begun = _Begun(stack.pop_all(), path, weight_version, digest)
 
@@ -184,13 +183,17 @@ class Checkpoints:
             shutil.rmtree(outdated)
         return final
 
+    def versions(self) -> list[int]:
+        """Versions that can be gone back to, ascending."""
+        return sorted(int(path.name[1:]) for path in self._newest_first())
+
     def load(self) -> Checkpoint | None:
         """The newest checkpoint whose bytes are what was written; None when the run has none yet.
 
         Raises CheckpointError when there are checkpoints but none can be trusted: starting over would silently
         throw the run's work away. Its files are read when its tensors are: load them before the next `commit`.
         """
-        return self._told(self._newest_intact() if self.ranks.leads else None)
+        return self._on_all_ranks(self._newest_intact() if self.ranks.leads else None)
 
     def go_back(self, weight_version: int) -> Checkpoint:
         """The checkpoint of that version, which is the newest from here on: later ones are dropped.
@@ -208,11 +211,11 @@ class Checkpoints:
         for later in self._newest_first():
             if later.name > folder.name:
                 shutil.rmtree(later)
-        self._told(found)
+        self._on_all_ranks(found)
         return found
 
-    def _told(self, found: Checkpoint | None) -> Checkpoint | None:
-        """What rank 0 has found, which verified it, for this rank to load from."""
+    def _on_all_ranks(self, found: Checkpoint | None) -> Checkpoint | None:
+        """What rank 0 found and verified, opened on every rank."""
         self.ranks.announce(Order.LOAD_CHECKPOINT)
         version = -1 if found is None else found.weight_version
         told = int(self.ranks.tell(np.array([version]) if self.ranks.leads else None)[0])

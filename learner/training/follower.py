@@ -1,4 +1,4 @@
-"""What a rank that does not lead does: the same as rank 0, when rank 0 says so. Decides nothing, knows no Redis."""
+"""What the ranks other than 0 do: the same as rank 0, on its orders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 
 import structlog
 
-from learner.model.trained_model import TrainedModel, wire_adapters, wire_tensors
+from learner.model.trained_model import wire_adapters, wire_tensors
 from learner.parallel.ranks import Abandoned, Order
 from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import Trainer
@@ -15,15 +15,16 @@ from learner.training.trainer import Trainer
 log = structlog.get_logger()
 
 
-def follow(model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
-    """Follow rank 0 until it says to stop. Only rank 0 heeds signals: it ends at a safe point, and this one with it."""
+def follow(trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """Follow rank 0 until it orders to stop. Only rank 0 handles signals, and ends at a safe point."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    while (order := model.ranks.hear()) is not Order.STOP:
-        _obey(order, model, trainer, checkpoints)
+    while (order := trainer.model.ranks.hear()) is not Order.STOP:
+        _obey(order, trainer, checkpoints)
 
 
-def _obey(order: Order, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+def _obey(order: Order, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    model = trainer.model
     if order is Order.TRAIN:
         with contextlib.suppress(Abandoned):
             trainer.train_round()

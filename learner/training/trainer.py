@@ -1,19 +1,19 @@
-"""Optimizer steps on one round's rollouts. Knows neither where rollouts come from nor where weights go.
+"""Optimizer steps on one round's rollouts.
 
-Each step minimises the mean of the objective over the step's own response tokens: sums are backpropagated micro-batch
-by micro-batch, and the gradient is divided by the count once it is known. So the step does not depend on how its
-sequences were packed or on how many ranks, unlike a mean of micro-batch means (as in verl, which the paper's code
-builds on), and training may start while rollouts still arrive.
+Each step minimises the mean of the algorithm's loss over the step's own response tokens: sums are backpropagated
+micro-batch by micro-batch, and the gradient is divided by the count once it is known. So the step does not depend on
+how its sequences were packed or on how many ranks, unlike a mean of micro-batch means (as in verl, which the paper's
+code builds on), and training may start while rollouts still arrive.
 
-Every rank runs this same code: rank 0 shares the sequences, each takes the share of each turn that it is dealt, and a
-rank that is dealt nothing computes something that does not count, since all take part in every forward and backward.
+Every rank runs this same code. Rank 0 shares the sequences and each rank computes its share of each micro-batch. A rank
+without a share computes a filler that does not count, since all take part in every forward and backward.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,15 +22,16 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils import get_total_norm
 
-from learner.algorithms.objectives import nll, objective_named
+from learner.algorithms.base import Algorithm
+from learner.algorithms.choose import ALGORITHMS
+from learner.algorithms.nll import nll
 from learner.config import TrainingConfig
 from learner.data.schedule import learning_rate
 from learner.model.trained_model import TrainedModel
 from learner.parallel.ranks import Order
 from learner.parallel.sharding import Saved, copy_rows, local, whole
-from learner.training.batch_sharding import Dealer, Turn
+from learner.training.batch_sharding import BatchSharding, GlobalMicroBatch, TrainingSample
 from learner.training.optimizer import Optimizer
-from services.contracts import Rollout
 from services.errors import CheckpointError, ContractError, ModelError
 
 log = structlog.get_logger()
@@ -47,7 +48,7 @@ class RoundStats:
     """What one round of training did."""
 
     loss: float
-    """Mean over the steps taken of the objective per response token."""
+    """Mean over the steps taken of the loss per response token."""
     grad_norm: float
     """Mean over the steps taken, before clipping."""
     learning_rate: float
@@ -105,64 +106,62 @@ class Trainer:
     """Owns the optimizer of a `TrainedModel`. Same state and same rollouts give the same bits on CPU."""
 
     def __init__(self, model: TrainedModel, config: TrainingConfig) -> None:
-        self._model = model
+        self.model = model
+        self.algorithm: Algorithm = ALGORITHMS[config.algorithm]
         self._ranks = model.ranks
         self._config = config
-        self._objective = objective_named(config.objective)
-        self._dealer = Dealer(config, model.cost.layers, model.device, model.ranks)
+        with_signals = self.algorithm.signals is not None
+        self._sharding = BatchSharding(config, model.cost.layers, model.device, model.ranks, with_signals=with_signals)
         self._parameters = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
         self._optimizer = Optimizer(self._parameters, config)
         self.steps = 0
         """Optimizer steps since the run began, which the learning rate follows."""
 
-    def train_round(self, rollouts: Iterable[Rollout] = (), rewards: Sequence[float] | None = None) -> RoundStats:
+    def train_round(self, samples: Iterable[TrainingSample] = ()) -> RoundStats:
         """Take the round's `steps_per_round` steps on contiguous mini-batches of its prompts.
 
-        `rollouts` come in training order: by task index, then sample. They may be an iterator that waits for rollouts:
-        each is trained as soon as its micro-batch is full. All G samples of a prompt are in their prompt's mini-batch.
-        `rewards`, one per rollout, are for grpo only, which needs the whole round before it starts. Ranks other than 0
-        give neither.
+        `samples` come in training order: by task index, then sample. They may be an iterator that waits for rollouts:
+        each is trained as soon as its micro-batch is full, unless the algorithm needs the whole round first. All G
+        samples of a prompt are in their prompt's mini-batch. Ranks other than 0 give none.
+
         Raises ContractError for rollouts out of order, of several rounds or none at all. After an error the weights may
         be between two rounds: load a state before going on. Raises ModelError when every step had to be skipped.
         """
         self._ranks.announce(Order.TRAIN)
         tally = _Tally()
-        mini_batches = self._dealer.mini_batches(rollouts, rewards)
-        if self._config.objective == "grpo":
-            mini_batches = self._with_old_log_probs(mini_batches, tally)
+        mini_batches: Iterable[Iterable[GlobalMicroBatch]] = self._sharding.mini_batches(samples)
+        if self.algorithm.needs_whole_round:
+            mini_batches = [list(mini_batch) for mini_batch in mini_batches]
+        if self.algorithm.needs_old_log_probs:
+            mini_batches = [[self._with_old_log_probs(part, tally) for part in batch] for batch in mini_batches]
         for mini_batch in mini_batches:
             self._train_step(mini_batch, tally)
         return tally.stats(self._optimizer.learning_rate)
 
-    def _with_old_log_probs(self, mini_batches: Iterable[Iterable[Turn]], tally: _Tally) -> Iterator[Iterator[Turn]]:
-        """The same with log-probabilities under the weights of the round's start, for which all of it is needed."""
-        held: list[list[Turn]] = []
-        for mini_batch in mini_batches:
-            held.append(turns := [])
-            for turn in mini_batch:
-                started = time.perf_counter()
-                with torch.no_grad():
-                    losses = self._model.score(turn.batch, nll, turn.targets, self._config.tau_t)
-                turns.append(replace(turn, targets=replace(turn.targets, old_log_probs=losses.log_probs)))
-                tally.seconds += time.perf_counter() - started
-        return (iter(turns) for turns in held)
+    def _with_old_log_probs(self, micro_batch: GlobalMicroBatch, tally: _Tally) -> GlobalMicroBatch:
+        """The same with log-probabilities under the weights of the round's start."""
+        started = time.perf_counter()
+        with torch.no_grad():
+            losses = self.model.score(micro_batch.batch, nll, micro_batch.targets, self._config.tau_t)
+        tally.seconds += time.perf_counter() - started
+        return replace(micro_batch, targets=replace(micro_batch.targets, old_log_probs=losses.log_probs))
 
-    def _train_step(self, mini_batch: Iterable[Turn], tally: _Tally) -> None:
+    def _train_step(self, mini_batch: Iterable[GlobalMicroBatch], tally: _Tally) -> None:
         """Accumulate the gradient of the mini-batch's summed loss, then update."""
         self._optimizer.clear_gradients()
-        total = torch.zeros((), device=self._model.device)
-        log_probs: list[tuple[Turn, torch.Tensor]] = []
+        total = torch.zeros((), device=self.model.device)
+        log_probs: list[tuple[GlobalMicroBatch, torch.Tensor]] = []
         response_lengths: list[int] = []
-        for turn in mini_batch:
+        for part in mini_batch:
             started = time.perf_counter()
-            losses = self._model.score(turn.batch, self._objective, turn.targets, self._config.tau_t)
-            counts = float(bool(turn.places))
+            losses = self.model.score(part.batch, self.algorithm.losses, part.targets, self._config.tau_t)
+            counts = float(bool(part.positions))
             (losses.loss * counts).backward()  # type: ignore[no-untyped-call]
             total += losses.loss.detach() * counts
-            log_probs.append((turn, losses.log_probs))
-            response_lengths.extend(turn.response_lengths)
-            tally.fed_tokens += sum(turn.lengths)
-            tally.micro_batches += turn.micro_batches
+            log_probs.append((part, losses.log_probs))
+            response_lengths.extend(part.response_lengths)
+            tally.fed_tokens += sum(part.lengths)
+            tally.micro_batches += part.micro_batches
             tally.seconds += time.perf_counter() - started
         started = time.perf_counter()
         tokens = sum(response_lengths)
@@ -178,15 +177,15 @@ class Trainer:
         tally.seconds += time.perf_counter() - started
 
     def _sums(
-        self, loss: float, log_probs: Sequence[tuple[Turn, torch.Tensor]], count: int
+        self, loss: float, log_probs: Sequence[tuple[GlobalMicroBatch, torch.Tensor]], count: int
     ) -> tuple[float, NDArray[np.float64]]:
         """Of all ranks: the step's summed loss, and the NLL of each of its `count` sequences."""
         sums = np.zeros(1 + count)
         sums[0] = loss
-        for turn, of_tokens in log_probs:
-            if turn.places:
-                starts = np.cumsum([0, *turn.batch.response_lengths[:-1]])
-                sums[1 + np.array(turn.places)] = -np.add.reduceat(of_tokens.double().cpu().numpy(), starts)
+        for part, of_tokens in log_probs:
+            if part.positions:
+                starts = np.cumsum([0, *part.batch.response_lengths[:-1]])
+                sums[1 + np.array(part.positions)] = -np.add.reduceat(of_tokens.double().cpu().numpy(), starts)
         self._ranks.sum_(torch.from_numpy(sums))
         return float(sums[0]), sums[1:]
 

@@ -24,13 +24,13 @@ model.path model.wire_dtype
 data.path data.split data.limit data.system_prompt data.question_suffix data.chat_template data.max_prompt_tokens
 sampling.tau_start sampling.tau_end sampling.schedule sampling.anneal_epochs sampling.top_p
 sampling.max_response_tokens sampling.rollouts_per_prompt
-training.objective training.data training.tau_t training.epochs training.rounds training.prompts_per_round
+training.algorithm training.data training.tau_t training.epochs training.rounds training.prompts_per_round
 training.steps_per_round training.max_staleness training.optimizer training.learning_rate training.warmup_steps
 training.weight_decay training.max_grad_norm training.micro_batch_tokens training.device training.ranks
 training.gradient_checkpointing lora.rank lora.alpha lora.targets
 checkpoint.every_rounds checkpoint.keep
 health.action evaluation.every_rounds evaluation.benchmarks evaluation.samples evaluation.temperatures evaluation.limit
-generator.count generator.engines.base generator.dtype generator.max_in_flight generator.max_model_len
+generator.count generator.engine generator.dtype generator.max_in_flight generator.max_model_len
 generator.memory_fraction generator.cpu_cache_gib generator.tensor_parallel generator.chat generator.chat_share
 redis.url redis.lease_s
 services.host services.port services.url services.token
@@ -117,13 +117,13 @@ def test_a_secret_is_never_shown() -> None:
     [
         (["training.steps_per_round=3"], ("training.steps_per_round (3)", "training.prompts_per_round (128)")),
         (["generator.max_model_len=99"], ("generator.max_model_len (99)", "sampling.max_response_tokens (3072)")),
-        (["training.objective=grpo"], ("training.objective (grpo)", "sampling.rollouts_per_prompt")),
+        (["training.algorithm=grpo"], ("training.algorithm (grpo)", "sampling.rollouts_per_prompt")),
         (["heartbeat.every_s=9"], ("heartbeat.every_s (9.0)", "heartbeat.lost_after_s (5.0)")),
         (["services.host=0.0.0.0"], ("services.host (0.0.0.0)", "services.token")),
         (["generator.chat=0.0.0.0:80"], ("generator.chat (0.0.0.0:80)", "services.token")),
         (
-            ["generator.chat=localhost:0", "generator.engines.base=scripted"],
-            ("generator.chat", "generator.engines.base vllm"),
+            ["generator.chat=localhost:0", "generator.engine=scripted"],
+            ("generator.chat", "generator.engine vllm"),
         ),
     ],
 )

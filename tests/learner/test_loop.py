@@ -3,45 +3,44 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import numpy as np
 import pytest
 import redis
 import torch
 
-from learner.config import CheckpointConfig, HealthConfig, LoraConfig, SamplingConfig, TrainingConfig
-from learner.data.curriculum import Curriculum
-from learner.data.prompts import Prompt
+from learner.build import build_learner
+from learner.config import (
+    CheckpointConfig,
+    DataConfig,
+    HealthConfig,
+    LearnerSettings,
+    LoraConfig,
+    ModelConfig,
+)
 from learner.loop import Loop
-from learner.model.trained_model import load_model
 from learner.monitoring.heartbeat import Report
-from learner.monitoring.records import Records
+from learner.outcome import Outcome
 from learner.publisher import Publisher
-from learner.rollouts.collector import Collector
-from learner.run import watch_health
-from learner.training.checkpoint import Checkpoint, Checkpoints
-from learner.training.trainer import Trainer
-from services.config import DeadlinesConfig
-from services.contracts import FileKind, Task, WeightManifest
+from services.config import DeadlinesConfig, RunConfig
+from services.contracts import Canary, FileKind, Task, WeightManifest
 from services.errors import UnavailableError
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
-from services.streams.control import Control
 from services.streams.events import EventLog
 from services.streams.heartbeats import Heartbeats
-from services.streams.rollouts import RolloutReader
-from services.streams.tasks import TaskIssuer
 from services.weights.export import export_version
 from services.weights.publisher import WeightPublisher
 from services.weights.reader import WeightReader
+from services.weights.tensors import Tensors
 from tests.learner.monitoring.test_collapse import SOUND
 from tests.support import tiny_models
 from tests.support.answering import Answering
@@ -59,26 +58,30 @@ class Killed(BaseException):
 class MergedOnly(WeightPublisher):
     """Sends what changed in the merged weights, whatever is smaller."""
 
-    def publish(self, *arguments: Any, **options: Any) -> WeightManifest:
-        version, tensors, model_files, canaries, _packed = arguments
-        return super().publish(version, tensors, model_files, canaries, **options)
+    def publish(
+        self,
+        version: int,
+        tensors: Tensors,
+        model_files: Mapping[str, Path] | None = None,
+        canaries: Sequence[Canary] = (),
+        packed: Tensors | None = None,
+    ) -> WeightManifest:
+        return super().publish(version, tensors, model_files, canaries)
 
 
 @dataclass
 class Life:
-    """One life of the learner of a run: what it is made of, and how it goes."""
+    """One life of the learner of a run."""
 
     loop: Loop
-    resumed: Checkpoint | None
     client: redis.Redis
     keys: Keys
+    url: str
 
-    def go(self, may_answer: Callable[[Task], bool] = lambda task: True) -> bool:
+    def go(self, may_answer: Callable[[Task], bool] = lambda task: True) -> Outcome:
         """To the end of this life, with generators that answer."""
         with Answering(self.url, self.keys, may_answer=may_answer):
-            return self.loop.run(self.resumed)
-
-    url: str = ""
+            return self.loop.run()
 
 
 @contextmanager
@@ -90,63 +93,42 @@ def life(
     every_rounds: int = 1,
     keep: int = 2,
     text_of: Callable[[object], str] = str,
-    beside: bool = False,
-    adapters: LoraConfig | None = None,
-    store_of: Callable[..., WeightPublisher] = WeightPublisher,
+    async_checkpoints: bool = False,
+    lora: LoraConfig | None = None,
+    on_collapse: Literal["off", "warn", "pause", "rollback"] = "off",
 ) -> Iterator[Life]:
-    """A learner as `learner.run` wires it; leaving the block ends it as it stands, without saving anything."""
-    training = tiny_models.training(
-        rounds=ROUNDS, prompts_per_round=PROMPTS, steps_per_round=STEPS, max_staleness=max_staleness
+    """A learner as `learner.build` makes it; leaving the block ends it as it stands, without saving anything."""
+    settings = LearnerSettings(
+        run=RunConfig(dir=folder.path, seed=1),
+        model=ModelConfig(path=str(folder.path.parent / "model")),
+        data=DataConfig(path=str(folder.path.parent / "prompts.jsonl"), chat_template="none"),
+        training=tiny_models.training(
+            rounds=ROUNDS, prompts_per_round=PROMPTS, steps_per_round=STEPS, max_staleness=max_staleness
+        ),
+        lora=lora or LoraConfig(),
+        checkpoint=CheckpointConfig(every_rounds=every_rounds, keep=keep),
+        health=HealthConfig(action=on_collapse),
+        deadlines=DeadlinesConfig(rollouts_s=PATIENCE_S),
     )
     keys = Keys(folder.run_id)
-    trained = load_model(str(folder.path.parent / "model"), device="cpu", adapters=adapters)
     with connect(redis_url) as client:
-        checkpoints = Checkpoints(folder.checkpoints, folder.run_id, keep=keep, beside=beside)
-        resumed = checkpoints.load()
-        report = Report(Heartbeats(client, keys), device="cpu", every_s=60)
-        publisher = Publisher(store_of(folder.weights, folder.run_id, anchor_every=3), EventLog(client, keys))
-        collector = Collector(
-            TaskIssuer(client, keys),
-            RolloutReader(client, keys),
-            first_round=resumed.weight_version if resumed else 0,
-            look_every_s=0.05,
-        )
-        loop = Loop(
-            training=training,
-            checkpoint=CheckpointConfig(every_rounds=every_rounds),
-            deadlines=DeadlinesConfig(rollouts_s=PATIENCE_S),
-            model=trained,
-            trainer=Trainer(trained, training),
-            text_of=text_of,
-            curriculum=curriculum(training),
-            collector=collector,
-            publisher=publisher,
-            checkpoints=checkpoints,
-            records=Records(folder),
-            control=Control(client, keys),
-            events=EventLog(client, keys),
-            report=report,
-        )
-        report.start()
-        collector.start()
+        reporter = Report(Heartbeats(client, keys), device="cpu", every_s=60)
+        reporter.start()
         try:
-            yield Life(loop, resumed, client, keys, redis_url)
+            with build_learner(
+                folder, settings, client, reporter, text_of=text_of, async_checkpoints=async_checkpoints
+            ) as loop:
+                yield Life(loop, client, keys, redis_url)
         finally:
-            publisher.close()
-            collector.stop()
-            report.stop()
-
-
-def curriculum(training: TrainingConfig) -> Curriculum:
-    prompts = [
-        Prompt(index=n, question=f"{n}?", answer=None, tokens=np.array([n + 3, 5], dtype=np.int32)) for n in range(20)
-    ]
-    return Curriculum(prompts, seed=1, training=training, sampling=SamplingConfig(), stop_token_ids=())
+            reporter.stop()
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.save(tmp_path_factory.mktemp("loop") / "model", dtype=torch.bfloat16)
+    folder = tmp_path_factory.mktemp("loop")
+    rows = [{"question": f"{number + 3} 5"} for number in range(20)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tiny_models.save_with_words(folder / "model", dtype=torch.bfloat16)
 
 
 @pytest.fixture
@@ -160,7 +142,7 @@ def in_peace(model: Path, redis_server_url: str) -> dict[int, str]:
     """Digests of all versions of a run that nobody disturbed."""
     folder = RunFolder(model.parent / "in-peace").create()
     with life(folder, redis_server_url) as learner:
-        assert learner.go()
+        assert learner.go() is Outcome.FINISHED
     return digests(folder)
 
 
@@ -185,7 +167,7 @@ def test_every_round_is_trained_published_and_recorded(
     max_staleness: int, every_rounds: int, folder: RunFolder, redis_url: str, in_peace: dict[int, str]
 ) -> None:
     with life(folder, redis_url, max_staleness=max_staleness, every_rounds=every_rounds) as learner:
-        assert learner.go()
+        assert learner.go() is Outcome.FINISHED
         check(folder, learner, in_peace)
 
 
@@ -217,41 +199,41 @@ def test_a_learner_killed_between_publishing_and_remembering(
         if redis_too:
             learner.client.flushall()
     with life(folder, redis_url, every_rounds=every_rounds) as learner:
-        assert learner.go()
+        assert learner.go() is Outcome.FINISHED
         check(folder, learner, in_peace)
 
 
 @pytest.mark.parametrize("death_at", [0, 2 * PROMPTS + 3, 4 * PROMPTS - 1, None])
-def test_checkpoints_written_beside_the_training_lag_a_round_and_lose_nothing(
+def test_checkpoints_written_while_training_goes_on_lag_a_round_and_lose_nothing(
     death_at: int | None, folder: RunFolder, redis_url: str, in_peace: dict[int, str]
 ) -> None:
-    with life(folder, redis_url, text_of=dying_at(death_at), beside=True) as learner:
+    with life(folder, redis_url, text_of=dying_at(death_at), async_checkpoints=True) as learner:
         if death_at is None:
-            assert learner.go()
+            assert learner.go() is Outcome.FINISHED
         else:
             with pytest.raises(Killed):
                 learner.go()
-    with life(folder, redis_url, beside=True) as learner:
-        assert learner.go()
+    with life(folder, redis_url, async_checkpoints=True) as learner:
+        assert learner.go() is Outcome.FINISHED
         assert digests(folder) == in_peace
         assert [metrics.round for metrics in folder.rounds()] == list(range(ROUNDS))
         assert all(metrics.model_dump()["peak_memory_bytes"] > 0 for metrics in folder.rounds())
 
 
-def test_versions_of_the_future_are_taken_back_when_rounds_must_be_sampled_anew(
+def test_versions_of_the_future_are_retracted_when_rounds_must_be_sampled_anew(
     folder: RunFolder, redis_url: str, in_peace: dict[int, str]
 ) -> None:
     with life(folder, redis_url, every_rounds=10) as learner:
         with Answering(redis_url, learner.keys, may_answer=lambda task: task.round < 3), ThreadPoolExecutor() as pool:
-            running = pool.submit(learner.loop.run, None)
+            running = pool.submit(learner.loop.run)
             until(lambda: learner.loop.publisher.newest() == 3)
             learner.loop.stop()
-            assert running.result(PATIENCE_S) is False
+            assert running.result(PATIENCE_S) is Outcome.INTERRUPTED
         assert learner.loop._saved_version == 3
     for path in folder.checkpoints.iterdir():
         path.rename(folder.path / "lost")  # the disk, or a fallback to an older one
     with life(folder, redis_url) as learner:
-        assert learner.resumed is None
+        assert learner.loop.resumed is None
         learner.client.delete(learner.keys.tasks, learner.keys.open)  # their leases are still held by the dead
         newest: list[int | None] = []
 
@@ -259,7 +241,7 @@ def test_versions_of_the_future_are_taken_back_when_rounds_must_be_sampled_anew(
             newest.append(learner.loop.publisher.newest())
             return True
 
-        assert learner.go(may_answer=look)
+        assert learner.go(may_answer=look) is Outcome.FINISHED
         assert newest[0] == 0, "nothing is sampled at version 3 for round 0"
         check(folder, learner, in_peace)
 
@@ -273,14 +255,14 @@ def test_a_half_trained_round_is_not_remembered(folder: RunFolder, redis_url: st
 
     with life(folder, redis_url, every_rounds=10) as learner:
         with Answering(redis_url, learner.keys, may_answer=withheld), ThreadPoolExecutor() as pool:
-            running = pool.submit(learner.loop.run, None)
+            running = pool.submit(learner.loop.run)
             until(lambda: learner.loop.trainer.steps == STEPS + 1)
             learner.loop.stop()
-            assert running.result(PATIENCE_S) is False
+            assert running.result(PATIENCE_S) is Outcome.INTERRUPTED
         assert not list(folder.checkpoints.iterdir())
     with life(folder, redis_url) as learner:
         learner.client.delete(learner.keys.tasks, learner.keys.open)  # their leases are still held by the dead
-        assert learner.go()
+        assert learner.go() is Outcome.FINISHED
         check(folder, learner, in_peace)
 
 
@@ -292,31 +274,31 @@ def test_a_learner_stopped_while_it_waits_remembers_all_it_has(
         Answering(redis_url, learner.keys, may_answer=lambda task: task.round < 2),
         ThreadPoolExecutor() as pool,
     ):
-        running = pool.submit(learner.loop.run, None)
+        running = pool.submit(learner.loop.run)
         until(lambda: learner.loop.publisher.newest() == 2)
         learner.loop.stop()
-        assert running.result(PATIENCE_S) is False
+        assert running.result(PATIENCE_S) is Outcome.INTERRUPTED
     with life(folder, redis_url) as learner:
-        assert learner.resumed is not None
-        assert learner.resumed.weight_version == 2
+        assert learner.loop.resumed is not None
+        assert learner.loop.resumed.weight_version == 2
         learner.client.delete(learner.keys.tasks, learner.keys.open)
-        assert learner.go()
+        assert learner.go() is Outcome.FINISHED
         check(folder, learner, in_peace)
 
 
-def test_the_wish_to_stop_is_kept_after_the_round(folder: RunFolder, redis_url: str, in_peace: dict[int, str]) -> None:
+def test_a_requested_stop_comes_after_the_round(folder: RunFolder, redis_url: str, in_peace: dict[int, str]) -> None:
     with life(folder, redis_url, every_rounds=10) as learner:
         learner.loop.control.set_stop_after_round(True)
-        assert learner.go() is False
+        assert learner.go() is Outcome.STOPPED
         learner.loop.control.set_stop_after_round(False)
     assert [metrics.round for metrics in folder.rounds()] == [0]
     with life(folder, redis_url) as learner:
-        assert learner.go()
+        assert learner.go() is Outcome.FINISHED
         check(folder, learner, in_peace)
 
 
 def answers_of(learner: Life) -> list[dict[str, object]]:
-    """What the learner said of the wishes, oldest first."""
+    """What the learner said of the requests, oldest first."""
     return [event.fields for event in learner.loop.events.tail(100) if event.kind == "control"]
 
 
@@ -333,7 +315,7 @@ def test_a_checkpoint_is_written_when_somebody_asks(
         return True
 
     with life(folder, redis_url, every_rounds=10) as learner:
-        assert learner.go(may_answer=ask)
+        assert learner.go(may_answer=ask) is Outcome.FINISHED
         check(folder, learner, in_peace)
         assert found == [[2]]
         assert answers_of(learner) == [{"action": "checkpointed", "weight_version": 2}]
@@ -358,7 +340,7 @@ def test_a_run_that_was_rolled_back_draws_anew_and_becomes_the_run_it_would_have
         return str(tokens)
 
     with life(folder, redis_url, max_staleness=max_staleness, keep=3, text_of=ask) as learner:
-        assert learner.go(may_answer=draw)
+        assert learner.go(may_answer=draw) is Outcome.FINISHED
         check(folder, learner, in_peace)
         (answer,) = answers_of(learner)
         assert (answer["action"], answer["weight_version"]) == ("rolled_back", 1)
@@ -372,8 +354,10 @@ def test_a_run_that_sends_adapters_is_the_run_that_sends_merged_weights(
 ) -> None:
     """Through a death between publishing and remembering, and a rollback."""
     merged = RunFolder(folder.path.with_name(f"{folder.path.name}-merged")).create()
-    with life(merged, redis_url, adapters=LoraConfig(rank=2), store_of=MergedOnly) as learner:
-        assert learner.go()
+    with life(merged, redis_url, lora=LoraConfig(rank=2)) as learner:
+        store = MergedOnly(merged.weights, merged.run_id)
+        learner.loop.publisher = Publisher(store, EventLog(learner.client, learner.keys))
+        assert learner.go() is Outcome.FINISHED
     texts = 0
 
     def disturb(tokens: object) -> str:
@@ -386,10 +370,10 @@ def test_a_run_that_sends_adapters_is_the_run_that_sends_merged_weights(
         return str(tokens)
 
     adapters = LoraConfig(rank=2)
-    with life(folder, redis_url, keep=3, text_of=disturb, adapters=adapters) as learner, pytest.raises(Killed):
+    with life(folder, redis_url, keep=3, text_of=disturb, lora=adapters) as learner, pytest.raises(Killed):
         learner.go()
-    with life(folder, redis_url, keep=3, text_of=disturb, adapters=adapters) as learner:
-        assert learner.go()
+    with life(folder, redis_url, keep=3, text_of=disturb, lora=adapters) as learner:
+        assert learner.go() is Outcome.FINISHED
         check(folder, learner, digests(merged))
         assert [answer["action"] for answer in answers_of(learner)] == ["rolled_back"]
     store = WeightReader(folder.weights, folder.run_id)
@@ -407,13 +391,14 @@ def test_a_rollback_that_was_cut_short_is_done_again(
     """The learner died when later checkpoints were gone, and everything else was as before."""
     with life(folder, redis_url, every_rounds=1) as learner:
         learner.loop.control.set_stop_after_round(True)
-        assert learner.go() is False
+        assert learner.go() is Outcome.STOPPED
         learner.loop.control.set_stop_after_round(False)
+    with life(folder, redis_url, every_rounds=1) as learner:
         with Answering(redis_url, learner.keys, may_answer=lambda task: task.round < 3), ThreadPoolExecutor() as pool:
-            running = pool.submit(learner.loop.run, learner.loop.checkpoints.load())
+            running = pool.submit(learner.loop.run)
             until(lambda: learner.loop.publisher.newest() == 3)
             learner.loop.stop()
-            assert running.result(PATIENCE_S) is False
+            assert running.result(PATIENCE_S) is Outcome.INTERRUPTED
         learner.loop.checkpoints.go_back(2)
         learner.loop.control.ask_rollback(2)
     newest: list[int | None] = []
@@ -423,7 +408,7 @@ def test_a_rollback_that_was_cut_short_is_done_again(
         return True
 
     with life(folder, redis_url) as learner:
-        assert learner.go(may_answer=look)
+        assert learner.go(may_answer=look) is Outcome.FINISHED
         assert newest[0] == 2
         check(folder, learner, in_peace)
         assert answers_of(learner)[-1] == {"action": "rolled_back", "weight_version": 2, "before": 2}
@@ -438,7 +423,7 @@ def test_a_rollback_to_a_version_without_a_checkpoint_is_refused_and_the_run_goe
         return True
 
     with life(folder, redis_url) as learner:
-        assert learner.go(may_answer=ask)
+        assert learner.go(may_answer=ask) is Outcome.FINISHED
         check(folder, learner, in_peace)
         (answer,) = answers_of(learner)
         assert answer["action"] == "not_rolled_back"
@@ -446,16 +431,18 @@ def test_a_rollback_to_a_version_without_a_checkpoint_is_refused_and_the_run_goe
 
 
 def test_a_paused_run_goes_back_at_once_and_stays_paused(folder: RunFolder, redis_url: str) -> None:
-    with life(folder, redis_url) as learner, Answering(redis_url, learner.keys), ThreadPoolExecutor() as pool:
+    def ask(tokens: object) -> str:
+        if learner.loop._version == 2:
+            learner.loop.control.set_paused(True)
+        return str(tokens)
+
+    with (
+        life(folder, redis_url, text_of=ask) as learner,
+        Answering(redis_url, learner.keys),
+        ThreadPoolExecutor() as pool,
+    ):
         control = learner.loop.control
-
-        def ask(tokens: object) -> str:
-            if learner.loop._version == 2:
-                control.set_paused(True)
-            return str(tokens)
-
-        learner.loop.text_of = ask
-        running = pool.submit(learner.loop.run, None)
+        running = pool.submit(learner.loop.run)
         until(lambda: folder.checkpointed() == [1, 2])
         control.ask_rollback(1)
         until(lambda: control.state().rollback_to is None)
@@ -463,69 +450,74 @@ def test_a_paused_run_goes_back_at_once_and_stays_paused(folder: RunFolder, redi
         assert [metrics.round for metrics in folder.rounds()] == [0]
         assert control.state().paused
         learner.loop.stop()
-        assert running.result(PATIENCE_S) is False
+        assert running.result(PATIENCE_S) is Outcome.INTERRUPTED
 
 
-def test_a_run_that_collapses_goes_back_to_its_newest_healthy_version_and_waits_for_a_person(
-    folder: RunFolder, redis_url: str
+@pytest.mark.parametrize("action", ["warn", "pause", "rollback"])
+def test_a_run_that_collapses_warns_pauses_or_goes_back_to_its_newest_healthy_version(
+    action: Literal["warn", "pause", "rollback"], folder: RunFolder, redis_url: str
 ) -> None:
     with (
         life(folder, redis_url) as learner,
         Answering(redis_url, learner.keys, may_answer=lambda task: task.round < 3),
         ThreadPoolExecutor() as pool,
     ):
-        running = pool.submit(learner.loop.run, None)
+        running = pool.submit(learner.loop.run)
         until(lambda: folder.checkpointed() == [2, 3])
         learner.loop.stop()
-        assert running.result(PATIENCE_S) is False
+        assert running.result(PATIENCE_S) is Outcome.INTERRUPTED
         learner.client.delete(learner.keys.tasks, learner.keys.open)
     sound = [metrics.model_copy(update=asdict(SOUND)) for metrics in folder.rounds()]
     folder.metrics.write_text("".join(f"{metrics.model_dump_json()}\n" for metrics in sound))
     with (
-        life(folder, redis_url) as learner,
+        life(folder, redis_url, on_collapse=action) as learner,
         Answering(redis_url, learner.keys),
         ThreadPoolExecutor() as pool,
     ):
         events, control = learner.loop.events, learner.loop.control
-        learner.loop.guard = watch_health(folder, events, control, HealthConfig(action="rollback"))
-        running = pool.submit(learner.loop.run, learner.resumed)
-        until(lambda: bool(answers_of(learner)) and control.state().rollback_to is None)
-        learner.loop.stop()
-        assert running.result(PATIENCE_S) is False
+        running = pool.submit(learner.loop.run)
+        if action == "warn":
+            assert running.result(PATIENCE_S) is Outcome.FINISHED
+        else:
+            until(lambda: control.state().paused and control.state().rollback_to is None)
+            if action == "rollback":
+                until(lambda: bool(answers_of(learner)))
+            learner.loop.stop()
+            running.result(PATIENCE_S)
         (collapse,) = [event.fields for event in events.tail(100) if event.kind == "collapse"]
         assert "response length" in str(collapse["signs"])
-        assert collapse["rollback_to"] == 3
-        assert answers_of(learner) == [{"action": "rolled_back", "weight_version": 3, "before": 4}]
-        assert control.state().paused
-        assert (learner.loop.publisher.newest(), folder.checkpointed()) == (3, [2, 3])
+        assert collapse["rollback_to"] == (3 if action == "rollback" else None)
+        assert control.state().paused is (action != "warn")
+        if action == "rollback":
+            assert answers_of(learner) == [{"action": "rolled_back", "weight_version": 3, "before": 4}]
+            assert (learner.loop.publisher.newest(), folder.checkpointed()) == (3, [2, 3])
 
 
 def test_a_checkpoint_that_rots_costs_a_round_and_nothing_else(
     folder: RunFolder, redis_url: str, in_peace: dict[int, str]
 ) -> None:
     with life(folder, redis_url) as learner:
-        assert learner.go()
+        assert learner.go() is Outcome.FINISHED
     newest = max(folder.checkpoints.iterdir()) / "state-00000.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     with life(folder, redis_url) as learner:
-        assert learner.resumed is not None
-        assert learner.resumed.weight_version == ROUNDS - 1
-        assert learner.go()
+        assert learner.loop.resumed is not None
+        assert learner.loop.resumed.weight_version == ROUNDS - 1
+        assert learner.go() is Outcome.FINISHED
         check(folder, learner, in_peace)
 
 
 def test_every_second_is_accounted_to_what_it_was_spent_on(folder: RunFolder, redis_url: str) -> None:
     starting_s = set()
-    with life(folder, redis_url, every_rounds=2) as learner:
-        clock, began = learner.loop.report._clock, time.monotonic()
+
+    def look(tokens: object) -> str:
+        starting_s.add(learner.loop.reporter._clock.seconds()["starting"])
+        return str(tokens)
+
+    with life(folder, redis_url, every_rounds=2, text_of=look) as learner:
+        clock, began = learner.loop.reporter._clock, time.monotonic()
         before_s = sum(clock.seconds().values())
-
-        def looking(tokens: object) -> str:
-            starting_s.add(clock.seconds()["starting"])
-            return str(tokens)
-
-        learner.loop.text_of = looking
-        assert learner.go()
+        assert learner.go() is Outcome.FINISHED
         seconds, wall_s = clock.seconds(), time.monotonic() - began
     assert sum(seconds.values()) - before_s == pytest.approx(wall_s, abs=0.01)
     assert starting_s == {seconds["starting"]}, "nothing counts as starting once rounds are trained"
@@ -539,7 +531,7 @@ def test_rounds_follow_each_other_without_a_gap(folder: RunFolder, redis_url: st
     """Their lengths add up to the time from the first's start to the last's end, whenever they were written down."""
     with life(folder, redis_url, max_staleness=2, every_rounds=3) as learner:
         began = time.monotonic()
-        assert learner.go()
+        assert learner.go() is Outcome.FINISHED
         wall_s = time.monotonic() - began
     rounds = list(folder.rounds())
     assert sum(line.train_s for line in rounds) <= sum(line.round_s for line in rounds) <= wall_s

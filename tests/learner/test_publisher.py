@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learner.publisher import Publisher
+from learner.publisher import Publisher, VersionContents
 from services.errors import UnavailableError, WeightError
 from services.streams.connection import Keys, connect
 from services.streams.events import EventLog
@@ -21,44 +21,47 @@ def tensors(value: int) -> Tensors:
     return {"w": RawTensor("F32", (256,), np.full(256, value, dtype=np.float32).view(np.uint8))}
 
 
+def contents(value: int) -> VersionContents:
+    return VersionContents(tensors(value))
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> WeightPublisher:
     return WeightPublisher(tmp_path / "weights", "publisher", anchor_every=4, keep_versions=10)
 
 
-def test_versions_are_stored_announced_and_told(store: WeightPublisher, redis_url: str) -> None:
-    told: list[int] = []
+def test_versions_are_stored_and_announced(store: WeightPublisher, redis_url: str) -> None:
+    published: list[int] = []
     with connect(redis_url) as client:
         events = EventLog(client, KEYS)
         publisher = Publisher(store, events)
-        publisher.on_published = told.append
-        futures = [publisher.submit(version, tensors(version)) for version in range(3)]
+        futures = [publisher.submit(version, contents(version), published.append) for version in range(3)]
         publisher.close()
         assert [future.result().manifest.weight_version for future in futures] == [0, 1, 2]
         assert [event.fields["weight_version"] for event in events.tail(10)] == [0, 1, 2]
-    assert told == store.versions() == [0, 1, 2]
+    assert published == store.versions() == [0, 1, 2]
     assert futures[2].result().sync_bytes < futures[0].result().sync_bytes, "a delta is smaller than a snapshot"
 
 
-def test_versions_can_be_taken_back_and_published_anew(store: WeightPublisher, redis_url: str) -> None:
+def test_versions_can_be_retracted_and_published_anew(store: WeightPublisher, redis_url: str) -> None:
     with connect(redis_url) as client:
         publisher = Publisher(store, EventLog(client, KEYS))
         assert publisher.newest() is None
-        before = [publisher.submit(version, tensors(version)).result().manifest for version in range(4)]
-        publisher.take_back(after=1)
+        before = [publisher.submit(version, contents(version)).result().manifest for version in range(4)]
+        publisher.retract_after(1)
         assert (publisher.newest(), store.versions()) == (1, [0, 1])
-        again = publisher.submit(2, tensors(7)).result().manifest
+        again = publisher.submit(2, contents(7)).result().manifest
         assert again.digest != before[2].digest
         assert store.load(2)["w"].data.tobytes() == tensors(7)["w"].data.tobytes()
         publisher.close()
 
 
-def test_what_cannot_be_published_is_told_by_the_future(store: WeightPublisher, redis_url: str) -> None:
+def test_what_cannot_be_published_fails_the_future(store: WeightPublisher, redis_url: str) -> None:
     with connect(redis_url) as client:
         publisher = Publisher(store, EventLog(client, KEYS))
         with pytest.raises(WeightError, match="outside"):
-            publisher.submit(-1, tensors(0)).result()
+            publisher.submit(-1, contents(0)).result()
         store.folder.parent.joinpath("weights").write_text("a file where the folder should be")
         with pytest.raises(UnavailableError, match="cannot write"):
-            publisher.submit(0, tensors(0)).result()
+            publisher.submit(0, contents(0)).result()
         publisher.close()

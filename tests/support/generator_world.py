@@ -55,7 +55,7 @@ class World:
 
     def take_back(self, after: int) -> WeightManifest:
         """Drop the later versions, as a learner that goes back; the newest that is left."""
-        self.endpoint.store.drop_after(after)
+        self.endpoint.store.retract_after(after)
         self.endpoint.app.state.notices.wake()
         return self.endpoint.store.manifest(after)
 

@@ -50,7 +50,7 @@ def _rank(rank: int, store: str, job: Job, folder: Path, config: TrainingConfig,
         if ranks.leads:
             job(folder, model, trainer, checkpoints)
         else:
-            follow(model, trainer, checkpoints)
+            follow(trainer, checkpoints)
 
 
 def made(

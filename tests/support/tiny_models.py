@@ -22,6 +22,7 @@ from transformers import (
 
 from learner.config import TrainingConfig
 from learner.model.trained_model import TrainedModel, load_model
+from learner.training.batch_sharding import TrainingSample
 from services.contracts import Rollout, VersionSpan
 
 torch.set_num_threads(1)
@@ -62,9 +63,9 @@ def save(
     return folder
 
 
-def save_with_words(folder: Path) -> Path:
+def save_with_words(folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
     """A random model with a tokenizer of one token per number, so that an answer reads "5 17 3"."""
-    save(folder)
+    save(folder, dtype=dtype)
     words = Tokenizer(WordLevel({str(number): number for number in range(VOCABULARY)}, unk_token="0"))
     words.pre_tokenizer = Whitespace()
     fast: Any = PreTrainedTokenizerFast  # untyped in transformers
@@ -109,6 +110,11 @@ def rollouts(prompts: int = 8, samples: int = 1, seed: int = 0) -> list[Rollout]
         responses = [tokens(generator, int(generator.integers(1, 10))) for _ in range(samples)]
         finished.extend(rollout(index, prompt, response, sample) for sample, response in enumerate(responses))
     return finished
+
+
+def samples(prompts: int = 8, samples: int = 1, seed: int = 0) -> list[TrainingSample]:
+    """`rollouts` as a trainer without signals takes them."""
+    return [TrainingSample(rollout) for rollout in rollouts(prompts, samples, seed)]
 
 
 def training(**changes: Any) -> TrainingConfig:

@@ -49,6 +49,7 @@ async def test_vllm_serves_the_merged_weights_of_a_learner_with_adapters(
     from learner.model.canary import sing
     from learner.model.hf_checkpoint import model_files
     from learner.model.trained_model import load_model, wire_adapters, wire_tensors
+    from learner.training.batch_sharding import TrainingSample
     from learner.training.trainer import Trainer
 
     write_tiny_model(tmp_path / "model")
@@ -66,7 +67,7 @@ async def test_vllm_serves_the_merged_weights_of_a_learner_with_adapters(
         before = merged_log_probs(trained)
         assert await engine.score(TEXT) == pytest.approx(before, abs=TOLERANCES["float32"])
         for round_ in range(ROUNDS):
-            trainer.train_round(await answers(world, round_))
+            trainer.train_round(map(TrainingSample, await answers(world, round_)))
             canaries, packed = sing(trained, 2), wire_adapters(trained)
             manifest = store.publish(round_ + 1, wire_tensors(trained), canaries=canaries, packed=packed)
             (sent,) = manifest.files

@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from learner.config import CheckpointConfig, DataConfig, EvaluationConfig, ModelConfig, SamplingConfig
+from learner.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    HealthConfig,
+    LearnerSettings,
+    ModelConfig,
+    SamplingConfig,
+)
 from learner.evaluation.generations import read_generations
 from learner.run import run_learner
-from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, RunConfig
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
 from tests.support import tiny_models
@@ -33,17 +41,18 @@ def learn(path: Path, model: Path, redis_url: str, *, rounds: int, every_rounds:
     with Answering(redis_url, Keys(folder.run_id)):
         run_learner(
             folder,
+            LearnerSettings(
+                run=RunConfig(dir=folder.path),
+                model=ModelConfig(path=str(model)),
+                data=DataConfig(path=str(data), chat_template="none"),
+                sampling=SamplingConfig(max_response_tokens=8),
+                training=tiny_models.training(prompts_per_round=4, rounds=rounds),
+                checkpoint=CheckpointConfig(every_rounds=save_every),
+                evaluation=evaluation,
+                deadlines=DeadlinesConfig(rollouts_s=60),
+                health=HealthConfig(action="off"),
+            ),
             redis_url=redis_url,
-            run=RunConfig(dir=folder.path),
-            model=ModelConfig(path=str(model)),
-            data=DataConfig(path=str(data), chat_template="none"),
-            sampling=SamplingConfig(max_response_tokens=8),
-            training=tiny_models.training(prompts_per_round=4, rounds=rounds),
-            checkpoint=CheckpointConfig(every_rounds=save_every),
-            evaluation=evaluation,
-            weight_sync=WeightSyncConfig(),
-            deadlines=DeadlinesConfig(rollouts_s=60),
-            heartbeat=HeartbeatConfig(),
         )
     return folder
 

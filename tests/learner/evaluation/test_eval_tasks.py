@@ -1,4 +1,4 @@
-"""Exams through a real queue: every answer once, of one version, judged, kept, and not drawn again."""
+"""Evaluation tasks through a real queue: every answer once, of one version, graded, kept, and not sampled again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from learner.data.prompts import Prompt
 from learner.evaluation.benchmarks import Benchmark
-from learner.evaluation.eval_tasks import SAMPLES_PER_TASK, Drawing, Exam, Examiner, exams_of
+from learner.evaluation.eval_tasks import SAMPLES_PER_TASK, BenchmarkRunner, EvalSampling, Measurement, measurements_of
 from learner.evaluation.generations import Generations
 from learner.evaluation.results import summarise
 from learner.grading.grading import Outcome
@@ -26,7 +26,7 @@ from tests.support.answering import Answering
 
 DIGEST = "ab" * 32
 SAMPLES = 11
-DRAWING = Drawing(samples=SAMPLES, max_response_tokens=8, top_p=1.0, stop_token_ids=(2,))
+SAMPLING = EvalSampling(samples=SAMPLES, max_response_tokens=8, top_p=1.0, stop_token_ids=(2,))
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,8 @@ def first_token(tokens: np.ndarray[tuple[int], np.dtype[np.int32]]) -> str:
 
 
 def test_tasks_cover_every_sample_of_every_problem_once() -> None:
-    exam = Exam(benchmark(), 0.6)
-    tasks = exam.tasks(7, 7, DIGEST, DRAWING)
+    measurement = Measurement(benchmark(), 0.6)
+    tasks = measurement.tasks(7, 7, DIGEST, SAMPLING)
     assert sum(task.samples for task in tasks) == 3 * SAMPLES
     assert len({task.task_id for task in tasks}) == len({task.index for task in tasks}) == len(tasks)
     assert {(task.min_weight_version, task.max_weight_version, task.round) for task in tasks} == {(7, 7, 7)}
@@ -70,18 +70,18 @@ def test_tasks_cover_every_sample_of_every_problem_once() -> None:
 
 def test_other_weights_or_temperatures_have_other_tasks() -> None:
     def ids(temperature: float, digest: str) -> set[str]:
-        return {task.task_id for task in Exam(benchmark(), temperature).tasks(0, 0, digest, DRAWING)}
+        return {task.task_id for task in Measurement(benchmark(), temperature).tasks(0, 0, digest, SAMPLING)}
 
     assert not ids(0.6, DIGEST) & ids(1.0, DIGEST)
     assert not ids(0.6, DIGEST) & ids(0.6, "cd" * 32)
 
 
-def test_every_answer_is_judged_and_kept_once(tmp_path: Path, redis_url: str, pool: GraderPool) -> None:
-    exams = exams_of([benchmark(), benchmark("more", ("0",))], [0.6, 1.0])
+def test_every_answer_is_graded_and_kept_once(tmp_path: Path, redis_url: str, pool: GraderPool) -> None:
+    measurements = measurements_of([benchmark(), benchmark("more", ("0",))], [0.6, 1.0])
     generations = Generations(tmp_path, {"digest": DIGEST})
     with collector_of(redis_url, "run") as collector, Answering(redis_url, Keys("run")):
-        examiner = Examiner(collector, pool, generations, first_token, DRAWING)
-        examiner.hold(exams, version=5, digest=DIGEST, deadline_s=30)
+        runner = BenchmarkRunner(collector, pool, generations, first_token, SAMPLING)
+        runner.run(measurements, version=5, digest=DIGEST, deadline_s=30)
     kept = list(generations.read())
     expected = {
         (name, temperature, row, sample)
@@ -100,7 +100,7 @@ def test_every_answer_is_judged_and_kept_once(tmp_path: Path, redis_url: str, po
 
 
 def test_what_is_there_is_not_drawn_again(tmp_path: Path, redis_url: str, pool: GraderPool) -> None:
-    exams = exams_of([benchmark()], [1.0])
+    measurements = measurements_of([benchmark()], [1.0])
     asked: list[Task] = []
 
     def note(task: Task) -> bool:
@@ -108,11 +108,11 @@ def test_what_is_there_is_not_drawn_again(tmp_path: Path, redis_url: str, pool: 
         return True
 
     for samples in (SAMPLES_PER_TASK, SAMPLES):
-        drawing = Drawing(samples, 8, 1.0, (2,))
+        sampling = EvalSampling(samples, 8, 1.0, (2,))
         generations = Generations(tmp_path, {"digest": DIGEST})
         with collector_of(redis_url, "run") as collector, Answering(redis_url, Keys("run"), may_answer=note):
-            Examiner(collector, pool, generations, first_token, drawing).hold(
-                exams, version=0, digest=DIGEST, deadline_s=30
+            BenchmarkRunner(collector, pool, generations, first_token, sampling).run(
+                measurements, version=0, digest=DIGEST, deadline_s=30
             )
     assert len(asked) == 6
     assert len(list(generations.read())) == 3 * SAMPLES
@@ -120,8 +120,8 @@ def test_what_is_there_is_not_drawn_again(tmp_path: Path, redis_url: str, pool: 
 
 def test_answers_are_forgotten_by_redis_once_they_are_kept(tmp_path: Path, redis_url: str, pool: GraderPool) -> None:
     with collector_of(redis_url, "run") as collector, Answering(redis_url, Keys("run")):
-        Examiner(collector, pool, Generations(tmp_path, {}), first_token, DRAWING).hold(
-            exams_of([benchmark()], [1.0]), version=0, digest=DIGEST, deadline_s=30
+        BenchmarkRunner(collector, pool, Generations(tmp_path, {}), first_token, SAMPLING).run(
+            measurements_of([benchmark()], [1.0]), version=0, digest=DIGEST, deadline_s=30
         )
     with connect(redis_url) as client:
         assert client.xlen(Keys("run").rollouts) == 0
@@ -137,8 +137,8 @@ def test_the_answers_of_two_models_are_not_mixed(tmp_path: Path) -> None:
 def test_an_incomplete_evaluation_has_no_results(tmp_path: Path, redis_url: str, pool: GraderPool) -> None:
     generations = Generations(tmp_path, {})
     with collector_of(redis_url, "run") as collector, Answering(redis_url, Keys("run")):
-        Examiner(collector, pool, generations, first_token, DRAWING).hold(
-            exams_of([benchmark()], [1.0]), version=0, digest=DIGEST, deadline_s=30
+        BenchmarkRunner(collector, pool, generations, first_token, SAMPLING).run(
+            measurements_of([benchmark()], [1.0]), version=0, digest=DIGEST, deadline_s=30
         )
     with pytest.raises(DataError, match=f"{SAMPLES} of {SAMPLES + 1} answers"):
         summarise(generations.read(), SAMPLES + 1)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learner.algorithms.objectives import Targets, nll
+from learner.algorithms.base import Targets
+from learner.algorithms.nll import nll
 from learner.config import Recompute
 from learner.model.packing import Sequence, lay_out
 from learner.training.trainer import Trainer
@@ -54,7 +55,7 @@ def test_light_computes_again_what_is_cheap_and_full_all_of_it(tmp_path: Path) -
 
 def weights_after_a_round(folder: Path, how: Recompute) -> list[torch.Tensor]:
     model = tiny_models.load(folder, gradient_checkpointing=how)
-    Trainer(model, tiny_models.training()).train_round(tiny_models.rollouts())
+    Trainer(model, tiny_models.training()).train_round(tiny_models.samples())
     return list(model.module.parameters())
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import Gemma2Config
 
-from learner.algorithms.objectives import Targets, nll
+from learner.algorithms.base import Targets
+from learner.algorithms.nll import nll
 from learner.model.attention import packed_attention, packing_arguments
 from learner.model.packing import MicroBatch, Sequence, lay_out
 from learner.model.trained_model import load_model

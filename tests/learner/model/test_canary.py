@@ -80,12 +80,12 @@ def test_a_tied_head_is_rounded_as_its_embedding_is(tmp_path: Path) -> None:
 
 def train_and_sing(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
     """Canaries between two rounds, and weights before and after them."""
-    trainer.train_round(tiny_models.rollouts())
+    trainer.train_round(tiny_models.samples())
     write_safetensors(folder / "model" / "model.safetensors", wire_tensors(model))
     songs = [canary.model_dump_json() for canary in sing(model, 2)]
     (folder / "songs.jsonl").write_text("\n".join(songs))
     write_safetensors(folder / "after.safetensors", wire_tensors(model))
-    trainer.train_round(tiny_models.rollouts(seed=1))
+    trainer.train_round(tiny_models.samples(seed=1))
 
 
 @pytest.mark.parametrize("adapters", [None, ADAPTERS], ids=["weights", "adapters"])

@@ -12,7 +12,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from learner.algorithms.objectives import Targets, nll
+from learner.algorithms.base import Targets
+from learner.algorithms.nll import nll
 from learner.model import packing
 from learner.model.flops import Cost
 from tests.support import tiny_models

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from learner.algorithms.objectives import Targets, nll
+from learner.algorithms.base import Targets
+from learner.algorithms.nll import nll
 from learner.config import LoraConfig
 from learner.model.lora import adapter_bytes, factors, merged
 from learner.model.packing import Sequence, lay_out
@@ -38,7 +39,7 @@ def test_the_published_weights_are_the_merged_ones(tmp_path: Path, family: tiny_
     base = tiny_models.save(tmp_path / "base", tiny_models.config(family))
     model = load_model(str(base), device="cpu", adapters=ADAPTERS)
     before = wire_tensors(model)
-    Trainer(model, tiny_models.training(learning_rate=1e-2)).train_round(tiny_models.rollouts())
+    Trainer(model, tiny_models.training(learning_rate=1e-2)).train_round(tiny_models.samples())
     after = wire_tensors(model)
     changed = {name for name in after if not np.array_equal(after[name].data, before[name].data)}
     layers = [f"model.layers.{number}" for number in range(2)]
@@ -63,7 +64,7 @@ def test_only_adapters_are_trained_and_remembered(tmp_path: Path) -> None:
     base = tiny_models.save(tmp_path / "base")
     model = load_model(str(base), device="cpu", adapters=LoraConfig(rank=2))
     trainer = Trainer(model, tiny_models.training())
-    trainer.train_round(tiny_models.rollouts())
+    trainer.train_round(tiny_models.samples())
     state = trainer.state_dict()
     assert all(".lora_" in name for name in state if name.startswith("model."))
     weights = sum(t.nbytes for name, t in state.items() if name.startswith("model."))
@@ -78,8 +79,7 @@ def test_only_adapters_are_trained_and_remembered(tmp_path: Path) -> None:
     assert found is not None
     successor.load_state_dict(found.tensors)
     assert (
-        successor.train_round(tiny_models.rollouts(seed=1)).loss
-        == trainer.train_round(tiny_models.rollouts(seed=1)).loss
+        successor.train_round(tiny_models.samples(seed=1)).loss == trainer.train_round(tiny_models.samples(seed=1)).loss
     )
 
 
@@ -153,7 +153,7 @@ SENT = LoraConfig(rank=4, alpha=8)
 def publish_a_round(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
     store = open_store(folder / "weights")
     store.publish(0, wire_tensors(model), packed=wire_adapters(model))
-    trainer.train_round(tiny_models.rollouts())
+    trainer.train_round(tiny_models.samples())
     store.publish(2, wire_tensors(model), packed=wire_adapters(model))  # without version 1 there is no delta
     write_safetensors(folder / "merged.safetensors", wire_tensors(model))
 

@@ -94,7 +94,7 @@ from pathlib import Path
 
 import torch
 
-from learner.model import load_model
+from learner.model.trained_model import load_model
 
 class Usage(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in ("arena ordblks smblks hblks hblkhd usmblks fsmblks used".split())]

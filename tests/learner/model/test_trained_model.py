@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GraniteConfig
 
-from learner.algorithms.objectives import Targets, nll
+from learner.algorithms.base import Targets
+from learner.algorithms.nll import nll
 from learner.model.packing import Sequence, lay_out
 from learner.model.trained_model import load_model, resolve_device, wire_tensors
 from services.errors import ConfigError, ModelError

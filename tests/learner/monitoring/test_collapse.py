@@ -8,10 +8,6 @@ import pytest
 import torch
 
 from learner.monitoring.collapse import Guard, Health, measure, repetition, signs
-from learner.run import tell_collapse
-from services.streams.connection import Keys, connect
-from services.streams.control import Control
-from services.streams.events import EventLog
 from tests.learner.monitoring.test_records import metrics_of
 from tests.learner.training.test_trainer import own_logits, plain_model
 from tests.support import tiny_models
@@ -76,38 +72,21 @@ def test_what_a_run_began_with_is_no_sign() -> None:
     assert signs([odd], odd) == []
 
 
-def test_the_alarm_compares_with_the_first_rounds_also_after_a_resume(tmp_path: Path) -> None:
+def test_a_round_is_compared_with_the_first_rounds_also_after_a_resume(tmp_path: Path) -> None:
     recorded = [metrics_of(number).model_copy(update=asdict(SOUND)) for number in range(3)]
-    alarms: list[list[str]] = []
     model, rollouts = tiny_models.load(tmp_path), tiny_models.rollouts(6)
-    Guard(recorded, alarms.append).examine(model, rollouts)
-    assert "mean response length" in alarms[0][-1]
-    fresh = Guard([], alarms.append)
-    for _ in range(4):
-        fresh.examine(model, rollouts)
-    assert len(alarms) == 1
+    _, found = Guard(recorded).examine(model, rollouts)
+    assert "mean response length" in found[-1]
+    fresh = Guard([])
+    assert [fresh.examine(model, rollouts)[1] for _ in range(4)] == [[], [], [], []]
 
 
 def test_the_newest_version_without_a_sign_is_the_healthy_one(tmp_path: Path) -> None:
     sick = replace(SOUND, truncated_ratio=0.9)
     states = [SOUND, SOUND, SOUND, SOUND, sick, SOUND, sick]
     recorded = [metrics_of(number).model_copy(update=asdict(health)) for number, health in enumerate(states)]
-    guard = Guard(recorded, lambda found: None)
+    guard = Guard(recorded)
     assert guard.healthy(range(3, 8)) == 6
     assert guard.healthy([5, 7]) is None
     assert guard.healthy([]) is None
     assert guard.healthy([8]) == 8, "nothing is known of it"
-
-
-@pytest.mark.parametrize(("pause", "back_to"), [(False, None), (True, None), (True, 4)])
-def test_a_collapse_is_an_event_that_pauses_the_run_and_takes_it_back_if_that_is_wanted(
-    redis_url: str, pause: bool, back_to: int | None
-) -> None:
-    keys = Keys("run")
-    with connect(redis_url) as client:
-        events, control = EventLog(client, keys), Control(client, keys)
-        tell_collapse(events, control, ["too short", "too alike"], pause=pause, back_to=back_to)
-        (event,) = events.tail(1)
-        assert (event.kind, event.fields["signs"]) == ("collapse", "too short; too alike")
-        assert control.state().paused == pause
-        assert control.state().rollback_to == event.fields["rollback_to"] == back_to

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from learner.monitoring.heartbeat import LEARNER_ID, Report
+from learner.outcome import Outcome
 from services.contracts import Heartbeat, Part
 from services.streams.connection import Keys, connect
 from services.streams.heartbeats import Heartbeats
@@ -26,15 +27,25 @@ def last(heartbeats: Heartbeats) -> Heartbeat:
     return beat
 
 
-@pytest.mark.parametrize(("outcome", "message"), [("finished", ""), ("stopped", ""), ("failed", "the disk is full")])
-def test_the_last_heartbeat_says_how_it_ended(outcome: str, message: str, heartbeats: Heartbeats) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "state", "message"),
+    [
+        (Outcome.FINISHED, "finished", ""),
+        (Outcome.STOPPED, "stopped", ""),
+        (Outcome.INTERRUPTED, "stopped", ""),
+        (None, "failed", "the disk is full"),
+    ],
+)
+def test_the_last_heartbeat_says_how_it_ended(
+    outcome: Outcome | None, state: str, message: str, heartbeats: Heartbeats
+) -> None:
     report = Report(heartbeats, device="cpu", every_s=60)
     report.start()
     report.outcome = outcome
     report.weight_version = 5
     report.stop(message)
     beat = last(heartbeats)
-    assert (beat.part_id, beat.state, beat.message, beat.weight_version) == (LEARNER_ID, outcome, message, 5)
+    assert (beat.part_id, beat.state, beat.message, beat.weight_version) == (LEARNER_ID, state, message, 5)
 
 
 def test_whoever_ends_without_saying_so_has_failed(heartbeats: Heartbeats) -> None:

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from learner.algorithms.objectives import Targets, nll
+from learner.algorithms.base import Algorithm, Targets
+from learner.algorithms.nll import nll
 from learner.config import LoraConfig, TrainingConfig
 from learner.model import packing
 from learner.model.trained_model import TrainedModel, wire_tensors
 from learner.parallel.ranks import Ranks, joined
 from learner.rollouts.collector import Interrupted
+from learner.training.batch_sharding import TrainingSample
 from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import RoundStats, Trainer
 from services.contracts import Rollout
@@ -40,9 +42,10 @@ def config(ranks: int, **changes: Any) -> TrainingConfig:
     return tiny_models.training(ranks=ranks, **(sizes | changes))
 
 
-def round_of(objective: str) -> tuple[list[Rollout], list[float] | None]:
+def round_of(algorithm: Algorithm) -> list[TrainingSample]:
     rollouts = tiny_models.rollouts(PROMPTS, samples=2)
-    return rollouts, [float(r.response_tokens.sum() % 2) for r in rollouts] if objective == "grpo" else None
+    signals = [float(r.response_tokens.sum() % 2) - 0.5 if algorithm.signals else 0.0 for r in rollouts]
+    return list(map(TrainingSample, rollouts, signals))
 
 
 def train(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
@@ -50,7 +53,7 @@ def train(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Chec
     batch = packing.lay_out([packing.Sequence(np.array([1, 2], np.int32), np.array([3], np.int32))])
     with torch.no_grad():
         before = float(model.losses(batch, nll, Targets(batch.targets), 1.0).loss)
-    stats = trainer.train_round(*round_of(trainer._config.objective))
+    stats = trainer.train_round(round_of(trainer.algorithm))
     write_safetensors(folder / f"weights-{model.ranks.size}.safetensors", wire_tensors(model))
     (folder / f"stats-{model.ranks.size}.json").write_text(json.dumps([before, asdict(stats)]))
 
@@ -67,7 +70,7 @@ def outcome(folder: Path, ranks: int) -> tuple[float, RoundStats, dict[str, np.n
         ("qwen2", 2, {}, 0),
         ("llama", 4, {"gradient_checkpointing": "full"}, 0),
         ("qwen2", 2, {"gradient_checkpointing": "light"}, 0),
-        ("qwen2", 4, {"objective": "grpo", "learning_rate": 1e-4}, 0),
+        ("qwen2", 4, {"algorithm": "grpo", "learning_rate": 1e-4}, 0),
         ("qwen2", 2, {}, 4),
     ],
     ids=["two", "four-full", "two-light", "four-grpo", "two-lora"],
@@ -97,9 +100,9 @@ def test_ranks_train_what_one_rank_trains(
 
 def save_then_die(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
     """A round and its checkpoint, another round, and death when everything but the mark of the second is written."""
-    trainer.train_round(tiny_models.rollouts(PROMPTS, seed=1))
+    trainer.train_round(tiny_models.samples(PROMPTS, seed=1))
     checkpoints.save(1, trainer.state_dict())
-    trainer.train_round(tiny_models.rollouts(PROMPTS, seed=2))
+    trainer.train_round(tiny_models.samples(PROMPTS, seed=2))
     checkpoints.save(2, trainer.state_dict(), before_commit=lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
@@ -113,7 +116,7 @@ def test_a_learner_killed_in_mid_checkpoint_goes_on_with_fewer_ranks(tmp_path: P
     assert len(list(half.glob("state-*.safetensors"))) == 2
 
     _, peaceful, _ = made(tmp_path, config(1))
-    losses = [peaceful.train_round(tiny_models.rollouts(PROMPTS, seed=seed)).loss for seed in (1, 2, 3)]
+    losses = [peaceful.train_round(tiny_models.samples(PROMPTS, seed=seed)).loss for seed in (1, 2, 3)]
     if ranks == 2:
         assert together(go_on, tmp_path, config(2)) == [0, 0]
     else:
@@ -127,7 +130,7 @@ def go_on(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Chec
     assert resumed.weight_version == 1
     trainer.load_state_dict(resumed.tensors)
     assert trainer.steps == STEPS
-    losses = [trainer.train_round(tiny_models.rollouts(PROMPTS, seed=seed)).loss for seed in (2, 3)]
+    losses = [trainer.train_round(tiny_models.samples(PROMPTS, seed=seed)).loss for seed in (2, 3)]
     (folder / "losses.json").write_text(json.dumps(losses))
 
 
@@ -139,7 +142,7 @@ def interrupted(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        trainer.train_round(arriving())
+        trainer.train_round(map(TrainingSample, arriving()))
     train(folder, model, trainer, checkpoints)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from contextlib import nullcontext
 
 import pytest
 import redis
 
 from learner.rollouts.collector import Collector
-from learner.rollouts.rollout_source import DrawnOnce, Sampled, Supply
+from learner.rollouts.rollout_source import FixedSource, OnlineSource, RolloutSource
 from services.errors import CheckpointError
 from services.streams.connection import Keys, connect
 from services.streams.rollouts import RolloutReader
@@ -35,15 +35,15 @@ def collector(client: redis.Redis) -> Iterator[Collector]:
     made.stop()
 
 
-def sampled(collector: Collector, *, max_staleness: int, rounds: int = 5) -> Supply:
+def online_source(collector: Collector, *, max_staleness: int, rounds: int = 5) -> RolloutSource:
     course = curriculum(40, PER_ROUND, rounds=rounds, max_staleness=max_staleness)
-    return Sampled(course, collector, partial(collector.in_order, deadline_s=10), max_staleness)
+    return OnlineSource(course, collector, max_staleness=max_staleness, deadline_s=10, waiting=nullcontext)
 
 
-def drawn_once(collector: Collector) -> Supply:
+def fixed_source(collector: Collector) -> RolloutSource:
     """Three epochs of two rounds each."""
     course = curriculum(2 * PER_ROUND, PER_ROUND, data="fixed", epochs=3)
-    return DrawnOnce(course, collector, partial(collector.in_order, deadline_s=10))
+    return FixedSource(course, collector, deadline_s=10, waiting=nullcontext)
 
 
 def issued(client: redis.Redis) -> list[int]:
@@ -56,58 +56,60 @@ def issued(client: redis.Redis) -> list[int]:
 def test_a_version_admits_the_round_that_lies_max_staleness_ahead(
     max_staleness: int, client: redis.Redis, collector: Collector
 ) -> None:
-    supply = sampled(collector, max_staleness=max_staleness)
-    supply.begin(1)
+    source = online_source(collector, max_staleness=max_staleness)
+    source.begin(1)
     admitted = list(range(1, 2 + max_staleness))
     assert issued(client) == sorted(admitted * PER_ROUND)
-    supply.published(2)
+    source.admit(2)
     assert issued(client) == sorted([*admitted, 2 + max_staleness] * PER_ROUND)
 
 
 def test_no_round_is_issued_past_the_last(client: redis.Redis, collector: Collector) -> None:
-    supply = sampled(collector, max_staleness=3, rounds=2)
-    supply.begin(0)
-    supply.published(1)
+    source = online_source(collector, max_staleness=3, rounds=2)
+    source.begin(0)
+    source.admit(1)
     assert issued(client) == sorted([0, 1] * PER_ROUND)
 
 
 def test_what_a_checkpoint_contains_is_released(redis_url: str, client: redis.Redis, collector: Collector) -> None:
-    supply = sampled(collector, max_staleness=1)
-    supply.begin(0)
+    source = online_source(collector, max_staleness=1)
+    source.begin(0)
     answer(redis_url, KEYS)
-    assert [rollout.round for round_ in (0, 1) for rollout in supply.of(round_)] == [0] * PER_ROUND + [1] * PER_ROUND
-    supply.release(1)
+    assert [rollout.round for round_ in (0, 1) for rollout in source.rollouts(round_)] == [0] * PER_ROUND + [
+        1
+    ] * PER_ROUND
+    source.release(1)
     assert client.xlen(KEYS.rollouts) == PER_ROUND
 
 
 def test_rounds_that_are_done_again_are_forgotten(redis_url: str, client: redis.Redis, collector: Collector) -> None:
-    supply = sampled(collector, max_staleness=1)
-    supply.begin(0)
+    source = online_source(collector, max_staleness=1)
+    source.begin(0)
     answer(redis_url, KEYS)
-    assert len(list(supply.of(1))) == PER_ROUND
-    supply.published(1)
-    supply.start_over(1)
+    assert len(list(source.rollouts(1))) == PER_ROUND
+    source.admit(1)
+    source.discard_from(1)
     assert (issued(client), client.xlen(KEYS.rollouts), collector.held) == ([], 0, 0)
 
 
 def test_a_fixed_set_is_issued_whole_and_kept_until_the_last_round(
     redis_url: str, client: redis.Redis, collector: Collector
 ) -> None:
-    supply = drawn_once(collector)
-    supply.begin(0)
+    source = fixed_source(collector)
+    source.begin(0)
     assert issued(client) == sorted([0, 1] * PER_ROUND)
     answer(redis_url, KEYS)
-    first = [rollout.response_tokens.tolist() for rollout in supply.of(0)]
-    supply.release(1)
-    supply.start_over(0)
-    supply.published(1)
+    first = [rollout.response_tokens.tolist() for rollout in source.rollouts(0)]
+    source.release(1)
+    source.discard_from(0)
+    source.admit(1)
     assert issued(client) == []
-    assert [rollout.response_tokens.tolist() for rollout in supply.of(0)] == first
+    assert [rollout.response_tokens.tolist() for rollout in source.rollouts(0)] == first
     assert client.xlen(KEYS.rollouts) == 2 * PER_ROUND
-    supply.release(6)
+    source.release(6)
     assert client.xlen(KEYS.rollouts) == 0
 
 
 def test_a_fixed_set_that_is_gone_is_not_drawn_from_a_later_version(collector: Collector) -> None:
     with pytest.raises(CheckpointError, match="lacks answers to round 0, and the run is at version 3"):
-        drawn_once(collector).begin(3)
+        fixed_source(collector).begin(3)

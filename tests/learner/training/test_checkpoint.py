@@ -34,7 +34,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_what_is_written_beside_the_training_is_what_there_was_and_counts_when_committed(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, "run", keep=2, beside=True)
+    checkpoints = Checkpoints(tmp_path, "run", keep=2, async_write=True)
     tensors = state(1.0)
     checkpoints.begin(3, tensors)
     tensors["weights"].fill_(9.0)

@@ -31,7 +31,7 @@ def trainer(folder: Path, optimizer: str) -> Trainer:
 
 def losses(trainer: Trainer, rounds: int = ROUNDS) -> list[float]:
     """Of rounds that repeat the same rollouts."""
-    return [trainer.train_round(tiny_models.rollouts()).loss for _ in range(rounds)]
+    return [trainer.train_round(tiny_models.samples()).loss for _ in range(rounds)]
 
 
 def moment_bytes(trainer: Trainer) -> int:

@@ -14,11 +14,14 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from learner.algorithms.objectives import Targets, group_advantages, nll
+from learner.algorithms.base import Targets
+from learner.algorithms.grpo import advantages
+from learner.algorithms.nll import nll
 from learner.config import TrainingConfig
 from learner.model.packing import Sequence as Packed
 from learner.model.packing import lay_out
 from learner.model.trained_model import TrainedModel, load_model
+from learner.training.batch_sharding import TrainingSample
 from learner.training.trainer import Trainer
 from services.contracts import Rollout
 from services.errors import CheckpointError, ContractError, ModelError
@@ -76,11 +79,11 @@ def plain_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, loss: t
 
 
 def trained(
-    folder: Path, config: TrainingConfig, rollouts: Sequence[Rollout], rewards: Sequence[float] | None = None
+    folder: Path, config: TrainingConfig, rollouts: Sequence[Rollout], signals: Sequence[float] | None = None
 ) -> tuple[Trainer, Weights, Any]:
     model = load_model(str(folder), device="cpu", gradient_checkpointing=config.gradient_checkpointing)
     trainer = Trainer(model, config)
-    stats = trainer.train_round(rollouts, rewards)
+    stats = trainer.train_round(map(TrainingSample, rollouts, signals or [0.0] * len(rollouts)))
     return trainer, weights(model.module), stats
 
 
@@ -160,7 +163,7 @@ def test_a_step_does_not_depend_on_how_its_sequences_are_packed(tmp_path: Path, 
 
 def test_bf16_products_leave_weights_and_gradients_in_float32(tmp_path: Path) -> None:
     model = replace(tiny_models.load(tmp_path), autocast_dtype=torch.bfloat16)
-    stats = Trainer(model, tiny_models.training()).train_round(tiny_models.rollouts())
+    stats = Trainer(model, tiny_models.training()).train_round(tiny_models.samples())
     _, _, exact = trained(tmp_path, tiny_models.training(), tiny_models.rollouts())
     assert stats.loss == pytest.approx(exact.loss, rel=0.03)
     assert {parameter.dtype for parameter in model.module.parameters()} == {torch.float32}
@@ -185,7 +188,7 @@ def test_training_temperature_divides_the_logits(tmp_path: Path) -> None:
 def test_entropy_step_equals_its_formula(tmp_path: Path) -> None:
     folder = tiny_models.save(tmp_path)
     rollouts = tiny_models.rollouts(8)
-    _, ours, stats = trained(folder, tiny_models.training(objective="entropy", steps_per_round=1), rollouts)
+    _, ours, stats = trained(folder, tiny_models.training(algorithm="entropy", steps_per_round=1), rollouts)
     plain = plain_model(folder)
     p = torch.cat([own_logits(plain, rollout) for rollout in rollouts]).softmax(-1)
     loss = -(p * p.log()).sum(-1).mean()
@@ -199,12 +202,12 @@ def test_grpo_steps_equal_their_formula(tmp_path: Path) -> None:
     folder = tiny_models.save(tmp_path)
     rollouts = tiny_models.rollouts(8, samples=4)
     rewards = [float(r.response_tokens.sum() % 2) for r in rollouts]
-    config = tiny_models.training(objective="grpo", learning_rate=1e-2, micro_batch_tokens=30)
-    _, ours, stats = trained(folder, config, rollouts, rewards)
+    config = tiny_models.training(algorithm="grpo", learning_rate=1e-2, micro_batch_tokens=30)
+    signals = [one for start in range(0, 32, 4) for one in advantages(rewards[start : start + 4])]
+    _, ours, stats = trained(folder, config, rollouts, signals)
 
     plain = plain_model(folder)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.01)
-    advantages = group_advantages(rewards, [rollout.index for rollout in rollouts])
 
     def log_probs(rollout: Rollout) -> torch.Tensor:
         tokens = torch.tensor(rollout.response_tokens, dtype=torch.int64)
@@ -215,7 +218,7 @@ def test_grpo_steps_equal_their_formula(tmp_path: Path) -> None:
     for step in (range(16), range(16, 32)):
         ratios = [(log_probs(rollouts[i]) - old[i]).exp() for i in step]
         surrogate = [
-            torch.min(r * advantages[i], r.clip(0.8, 1.2) * advantages[i]) for r, i in zip(ratios, step, strict=True)
+            torch.min(r * signals[i], r.clip(0.8, 1.2) * signals[i]) for r, i in zip(ratios, step, strict=True)
         ]
         loss = -torch.cat(surrogate).mean()
         losses.append(loss.item())
@@ -227,17 +230,10 @@ def test_grpo_steps_equal_their_formula(tmp_path: Path) -> None:
 
 def test_grpo_with_equal_rewards_moves_nothing_but_weight_decay(tmp_path: Path) -> None:
     folder = tiny_models.save(tmp_path)
-    config = tiny_models.training(objective="grpo", weight_decay=0.0)
-    _, ours, stats = trained(folder, config, tiny_models.rollouts(8, samples=2), [1.0] * 16)
+    config = tiny_models.training(algorithm="grpo", weight_decay=0.0)
+    _, ours, stats = trained(folder, config, tiny_models.rollouts(8, samples=2), [0.0] * 16)
     assert stats.grad_norm == 0.0
     assert largest_difference(ours, weights(plain_model(folder))) == 0.0
-
-
-@pytest.mark.parametrize(("objective", "rewards"), [("grpo", None), ("grpo", [1.0]), ("nll", [1.0] * 8)])
-def test_rewards_go_with_grpo_one_per_rollout(tmp_path: Path, objective: Any, rewards: list[float] | None) -> None:
-    trainer = Trainer(tiny_models.load(tmp_path), tiny_models.training(objective=objective))
-    with pytest.raises(ValueError, match="reward"):
-        trainer.train_round(tiny_models.rollouts(), rewards)
 
 
 # Rounds.
@@ -252,14 +248,16 @@ def test_a_full_micro_batch_is_trained_before_later_rollouts_are_asked_for(tmp_p
             has_gradient.append(any(p.grad is not None and bool(p.grad.any()) for p in model.module.parameters()))
             yield tiny_models.rollout(index, [1, 2, 3], [4, 5])
 
-    Trainer(model, tiny_models.training(steps_per_round=1, micro_batch_tokens=8)).train_round(arriving())
+    Trainer(model, tiny_models.training(steps_per_round=1, micro_batch_tokens=8)).train_round(
+        map(TrainingSample, arriving())
+    )
     assert has_gradient == [False, False, False, True]
 
 
 def test_training_learns_what_it_is_shown(tmp_path: Path) -> None:
     model = tiny_models.load(tmp_path)
     trainer = Trainer(model, tiny_models.training(learning_rate=1e-2))
-    losses = [trainer.train_round(tiny_models.rollouts()).loss for _ in range(20)]
+    losses = [trainer.train_round(tiny_models.samples()).loss for _ in range(20)]
     assert losses[-1] < 0.3 * losses[0]
 
 
@@ -275,7 +273,7 @@ def test_training_learns_what_it_is_shown(tmp_path: Path) -> None:
 )
 def test_rollouts_out_of_order_are_refused(tmp_path: Path, rollouts: list[Rollout]) -> None:
     with pytest.raises(ContractError, match="by index and sample"):
-        Trainer(tiny_models.load(tmp_path), tiny_models.training()).train_round(rollouts)
+        Trainer(tiny_models.load(tmp_path), tiny_models.training()).train_round(map(TrainingSample, rollouts))
 
 
 def test_a_round_without_rollouts_is_refused(tmp_path: Path) -> None:
@@ -290,7 +288,7 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out(tmp_path: Path) -> None
         model.module.get_parameter("model.embed_tokens.weight")[3] = torch.inf
     poisoned, sound = tiny_models.rollout(0, [3], [4]), tiny_models.rollout(1, [5], [6])
     before = weights(model.module)
-    stats = trainer.train_round([poisoned, sound])
+    stats = trainer.train_round(map(TrainingSample, [poisoned, sound]))
     assert (stats.steps, stats.skipped_steps, trainer.steps) == (2, 1, 2)
     assert np.isfinite([stats.loss, stats.grad_norm]).all()
     after = weights(model.module)
@@ -304,7 +302,7 @@ def test_a_model_that_has_diverged_is_reported_and_left_as_it_is(tmp_path: Path)
         model.module.get_parameter("model.norm.weight")[0] = torch.inf
     before = weights(model.module)
     with pytest.raises(ModelError, match="all 2 steps"):
-        Trainer(model, tiny_models.training()).train_round(tiny_models.rollouts())
+        Trainer(model, tiny_models.training()).train_round(tiny_models.samples())
     assert all(torch.equal(after, before[name]) for name, after in weights(model.module).items())
 
 
@@ -312,7 +310,7 @@ def test_a_model_that_has_diverged_is_reported_and_left_as_it_is(tmp_path: Path)
 
 
 def rounds(seeds: Sequence[int], trainer: Trainer) -> list[Any]:
-    return [replace(trainer.train_round(tiny_models.rollouts(seed=seed)), seconds=0.0) for seed in seeds]
+    return [replace(trainer.train_round(tiny_models.samples(seed=seed)), seconds=0.0) for seed in seeds]
 
 
 def test_same_rollouts_give_the_same_bits(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from learner.config import CheckpointConfig, DataConfig, HealthConfig, ModelConfig, SamplingConfig
+from learner.config import DataConfig, HealthConfig, LearnerSettings, ModelConfig, SamplingConfig
 from learner.run import run_learner
-from services.config import DeadlinesConfig, HeartbeatConfig, RunConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, RunConfig
 from services.errors import CheckpointError, DataError
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
@@ -48,17 +48,16 @@ def learn(
     with Answering(redis_url, Keys(folder.run_id)):
         run_learner(
             folder,
+            LearnerSettings(
+                run=RunConfig(dir=folder.path),
+                model=ModelConfig(path=str(model)),
+                data=DataConfig(path=str(data), chat_template="none"),
+                sampling=SamplingConfig(max_response_tokens=8, rollouts_per_prompt=samples),
+                training=tiny_models.training(prompts_per_round=4, **training),
+                deadlines=DeadlinesConfig(rollouts_s=60),
+                health=health or HealthConfig(action="off"),
+            ),
             redis_url=redis_url,
-            run=RunConfig(dir=folder.path),
-            model=ModelConfig(path=str(model)),
-            data=DataConfig(path=str(data), chat_template="none"),
-            sampling=SamplingConfig(max_response_tokens=8, rollouts_per_prompt=samples),
-            training=tiny_models.training(prompts_per_round=4, **training),
-            checkpoint=CheckpointConfig(),
-            weight_sync=WeightSyncConfig(),
-            deadlines=DeadlinesConfig(rollouts_s=60),
-            heartbeat=HeartbeatConfig(),
-            health=health,
         )
     return folder
 
@@ -69,7 +68,7 @@ def answers_of(folder: RunFolder, round_: int) -> list[dict[str, Any]]:
 
 
 def test_grpo_trains_on_rewards_that_are_recorded_with_the_answers(tmp_path: Path, model: Path, redis_url: str) -> None:
-    folder = learn(tmp_path, model, redis_url, answer="31", samples=SAMPLES, objective="grpo", rounds=2)
+    folder = learn(tmp_path, model, redis_url, answer="31", samples=SAMPLES, algorithm="grpo", rounds=2)
     rounds = list(folder.rounds())
     assert [metrics.rollouts for metrics in rounds] == [16, 16]
     for metrics in rounds:
@@ -86,7 +85,7 @@ def test_grpo_without_reference_answers_is_refused_before_anything_is_sampled(
     tmp_path: Path, model: Path, redis_url: str
 ) -> None:
     with pytest.raises(DataError, match="6 of 6"):
-        learn(tmp_path, model, redis_url, samples=SAMPLES, objective="grpo", rounds=1)
+        learn(tmp_path, model, redis_url, samples=SAMPLES, algorithm="grpo", rounds=1)
 
 
 def test_a_fixed_data_set_is_drawn_once_and_trained_in_every_epoch(tmp_path: Path, model: Path, redis_url: str) -> None:

@@ -1,0 +1,216 @@
+"""Puts a learner or an evaluator together: from settings and addresses to what is ready to run."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+import redis
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from learner.config import LearnerSettings
+from learner.data.curriculum import Curriculum
+from learner.data.prompts import load_prompts
+from learner.evaluation.benchmarks import load_benchmarks
+from learner.evaluation.during import Evaluations
+from learner.evaluation.eval_tasks import describe_asking, sampling_of
+from learner.evaluation.evaluator import Evaluator
+from learner.grading.signals import SignalWorker, check_references
+from learner.loop import Loop
+from learner.model import hf_checkpoint
+from learner.model.trained_model import load_model
+from learner.monitoring.collapse import Guard
+from learner.monitoring.heartbeat import Report
+from learner.monitoring.records import Records, TextOf
+from learner.monitoring.trackers import open_trackers
+from learner.parallel.ranks import Ranks
+from learner.publisher import Publisher
+from learner.rollouts.collector import Collector
+from learner.rollouts.rollout_source import FixedSource, OnlineSource, RolloutSource
+from learner.training.checkpoint import Checkpoints
+from learner.training.trainer import Trainer
+from services.contracts import Purpose
+from services.errors import ConfigError
+from services.run_folder import RunFolder
+from services.streams.connection import Keys
+from services.streams.control import Control
+from services.streams.dead_letters import read_dead_letters
+from services.streams.events import EventLog
+from services.streams.rollouts import RolloutReader
+from services.streams.tasks import TaskIssuer
+from services.streams.wire import claimed_task_id
+from services.weights.publisher import KEEP_VERSIONS, WeightPublisher
+
+if TYPE_CHECKING:
+    from learner.monitoring.traces import Traces
+
+
+def build_learner(
+    folder: RunFolder,
+    settings: LearnerSettings,
+    client: redis.Redis,
+    reporter: Report,
+    ranks: Ranks | None = None,
+    *,
+    text_of: TextOf | None = None,
+    async_checkpoints: bool | None = None,
+) -> Loop:
+    """Rank 0's loop over the run in `folder`, which goes on from its newest checkpoint if it has one.
+
+    `text_of`: default: the model's tokenizer. `async_checkpoints`: default: on a GPU, since it takes host memory.
+    """
+    keys = Keys(folder.run_id)
+    records = Records(folder, open_trackers(settings.run.trackers, folder))
+    traces = open_traces(folder.run_id)
+    trainer, checkpoints = build_training(folder, settings, ranks, async_checkpoints=async_checkpoints)
+    model = trainer.model
+    reporter.device = str(model.device)
+    tokenizer = AutoTokenizer.from_pretrained(model.folder)
+    prompts = load_prompts(settings.data, tokenizer)
+    check_references(trainer.algorithm, prompts)
+    curriculum = Curriculum(
+        prompts,
+        seed=settings.run.seed,
+        training=settings.training,
+        sampling=settings.sampling,
+        stop_token_ids=hf_checkpoint.stop_token_ids(model.folder),
+    )
+    folder.note_rounds_total(curriculum.rounds_total)
+    resumed = checkpoints.load()
+    first_round = resumed.weight_version if resumed and settings.training.data == "online" else 0
+    collector = build_collector(client, keys, first_round, Purpose.TRAINING)
+    signals = trainer.algorithm.signals
+    health, evaluation = settings.health, settings.evaluation
+    as_text = text_of or _decoder(tokenizer)
+    evaluations = None
+    if evaluation.every_rounds:
+        evaluations = Evaluations(
+            folder.evaluations,
+            evaluation,
+            benchmarks=load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit),
+            sampling=sampling_of(evaluation, settings.sampling, model.folder),
+            text_of=as_text,
+            new_collector=partial(build_collector, client, keys, purpose=Purpose.EVALUATION),
+            deadline_s=settings.deadlines.rollouts_s,
+            meta={"model": settings.model.path} | describe_asking(settings.data, settings.sampling),
+            last_version=curriculum.rounds_total,
+        )
+    return Loop(
+        curriculum=curriculum,
+        collector=collector,
+        source=_source(settings, curriculum, collector, reporter),
+        trainer=trainer,
+        publisher=build_publisher(folder, settings.training.max_staleness, client, keys),
+        checkpoints=checkpoints,
+        records=records,
+        control=Control(client, keys),
+        events=EventLog(client, keys),
+        reporter=reporter,
+        text_of=as_text,
+        resumed=resumed,
+        checkpoint_every=settings.checkpoint.every_rounds,
+        canary_prompts=settings.weight_sync.canary_prompts,
+        follow_deadline_s=settings.deadlines.weights_s,
+        signals=None if signals is None else SignalWorker(signals),
+        monitor=None if health.action == "off" else Guard(folder.rounds()),
+        on_collapse="warn" if health.action == "off" else health.action,
+        evaluations=evaluations,
+        traces=traces,
+    )
+
+
+def build_evaluator(folder: RunFolder, settings: LearnerSettings, client: redis.Redis, reporter: Report) -> Evaluator:
+    """The evaluator of the model at model.path on the benchmarks of the settings."""
+    keys = Keys(folder.run_id)
+    model_folder = hf_checkpoint.resolve_folder(settings.model.path)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    evaluation = settings.evaluation
+    return Evaluator(
+        folder=folder.path,
+        model_folder=model_folder,
+        benchmarks=load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit),
+        config=evaluation,
+        sampling=sampling_of(evaluation, settings.sampling, model_folder),
+        publisher=build_publisher(folder, 0, client, keys),
+        collector=build_collector(client, keys, 0, Purpose.EVALUATION),
+        reporter=reporter,
+        text_of=_decoder(tokenizer),
+        meta={"model": settings.model.path} | describe_asking(settings.data, settings.sampling),
+        deadline_s=settings.deadlines.rollouts_s,
+    )
+
+
+def build_training(
+    folder: RunFolder, settings: LearnerSettings, ranks: Ranks | None = None, *, async_checkpoints: bool | None = None
+) -> tuple[Trainer, Checkpoints]:
+    """What every rank has: the trainer of its share of the model, and the checkpoints of the run."""
+    ranks = ranks or Ranks()
+    model = load_model(
+        settings.model.path,
+        device=settings.training.device,
+        wire_dtype=settings.model.wire_dtype,
+        gradient_checkpointing=settings.training.gradient_checkpointing,
+        adapters=settings.lora,
+        ranks=ranks,
+    )
+    async_write = model.device.type == "cuda" if async_checkpoints is None else async_checkpoints
+    checkpoints = Checkpoints(
+        folder.checkpoints, folder.run_id, keep=settings.checkpoint.keep, ranks=ranks, async_write=async_write
+    )
+    return Trainer(model, settings.training), checkpoints
+
+
+def build_collector(client: redis.Redis, keys: Keys, first_round: int, purpose: Purpose) -> Collector:
+    """A collector on the run's queues, not yet started; its errors quote why a task was given up."""
+    return Collector(
+        TaskIssuer(client, keys),
+        RolloutReader(client, keys),
+        first_round=first_round,
+        purpose=purpose,
+        reason_of=partial(why_given_up, client, keys),
+    )
+
+
+def build_publisher(folder: RunFolder, max_staleness: int, client: redis.Redis, keys: Keys) -> Publisher:
+    """A publisher of the run's versions; it keeps every version that a task may still ask for."""
+    keep_versions = max(KEEP_VERSIONS, max_staleness + 2)
+    store = WeightPublisher(folder.weights, folder.run_id, keep_versions=keep_versions)
+    return Publisher(store, EventLog(client, keys))
+
+
+def why_given_up(client: redis.Redis, keys: Keys, task_id: str) -> str:
+    """The reason in the task's newest dead letter; empty when it has none."""
+    letters = read_dead_letters(client, keys, count=1000)
+    return next((letter.reason for letter in letters if claimed_task_id(letter.fields) == task_id), "")
+
+
+def open_traces(run_id: str) -> Traces | None:
+    """What sends every task's spans to a collector of traces, where the environment names one."""
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return None
+    try:
+        from learner.monitoring.traces import Traces
+    except ImportError as error:
+        raise ConfigError(
+            f"OTEL_EXPORTER_OTLP_ENDPOINT asks for traces, and OpenTelemetry cannot be imported: {error}",
+            hint="pip install 'sept[traces]', or unset it",
+        ) from error
+    return Traces(run_id)
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> TextOf:
+    return lambda tokens: str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+
+
+def _source(settings: LearnerSettings, curriculum: Curriculum, collector: Collector, reporter: Report) -> RolloutSource:
+    deadline_s, waiting = settings.deadlines.rollouts_s, partial(reporter.during, "waiting_for_rollouts")
+    if settings.training.data == "fixed":
+        return FixedSource(curriculum, collector, deadline_s=deadline_s, waiting=waiting)
+    return OnlineSource(
+        curriculum,
+        collector,
+        max_staleness=settings.training.max_staleness,
+        deadline_s=deadline_s,
+        waiting=waiting,
+    )

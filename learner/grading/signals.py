@@ -1,0 +1,85 @@
+"""Computes the signals of a round's groups on a thread of its own, while the rest of the round still arrives.
+
+An answer that cannot be graded within the pool's limits on time and memory counts as wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.algorithms.base import Algorithm, Group, GroupSignals, Signal
+from learner.data.prompts import Prompt
+from learner.grading.pool import GraderPool
+from services.contracts import Rollout
+from services.errors import DataError
+
+MAX_WORKERS = 8
+"""Grading takes milliseconds an answer: more processes than this wait for rollouts, not for each other."""
+
+
+class SignalWorker:
+    """For one algorithm that has signals.
+
+    future = worker.submit(Group(reference="4", answers=("... \\boxed{4}", "5")))
+    future.result()                         [Signal(weight=0.7, reward=1.0), Signal(weight=-0.7, reward=0.0)]
+    """
+
+    def __init__(self, signals: GroupSignals, *, workers: int | None = None, time_limit_s: float = 10.0) -> None:
+        """Starts the grading processes; `time_limit_s` is for one answer. `workers`: half of the cores by default."""
+        self._signals = signals
+        self._pool = GraderPool(
+            workers or max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // 2)), time_limit_s=time_limit_s
+        ).__enter__()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="signals")
+
+    def submit(self, group: Group) -> Future[list[Signal]]:
+        """Start on one group; [G] signals, by sample."""
+        return self._thread.submit(self._signals, group, self._are_correct)
+
+    def in_order(
+        self, rollouts: Iterable[Rollout], references: Sequence[str], text_of: Callable[[NDArray[np.int32]], str]
+    ) -> Iterator[tuple[Rollout, Signal]]:
+        """A round's rollouts with their signals, in the order of the rollouts; `references` are by task index.
+
+        A group is submitted when it is complete, and comes out once its signals are known; later groups may arrive
+        meanwhile.
+        """
+        pending: deque[tuple[list[Rollout], Future[list[Signal]]]] = deque()
+        for index, members in groupby(rollouts, key=lambda rollout: rollout.index):
+            group = list(members)
+            answers = tuple(text_of(rollout.response_tokens) for rollout in group)
+            pending.append((group, self.submit(Group(references[index], answers))))
+            while pending and pending[0][1].done():
+                yield from _signalled(*pending.popleft())
+        for group, future in pending:
+            yield from _signalled(group, future)
+
+    def close(self) -> None:
+        """Drop what is not computed yet."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
+
+    def _are_correct(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        return [grade.correct for grade in self._pool.grade_many(pairs)]
+
+
+def _signalled(group: list[Rollout], signals: Future[list[Signal]]) -> Iterator[tuple[Rollout, Signal]]:
+    return zip(group, signals.result(), strict=True)
+
+
+def check_references(algorithm: Algorithm, prompts: Sequence[Prompt]) -> None:
+    """Raise DataError unless every prompt has the reference answer that the algorithm needs."""
+    without = [prompt for prompt in prompts if not prompt.answer] if algorithm.needs_references else []
+    if without:
+        raise DataError(
+            f"training.algorithm {algorithm.name} needs a reference answer to every prompt, {len(without)} of "
+            f"{len(prompts)} have none (the first is row {without[0].index})",
+            hint="give the rows an answer, or train with algorithm nll, which needs none",
+        )

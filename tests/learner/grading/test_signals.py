@@ -1,0 +1,65 @@
+"""Signals of groups: computed while later groups arrive, in the order of the rollouts, whatever an answer does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from learner.algorithms.base import Group
+from learner.algorithms.choose import ALGORITHMS
+from learner.algorithms.grpo import signals
+from learner.data.prompts import Prompt
+from learner.grading.signals import SignalWorker, check_references
+from services.errors import DataError
+from tests.support import tiny_models
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[SignalWorker]:
+    made = SignalWorker(signals, workers=2, time_limit_s=1.0)
+    yield made
+    made.close()
+
+
+def rewards(worker: SignalWorker, *answers: str, reference: str = "4") -> list[float]:
+    return [signal.reward for signal in worker.submit(Group(reference, answers)).result()]
+
+
+def test_rewards_come_in_the_order_of_the_answers(worker: SignalWorker) -> None:
+    answers = ("so \\boxed{4}", "\\boxed{5}", "nothing", "\\boxed{4.0}", "\\boxed{5}")
+    assert rewards(worker, *answers) == [1.0, 0.0, 0.0, 1.0, 0.0]
+
+
+def test_an_answer_that_takes_for_ever_earns_nothing_and_holds_up_nobody(worker: SignalWorker) -> None:
+    assert rewards(worker, "\\boxed{9^{9^{9^{9}}}}", "\\boxed{7}", reference="7") == [0.0, 1.0]
+
+
+def test_every_rollout_gets_the_signal_of_its_answer_among_its_group(worker: SignalWorker) -> None:
+    rollouts = [
+        tiny_models.rollout(index, [1], [token], sample)
+        for index, tokens in enumerate([(4, 5), (6, 6), (9, 7)])
+        for sample, token in enumerate(tokens)
+    ]
+
+    def text_of(tokens: NDArray[np.int32]) -> str:
+        return f"\\boxed{{{tokens[0]}}}"
+
+    found = list(worker.in_order(iter(rollouts), ["4", "6", "7"], text_of))
+    assert [rollout for rollout, _ in found] == rollouts
+    assert [signal.reward for _, signal in found] == [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
+    assert [signal.weight > 0 for _, signal in found] == [True, False, False, False, False, True]
+
+
+def prompt(index: int, answer: str | None) -> Prompt:
+    return Prompt(index, "?", answer, np.array([1], dtype=np.int32))
+
+
+def test_a_prompt_without_an_answer_has_no_reward() -> None:
+    grpo = ALGORITHMS["grpo"]
+    check_references(grpo, [prompt(0, "1")])
+    check_references(ALGORITHMS["nll"], [prompt(0, None)])
+    with pytest.raises(DataError, match=r"1 of 2 .* row 7"):
+        check_references(grpo, [prompt(0, "1"), prompt(7, None)])
