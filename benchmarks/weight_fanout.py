@@ -40,6 +40,7 @@ from services.net import free_port
 from services.run_folder import RunFolder
 from services.server import serve
 from services.weights.publisher import WeightPublisher
+from services.weights.reader import WeightReader
 from services.weights.tensors import Tensors, read_safetensors
 
 TOKEN = "fanout-benchmark-only"  # noqa: S105 - a server of its own, on loopback, for these seconds
@@ -249,7 +250,7 @@ class Target:
 
 def start_servers(parts: ExitStack, folder: RunFolder, scratch: Path, *, relay: bool) -> tuple[Path, list[Target]]:
     """The delta's file; the endpoint, the peer, and the relay where asked for."""
-    store = WeightPublisher(folder.weights, folder.run_id, anchor_every=1000, keep_versions=1000)
+    store = WeightReader(folder.weights, folder.run_id)
     manifest = store.manifest(1)
     entry = manifest.file(FileKind.DELTA)
     assert entry is not None
@@ -281,7 +282,7 @@ def measure(pullers: int, versions: Sequence[Tensors], *, relay: bool = False) -
     """The JSON line, for the delta between the two versions."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as parts:
         folder = RunFolder(Path(name) / "run").create()
-        store = WeightPublisher(folder.weights, folder.run_id, anchor_every=1000, keep_versions=1000)
+        store = WeightPublisher(folder.weights, folder.run_id)
         for version, tensors in enumerate(versions):
             store.publish(version, tensors)
         delta, targets = start_servers(parts, folder, Path(name), relay=relay)

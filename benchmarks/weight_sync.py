@@ -82,7 +82,7 @@ def _elements(tensors: Tensors) -> int:
 def measure_publish(parent: Tensors, child: Tensors) -> float:
     """Seconds from tensors in memory to a version that is durable on disk and visible."""
     with tempfile.TemporaryDirectory() as folder:
-        store = WeightPublisher(Path(folder), "benchmark", anchor_every=1000, keep_versions=1000)
+        store = WeightPublisher(Path(folder), "benchmark")
         store.publish(0, parent)
         start = time.perf_counter()
         store.publish(1, child)

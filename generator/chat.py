@@ -32,7 +32,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 
 from generator.engines.base import Engine
 from generator.engines.vllm import VllmEngine
-from services.api.auth import Guard
+from services.api.auth import AuthMiddleware
 from services.api.limits import BodyLimit
 from services.errors import ConfigError, SeptError, UnavailableError
 from services.net import listen, listener_url, split_address
@@ -197,7 +197,7 @@ def create_chat_app(conversation: Conversation, token: str | None) -> FastAPI:
             return _refusal(error.message, HTTPStatus.SERVICE_UNAVAILABLE)
 
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(Guard, token=token)
+    app.add_middleware(AuthMiddleware, token=token)
     return app
 
 

@@ -84,7 +84,7 @@ def listener_url(listener: socket.socket) -> str:
 
 
 def reachable_url(host: str, port: int) -> str:
-    """http://host:port by which another process on this machine reaches who listens on `host`."""
+    """http://host:port by which another process on this machine reaches a listener on `host`."""
     return _http_url({"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host), port)  # noqa: S104
 
 

@@ -12,7 +12,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from services.api.notices import Notices
+from services.api.change_notifier import ChangeNotifier
 from services.app import create_app
 from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig
 from services.errors import ConfigError
@@ -81,7 +81,7 @@ async def run_app(
         ws="websockets-sansio",
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
-    server = DrainingServer(config, app.state.notices)
+    server = DrainingServer(config, app.state.notifier)
     address = listener_url(listener)
     log.info("services_listening", url=address)
     # the socket listens since `listen`: connections queue in the kernel until the app is up
@@ -93,9 +93,9 @@ async def run_app(
 class DrainingServer(uvicorn.Server):
     """Ends waiting requests on a signal, and leaves the process's exit status to the caller."""
 
-    def __init__(self, config: uvicorn.Config, notices: Notices) -> None:
+    def __init__(self, config: uvicorn.Config, notifier: ChangeNotifier) -> None:
         super().__init__(config)
-        self._notices = notices
+        self._notifier = notifier
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. SIGINT while draining: drop what is left."""
@@ -103,4 +103,4 @@ class DrainingServer(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True
-        self._notices.close()
+        self._notifier.close()

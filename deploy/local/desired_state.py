@@ -33,12 +33,12 @@ class DesiredInRedis:
         client = await connect_async(self._url, deadline_s=self._startup_s)
         try:
             control = AsyncControl(client, self._keys)
-            await control.set_desired_generators(self._count)
+            await control.set_generators_target(self._count)
             await control.set_stop_after_round(False)  # that wish ended the run before; starting it again takes it back
             while True:
                 await asyncio.sleep(LOOK_EVERY_S)
                 try:
-                    wanted = (await control.state()).desired_generators
+                    wanted = (await control.state()).generators_target
                 except (RedisError, UnavailableError, ContractError):
                     continue  # the supervisor is restarting Redis, or a person is mending it
                 yield self._count if wanted is None else wanted

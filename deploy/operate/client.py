@@ -70,7 +70,7 @@ class RunClient:
 
     async def scale(self, generators: int) -> None:
         """Ask for that many generators; the supervisor follows."""
-        await self._ask("POST", "/v1/control/generators", {"count": generators})
+        await self._ask("POST", "/v1/control/generators", {"generators_target": generators})
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         try:

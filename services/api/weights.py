@@ -12,8 +12,8 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 
+from services.api.change_notifier import ChangeNotifier
 from services.api.error_responses import may_answer
-from services.api.notices import Notices
 from services.contracts import Digest, FileEntry, FileName, WeightManifest
 from services.errors import VersionNotFoundError
 from services.weights.reader import MAX_VERSION, WeightReader
@@ -37,7 +37,7 @@ class WeightFileResponse(FileResponse):
     chunk_size = 1 << 20
 
 
-def weights_router(store: WeightReader, notices: Notices) -> APIRouter:
+def weights_router(store: WeightReader, notifier: ChangeNotifier) -> APIRouter:
     """The /v1/weights routes over one run's versions."""
     router = APIRouter(prefix="/v1/weights", tags=["weights"])
 
@@ -54,14 +54,14 @@ def weights_router(store: WeightReader, notices: Notices) -> APIRouter:
         """The newest version's manifest; waits while the caller holds exactly that version."""
         give_up_at = time.monotonic() + timeout_s
         while True:
-            upcoming = notices.upcoming()
+            change = notifier.next_change()
             manifest = await asyncio.to_thread(store.latest)
             if manifest is not None and not _holds(manifest, after, digest):
                 return _manifest_response(manifest)
             remaining_s = give_up_at - time.monotonic()
-            if remaining_s <= 0 or notices.closed:
+            if remaining_s <= 0 or notifier.closed:
                 return Response(status_code=204)
-            await notices.wait(upcoming, min(remaining_s, DISK_CHECK_S))
+            await notifier.wait(change, min(remaining_s, DISK_CHECK_S))
 
     @router.get(
         "/{version}",

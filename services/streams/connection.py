@@ -1,11 +1,11 @@
-"""Owns how a part reaches Redis and what its keys are called; knows nothing of what is stored under them.
+"""Connections to Redis, and the names of its keys.
 
     client = connect("redis://:secret@127.0.0.1:6379/0")   # answers, or UnavailableError within 10 s
     keys = Keys("run-7")
     keys.tasks                                              # "sept:{run-7}:tasks"
 
 A client made here survives a server that goes away for less than `deadline_s`: redis-py reconnects and repeats the
-command. Whatever is sent through it must therefore bear being sent twice.
+command. So every command sent through it must be idempotent.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from services.errors import UnavailableError
 from services.net import redis_address
 
 SOCKET_TIMEOUT_S = 10.0
-"""A server that is silent for this long counts as gone; above MAX_BLOCK_S, so that a blocking read never does."""
+"""A server that is silent for this long counts as lost; above MAX_BLOCK_S, so that a blocking read is not."""
 MAX_BLOCK_S = 2.0
-"""Longest single blocking read; longer waits are made of several, so that each sees what has changed meanwhile."""
+"""Longest single blocking read; a longer wait is several of them, so that each sees what has changed since."""
 MAX_CONNECTIONS = 32
 """Of one event-loop client."""
 RETRY_BASE_S = 0.025
@@ -68,7 +68,7 @@ class Keys:
 
     @property
     def incarnation(self) -> str:
-        """String: random mark that is gone when Redis has come back empty."""
+        """String: random mark that is missing when Redis came back empty."""
         return self._name("incarnation")
 
     @property
@@ -97,13 +97,13 @@ class Keys:
         return self._name("events")
 
     @property
-    def desired(self) -> str:
+    def generators_target(self) -> str:
         """String: how many generators there should be."""
-        return self._name("desired")
+        return self._name("generators_target")
 
     @property
     def control(self) -> str:
-        """Hash: the wishes that are flags or versions."""
+        """Hash: what people request besides, flags and versions."""
         return self._name("control")
 
 

@@ -23,8 +23,8 @@ _PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,128}")
 class EmbeddedRedis:
     """A Valkey server on loopback that keeps an append-only file, flushed every second, in `folder`.
 
-    Killed at any moment it loses at most the last second of writes, and always a suffix of them, never one from
-    the middle: whoever issues tasks finds out with `TaskIssuer.alive`.
+    Killed at any moment it loses at most the last second of writes, and always a suffix of them. The learner detects
+    that with `TaskIssuer.alive`.
     """
 
     def __init__(self, folder: Path, port: int, password: str) -> None:

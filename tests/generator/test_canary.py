@@ -45,7 +45,7 @@ def publish(world: World, version: int, *, learners: Tensors | None = None) -> W
     world.versions[version] = next_version(world.versions[version - 1], version) if version else first_version()
     song = song_of(world.versions[version] if learners is None else learners)
     manifest = world.endpoint.store.publish(version, world.versions[version], canaries=song)
-    world.endpoint.app.state.notices.wake()
+    world.endpoint.app.state.notifier.notify()
     return manifest
 
 

@@ -13,6 +13,7 @@ from services.streams.connection import Keys, connect
 from services.streams.events import EventLog
 from services.weights.publisher import WeightPublisher
 from services.weights.tensors import RawTensor, Tensors
+from tests.support.stream_builders import last_events
 
 KEYS = Keys("publisher")
 
@@ -27,18 +28,17 @@ def contents(value: int) -> VersionContents:
 
 @pytest.fixture
 def store(tmp_path: Path) -> WeightPublisher:
-    return WeightPublisher(tmp_path / "weights", "publisher", anchor_every=4, keep_versions=10)
+    return WeightPublisher(tmp_path / "weights", "publisher")
 
 
 def test_versions_are_stored_and_announced(store: WeightPublisher, redis_url: str) -> None:
     published: list[int] = []
     with connect(redis_url) as client:
-        events = EventLog(client, KEYS)
-        publisher = Publisher(store, events)
+        publisher = Publisher(store, EventLog(client, KEYS))
         futures = [publisher.submit(version, contents(version), published.append) for version in range(3)]
         publisher.close()
         assert [future.result().manifest.weight_version for future in futures] == [0, 1, 2]
-        assert [event.fields["weight_version"] for event in events.tail(10)] == [0, 1, 2]
+        assert [event.fields["weight_version"] for event in last_events(client, KEYS)] == [0, 1, 2]
     assert published == store.versions() == [0, 1, 2]
     assert futures[2].result().sync_bytes < futures[0].result().sync_bytes, "a delta is smaller than a snapshot"
 

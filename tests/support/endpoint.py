@@ -70,7 +70,7 @@ async def served(app: FastAPI) -> AsyncIterator[str]:
     """The app behind a real server on a free port; yields its address."""
     with listen(LOOPBACK, 0, setting="services.port") as listener:
         config = uvicorn.Config(app, http=SendfileProtocol, lifespan="on", log_config=None, timeout_graceful_shutdown=5)
-        server = DrainingServer(config, app.state.notices)
+        server = DrainingServer(config, app.state.notifier)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             yield listener_url(listener)

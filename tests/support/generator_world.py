@@ -50,13 +50,13 @@ class World:
     def publish(self, version: int, *, seed: int = 0) -> WeightManifest:
         self.versions[version] = changed(self.versions.get(0) or first_version(), seed or version + 1)
         manifest = self.endpoint.store.publish(version, self.versions[version])
-        self.endpoint.app.state.notices.wake()
+        self.endpoint.app.state.notifier.notify()
         return manifest
 
     def take_back(self, after: int) -> WeightManifest:
         """Drop the later versions, as a learner that goes back; the newest that is left."""
         self.endpoint.store.retract_after(after)
-        self.endpoint.app.state.notices.wake()
+        self.endpoint.app.state.notifier.notify()
         return self.endpoint.store.manifest(after)
 
     def generator(

@@ -150,7 +150,7 @@ async def test_a_long_poll_passes_through_and_is_woken(relayed: Relayed) -> None
     async with relayed.client() as client:
         waiting = asyncio.create_task(client.latest(0, held.digest, 30))
         manifest = await asyncio.to_thread(publish, relayed)
-        relayed.endpoint.app.state.notices.wake()
+        relayed.endpoint.app.state.notifier.notify()
         assert await asyncio.wait_for(waiting, PATIENCE_S) == manifest
 
 

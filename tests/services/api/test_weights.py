@@ -125,7 +125,7 @@ async def test_a_waiting_request_sees_the_disk_when_no_event_comes(endpoint: End
 
 async def test_a_waiting_request_ends_when_the_app_goes_down(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
     waiting = asyncio.create_task(http.get("/v1/weights/latest", params={"timeout_s": 60}))
-    endpoint.app.state.notices.close()
+    endpoint.app.state.notifier.close()
     assert (await asyncio.wait_for(waiting, 5)).status_code == 204
 
 

@@ -126,6 +126,6 @@ def test_a_blocking_read_never_lasts_forever_or_beyond_the_socket() -> None:
 def test_all_keys_of_a_run_share_one_hash_tag() -> None:
     keys = Keys("run-7")
     names = [keys.tasks, keys.open, keys.incarnation, keys.counters, keys.rollouts, keys.dead_letters]
-    names += [keys.heartbeats, keys.events, keys.desired, keys.control]
+    names += [keys.heartbeats, keys.events, keys.generators_target, keys.control]
     assert len(set(names)) == 10
     assert all(name.startswith("sept:{run-7}:") for name in names)
