@@ -33,7 +33,7 @@ from typing import Any, get_args
 import numpy as np
 
 from deploy.placement import visible_gpus
-from learner.config import Recompute
+from learner.config import GradientCheckpointing
 from learner.parallel import launch_env
 
 SETTINGS = {"sept": (256, 512), "trl": (1, 2, 0), "bare": (1, 2)}
@@ -117,7 +117,7 @@ def run_apart(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(
-    model: Path, pairs: list[tuple[Tokens, Tokens]], per_step: int, repeats: int, recompute: Recompute
+    model: Path, pairs: list[tuple[Tokens, Tokens]], per_step: int, repeats: int, recompute: GradientCheckpointing
 ) -> dict[str, Any]:
     """Alternating runs of all contenders and settings; a contender's numbers are those of its fastest setting."""
     runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -170,7 +170,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps, the first of which is not timed")
     parser.add_argument("--per-step", type=int, default=8, help="sequences of an optimizer step; even")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--gradient-checkpointing", choices=get_args(Recompute), default="full", help="this project's")
+    parser.add_argument(
+        "--gradient-checkpointing", choices=get_args(GradientCheckpointing), default="full", help="this project's"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

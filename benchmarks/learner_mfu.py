@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.learner_peers import LEARNING_RATE, rollout_of
 from learner.config import TrainingConfig
-from learner.model.trained_model import load_model
+from learner.model.model_loading import load_model
 from learner.training.batch_sharding import TrainingSample
 from learner.training.peak_memory import take_peak_bytes
 from learner.training.trainer import Trainer
@@ -91,7 +91,9 @@ def measure(folder: Path, config: TrainingConfig, peak: float, *, rounds: int = 
     model = load_model(str(folder), device=config.device, gradient_checkpointing=config.gradient_checkpointing)
     trainer = Trainer(model, config)
     flops = seconds = tokens = 0.0
-    for number, rollouts in enumerate(rounds_of(model.scorer.head.weight.shape[0], rounds, config.prompts_per_round)):
+    for number, rollouts in enumerate(
+        rounds_of(model.loss_module.head.weight.shape[0], rounds, config.prompts_per_round)
+    ):
         stats = trainer.train_round(map(TrainingSample, rollouts))
         if number:
             lengths = tuple(int(r.prompt_tokens.size + r.response_tokens.size) - 1 for r in rollouts)

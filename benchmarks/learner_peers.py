@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.config import Recompute
+from learner.config import GradientCheckpointing
 
 LEARNING_RATE = 1e-5
 MAX_GRAD_NORM = 1.0
@@ -55,11 +55,11 @@ def run_sept(
     steps: Sequence[Sequence[Pair]],
     setting: int,
     learning_rate: float = LEARNING_RATE,
-    gradient_checkpointing: Recompute = "off",
+    gradient_checkpointing: GradientCheckpointing = "off",
 ) -> Steps:
     """`setting`: tokens of a micro-batch."""
     from learner.config import TrainingConfig
-    from learner.model.trained_model import load_model
+    from learner.model.model_loading import load_model
     from learner.training.batch_sharding import TrainingSample
     from learner.training.trainer import Trainer
 

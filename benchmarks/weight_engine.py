@@ -202,10 +202,10 @@ async def _beside(update: Callable[[], Awaitable[None]], every_s: float, stretch
 
 async def measure(model: Path, versions: Versions, *, in_flight: int, **stretches: Any) -> dict[str, Any]:
     """The JSON line."""
-    from learner.model.canary import sing
-    from learner.model.trained_model import load_model
+    from learner.model.canary import compute_canaries
+    from learner.model.model_loading import load_model
 
-    sung = sing(load_model(str(model), device="cpu"), 2)
+    sung = compute_canaries(load_model(str(model), device="cpu"), 2)
     async with engine_on(model, versions[0], in_flight=in_flight) as engine:
         updates = await measure_update(engine, versions)
         loss = await measure_loss(engine, versions, sung, in_flight=in_flight, **stretches)

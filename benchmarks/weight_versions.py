@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from learner.config import LoraConfig
-from learner.model.lora import adapters_of, add_adapters, base_name, is_adapter, merged
+from learner.model.lora import adapters_of, add_adapters, base_name, is_adapter, merge_adapter
 
 WEIGHT_DECAY = 0.01
 BATCH_TEXTS = 2
@@ -156,7 +156,7 @@ def _save(network: Any, folder: Path, version: int, keep: Collection[int]) -> No
         else:
             layer = layers.get(base_name(name))
             wire = weight.detach().to(torch.bfloat16)
-            weights[base_name(name)] = wire if layer is None else merged(weight, layer, torch.bfloat16)
+            weights[base_name(name)] = wire if layer is None else merge_adapter(weight, layer, torch.bfloat16)
     if adapters:
         save_file(adapters, adapters_path(folder, version))
     path = version_path(folder, version)

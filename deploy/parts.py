@@ -35,14 +35,14 @@ def start_services(settings: Settings) -> None:
 
 def start_learner(settings: Settings) -> Outcome:
     """Train until the last round or a signal. Resumes from the run folder. One of several ranks does its part."""
-    from learner.parallel.ranks import joined
+    from learner.parallel.ranks import join_ranks
     from learner.run import run_follower, run_learner
 
     require(settings, "model.path", "data.path")
     folder = RunFolder(settings.run.dir).create()
-    with joined(settings.training.ranks) as ranks:
-        configure_logs("learner" if ranks.leads else f"learner-rank-{ranks.rank}")
-        if not ranks.leads:
+    with join_ranks(settings.training.ranks) as ranks:
+        configure_logs("learner" if ranks.is_leader else f"learner-rank-{ranks.rank}")
+        if not ranks.is_leader:
             run_follower(folder, settings, ranks)
             return Outcome.FINISHED
         with learner_lock(folder.path, settings.deadlines.startup_s):

@@ -19,9 +19,9 @@ from learner.evaluation.evaluator import Evaluator
 from learner.grading.signals import SignalWorker, check_references
 from learner.loop import Loop
 from learner.model import hf_checkpoint
-from learner.model.trained_model import load_model
-from learner.monitoring.collapse import Guard
-from learner.monitoring.heartbeat import Report
+from learner.model.model_loading import load_model
+from learner.monitoring.collapse import CollapseMonitor
+from learner.monitoring.heartbeat import HeartbeatReporter
 from learner.monitoring.records import Records, TextOf
 from learner.monitoring.trackers import open_trackers
 from learner.parallel.ranks import Ranks
@@ -50,7 +50,7 @@ def build_learner(
     folder: RunFolder,
     settings: LearnerSettings,
     client: redis.Redis,
-    reporter: Report,
+    reporter: HeartbeatReporter,
     ranks: Ranks | None = None,
     *,
     text_of: TextOf | None = None,
@@ -65,7 +65,7 @@ def build_learner(
     traces = open_traces(folder.run_id)
     trainer, checkpoints = build_training(folder, settings, ranks, async_checkpoints=async_checkpoints)
     model = trainer.model
-    reporter.device = str(model.device)
+    reporter.update(device=str(model.device))
     tokenizer = AutoTokenizer.from_pretrained(model.folder)
     prompts = load_prompts(settings.data, tokenizer)
     check_references(trainer.algorithm, prompts)
@@ -113,14 +113,16 @@ def build_learner(
         canary_prompts=settings.weight_sync.canary_prompts,
         follow_deadline_s=settings.deadlines.weights_s,
         signals=None if signals is None else SignalWorker(signals),
-        monitor=None if health.action == "off" else Guard(folder.rounds()),
+        monitor=None if health.action == "off" else CollapseMonitor(folder.rounds()),
         on_collapse="warn" if health.action == "off" else health.action,
         evaluations=evaluations,
         traces=traces,
     )
 
 
-def build_evaluator(folder: RunFolder, settings: LearnerSettings, client: redis.Redis, reporter: Report) -> Evaluator:
+def build_evaluator(
+    folder: RunFolder, settings: LearnerSettings, client: redis.Redis, reporter: HeartbeatReporter
+) -> Evaluator:
     """The evaluator of the model at model.path on the benchmarks of the settings."""
     keys = Keys(folder.run_id)
     model_folder = hf_checkpoint.resolve_folder(settings.model.path)
@@ -203,7 +205,9 @@ def _decoder(tokenizer: PreTrainedTokenizerBase) -> TextOf:
     return lambda tokens: str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
 
 
-def _source(settings: LearnerSettings, curriculum: Curriculum, collector: Collector, reporter: Report) -> RolloutSource:
+def _source(
+    settings: LearnerSettings, curriculum: Curriculum, collector: Collector, reporter: HeartbeatReporter
+) -> RolloutSource:
     deadline_s, waiting = settings.deadlines.rollouts_s, partial(reporter.during, "waiting_for_rollouts")
     if settings.training.data == "fixed":
         return FixedSource(curriculum, collector, deadline_s=deadline_s, waiting=waiting)

@@ -1,4 +1,4 @@
-"""Settings of the learner: model, prompts, sampling, training, checkpoints."""
+"""Settings of the learner: model, prompts, sampling, training, adapters, checkpoints, health, evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from learner.algorithms.choose import ALGORITHMS
 from services.config import DeadlinesConfig, HeartbeatConfig, OneOf, RunConfig, Section, WeightSyncConfig, listed
 
-Recompute = Literal["off", "light", "full"]
+GradientCheckpointing = Literal["off", "light", "full"]
 
 
 class ModelConfig(Section):
@@ -18,7 +18,7 @@ class ModelConfig(Section):
     path: str = ""
     """Hugging Face id or folder of a causal language model."""
     wire_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the published weights; auto takes the checkpoint's own."""
+    """Type of the published weights; auto: the types of the checkpoint."""
 
 
 class DataConfig(Section):
@@ -29,15 +29,15 @@ class DataConfig(Section):
     split: str = "train"
     """Split of a Hugging Face data set."""
     limit: int | None = Field(default=None, ge=1)
-    """Use only the first so many prompts."""
+    """Number of prompts to use, from the start of the data set; unset: all."""
     system_prompt: str = ""
-    """System message; empty for none."""
+    """System message of every prompt; empty: none."""
     question_suffix: str = ""
     """Appended to every question."""
     chat_template: str = "auto"
-    """auto: the tokenizer's own where it has one; none: plain text; else a Jinja template or its path."""
+    """auto: the tokenizer's, or plain text if it has none; none: plain text; else a Jinja template or its path."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
-    """Longer prompts are left out, and counted in the log."""
+    """Longer prompts are left out; the log says how many."""
 
 
 class SamplingConfig(Section):
@@ -48,40 +48,40 @@ class SamplingConfig(Section):
     tau_end: float = Field(default=1.0, gt=0)
     """Sampling temperature at the end of the schedule."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How tau_s goes from start to end over `anneal_epochs`; constant stays at tau_start."""
+    """How tau_s moves from tau_start to tau_end; constant: it stays at tau_start."""
     anneal_epochs: float = Field(default=2.0, gt=0)
     """Epochs until tau_s reaches tau_end."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling; 1 is off, as in the paper."""
     max_response_tokens: int = Field(default=3072, ge=1)
-    """Responses are cut here."""
+    """Longest response; longer ones are cut off."""
     rollouts_per_prompt: int = Field(default=1, ge=1, le=1024)
-    """G."""
+    """Responses sampled for every prompt (G)."""
 
 
 class TrainingConfig(Section):
-    """[training]: the optimizer's side."""
+    """[training]: algorithm, rounds and optimizer."""
 
     algorithm: Annotated[str, OneOf(ALGORITHMS)] = "nll"
     """nll is SePT; entropy (EM-FT) and grpo (RLVR) are the paper's baselines."""
     data: Literal["online", "fixed"] = "online"
-    """online: every round samples from the newest model; fixed: all from version 0 (SePT offline)."""
+    """online: every round is sampled from the newest model; fixed: all are sampled from version 0 (SePT offline)."""
     tau_t: float = Field(default=1.0, gt=0)
     """Training temperature."""
     epochs: float = Field(default=3.0, gt=0)
     """Passes over the prompts; the run ends after the last full round."""
     rounds: int | None = Field(default=None, ge=1)
-    """Ends the run after so many rounds instead of `epochs`."""
+    """Number of rounds of the run; unset: as many as `epochs` gives."""
     prompts_per_round: int = Field(default=128, ge=1)
-    """Prompts of one data refresh."""
+    """Prompts of one round."""
     steps_per_round: int = Field(default=2, ge=1)
     """Optimizer steps on each round's rollouts; divides prompts_per_round."""
     max_staleness: int = Field(default=1, ge=0)
-    """Rounds that generation may run ahead; 0 is the paper's strict alternation."""
+    """Rounds that generation may run ahead of training; 0: strict alternation, as in the paper."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """adamw_8bit keeps the two moments in 2 bytes a parameter instead of 8; one rank only, needs the extra adam8bit."""
+    """adamw_8bit: moments in 2 bytes per parameter instead of 8; with one rank only, and with the extra adam8bit."""
     learning_rate: float = Field(default=1e-7, gt=0)
-    """Constant after warm-up."""
+    """Learning rate after warm-up; it stays constant."""
     warmup_steps: int = Field(default=10, ge=0)
     """Optimizer steps of linear warm-up."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -91,11 +91,11 @@ class TrainingConfig(Section):
     micro_batch_tokens: int = Field(default=16384, ge=1)
     """Most prompt and response tokens in one forward and backward pass of a rank."""
     device: str = "auto"
-    """Torch device of the learner; auto takes CUDA where there is one."""
+    """Torch device of the learner; auto: CUDA if there is a device, else the CPU."""
     ranks: int = Field(default=1, ge=1)
-    """Processes that train together on one machine, a device each; weights, gradients and moments are sharded."""
-    gradient_checkpointing: Recompute = "off"
-    """What the backward pass computes again to save memory: off: nothing; light: all but matrix products and attention;
+    """Processes that train together on one machine, a device each; they shard weights, gradients and moments."""
+    gradient_checkpointing: GradientCheckpointing = "off"
+    """What the backward pass computes again to save memory. off: nothing; light: all but matrix products and attention;
     full: everything."""
 
     @model_validator(mode="after")
@@ -103,7 +103,7 @@ class TrainingConfig(Section):
         if self.optimizer == "adamw_8bit" and self.ranks > 1:
             raise ValueError(
                 f"training.optimizer = adamw_8bit trains on one rank, and training.ranks is {self.ranks}: its blocks "
-                "of moments do not end where the ranks' rows do"
+                "of moments do not align with the rows of the ranks"
             )
         return self
 
@@ -125,39 +125,39 @@ class LoraConfig(Section):
     alpha: float = Field(default=32.0, gt=0)
     """The adapters' product is scaled by alpha / rank."""
     targets: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
-    """Names of the linear layers with adapters, such as q_proj,v_proj; empty: all but the head."""
+    """Names of the linear layers that get adapters, such as q_proj,v_proj; empty: all but the head."""
 
 
 class CheckpointConfig(Section):
-    """[checkpoint]: what survives the learner."""
+    """[checkpoint]: how often the learner saves its state."""
 
     every_rounds: int = Field(default=1, ge=1)
-    """A checkpoint is written after so many rounds; rollouts since the last stay in Redis."""
+    """Rounds between two checkpoints; rollouts since the last one stay in Redis."""
     keep: int = Field(default=2, ge=1)
-    """Checkpoints kept."""
+    """Newest checkpoints to keep."""
 
 
 class HealthConfig(Section):
-    """[health]: what happens when the model shows signs of collapse."""
+    """[health]: what to do when the model shows signs of collapse."""
 
     action: Literal["off", "warn", "pause", "rollback"] = "warn"
-    """off: nothing is measured; warn: a warning in log and events; pause: that, and the run pauses; rollback: that,
-    and it goes back to its newest healthy checkpoint first."""
+    """off: do not measure health; warn: write a warning to log and events; pause: also pause the run; rollback: also go
+    back to the newest healthy checkpoint, then pause."""
 
 
 class EvaluationConfig(Section):
-    """[evaluation]: how good the model is, while it trains and in `sept eval`."""
+    """[evaluation]: benchmarks, during a run and in `sept eval`."""
 
     every_rounds: int = Field(default=0, ge=0)
-    """A run evaluates every so many rounds, and its last version; 0 never."""
+    """Rounds between two evaluations of a run, which also evaluates its last version; 0: no evaluations."""
     benchmarks: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Names (math500, amc23, minerva, olympiadbench, aime24, aime25, gsm8k) or NAME=PATH of problems with answers."""
     samples: int = Field(default=32, ge=1, le=1024)
-    """n, answers per problem."""
+    """Answers per problem (n)."""
     temperatures: Annotated[tuple[float, ...], BeforeValidator(listed)] = (1.0,)
-    """tau_eval; with several, `sept eval` finds the best, and a run evaluates at each of them."""
+    """Sampling temperatures (tau_eval); all are evaluated, and `sept eval` reports the best."""
     limit: int | None = Field(default=None, ge=1)
-    """Only the first so many problems of each benchmark."""
+    """Number of problems of each benchmark, from its start; unset: all."""
 
 
 class LearnerSettings(Section):

@@ -28,8 +28,8 @@ from learner.algorithms.base import Signal
 from learner.data.curriculum import Curriculum
 from learner.evaluation.during import Evaluated, Evaluations
 from learner.grading.signals import SignalWorker
-from learner.monitoring.collapse import Guard
-from learner.monitoring.heartbeat import LEARNER_ID, Report
+from learner.monitoring.collapse import CollapseMonitor
+from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.monitoring.records import Records, TextOf, TrainedRound
 from learner.outcome import Outcome
 from learner.publisher import Publication, Publisher, contents_of_model
@@ -66,7 +66,7 @@ class Loop:
     records: Records
     control: Control
     events: EventLog
-    reporter: Report
+    reporter: HeartbeatReporter
     text_of: TextOf
     resumed: Checkpoint | None = None
     """Where the run goes on; None: at its beginning."""
@@ -78,7 +78,7 @@ class Loop:
     """How long generators may take to go back to a version after later ones were retracted."""
     signals: SignalWorker | None = None
     """For an algorithm that has signals."""
-    monitor: Guard | None = None
+    monitor: CollapseMonitor | None = None
     """Set when the model's health is measured."""
     on_collapse: Literal["warn", "pause", "rollback"] = "warn"
     evaluations: Evaluations | None = None
@@ -153,18 +153,18 @@ class Loop:
         rewards: list[float] = []
         stats = self.trainer.train_round(self._samples(round_, received, rewards))
         if self.traces is not None:
-            self.traces.trained(round_)
+            self.traces.round_trained(round_)
         health, signs = (None, []) if self.monitor is None else self.monitor.examine(self.trainer.model, received)
         if signs:
             self._handle_collapse(signs)
         now = time.monotonic()
         round_s, self._round_began = now - self._round_began, now
         wait_s = self.reporter.seconds_in("waiting_for_rollouts") - waited_before
-        self.reporter.trained(stats.prompt_tokens + stats.response_tokens)
+        self.reporter.count_tokens(stats.prompt_tokens + stats.response_tokens)
         self._record()
         self._commit()
         self._version, self._steps = round_ + 1, self.trainer.steps
-        self.reporter.weight_version = self._version
+        self.reporter.update(weight_version=self._version)
         publication = self._publish(self.source.admit)
         publication.add_done_callback(self._fail_if_unpublished)
         self._evaluate(publication)
@@ -190,7 +190,7 @@ class Loop:
             if signal is not None:
                 rewards.append(signal.reward)
             if self.traces is not None:
-                self.traces.taken(rollout, self.collector.completed_at(rollout))
+                self.traces.rollout_taken(rollout, self.collector.completed_at(rollout))
             yield TrainingSample(rollout) if signal is None else TrainingSample(rollout, signal.weight)
 
     def _publish(self, published: Callable[[int], None] | None) -> Future[Publication]:
@@ -212,7 +212,7 @@ class Loop:
         assert self.monitor is not None
         paused, back_to = self.on_collapse != "warn", None
         if self.on_collapse == "rollback":
-            back_to = self.monitor.healthy(self.checkpoints.versions())
+            back_to = self.monitor.newest_healthy(self.checkpoints.versions())
         log.warning("collapse", signs="; ".join(signs), paused=paused, rollback_to=back_to)
         self.events.append(LEARNER_ID, "collapse", signs="; ".join(signs), paused=paused, rollback_to=back_to)
         if paused:
@@ -343,7 +343,7 @@ class Loop:
             self._steps = self.trainer.steps
             log.info("resuming", weight_version=self._version, rounds_total=self.curriculum.rounds_total)
         self.records.cut_back(self._version)
-        self.reporter.weight_version = self._version
+        self.reporter.update(weight_version=self._version)
         if self._must_retract(self.publisher.newest()):
             self.publisher.retract_after(self._version)
         publication = self._publish(None)  # the first rounds are issued below, in their order
@@ -361,7 +361,7 @@ class Loop:
         A generator that does not follow in time is not waited for: its rollouts are refused.
         """
         give_up_at = time.monotonic() + self.follow_deadline_s
-        while self.publisher.newest() == self._version and self.reporter.generators_above(self._version):
+        while self.publisher.newest() == self._version and self.reporter.has_generator_above(self._version):
             if self._stopping.wait(PAUSE_CHECK_S) or time.monotonic() >= give_up_at:
                 log.warning("generators_not_followed", weight_version=self._version)
                 return

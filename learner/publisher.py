@@ -11,8 +11,9 @@ from pathlib import Path
 import structlog
 
 from learner.model import hf_checkpoint
-from learner.model.canary import sing
-from learner.model.trained_model import TrainedModel, wire_adapters, wire_tensors
+from learner.model.canary import compute_canaries
+from learner.model.trained_model import TrainedModel
+from learner.model.wire_tensors import wire_adapters, wire_tensors
 from services.contracts import Canary, FileKind, WeightManifest
 from services.errors import ModelError
 from services.streams.events import EventLog
@@ -53,7 +54,7 @@ def contents_of_model(model: TrainedModel, version: int, canary_prompts: int) ->
     return VersionContents(
         tensors=wire_tensors(model),
         model_files=hf_checkpoint.model_files(model.folder) if version == 0 else {},
-        canaries=sing(model, canary_prompts),
+        canaries=compute_canaries(model, canary_prompts),
         adapters=wire_adapters(model),
     )
 

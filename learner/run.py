@@ -12,7 +12,7 @@ import structlog
 
 from learner.build import build_evaluator, build_learner, build_training
 from learner.config import LearnerSettings
-from learner.monitoring.heartbeat import LEARNER_ID, Report
+from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.outcome import Outcome
 from learner.parallel.ranks import Ranks
 from learner.training.follower import follow
@@ -35,8 +35,9 @@ def run_learner(folder: RunFolder, settings: LearnerSettings, *, redis_url: str,
         build_learner(folder, settings, client, reporter, ranks) as loop,
     ):
         stop_on_signals(loop.stop)
-        reporter.outcome = loop.run()
-    return reporter.outcome
+        outcome = loop.run()
+        reporter.update(outcome=outcome)
+    return outcome
 
 
 def run_follower(folder: RunFolder, settings: LearnerSettings, ranks: Ranks) -> None:
@@ -52,21 +53,22 @@ def run_evaluator(folder: RunFolder, settings: LearnerSettings, *, redis_url: st
         build_evaluator(folder, settings, client, reporter) as evaluator,
     ):
         stop_on_signals(evaluator.stop)
-        reporter.outcome = evaluator.run()
-    return reporter.outcome
+        outcome = evaluator.run()
+        reporter.update(outcome=outcome)
+    return outcome
 
 
 @contextlib.contextmanager
 def connected(
     folder: RunFolder, redis_url: str, settings: LearnerSettings, *, device: str
-) -> Iterator[tuple[redis.Redis, Report]]:
+) -> Iterator[tuple[redis.Redis, HeartbeatReporter]]:
     """A client of the run's Redis, and heartbeats from the first moment on; the last one and an event say how it ended.
 
-    Whoever runs within the block sets `reporter.outcome`, unless it fails.
+    Whoever runs within the block tells the reporter the outcome, unless it fails.
     """
     keys = Keys(folder.run_id)
     with connect(redis_url, deadline_s=settings.deadlines.startup_s) as client:
-        reporter = Report(Heartbeats(client, keys), device=device, every_s=settings.heartbeat.every_s)
+        reporter = HeartbeatReporter(Heartbeats(client, keys), device=device, every_s=settings.heartbeat.every_s)
         reporter.start()
         message = ""
         try:

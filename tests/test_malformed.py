@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from deploy.settings import load
-from learner.data.dataset import read_problems
+from learner.data.dataset import read_questions
 from services.contracts import Task
 from services.errors import SeptError
 from services.streams.wire import decode_rollout, decode_task, encode_rollout, encode_task
@@ -196,4 +196,4 @@ def test_data_files(seed: int, tmp_path: Path) -> None:
     rows = [{"question": f"{n}+1=", "answer": str(n + 1)} for n in range(5)]
     good = json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
     path.write_bytes(damaged(good.encode(), draw))
-    refused(lambda: read_problems(str(path)), lambda problems: True)
+    refused(lambda: read_questions(str(path)), lambda problems: True)

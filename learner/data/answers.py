@@ -1,4 +1,4 @@
-r"""Finds the final answer in a text: the last `\boxed{...}`, or what follows the last `####`. Knows no mathematics."""
+r"""Finds the final answer in a text: the last `\boxed{...}`, or what follows the last `####`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ _BRACES = re.compile(r"(?P<box>\\+f?box(?:ed)?\s*\{)|\\.|[{}]", re.DOTALL)
 def last_boxed(text: str) -> str | None:
     r"""The content of the last complete, non-empty `\boxed{...}` (also `\fbox`), or None. One pass over the text.
 
-    A box that the end of the text cuts off is passed over for the last complete one before it. Of boxes inside
-    one another the outermost counts.
+    A box that the end of the text cuts off is ignored. Of nested boxes the outermost counts.
 
         last_boxed(r"so \boxed{\frac{1}{2}}.")        \frac{1}{2}
         last_boxed(r"\boxed{1}, no: \boxed{2}")       2
@@ -35,7 +34,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str:
-    """What a reference solution ends in: after the last `####` (GSM8K), else the last box, else the whole text."""
+    """The answer of a reference solution: after the last `####` (GSM8K), else the last box, else the whole text."""
     _, mark, tail = text.rpartition("####")
     if mark and tail.strip():
         return tail.strip()

@@ -1,9 +1,9 @@
-"""Which prompts a round gets, in which order and at which temperature. Knows neither queue nor model.
+"""Chooses the prompts of every round, their order and their temperature.
 
-The prompts of the run are one endless sequence: epoch after epoch, each a permutation of the data drawn from
-(seed, epoch). Round r takes places r * n to (r + 1) * n - 1 of it, where n is `prompts_per_round`. A round may straddle
-epochs, and data smaller than a round repeats within it. So everything here is a pure function of (seed, round): a
-learner that resumes, or asks twice, gets the same tasks.
+The prompts of the run are one endless sequence of epochs, each a permutation of the data drawn from (seed, epoch).
+Round r takes positions r * n to (r + 1) * n - 1 of the sequence, where n is `prompts_per_round`. A round may span two
+epochs, and data smaller than a round repeats within it. Everything is a pure function of (seed, round), so a learner
+that resumes gets the same tasks again.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Curriculum:
         self.rounds_total = self._count_rounds()
 
     def _count_rounds(self) -> int:
-        """The full rounds in the run's epochs, unless the number of rounds is set itself."""
+        """`training.rounds` if it is set, else the number of full rounds in `training.epochs`."""
         training = self._training
         if training.rounds is not None:
             return training.rounds
-        # The exact decimal of the setting: 0.1 epochs of 1,280 prompts are 128, whatever binary floats make of it.
+        # By exact decimals: 0.1 epochs of 1,280 prompts are 128, and binary floats round differently.
         total = int(Fraction(str(training.epochs)) * len(self._prompts) / training.prompts_per_round)
         if total == 0:
             raise ConfigError(
@@ -63,12 +63,12 @@ class Curriculum:
         return round_index * self._training.prompts_per_round / len(self._prompts)
 
     def prompts_of(self, round_index: int) -> list[Prompt]:
-        """The round's prompts in training order; defined for every round from 0 on, past the last too."""
+        """The round's prompts in training order; rounds past the last of the run are defined too."""
         if round_index < 0:
             raise ValueError(f"rounds count from 0, got {round_index}")
         count = self._training.prompts_per_round
-        places = np.arange(round_index * count, (round_index + 1) * count)
-        epochs, offsets = np.divmod(places, len(self._prompts))
+        positions = np.arange(round_index * count, (round_index + 1) * count)
+        epochs, offsets = np.divmod(positions, len(self._prompts))
         orders = {int(epoch): self._order(int(epoch)) for epoch in np.unique(epochs)}
         return [
             self._prompts[int(orders[epoch][offset])]
@@ -76,18 +76,18 @@ class Curriculum:
         ]
 
     def drawn_rounds(self) -> range:
-        """The rounds that have tasks: all of the run, or those of the first epoch when its answers are drawn once."""
+        """The rounds that have tasks: all of the run, or those of the first epoch with a fixed data set."""
         if self._training.data == "online":
             return range(self.rounds_total)
         return range(min(self.rounds_total, ceil(len(self._prompts) / self._training.prompts_per_round)))
 
     def tasks_of(self, round_index: int) -> list[Task]:
-        """The round's tasks in training order, ids made of round and place so that repeats stay apart.
+        """The round's tasks in training order. An id holds round and index, so a prompt that repeats gets two tasks.
 
-        With a fixed data set only the places of the first epoch have tasks, all of them for version 0.
+        With a fixed data set only prompts of the first epoch have tasks, all of them for version 0.
         """
         fixed = self._training.data == "fixed"
-        first_place = round_index * self._training.prompts_per_round
+        first_position = round_index * self._training.prompts_per_round
         return [
             Task(
                 task_id=f"r{round_index:06d}-{index:05d}",
@@ -103,11 +103,11 @@ class Curriculum:
                 max_weight_version=0 if fixed else None,
             )
             for index, prompt in enumerate(self.prompts_of(round_index))
-            if not fixed or first_place + index < len(self._prompts)
+            if not fixed or first_position + index < len(self._prompts)
         ]
 
     def _temperature(self, round_index: int) -> float:
-        """tau_s of the round; a fixed data set is drawn once, at tau_start (the paper's SePT offline)."""
+        """tau_s of the round; a fixed data set is sampled at tau_start (the paper's SePT offline)."""
         if self._training.data == "fixed":
             return self._sampling.tau_start
         return sampling_temperature(self._sampling, self.epoch_at(round_index))

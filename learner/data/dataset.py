@@ -1,6 +1,6 @@
-"""Reads problems (a conversation to answer, and the reference answer where there is one) from files and the hub.
+"""Reads questions, each with its reference answer if there is one, from files and the Hugging Face hub.
 
-Knows nothing of tokens, models or what the problems are used for: training prompts and benchmarks both come from here.
+Training prompts and benchmarks both come from here.
 
 Accepted rows, by their columns:
 
@@ -26,7 +26,8 @@ from typing import Any
 from learner.data.answers import final_answer
 from services.errors import DataError
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
+"""A row of a data set as it was read: column -> value."""
 Message = dict[str, str]
 
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -38,51 +39,52 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Question:
     """One row of a data set."""
 
-    index: int
-    """Row in the data set, from 0."""
+    row: int
+    """Number of its row in the data set, from 0."""
     messages: tuple[Message, ...]
     """The conversation so far, as {"role", "content"}; the last message is the user's."""
     answer: str | None
     """The reference answer as text, where the row has one."""
 
     @property
-    def question(self) -> str:
+    def text(self) -> str:
+        """The user's question."""
         return self.messages[-1]["content"]
 
 
-def read_problems(path: str, *, split: str = "train", limit: int | None = None) -> list[Problem]:
-    """The first `limit` problems of a file, a folder or a hub data set; DataError when there are none.
+def read_questions(path: str, *, split: str = "train", limit: int | None = None) -> list[Question]:
+    """The first `limit` questions of a file, a folder or a hub data set; DataError when there are none.
 
-    read_problems("train.jsonl")                        .jsonl, .json (a list of objects) or .parquet
-    read_problems("folder/", split="test")              a folder that datasets.load_dataset understands
-    read_problems("openai/gsm8k:main", split="test")    a hub id, with :configuration where it has several
+    read_questions("train.jsonl")                        .jsonl, .json (a list of objects) or .parquet
+    read_questions("folder/", split="test")              a folder that datasets.load_dataset understands
+    read_questions("openai/gsm8k:main", split="test")    a hub id, with :configuration where it has several
     """
-    rows = islice(_rows(path, split), limit)
-    problems = [_problem(index, row, path) for index, row in enumerate(rows)]
-    if not problems:
+    records = islice(_records(path, split), limit)
+    questions = [_question(row, record, path) for row, record in enumerate(records)]
+    if not questions:
         raise DataError(f"{path} holds no rows", hint=f"name a data set with prompts: {ACCEPTED}")
-    return problems
+    return questions
 
 
-def _rows(path: str, split: str) -> Iterator[Row]:
+def _records(path: str, split: str) -> Iterator[Record]:
     if not path:
         raise DataError("no prompts are named", hint="set data.path to a file or a Hugging Face data set id")
     file = Path(path).expanduser()
     if file.suffix in FILE_SUFFIXES or file.is_file():
-        return _file_rows(file)
+        return _file_records(file)
     if file.is_dir() or _HUB_ID.fullmatch(path):
-        return _hub_rows(path, split)
+        return _hub_records(path, split)
     raise DataError(
         f"{path} is neither a file nor a folder, and no Hugging Face id",
         hint=f"accepted are {', '.join(FILE_SUFFIXES)} files, folders, and ids like openai/gsm8k:main",
     )
 
 
-def _file_rows(file: Path) -> Iterator[Row]:
-    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
+def _file_records(file: Path) -> Iterator[Record]:
+    readers = {".jsonl": _jsonl_records, ".json": _json_records, ".parquet": _parquet_records}
     if file.suffix not in readers:
         raise DataError(
             f"{file} has the suffix {file.suffix!r}",
@@ -96,25 +98,25 @@ def _file_rows(file: Path) -> Iterator[Row]:
         raise DataError(f"{file} cannot be read: {error}", hint="check that the file is whole and readable") from error
 
 
-def _jsonl_rows(file: Path) -> Iterator[Row]:
+def _jsonl_records(file: Path) -> Iterator[Record]:
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield _object(_parsed(line, f"{file} line {number}"), f"{file} line {number}")
 
 
-def _json_rows(file: Path) -> Iterator[Row]:
-    rows = _parsed(file.read_text(encoding="utf-8"), str(file))
-    if not isinstance(rows, list):
+def _json_records(file: Path) -> Iterator[Record]:
+    records = _parsed(file.read_text(encoding="utf-8"), str(file))
+    if not isinstance(records, list):
         raise DataError(
-            f"{file} holds a {type(rows).__name__} at its top",
+            f"{file} holds a {type(records).__name__} at its top",
             hint="a .json file is a list of objects; else use .jsonl",
         )
-    for number, row in enumerate(rows):
-        yield _object(row, f"{file} element {number}")
+    for number, record in enumerate(records):
+        yield _object(record, f"{file} element {number}")
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
+def _parquet_records(file: Path) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
@@ -126,15 +128,13 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
         raise DataError(f"{file} is not a readable parquet file: {error}", hint="fetch or write it again") from error
 
 
-def _hub_rows(path: str, split: str) -> Iterator[Row]:
+def _hub_records(path: str, split: str) -> Iterator[Record]:
     import datasets
 
     name, _, configuration = path.partition(":")
     try:
         loaded = datasets.load_dataset(name, configuration or None, split=split)
-    except (
-        Exception
-    ) as error:  # it raises its own, httpx's, pyarrow's and the system's errors, all meaning the same here
+    except Exception as error:  # its own, httpx's, pyarrow's and the system's errors all mean the same here
         raise DataError(
             f"data set {path}, split {split!r}, cannot be loaded: {error}",
             hint="check the id, the split and the network; one with several configurations is named id:configuration",
@@ -151,25 +151,25 @@ def _parsed(text: str, where: str) -> Any:
         ) from error
 
 
-def _object(value: Any, where: str) -> Row:
+def _object(value: Any, where: str) -> Record:
     if not isinstance(value, dict):
         raise DataError(f"{where} is a {type(value).__name__}, not an object", hint=ACCEPTED)
     return value
 
 
-def _problem(index: int, row: Row, path: str) -> Problem:
-    where = f"{path} row {index}"
-    prompt = row.get("prompt")
+def _question(row: int, record: Record, path: str) -> Question:
+    where = f"{path} row {row}"
+    prompt = record.get("prompt")
     if isinstance(prompt, list):
         messages = tuple(_message(message, where) for message in prompt)
     else:
-        question = next((row[column] for column in ("question", "problem", "prompt") if column in row), None)
-        if not isinstance(question, str):
-            raise DataError(f"{where} is not recognised, its columns are {_columns(row)}", hint=ACCEPTED)
-        messages = ({"role": "user", "content": question},)
+        text = next((record[column] for column in ("question", "problem", "prompt") if column in record), None)
+        if not isinstance(text, str):
+            raise DataError(f"{where} is not recognised, its columns are {_columns(record)}", hint=ACCEPTED)
+        messages = ({"role": "user", "content": text},)
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise DataError(f"{where} does not end in a user's question", hint="drop the row or complete it")
-    return Problem(index, messages, _answer(row, where))
+    return Question(row, messages, _answer(record, where))
 
 
 def _message(value: Any, where: str) -> Message:
@@ -181,15 +181,15 @@ def _message(value: Any, where: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _answer(row: Row, where: str) -> str | None:
-    reward = row.get("reward_model")
+def _answer(record: Record, where: str) -> str | None:
+    reward = record.get("reward_model")
     truth = reward.get("ground_truth") if isinstance(reward, dict) else None
-    if isinstance(truth, dict):  # verl's MATH keeps the question and the solution beside it
+    if isinstance(truth, dict):  # in verl's MATH it also holds the question and the solution
         truth = truth.get("target")
     if truth is not None:
         return _text(truth, where)
     for column in ("answer", "solution", "completion"):
-        text = _text(row.get(column), where)
+        text = _text(record.get(column), where)
         if text:
             return final_answer(text)
     return None
@@ -207,5 +207,5 @@ def _text(value: Any, where: str) -> str | None:
     return str(value).strip() or None
 
 
-def _columns(row: Row) -> str:
-    return ", ".join(f"{name} ({type(value).__name__})" for name, value in row.items()) or "none"
+def _columns(record: Record) -> str:
+    return ", ".join(f"{name} ({type(value).__name__})" for name, value in record.items()) or "none"

@@ -1,13 +1,11 @@
-"""Turns problems into prompts of token ids, the way [data] asks for. Knows neither rounds nor temperatures.
+"""Turns questions into prompts of token ids, as the settings in [data] say.
 
-How a problem becomes the text that the model continues:
-
-1. Its messages: one user message, or verl's conversation as it stands. A non-empty `data.system_prompt` replaces the
+1. The messages: one user message, or verl's conversation as it stands. A non-empty `data.system_prompt` replaces the
    conversation's system message or is put first; `data.question_suffix` is appended to the last user message.
 2. `data.chat_template`: the tokenizer's own ("auto", where it has one), or a Jinja template (its text or path), with
    the generation prompt added. Otherwise ("none") the contents of the messages joined by a blank line: one question
    without a system prompt is exactly itself.
-3. Token ids: a template writes its own special tokens; plain text gets those that the tokenizer puts before a text.
+3. Token ids: a template writes its own special tokens; to plain text the tokenizer adds those that begin a text.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from learner.config import DataConfig
-from learner.data.dataset import Message, Problem, read_problems
+from learner.data.dataset import Message, Question, read_questions
 from services.contracts import TOKEN_DTYPE
 from services.errors import ConfigError, DataError
 
@@ -35,10 +33,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """One prompt, ready to be issued."""
+    """One prompt as a model gets it."""
 
-    index: int
-    """Row in the data set, from 0; rows that were left out leave gaps."""
+    row: int
+    """Number of its row in the data set, from 0; rows that were left out leave gaps."""
     question: str
     """The user's question as in the data set, for people to read."""
     answer: str | None
@@ -53,8 +51,8 @@ def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list
     Those longer than `max_prompt_tokens` are left out and counted in the log. DataError when none is left, or when
     the data cannot be read; ConfigError for a chat template that does not work.
     """
-    problems = read_problems(config.path, split=config.split, limit=config.limit)
-    prompts = tokenize(problems, config, tokenizer)
+    questions = read_questions(config.path, split=config.split, limit=config.limit)
+    prompts = tokenize(questions, config, tokenizer)
     kept = [prompt for prompt in prompts if prompt.tokens.size <= config.max_prompt_tokens]
     if not kept:
         shortest = min(prompt.tokens.size for prompt in prompts)
@@ -74,23 +72,23 @@ def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list
     return kept
 
 
-def tokenize(problems: Sequence[Problem], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """Every problem as a prompt, however long."""
-    conversations = [_conversation(problem, config) for problem in problems]
+def tokenize(questions: Sequence[Question], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """The prompts of the questions, however long."""
+    conversations = [_conversation(question, config) for question in questions]
     template = _template(config.chat_template, tokenizer)
     if template is None:
-        rows = _plain_tokens(conversations, tokenizer)
+        token_ids = _plain_tokens(conversations, tokenizer)
     else:
         texts = [_rendered(conversation, template, tokenizer) for conversation in conversations]
-        rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        token_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [
-        Prompt(problem.index, problem.question, problem.answer, np.array(row, dtype=TOKEN_DTYPE))
-        for problem, row in zip(problems, rows, strict=True)
+        Prompt(question.row, question.text, question.answer, np.array(ids, dtype=TOKEN_DTYPE))
+        for question, ids in zip(questions, token_ids, strict=True)
     ]
 
 
-def _conversation(problem: Problem, config: DataConfig) -> list[Message]:
-    *before, last = problem.messages
+def _conversation(question: Question, config: DataConfig) -> list[Message]:
+    *before, last = question.messages
     if config.system_prompt:
         before = [message for message in before if message["role"] != "system"]
         before.insert(0, {"role": "system", "content": config.system_prompt})
@@ -131,7 +129,7 @@ def _rendered(conversation: list[Message], template: str, tokenizer: PreTrainedT
 
 def _plain_tokens(conversations: list[list[Message]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     texts = ["\n\n".join(message["content"] for message in conversation) for conversation in conversations]
-    rows: list[list[int]] = tokenizer(texts)["input_ids"]
+    token_ids: list[list[int]] = tokenizer(texts)["input_ids"]
     # Some tokenizers end every text with the end-of-text token, after which there is nothing to continue.
     end = tokenizer.eos_token_id
-    return [row[:-1] if len(row) > 1 and row[-1] == end else row for row in rows]
+    return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in token_ids]

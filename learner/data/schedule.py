@@ -1,4 +1,4 @@
-"""How the sampling temperature and the learning rate move with progress. Pure functions of settings and progress."""
+"""Schedules of the sampling temperature and the learning rate: pure functions of settings and progress."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def sampling_temperature(config: SamplingConfig, epoch: float) -> float:
 def learning_rate(config: TrainingConfig, step: int) -> float:
     """Learning rate of optimizer step `step` (0 is the run's first): linear warm-up, then constant.
 
-    The first step already moves by 1 / warmup_steps of the rate, and step `warmup_steps` - 1 by all of it, so no
-    rollout is spent on a step of size zero.
+    Step 0 uses 1 / warmup_steps of the rate, not 0, so that no rollout is wasted; step `warmup_steps` - 1 uses it all.
     """
     if step >= config.warmup_steps:
         return config.learning_rate

@@ -1,1 +1,1 @@
-"""How good a model is: benchmarks, answers drawn and graded, pass@k."""
+"""Measures how good a model is: benchmarks, sampled and graded answers, pass@k."""

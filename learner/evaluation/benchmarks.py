@@ -1,4 +1,4 @@
-"""Benchmarks by name: where their problems lie and how they are asked. Knows neither sampling nor grading."""
+"""Loads benchmarks by name, as prompts with reference answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from learner.config import DataConfig
-from learner.data.dataset import read_problems
+from learner.data.dataset import read_questions
 from learner.data.prompts import Prompt, tokenize
 from services.errors import ConfigError, DataError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-HUB = {
+HUB_BENCHMARKS = {
     "math500": ("HuggingFaceH4/MATH-500", "test"),
     "amc23": ("math-ai/amc23", "test"),
     "minerva": ("math-ai/minervamath", "test"),
@@ -35,17 +35,17 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Prompts of one benchmark, every one with its reference answer."""
+    """The prompts of one benchmark, each with its reference answer."""
 
     name: str
     prompts: Sequence[Prompt]
 
 
-def where(text: str) -> tuple[str, str, str]:
-    """(name, path, split) of a benchmark as it is given: a name in HUB, or NAME=PATH.
+def resolve_benchmark(text: str) -> tuple[str, str, str]:
+    """(name, path, split) of a benchmark given as a name in HUB_BENCHMARKS or as NAME=PATH.
 
-    where("gsm8k")                       ("gsm8k", "openai/gsm8k:main", "test")
-    where("mine=held-out.jsonl")         ("mine", "held-out.jsonl", "test")
+    resolve_benchmark("gsm8k")                    ("gsm8k", "openai/gsm8k:main", "test")
+    resolve_benchmark("mine=held-out.jsonl")      ("mine", "held-out.jsonl", "test")
     """
     name, equals, path = text.partition("=")
     if not _NAME.fullmatch(name) or name == "mean" or (equals and not path):
@@ -55,20 +55,22 @@ def where(text: str) -> tuple[str, str, str]:
         )
     if equals:
         return name, path, "test"
-    if name not in HUB:
-        raise ConfigError(f"benchmark {name} is not known", hint=f"known are {', '.join(HUB)}; others are NAME=PATH")
-    return name, *HUB[name]
+    if name not in HUB_BENCHMARKS:
+        raise ConfigError(
+            f"benchmark {name} is not known", hint=f"known are {', '.join(HUB_BENCHMARKS)}; others are NAME=PATH"
+        )
+    return name, *HUB_BENCHMARKS[name]
 
 
 def load_benchmarks(
     given: Sequence[str], data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, limit: int | None
 ) -> list[Benchmark]:
-    """The benchmarks, asked as [data] asks training prompts: system prompt, question suffix, chat template.
+    """The benchmarks, rendered like training prompts: system prompt, question suffix and chat template of [data].
 
     ConfigError for an unknown or repeated name; DataError for a problem without a reference answer, or longer than
     `data.max_prompt_tokens`: leaving it out would change what the benchmark measures.
     """
-    named = [where(text) for text in given]
+    named = [resolve_benchmark(text) for text in given]
     if not named or len({name for name, _, _ in named}) < len(named):
         raise ConfigError(
             f"evaluation.benchmarks = {list(given)} names none, or one twice", hint="name each benchmark once"
@@ -79,13 +81,13 @@ def load_benchmarks(
 def _prompts(
     path: str, split: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
 ) -> list[Prompt]:
-    prompts = tokenize(read_problems(path, split=split, limit=limit), data, tokenizer)
+    prompts = tokenize(read_questions(path, split=split, limit=limit), data, tokenizer)
     for prompt in prompts:
         if not prompt.answer:
-            raise DataError(f"{path} row {prompt.index} has no reference answer", hint="give every problem one")
+            raise DataError(f"{path} row {prompt.row} has no reference answer", hint="give every problem one")
         if prompt.tokens.size > data.max_prompt_tokens:
             raise DataError(
-                f"{path} row {prompt.index} has {prompt.tokens.size} tokens, the limit is {data.max_prompt_tokens}",
+                f"{path} row {prompt.row} has {prompt.tokens.size} tokens, the limit is {data.max_prompt_tokens}",
                 hint=f"set data.max_prompt_tokens to {prompt.tokens.size} or more",
             )
     log.info("benchmark_loaded", path=path, problems=len(prompts))

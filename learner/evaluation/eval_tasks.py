@@ -124,7 +124,7 @@ class BenchmarkRunner:
         def is_missing(task: Task) -> bool:
             problem, first = measurement.problem_of(task.index)
             samples = range(first, first + task.samples)
-            return any((name, temperature, problem.index, sample) not in self._generations.known for sample in samples)
+            return any((name, temperature, problem.row, sample) not in self._generations.known for sample in samples)
 
         return [task for task in measurement.tasks(batch, version, digest, self._sampling) if is_missing(task)]
 
@@ -157,7 +157,7 @@ class BenchmarkRunner:
                 Generation(
                     benchmark=measurement.benchmark.name,
                     temperature=measurement.temperature,
-                    problem=problem.index,
+                    problem=problem.row,
                     sample=first + rollout.sample,
                     outcome=grade.outcome,
                     question=problem.question,

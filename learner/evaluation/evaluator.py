@@ -14,7 +14,7 @@ from learner.evaluation.eval_tasks import BenchmarkRunner, EvalSampling, measure
 from learner.evaluation.generations import Generations
 from learner.evaluation.results import RESULTS, summarise, write_results
 from learner.grading.pool import GraderPool
-from learner.monitoring.heartbeat import Report
+from learner.monitoring.heartbeat import HeartbeatReporter
 from learner.monitoring.records import TextOf
 from learner.outcome import Outcome
 from learner.publisher import Publisher, contents_of_folder
@@ -36,7 +36,7 @@ class Evaluator:
     sampling: EvalSampling
     publisher: Publisher
     collector: Collector
-    reporter: Report
+    reporter: HeartbeatReporter
     text_of: TextOf
     meta: Mapping[str, Any]
     """What answers must have in common to be counted together."""

@@ -1,9 +1,9 @@
-"""Every answer of one evaluation with its verdict, one JSON line each, and what it was drawn from. Knows no queue.
+"""Stores the answers of one evaluation with their grades, and what they were sampled from.
 
-    evaluation.json       the weights' digest and the settings that make answers comparable
-    generations.jsonl     one line an answer, in the order they were judged
+    evaluation.json       digest of the weights, and the settings that make answers comparable
+    generations.jsonl     one line per answer, in the order of grading
 
-An evaluation that was interrupted goes on from what is here.
+An evaluation that was interrupted resumes from these files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from learner.grading.grading import Outcome
+from learner.grading.math_grading import Outcome
 from services import durable
 from services.errors import ConfigError
 
@@ -27,19 +27,19 @@ Key = tuple[str, float, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One judged answer."""
+    """One graded answer."""
 
     benchmark: str
     temperature: float
     problem: int
-    """Row in the benchmark, from 0."""
+    """Number of its row in the benchmark, from 0."""
     sample: int
     """0 .. n-1."""
     outcome: Outcome
     question: str
     truth: str
     answer: str
-    """What was judged, as found in the response."""
+    """What was graded, as found in the response."""
     response: str
     finish_reason: str
     response_tokens: int
@@ -55,10 +55,10 @@ class Generations:
     """The answers in one folder."""
 
     def __init__(self, folder: Path, meta: Mapping[str, Any], *, replace: bool = False) -> None:
-        """Opens the folder for answers drawn as `meta` says.
+        """Open the folder for answers that were sampled as `meta` says.
 
-        Where it holds answers drawn otherwise (another model, another prompt), they go if `replace` is set, else
-        ConfigError: two evaluations in one folder would be added up.
+        If it holds others (another model, another prompt), they are deleted with `replace`; else ConfigError, as the
+        results would mix two evaluations.
         """
         self._path = folder / LINES
         meta_path = folder / META
@@ -76,7 +76,7 @@ class Generations:
         self.known = {generation.key for generation in self.read()}
 
     def add(self, generations: Sequence[Generation]) -> None:
-        """Keep these durably; those known already are not written again."""
+        """Write the answers durably; those that are stored already are not written again."""
         new = {generation.key: generation for generation in generations if generation.key not in self.known}
         if new:
             lines = [json.dumps(asdict(generation), ensure_ascii=False) for generation in new.values()]
@@ -84,7 +84,7 @@ class Generations:
             self.known |= new.keys()
 
     def read(self) -> Iterator[Generation]:
-        """All answers so far; a line cut short by a crash is left out."""
+        """All answers so far, without a line that a crash cut short."""
         return read_generations(self._path)
 
 

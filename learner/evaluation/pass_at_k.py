@@ -1,4 +1,4 @@
-"""Turns counts of correct samples into pass@k with confidence intervals. Knows only numbers.
+"""Computes pass@k with confidence intervals from counts of correct samples.
 
 Legend of shapes: N problems, n samples per problem, B bootstrap resamples.
 """
@@ -31,11 +31,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return float(1 - Fraction(comb(n - c, k), comb(n, k)))
 
 
-def powers_of_two(n: int) -> list[int]:
-    """The k reported in tables: 1, 2, 4 ... up to n."""
-    return [1 << exponent for exponent in range(n.bit_length())]
-
-
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A mean over problems and its bootstrap confidence interval, all in 0 .. 1."""
@@ -57,7 +52,7 @@ class PassCurve:
     average: Estimate
     """AVG: the mean over `average_ks`."""
     average_ks: tuple[int, ...]
-    """AVG_KS, without those above n: an AVG over fewer is not the paper's."""
+    """The values of AVG_KS up to n; with fewer than three the AVG is not the paper's."""
 
     def __getitem__(self, k: int) -> Estimate:
         return self.by_k[k]
@@ -65,7 +60,7 @@ class PassCurve:
 
 @dataclass(frozen=True, slots=True)
 class PassTable:
-    """What an evaluation reports."""
+    """pass@k of several benchmarks and of their mean."""
 
     benchmarks: dict[str, PassCurve]
     mean: PassCurve
@@ -78,7 +73,7 @@ def pass_table(
     """pass@k from the number of correct samples of every problem, by benchmark.
 
     The intervals are percentiles of means over problems drawn with replacement (each benchmark among its own), with a
-    generator seeded by (seed, benchmark name): the same counts give the same intervals, whatever else is in the table.
+    generator seeded by (seed, benchmark name). So a benchmark's interval does not depend on the rest of the table.
 
         pass_table({"aime24": [0, 3, 4], "gsm8k": [4, 4]}, samples=4).mean[1].value     0.7916...
 

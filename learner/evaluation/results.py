@@ -1,4 +1,4 @@
-"""What an evaluation found: pass@k per temperature from its judged answers, as JSON. Knows no queue and no model."""
+"""Results of an evaluation: pass@k per temperature from its graded answers, as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from learner.evaluation.generations import Generation
 from learner.evaluation.pass_at_k import PassCurve, PassTable, pass_table
-from learner.grading.grading import Outcome
+from learner.grading.math_grading import Outcome
 from services import durable
 from services.contracts import EvaluationMetrics
 from services.errors import DataError
@@ -27,17 +27,17 @@ class Results:
     samples: int
     by_temperature: dict[float, PassTable]
     outcomes: dict[float, dict[str, int]]
-    """How many answers of a temperature ended how: correct, wrong, no_answer, timeout, failed, and cut short."""
+    """Answers per temperature and outcome: correct, wrong, no_answer, timeout, failed; and those cut short."""
 
     @property
     def best_temperature(self) -> float:
-        """The one with the highest AVG, the lowest of equals: the paper's Baseline is the base model there."""
+        """The temperature with the highest AVG, the lowest of equals; the paper evaluates its Baseline at this one."""
         return max(
             sorted(self.by_temperature), key=lambda temperature: self.by_temperature[temperature].mean.average.value
         )
 
     def metrics(self, weight_version: int) -> tuple[EvaluationMetrics, ...]:
-        """One a temperature, for metrics.jsonl."""
+        """One entry per temperature, for metrics.jsonl."""
         return tuple(
             EvaluationMetrics(
                 weight_version=weight_version,
@@ -53,12 +53,12 @@ class Results:
 
 
 def reported_ks(samples: int) -> list[int]:
-    """1, 2, 4 ... and n itself."""
+    """The k in metrics.jsonl: 1, 2, 4 ... and n itself."""
     return sorted({1 << exponent for exponent in range(samples.bit_length())} | {samples})
 
 
 def summarise(generations: Iterable[Generation], samples: int) -> Results:
-    """Count and estimate. Answers beyond `samples` per problem are left out; DataError when some are missing."""
+    """pass@k of the answers. Those beyond `samples` per problem are ignored; DataError when some are missing."""
     counts: dict[float, dict[str, dict[int, list[bool]]]] = {}
     outcomes: dict[float, Counter[str]] = {}
     for generation in generations:
@@ -72,7 +72,7 @@ def summarise(generations: Iterable[Generation], samples: int) -> Results:
     _check_complete(counts, samples)
     tables = {
         temperature: pass_table(
-            {name: [sum(verdicts) for verdicts in problems.values()] for name, problems in benchmarks.items()}, samples
+            {name: [sum(grades) for grades in problems.values()] for name, problems in benchmarks.items()}, samples
         )
         for temperature, benchmarks in sorted(counts.items())
     }
@@ -82,16 +82,16 @@ def summarise(generations: Iterable[Generation], samples: int) -> Results:
 def _check_complete(counts: Mapping[float, Mapping[str, Mapping[int, list[bool]]]], samples: int) -> None:
     for temperature, benchmarks in counts.items():
         for name, problems in benchmarks.items():
-            for problem, verdicts in problems.items():
-                if len(verdicts) != samples:
+            for problem, grades in problems.items():
+                if len(grades) != samples:
                     raise DataError(
-                        f"problem {problem} of {name} has {len(verdicts)} of {samples} answers at {temperature:g}",
-                        hint="finish the evaluation first: the same command goes on where it stopped",
+                        f"problem {problem} of {name} has {len(grades)} of {samples} answers at {temperature:g}",
+                        hint="finish the evaluation first: the same command resumes it",
                     )
 
 
 def as_json(results: Results, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything in plain values; `meta` says what was evaluated."""
+    """The content of results.json; `meta` says what was evaluated."""
     first = next(iter(results.by_temperature.values()))
     return {
         **meta,

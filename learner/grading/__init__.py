@@ -1,1 +1,1 @@
-"""Whether an answer equals the reference answer, within limits of time and memory."""
+"""Grades answers against reference answers, within limits on time and memory."""

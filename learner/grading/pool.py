@@ -1,9 +1,9 @@
-"""Grades many responses in worker processes that no answer can hang or bloat. Knows nothing of how grading works.
+"""Grades many responses in worker processes with limits on time and memory.
 
-An answer like 9^{9^{9^9}} keeps sympy inside one C call that no signal handler interrupts, so the limits are the
-kernel's: a worker over its processor time is ended by it and replaced, its address space is capped. Processor time,
-unlike wall time, gives the same verdict on a busy machine. Workers come from a fork server, never from a fork of this
-process, which may hold threads and a CUDA context.
+An answer like 9^{9^{9^9}} keeps sympy inside one C call that no signal handler interrupts. So the kernel sets the
+limits: it ends a worker that exceeds its processor time, which is then replaced, and caps its address space. Processor
+time, unlike wall time, gives the same grade on a busy machine. Workers come from a fork server, not from a fork of this
+process, which may have threads and a CUDA context.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from learner.grading.grading import Candidate, Outcome, Verdict, find_answer, judge
+from learner.grading.math_grading import Candidate, Grade, Outcome, find_candidate, grade_answer
 from services.errors import DeadlineError, UnavailableError
 
 START_S = 120.0
-"""For a worker to start and import math-verify, on a busy machine."""
+"""Deadline for a worker to start and import math-verify, on a busy machine."""
 WALL_FACTOR = 10
-"""A worker that took its processor time limit so many times over on the clock is killed: it is stuck, not slow."""
+"""A worker is killed as stuck once the wall time of an answer exceeds this many times the processor time limit."""
 _READY = b"ready"
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One distinct question to a worker."""
+    """One answer to grade; equal ones are graded once."""
 
     candidate: Candidate
     truth: str
@@ -47,9 +47,9 @@ class _Batch:
     """State of one `grade_many`."""
 
     waiting: deque[_Job]
-    verdicts: dict[_Job, Verdict]
+    grades: dict[_Job, Grade]
     suspects: set[_Job]
-    """Whose worker died once: that may have been someone else's doing, a second time is not."""
+    """Jobs whose worker died once, perhaps for another reason; after a second time the job has failed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,19 +66,19 @@ class GraderPool:
     """A fixed number of grading processes; one `grade_many` at a time.
 
     with GraderPool(workers=4) as pool:
-        verdicts = pool.grade_many([(response, truth), ...])
+        grades = pool.grade_many([(response, truth), ...])
     """
 
     def __init__(self, workers: int = 2, *, time_limit_s: float = 10.0, memory_bytes: int = 1 << 30) -> None:
-        """One answer's judging is bounded by `time_limit_s` of processor time and by `memory_bytes` of address space
-        beyond what a fresh worker takes."""
+        """Limits for one answer: `time_limit_s` of processor time, and `memory_bytes` of address space beyond that of a
+        fresh worker."""
         if workers < 1:
             raise ValueError(f"a pool has at least one worker, got {workers}")
         self._count = workers
         self._time_limit_s = time_limit_s
         self._memory_bytes = memory_bytes
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["math_verify", "learner.grading.grading"])
+        self._context.set_forkserver_preload(["math_verify", "learner.grading.math_grading"])
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Self:
@@ -91,23 +91,23 @@ class GraderPool:
         self.close()
 
     def close(self) -> None:
-        """Ends the workers; nothing of theirs needs to be kept."""
+        """Kill the workers."""
         while self._workers:
             self._stop(self._workers.pop())
 
-    def grade_many(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """The verdicts on (response, truth) pairs, in their order. Equal answers to equal problems are judged once.
+    def grade_many(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
+        """The grades of (response, truth) pairs, in their order. Equal pairs are graded once.
 
-        DeadlineError or UnavailableError when workers do not even start.
+        DeadlineError or UnavailableError when workers do not start.
         """
-        jobs = [_Job(find_answer(response, truth), truth) for response, truth in pairs]
+        jobs = [_Job(find_candidate(response, truth), truth) for response, truth in pairs]
         distinct = dict.fromkeys(jobs)
         batch = _Batch(deque(distinct), {}, set())
-        while len(batch.verdicts) < len(distinct):
+        while len(batch.grades) < len(distinct):
             self._assign(batch.waiting)
-            self._listen(batch)
+            self._receive(batch)
             self._expire(batch)
-        return [batch.verdicts[job] for job in jobs]
+        return [batch.grades[job] for job in jobs]
 
     def _assign(self, waiting: deque[_Job]) -> None:
         for worker in self._workers:
@@ -115,14 +115,14 @@ class GraderPool:
                 job = waiting.popleft()
                 try:
                     worker.connection.send_bytes(json.dumps([asdict(job.candidate), job.truth]).encode())
-                except OSError:  # it died while idle, which is not the job's doing
+                except OSError:  # it died while idle, so not because of this job
                     waiting.appendleft(job)
                     self._replace(worker)
                     return
                 worker.job, worker.deadline = job, time.monotonic() + WALL_FACTOR * self._time_limit_s
 
-    def _listen(self, batch: _Batch) -> None:
-        """Waits for the next worker to speak, die or run out of time."""
+    def _receive(self, batch: _Batch) -> None:
+        """Wait until a worker answers or dies, or a deadline passes."""
         active = {worker.connection: worker for worker in self._workers if not worker.ready or worker.job is not None}
         timeout = max(0.0, min(worker.deadline for worker in active.values()) - time.monotonic())
         for connection in wait(list(active), timeout):
@@ -130,25 +130,25 @@ class GraderPool:
             try:
                 message = worker.connection.recv_bytes()
             except (EOFError, OSError):
-                self._died(worker, batch)
+                self._handle_death(worker, batch)
                 continue
             if worker.job is None:
                 worker.ready = message == _READY
             else:
                 outcome, answer = json.loads(message)
-                batch.verdicts[worker.job], worker.job = Verdict(Outcome(outcome), answer), None
+                batch.grades[worker.job], worker.job = Grade(Outcome(outcome), answer), None
 
-    def _died(self, worker: _Worker, batch: _Batch) -> None:
+    def _handle_death(self, worker: _Worker, batch: _Batch) -> None:
         worker.process.join(START_S)
         if worker.job is None:
             raise UnavailableError(
                 f"a grading process ended with code {worker.process.exitcode} before it was ready",
-                hint="its own error output says why; math-verify must be installed beside this program",
+                hint="its own error output says why; math-verify must be installed with this program",
             )
         timed_out = worker.process.exitcode == -signal.SIGPROF
         if timed_out or worker.job in batch.suspects:
             outcome = Outcome.TIMEOUT if timed_out else Outcome.FAILED
-            batch.verdicts[worker.job] = Verdict(outcome, worker.job.candidate.boxed or "")
+            batch.grades[worker.job] = Grade(outcome, worker.job.candidate.boxed or "")
         else:
             batch.suspects.add(worker.job)
             batch.waiting.appendleft(worker.job)
@@ -161,7 +161,7 @@ class GraderPool:
                 continue
             if worker.job is None:
                 raise DeadlineError("a grading process", "its start", START_S, hint="is the machine overloaded?")
-            batch.verdicts[worker.job] = Verdict(Outcome.TIMEOUT, worker.job.candidate.boxed or "")
+            batch.grades[worker.job] = Grade(Outcome.TIMEOUT, worker.job.candidate.boxed or "")
             self._replace(worker)
 
     def _replace(self, worker: _Worker) -> None:
@@ -187,11 +187,11 @@ class GraderPool:
 
 
 def _serve(connection: Connection, time_limit_s: float, memory_bytes: int) -> None:
-    """Life of a worker: answers one request after the other until the pool is gone."""
-    import math_verify  # noqa: F401  the import must not count against the first answer's time
+    """Main function of a worker: answers requests until the pool closes the connection."""
+    import math_verify  # noqa: F401  so that the import does not count against the first answer's time
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limit is off
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool handles Ctrl-C
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _limit_memory(memory_bytes)
     connection.send_bytes(_READY)
@@ -202,11 +202,11 @@ def _serve(connection: Connection, time_limit_s: float, memory_bytes: int) -> No
             return
         signal.setitimer(signal.ITIMER_PROF, time_limit_s)
         try:
-            verdict = judge(Candidate(**candidate), truth)
+            grade = grade_answer(Candidate(**candidate), truth)
         except MemoryError:
-            verdict = Verdict(Outcome.FAILED, candidate["boxed"] or "")
+            grade = Grade(Outcome.FAILED, candidate["boxed"] or "")
         signal.setitimer(signal.ITIMER_PROF, 0)
-        connection.send_bytes(json.dumps([verdict.outcome, verdict.answer]).encode())
+        connection.send_bytes(json.dumps([grade.outcome, grade.answer]).encode())
 
 
 def _limit_memory(memory_bytes: int) -> None:

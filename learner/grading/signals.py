@@ -80,6 +80,6 @@ def check_references(algorithm: Algorithm, prompts: Sequence[Prompt]) -> None:
     if without:
         raise DataError(
             f"training.algorithm {algorithm.name} needs a reference answer to every prompt, {len(without)} of "
-            f"{len(prompts)} have none (the first is row {without[0].index})",
+            f"{len(prompts)} have none (the first is row {without[0].row})",
             hint="give the rows an answer, or train with algorithm nll, which needs none",
         )

@@ -1,4 +1,4 @@
-r"""Compares answers that both carry a unit of length, time or mass. Knows no other units, and nothing of grading.
+r"""Converts two answers in units of length, time or mass to the same unit.
 
 in_base_units(r"12\text{ m}", r"12\text{ cm}")      ("(12) * (1)", "(12) * (1/100)")
 in_base_units("12", r"12\text{ cm}")                None: only one has a unit
@@ -28,21 +28,21 @@ _QUANTITY = re.compile(
 
 
 def in_base_units(answer: str, truth: str) -> tuple[str, str] | None:
-    """Both numbers as LaTeX in the same unit when they have different known ones, else None.
+    """Both numbers as LaTeX in the same unit if they have different known units, else None.
 
-    Units of different kinds (a length and a time) leave the units in place of the numbers, which are never equal.
+    For units of different kinds (a length and a time) it returns the units instead, which are never equal.
     """
-    mine, theirs = _quantity(answer), _quantity(truth)
-    if mine is None or theirs is None or mine[1] == theirs[1]:
+    given, expected = _quantity(answer), _quantity(truth)
+    if given is None or expected is None or given[1] == expected[1]:
         return None
-    (kind, factor), (their_kind, their_factor) = _KNOWN[mine[1]], _KNOWN[theirs[1]]
-    if kind != their_kind:
-        return rf"\text{{{mine[1]}}}", rf"\text{{{theirs[1]}}}"
-    return f"({mine[0]}) * ({factor})", f"({theirs[0]}) * ({their_factor})"
+    (kind, factor), (expected_kind, expected_factor) = _KNOWN[given[1]], _KNOWN[expected[1]]
+    if kind != expected_kind:
+        return rf"\text{{{given[1]}}}", rf"\text{{{expected[1]}}}"
+    return f"({given[0]}) * ({factor})", f"({expected[0]}) * ({expected_factor})"
 
 
 def _quantity(text: str) -> tuple[str, str] | None:
-    """The number and the unit's name, where the unit is known."""
+    """The number and the name of its unit; None if it has no known unit."""
     match = _QUANTITY.match(text.strip())
     if match is None:
         return None

@@ -1,1 +1,1 @@
-"""The trained model: loading, packed forward passes, the loss over the vocabulary, adapters, canaries."""
+"""The trained model: loading, packed forward passes, adapters, canaries, and its weights on the wire."""

@@ -1,10 +1,10 @@
-"""Which activations of a decoder layer wait for the backward pass; the others are computed again. Knows no model.
+"""Chooses which activations of a decoder layer are kept for the backward pass; the others are computed again.
 
     off     all of them
-    light   what matrix products and attention gave: about half; what lies between is cheap to compute again
-    full    the layer's input only: next to nothing, for a second forward pass
+    light   outputs of matrix products and attention, about half; the others are cheap to compute again
+    full    the layer's input only: almost nothing, at the cost of a second forward pass
 
-None of the three changes a bit of the gradient on CPU.
+The gradient is the same to the bit on CPU in all three.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
-from learner.config import Recompute
+from learner.config import GradientCheckpointing
 from learner.model import attention, onednn_linear
 
-COSTLY = [*onednn_linear.KERNELS, *attention.KERNELS]
-"""Operators that `light` does not run twice."""
+SAVED_OPERATORS = [*onednn_linear.KERNELS, *attention.KERNELS]
+"""Operators whose outputs `light` keeps."""
 
 
-def recompute(module: PreTrainedModel, how: Recompute) -> None:
-    """Make the module's decoder layers keep that much in training."""
-    if how == "off":
+def checkpoint_activations(module: PreTrainedModel, mode: GradientCheckpointing) -> None:
+    """Make the module's decoder layers keep in training what `mode` says."""
+    if mode == "off":
         return
-    # Nothing in a layer is random, so no state of random numbers has to be kept.
+    # Nothing in a layer is random, so the state of the random number generator is not saved.
     settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    if how == "light":
-        settings["context_fn"] = partial(create_selective_checkpoint_contexts, COSTLY)
+    if mode == "light":
+        settings["context_fn"] = partial(create_selective_checkpoint_contexts, SAVED_OPERATORS)
     module.gradient_checkpointing_enable(settings)

@@ -1,8 +1,8 @@
-"""Causal attention within each sequence of a packed micro-batch. Knows shapes and kernels, no model.
+"""Causal attention within each sequence of a packed micro-batch.
 
-Importing this module registers it with transformers under the name `PACKED_ATTENTION`; a model loaded with that
-`attn_implementation` builds no mask at all and calls `packed_attention` with the boundaries given to its forward
-(see `packing_arguments`). No query ever meets a key of another sequence: the kernels get each sequence by itself.
+Importing this module registers `packed_attention` with transformers under the name `PACKED_ATTENTION`. A model loaded
+with that `attn_implementation` builds no mask; it passes on the boundaries given to its forward (see
+`packing_arguments`). No query meets a key of another sequence, since the kernels compute each sequence separately.
 
 Legend of shapes: T tokens of the micro-batch, S sequences, H query heads, K key/value heads (K divides H), D head size.
 """
@@ -32,11 +32,11 @@ KERNELS = (
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 )
-"""The operators that `packed_attention` ends in, by device and type; with a window on CPU it is plain products."""
+"""The operators behind `packed_attention`, by device and type; with a window on CPU it is matrix products instead."""
 
 
 def packing_arguments(batch: MicroBatch) -> dict[str, Any]:
-    """Keyword arguments of a model's forward that carry the boundaries, under the names transformers passes through."""
+    """Keyword arguments of a model's forward that carry the boundaries, named as transformers passes them on."""
     longest = max(batch.lengths)
     return {
         "cu_seq_lens_q": batch.cu_seqlens,
@@ -65,9 +65,9 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers calls it: [1, H, T, D], [1, K, T, D] twice -> [1, T, H, D].
 
-    softmax(scaling * q k^T) v over the keys at or before the query in its own sequence, and less than `sliding_window`
-    back where that is set. Dropout is never applied: the objective is about the model that samples.
-    Raises ModelError for a model whose attention is something else.
+    softmax(scaling * q k^T) v over the keys of the query's own sequence at or before the query, and less than
+    `sliding_window` tokens back if that is set. Dropout is never applied: the model that samples has none.
+    Raises ModelError for a model with another kind of attention.
     """
     if cu_seq_lens_q is None or max_length_q is None or sequence_lengths is None:
         raise ModelError(
@@ -80,13 +80,13 @@ def packed_attention(
             hint="packed training supports plain causal and sliding-window attention",
         )
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
-        # Rotary embedding leaves float32 behind, and autocast does not know the varlen operator.
+        # Rotary embedding returns float32, and autocast does not cast the inputs of the varlen operator.
         dtype = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if _has_varlen_kernel(query):
         out = _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window)
     else:
-        out = _one_by_one(query, key, value, sequence_lengths, scaling, sliding_window)
+        out = _per_sequence(query, key, value, sequence_lengths, scaling, sliding_window)
     return out, None
 
 
@@ -109,7 +109,7 @@ def _varlen(
     scaling: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """All sequences in one kernel, which takes the boundaries instead of a mask."""
+    """All sequences in one kernel call, which takes boundaries instead of a mask."""
     left = -1 if sliding_window is None else sliding_window - 1
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     out: Any = varlen_attn(
@@ -128,7 +128,7 @@ def _varlen(
     return packed
 
 
-def _one_by_one(
+def _per_sequence(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -136,7 +136,7 @@ def _one_by_one(
     scaling: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """One kernel call per sequence; on CPU that is faster than one call with padding or with a block mask."""
+    """One kernel call per sequence: on CPU faster than one call with padding or a block mask."""
     outs = [
         functional.scaled_dot_product_attention(
             q,
@@ -153,12 +153,12 @@ def _one_by_one(
 
 
 def _window_mask(length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
-    """[T, T] True where a query may look; None where plain causal attention says the same."""
+    """[T, T] True where a query attends to a key; None where plain causal attention is the same."""
     if sliding_window is None or length <= sliding_window:
         return None
-    places = torch.arange(length, device=device)
-    back = places[:, None] - places[None, :]
-    return (back >= 0) & (back < sliding_window)
+    positions = torch.arange(length, device=device)
+    distance = positions[:, None] - positions[None, :]
+    return (distance >= 0) & (distance < sliding_window)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -1,5 +1,5 @@
-"""What the trained model computes for a few fixed prompts, so that whoever serves a version can prove that it serves
-the learner's. Knows no store and no engine.
+"""Computes canaries: the trained model's log-probabilities for a few fixed prompts. A generator that serves a version
+compares its own with them, to prove that it serves the learner's weights.
 
 Legend of shapes: T tokens fed, V vocabulary.
 """
@@ -18,26 +18,27 @@ from numpy.typing import NDArray
 
 from learner.algorithms.base import Targets
 from learner.algorithms.nll import nll
-from learner.model.lora import adapters_of, base_name, is_adapter, merged
-from learner.model.packing import Sequence, lay_out
-from learner.model.trained_model import TORCH_DTYPES, TrainedModel
+from learner.model.lora import adapters_of, base_name, is_adapter, merge_adapter
+from learner.model.packing import Sequence, pack_sequences
+from learner.model.trained_model import TrainedModel
+from learner.model.wire_tensors import TORCH_DTYPES
 from services.contracts import Canary
 from services.errors import ModelError
 
 PROMPT_TOKENS = 16
 STRIDE = 7919
-"""A prime: the prompts walk over the whole vocabulary, which no data set and no tokenizer has to be asked for."""
+"""A prime: the prompts step through the whole vocabulary, and need neither data set nor tokenizer."""
 
-Kept = dict[torch.nn.Parameter, torch.Tensor]
-"""What parameters held before they were rounded."""
+Originals = dict[torch.nn.Parameter, torch.Tensor]
+"""The values of parameters before they were rounded."""
 
 
-def sing(model: TrainedModel, prompts: int) -> tuple[Canary, ...]:
-    """So many canaries: log-probabilities in float32 arithmetic, by the weights merged and rounded as published.
+def compute_canaries(model: TrainedModel, prompts: int) -> tuple[Canary, ...]:
+    """That many canaries: log-probabilities in float32 arithmetic, with weights merged and rounded as published.
 
-    The module itself computes them, not the published bytes: what goes wrong on the way from here to an engine's
+    The trained module computes them, not the published bytes, so that every mistake between here and an engine's
     kernels (names, layouts, tied weights) shows. ModelError when they are not finite.
-    Rank 0 asks; the others go along in its forward and round nothing, as only what rank 0 computes counts.
+    Rank 0 calls this. The other ranks join its forward with unrounded weights: their results are not used.
     """
     if not prompts:
         return ()
@@ -61,31 +62,35 @@ def _prompts(count: int, vocabulary: int) -> NDArray[np.int32]:
 
 
 def _log_probs(model: TrainedModel, token_ids: NDArray[np.int32]) -> torch.Tensor:
-    """Log-probabilities of every prompt's tokens after its first, end to end."""
-    batch = lay_out([Sequence(tokens[:1], tokens[1:]) for tokens in token_ids]).to(model.device)
+    """Log-probabilities of every prompt's tokens after its first, concatenated."""
+    batch = pack_sequences([Sequence(tokens[:1], tokens[1:]) for tokens in token_ids]).to(model.device)
     training = model.module.training
     model.module.train(False)
     try:
         with torch.no_grad(), _as_published(model):
-            return replace(model, autocast_dtype=None).losses(batch, nll, Targets(batch.targets), 1.0).log_probs
+            return (
+                replace(model, autocast_dtype=None)
+                .leader_token_losses(batch, nll, Targets(batch.targets), 1.0)
+                .log_probs
+            )
     finally:
         model.module.train(training)
 
 
 @contextlib.contextmanager
 def _as_published(model: TrainedModel) -> Iterator[None]:
-    """Each layer computes with its weights as published; the memory that takes is one layer's, and the head's.
+    """Within the block each layer computes with its weights as published. Takes the memory of one layer and the head.
 
-    Sharded weights are whole by then: sharding gathers them in hooks that come before these and leaves after them.
+    Sharded weights are gathered at that time: the hooks of sharding run before these, and after them on the way out.
     """
     published = partial(_published, model, adapters_of(model.module))
     head: Any = model.module.get_output_embeddings()  # type: ignore[no-untyped-call]
     handles = []
     for path, layer in model.module.named_modules():
-        user = model.scorer if layer is head else layer  # the head's weights are used without its forward
-        kept: Kept = {}
-        handles.append(user.register_forward_pre_hook(partial(_replace, published, path, layer, kept)))
-        handles.append(user.register_forward_hook(partial(_restore, kept), prepend=True, always_call=True))
+        user = model.loss_module if layer is head else layer  # the head's weights are used without its forward
+        originals: Originals = {}
+        handles.append(user.register_forward_pre_hook(partial(_replace, published, path, layer, originals)))
+        handles.append(user.register_forward_hook(partial(_restore, originals), prepend=True, always_call=True))
     try:
         yield
     finally:
@@ -94,23 +99,23 @@ def _as_published(model: TrainedModel) -> Iterator[None]:
 
 
 def _published(model: TrainedModel, adapters: Mapping[str, Any], path: str, weight: torch.Tensor) -> torch.Tensor:
-    """The weight as published, in its own type; adapters are in the weights that they change and add nothing more."""
+    """The weight as published, in its own type. An adapter is merged into its weight, so its own factors become 0."""
     if is_adapter(path):
         return torch.zeros_like(weight)
     name = base_name(path)
     name = model.module.all_tied_weights_keys.get(name, name)
     dtype = TORCH_DTYPES[model.wire_dtype(name)]
-    rounded = merged(weight, adapters[name], dtype) if name in adapters else weight.detach().to(dtype)
+    rounded = merge_adapter(weight, adapters[name], dtype) if name in adapters else weight.detach().to(dtype)
     return rounded.to(weight.dtype)
 
 
-def _replace(published: Any, path: str, layer: torch.nn.Module, kept: Kept, *_: Any) -> None:
+def _replace(published: Any, path: str, layer: torch.nn.Module, originals: Originals, *_: Any) -> None:
     for name, parameter in layer.named_parameters(recurse=False):
-        kept[parameter] = parameter.data
+        originals[parameter] = parameter.data
         parameter.data = published(f"{path}.{name}", parameter)
 
 
-def _restore(kept: Kept, *_: Any) -> None:
-    for parameter, exact in kept.items():
+def _restore(originals: Originals, *_: Any) -> None:
+    for parameter, exact in originals.items():
         parameter.data = exact
-    kept.clear()
+    originals.clear()

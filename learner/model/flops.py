@@ -1,14 +1,14 @@
-"""What a sequence costs in floating-point operations, from the model's shape. Knows no tensors of a batch.
+"""Counts the floating-point operations of a sequence, from the model's shape.
 
 A forward pass over a sequence of L tokens of which R predict a response token takes
 
     2 P L  +  4 n d (L^2 / 2)  +  2 H V R
 
-operations: P weights of the layers' matrix products (embedding and norms do none), n layers with attention of d = heads
-x head size, whose scores and whose mixing of values take 2 d per pair of tokens each, and half of the pairs as it is
-causal; a head of H x V. The backward pass takes twice as many; what gradient checkpointing computes again is not
-counted, so that MFU is about the model and not about the method (Chowdhery et al., arXiv 2204.02311, appendix B, there
-without the halving).
+operations. P: weights of the layers' matrix products, without embedding and norms. n: layers with attention of width
+d = heads x head size; its scores and its weighted values take 2 d per pair of tokens each, and causal attention needs
+half of the pairs. The head has H x V weights. The backward pass takes twice as many operations. What gradient
+checkpointing computes again is not counted, as MFU is about the model (Chowdhery et al., arXiv 2204.02311, appendix B,
+there without the halving).
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class Cost:
     """c."""
 
     def layers(self, tokens: int) -> float:
-        """Of one sequence of so many tokens, without the head."""
+        """Operations of one sequence of that many tokens, without the head."""
         return self.per_token * tokens + self.per_token_squared * tokens**2
 
     def training(self, lengths: tuple[int, ...], response_tokens: int) -> float:
-        """Forward and backward of sequences of these lengths, with so many response tokens in all."""
+        """Operations of forward and backward over sequences of these lengths, with `response_tokens` in all."""
         forward = sum(map(self.layers, lengths)) + self.per_response_token * response_tokens
         return (1 + BACKWARD) * forward
 
 
 def cost_of(module: PreTrainedModel) -> Cost:
-    """From the whole, unsharded model."""
+    """The cost of the model; it must not be sharded yet."""
     config = module.config.get_text_config()
     head = module.get_output_embeddings()  # type: ignore[no-untyped-call]
     products = sum(

@@ -1,4 +1,4 @@
-"""A model's files as Hugging Face lays them out: where they are, what they say. Knows no tensors and no training."""
+"""A model's files in Hugging Face's layout: where they are, and what their headers and settings say."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODEL_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-"""What an engine needs besides weights, where the model has it."""
+"""The files that an engine needs besides weights; a model has some of them."""
 
 SAFETENSORS_NAMES = {
     "float64": "F64",
@@ -38,7 +38,7 @@ SAFETENSORS_NAMES = {
 
 
 def resolve_folder(path: str) -> Path:
-    """The model's folder on this machine; a Hugging Face id is downloaded first, unless the cache has it.
+    """The model's folder on this machine; a Hugging Face id is downloaded unless it is in the cache.
 
     Raises ModelError for a path that is neither, and for a folder without config.json.
     """
@@ -64,14 +64,14 @@ def _download(model_id: str) -> Path:
 
 
 def model_files(folder: Path) -> dict[str, Path]:
-    """Name -> path of everything but the weights; config.json as it was written, its dtype included."""
+    """Name -> path of every file but the weights; config.json is passed on unchanged, its dtype included."""
     return {name: folder / name for name in MODEL_FILES if (folder / name).is_file()}
 
 
 def stop_token_ids(folder: Path) -> tuple[int, ...]:
-    """Tokens that end a response, ascending: the generation settings' (else the config's) and the tokenizer's.
+    """Tokens that end a response, ascending: those of the generation settings (else the config), and the tokenizer's.
 
-    Models often generate with more than the tokenizer's one: Qwen's chat models stop at <|im_end|> and <|endoftext|>.
+    A model often has more than the tokenizer's one: Qwen's chat models stop at <|im_end|> and <|endoftext|>.
     """
     settings = _read_json(folder / "generation_config.json") or _read_json(folder / "config.json")
     found = settings.get("eos_token_id")
@@ -82,7 +82,7 @@ def stop_token_ids(folder: Path) -> tuple[int, ...]:
 
 
 class StoredTensor(NamedTuple):
-    """What the header of a checkpoint's file says of a tensor."""
+    """A tensor as the header of a checkpoint file describes it."""
 
     dtype: str
     """safetensors' name of its type."""
@@ -90,7 +90,7 @@ class StoredTensor(NamedTuple):
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """The checkpoint's tensors by name, from the headers alone; empty when it is not stored as safetensors."""
+    """The checkpoint's tensors by name, read from headers; empty when it is not stored as safetensors."""
     found: dict[str, StoredTensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -109,7 +109,7 @@ def config_dtype(folder: Path) -> str:
 
 
 def head_size(config: Any) -> int:
-    """Size of an attention head, by transformers' text config; most say it only by what it divides."""
+    """Size of an attention head. Most text configs of transformers give only hidden size and number of heads."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 

@@ -1,8 +1,8 @@
-"""Low-rank adapters on a frozen model (Hu et al., arXiv 2106.09685), by peft. Knows no training and no wire.
+"""Low-rank adapters on a frozen model (Hu et al., arXiv 2106.09685), by peft.
 
-W' = W + (alpha / rank) B A, B [out, rank] zero at the start, A [rank, in] random. Only A and B have gradients, moments
-and a place in the checkpoint. Served is W', which every engine takes as any other weights. It is made of A and B in
-fixed point, as `services.weights.adapters` defines it, so that a mirror that gets those alone makes the same bits.
+W' = W + (alpha / rank) B A, B [out, rank] zero at the start, A [rank, in] random. Only A and B have gradients and
+moments and are in checkpoints. Engines serve W' like any other weights. W' is computed from A and B in fixed point, as
+`services.weights.adapters` defines it, so that a mirror that receives only A and B computes the same bits.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import torch
 from transformers import PreTrainedModel
 
 from learner.config import LoraConfig
-from learner.parallel.sharding import whole
+from learner.parallel.sharding import gather
 from services.errors import ConfigError, ModelError
 from services.weights.adapters import FRACTION_BITS
 
 ADAPTER = "default"
-BASE = ".base_layer."
-"""Between a layer's name and that of its frozen weight."""
-MARK = ".lora_"
-"""In the name of everything that belongs to an adapter."""
+BASE_INFIX = ".base_layer."
+"""Stands between a layer's name and the name of its frozen weight."""
+ADAPTER_INFIX = ".lora_"
+"""Is in the name of every tensor of an adapter."""
 BLOCK_ELEMENTS = 1 << 20
-"""Merged at a time; their products take 8 bytes each."""
+"""Elements merged at a time; their products take 8 bytes each."""
 
 
 def add_adapters(module: PreTrainedModel, config: LoraConfig) -> None:
-    """Freeze the model and give its linear layers adapters, the same on every rank and in every life of a run."""
+    """Freeze the model and add adapters to its linear layers: the same on every rank and after every restart."""
     try:
         import peft
     except ImportError as error:
@@ -45,7 +45,7 @@ def add_adapters(module: PreTrainedModel, config: LoraConfig) -> None:
         torch.manual_seed(0)
         try:
             peft.inject_adapter_in_model(settings, module, ADAPTER)
-        except ValueError as error:  # no layer has that name, or its kind takes no adapter
+        except ValueError as error:  # no layer has that name, or peft has no adapter for its type
             raise ConfigError(
                 f"lora.targets = {','.join(config.targets)} does not fit the model: {error}",
                 hint="name linear layers as the model does, such as q_proj,v_proj, or leave it empty for all of them",
@@ -59,33 +59,35 @@ def add_adapters(module: PreTrainedModel, config: LoraConfig) -> None:
 
 def adapters_of(module: PreTrainedModel) -> dict[str, Any]:
     """Checkpoint name of a weight -> the layer that holds it with its adapter."""
-    wrapped = [name.removesuffix(BASE[:-1]) for name, _ in module.named_modules() if name.endswith(BASE[:-1])]
+    wrapped = [
+        name.removesuffix(BASE_INFIX[:-1]) for name, _ in module.named_modules() if name.endswith(BASE_INFIX[:-1])
+    ]
     return {f"{name}.weight": module.get_submodule(name) for name in wrapped}
 
 
 def adapter_bytes(module: PreTrainedModel) -> int:
-    """Of all adapters in float32; as they are sent they take half."""
+    """Bytes of all adapters in float32; published they take half."""
     return sum(p.numel() * p.element_size() for name, p in module.named_parameters() if is_adapter(name))
 
 
 def is_adapter(name: str) -> bool:
     """Whether the tensor of this name is part of an adapter."""
-    return MARK in name
+    return ADAPTER_INFIX in name
 
 
 def base_name(name: str) -> str:
     """The name in the checkpoint of a tensor of the frozen model."""
-    return name.replace(BASE, ".")
+    return name.replace(BASE_INFIX, ".")
 
 
 def factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """(B [out, rank], A [rank, in], s) as they are published: int16, int16 and a scale; every rank must ask."""
-    b, b_step = _fixed(whole(layer.lora_B[ADAPTER].weight.detach()))
-    a, a_step = _fixed(whole(layer.lora_A[ADAPTER].weight.detach()))
+    """(B [out, rank], A [rank, in], scale) as published: int16, int16, float. Every rank must call it."""
+    b, b_step = _to_fixed_point(gather(layer.lora_B[ADAPTER].weight.detach()))
+    a, a_step = _to_fixed_point(gather(layer.lora_A[ADAPTER].weight.detach()))
     return b, a, float(layer.scaling[ADAPTER]) * b_step * a_step
 
 
-def _fixed(factor: torch.Tensor) -> tuple[torch.Tensor, float]:
+def _to_fixed_point(factor: torch.Tensor) -> tuple[torch.Tensor, float]:
     """(int16, step): multiples of a power of two, at most 2**FRACTION_BITS of them."""
     peak = factor.abs().max()
     if not bool(torch.isfinite(peak)):
@@ -97,13 +99,13 @@ def _fixed(factor: torch.Tensor) -> tuple[torch.Tensor, float]:
     return (factor.double() * 2.0**-exponent).round().to(torch.int16), 2.0**exponent
 
 
-def merged(weight: torch.Tensor, layer: Any, dtype: torch.dtype) -> torch.Tensor:
-    """W' of the layer whose frozen weight is `weight`, whole, in the type it is published in; every rank must ask.
+def merge_adapter(weight: torch.Tensor, layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    """W' of the layer whose frozen weight is `weight`, whole, in the published type. Every rank must call it.
 
-    Step by step and bit by bit what `services.weights.adapters.merge` computes, by blocks of rows.
+    Computes the same bits as `services.weights.adapters.merge`, by blocks of rows.
     """
     b, a, scale = factors(layer)
-    frozen, a = whole(weight.detach()), a.double()
+    frozen, a = gather(weight.detach()), a.double()
     rows = max(1, BLOCK_ELEMENTS // a.shape[1])
     blocks = zip(torch.split(b, rows), torch.split(frozen, rows), strict=True)
     return torch.cat(

@@ -1,8 +1,8 @@
-"""Matrix products in float32 on CPU by oneDNN instead of the BLAS that torch calls. Knows no model.
+"""Matrix products in float32 on CPU by oneDNN instead of the BLAS that torch calls.
 
-oneDNN asks the processor what it can do and compiles for it. MKL, the BLAS of torch's builds for x86, asks who made it
-and takes half the vector width on AMD: measured on a Zen 5 core, 100 GFLOP/s against oneDNN's 200 to 235. Both multiply
-in float32 and differ in the order of their sums. Elsewhere and in other types these are torch's own products.
+oneDNN compiles kernels for the features of the processor. MKL, the BLAS of torch's builds for x86, chooses by vendor
+and uses half the vector width on AMD: measured on a Zen 5 core, 100 GFLOP/s against oneDNN's 200 to 235. Both multiply
+in float32 and differ in the order of their sums. On other devices and in other types torch's own products are used.
 
 Legend of shapes: N rows, I inputs, O outputs.
 """
@@ -24,22 +24,22 @@ KERNELS = (
     torch.ops.aten.bmm.default,
     *([torch.ops.mkldnn._linear_pointwise.default] if HAS_ONEDNN else []),
 )
-"""The operators that a product of matrices ends in, by device and type."""
+"""The operators behind a matrix product, by device and type."""
 
-ADDED_AT_ONCE = 1 << 20
-"""Elements of a product that `add_product` makes before it adds them: 4 MiB, which caches hold."""
+BLOCK_ELEMENTS = 1 << 20
+"""Elements of a product that `add_product` computes before it adds them: 4 MiB, which fit the caches."""
 
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """Environment variables that oneDNN and torch's layer above it read once."""
 
 CACHED_PRODUCTS = 64
-"""Compiled products kept. Each takes 0.6 MB, every number of tokens has its own, and 1,024 would be kept; the layers of
-a model share about ten, which are compiled again in 15 ms."""
+"""Compiled kernels that are kept (the default is 1,024). Each takes 0.6 MB, and every number of tokens has its own. The
+layers of a model share about ten, which are compiled again in 15 ms."""
 
 
 def product(x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
-    """x W^T + b, [..., O]. Any strides; not differentiable, see `Linear`."""
-    if not _in_onednn(x_NI):
+    """x W^T + b, [..., O], for any strides. Not differentiable: use `Linear` for that."""
+    if not _uses_onednn(x_NI):
         return functional.linear(x_NI, weight_OI, bias_O)
     out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
     return out
@@ -47,24 +47,24 @@ def product(x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | 
 
 def add_product(total_NO: torch.Tensor, x_NI: torch.Tensor, weight_OI: torch.Tensor) -> None:
     """total += x W^T, in place and without a second tensor of that size."""
-    if not _in_onednn(x_NI):
+    if not _uses_onednn(x_NI):
         total_NO.addmm_(x_NI, weight_OI.T)
         return
-    rows = max(1, ADDED_AT_ONCE // weight_OI.shape[0])
+    rows = max(1, BLOCK_ELEMENTS // weight_OI.shape[0])
     for total, x in zip(torch.split(total_NO, rows), torch.split(x_NI, rows), strict=True):
         total += product(x, weight_OI)
 
 
-def _in_onednn(x: torch.Tensor) -> bool:
+def _uses_onednn(x: torch.Tensor) -> bool:
     exact = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     return HAS_ONEDNN and exact and x.device.type == "cpu"
 
 
 class Linear(torch.nn.Linear):
-    """torch's layer with these products."""
+    """torch's layer, computed by `product`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not _in_onednn(x):
+        if not _uses_onednn(x):
             return super().forward(x)
         out: torch.Tensor = _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return out
@@ -90,9 +90,9 @@ class _Linear(torch.autograd.Function):
 
 
 def use_onednn(module: torch.nn.Module) -> None:
-    """Give every ordinary linear layer of a module on CPU these products; its weights and names stay.
+    """Make every ordinary linear layer of a module on CPU compute by oneDNN; weights and names stay.
 
-    Call it before the process computes anything: the first operator of any kind makes the caches.
+    Call it before the process computes anything: the first operator of any kind creates oneDNN's caches.
     """
     for cache in CACHES:
         os.environ.setdefault(cache, str(CACHED_PRODUCTS))

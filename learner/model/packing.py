@@ -1,8 +1,6 @@
-"""Lays sequences end to end into micro-batches under a token budget, and deals them to the ranks by what they cost.
+"""Packs sequences end to end into micro-batches under a token budget, and balances them over the ranks by cost.
 
-Knows neither model nor objective.
-
-A sequence of P prompt and R response tokens takes T = P + R - 1 places: the last one is predicted, never fed.
+A sequence of P prompt and R response tokens feeds T = P + R - 1 tokens: the last one is predicted, never fed.
 
     prompt   a b c          fed        a b c x y        position   0 1 2 3 4
     response x y z          predicts   . . x y z        rows             2 3 4
@@ -41,7 +39,7 @@ class Sequence:
 
     @property
     def fed_tokens(self) -> int:
-        """Places the sequence takes in a micro-batch."""
+        """Tokens that the sequence feeds to the model: all but its last."""
         return int(self.prompt_tokens.size + self.response_tokens.size) - 1
 
 
@@ -54,15 +52,15 @@ class MicroBatch:
     position_ids: torch.Tensor
     """[T] int64, from 0 in every sequence."""
     cu_seqlens: torch.Tensor
-    """[S + 1] int32, where sequences start and end: 0, ..., T."""
+    """[S + 1] int32, the boundaries of the sequences: 0, ..., T."""
     rows: torch.Tensor
-    """[N] int64, the places whose output predicts a response token."""
+    """[N] int64, the fed tokens whose output predicts a response token."""
     targets: torch.Tensor
     """[N] int64, those response tokens."""
     lengths: tuple[int, ...]
-    """S places taken by each sequence; sum T."""
+    """Fed tokens of each of S sequences; sum T."""
     response_lengths: tuple[int, ...]
-    """S response tokens of each sequence; sum N."""
+    """Response tokens of each of S sequences; sum N."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on `device`."""
@@ -70,52 +68,54 @@ class MicroBatch:
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
-def turns(sequences: Iterable[Sequence], budget_tokens: int, ranks: int = 1) -> Iterator[list[Sequence]]:
-    """What the ranks train at once, in the order of the sequences: at most `budget_tokens` places for each of them.
+def global_micro_batches(sequences: Iterable[Sequence], budget_tokens: int, ranks: int = 1) -> Iterator[list[Sequence]]:
+    """Group the sequences, in their order, into what all ranks train at once: at most `budget_tokens` for each rank.
 
-    Next-fit: a turn is closed by the first sequence that does not fit, so what it holds never depends on what comes
-    later, and training may start while sequences still arrive. When n ranks are each too full for a sequence of L
-    places they hold more than n (budget - L); below that it fits however the others were dealt. A sequence longer
-    than the budget gets a turn of its own.
+    Next-fit: the first sequence that does not fit closes a group. So a group does not depend on later sequences, and
+    training may start while sequences still arrive. If a sequence of L tokens fits on none of n ranks, the ranks hold
+    more than n (budget - L) tokens; up to that sum it fits, however the others were assigned. A sequence longer than
+    the budget gets a group of its own.
     """
-    held: list[Sequence] = []
-    places = longest = 0
+    group: list[Sequence] = []
+    tokens = longest = 0
     for sequence in sequences:
         longest = max(longest, sequence.fed_tokens)
-        places += sequence.fed_tokens
-        if held and places > ranks * budget_tokens - (ranks - 1) * longest:
-            yield held
-            held, places, longest = [], sequence.fed_tokens, sequence.fed_tokens
-        held.append(sequence)
-    if held:
-        yield held
+        tokens += sequence.fed_tokens
+        if group and tokens > ranks * budget_tokens - (ranks - 1) * longest:
+            yield group
+            group, tokens, longest = [], sequence.fed_tokens, sequence.fed_tokens
+        group.append(sequence)
+    if group:
+        yield group
 
 
-def deal(turn: list[Sequence], budget_tokens: int, ranks: int, cost: Callable[[int], float]) -> list[list[int]]:
-    """Each rank's share of a turn: indexes into it, ascending; the last ranks may get none.
+def assign_to_ranks(
+    group: list[Sequence], budget_tokens: int, ranks: int, cost: Callable[[int], float]
+) -> list[list[int]]:
+    """Each rank's share of a group: indexes into it, ascending; the last ranks may get none.
 
-    Costliest first, to the rank with the least to do that has room (Graham's LPT rule, within 4/3 of the best where
-    there is room): all ranks wait for the slowest. `cost`: of a sequence of so many places.
+    All ranks wait for the slowest, so the costliest sequence goes first, to the least loaded rank that has room
+    (Graham's LPT rule: at most 4/3 of the optimum if there is room). `cost` is that of a sequence of so many tokens.
     """
     shares: list[list[int]] = [[] for _ in range(ranks)]
-    load, places = [0.0] * ranks, [0] * ranks
-    for index in sorted(range(len(turn)), key=lambda index: (-turn[index].fed_tokens, index)):
-        length = turn[index].fed_tokens
-        roomy = [rank for rank in range(ranks) if not shares[rank] or places[rank] + length <= budget_tokens]
-        rank = min(roomy, key=lambda rank: (load[rank], rank))
+    load, tokens = [0.0] * ranks, [0] * ranks
+    for index in sorted(range(len(group)), key=lambda index: (-group[index].fed_tokens, index)):
+        length = group[index].fed_tokens
+        with_room = [rank for rank in range(ranks) if not shares[rank] or tokens[rank] + length <= budget_tokens]
+        rank = min(with_room, key=lambda rank: (load[rank], rank))
         shares[rank].append(index)
         load[rank] += cost(length)
-        places[rank] += length
+        tokens[rank] += length
     return [sorted(share) for share in shares]
 
 
-def filler() -> MicroBatch:
-    """The least there is to compute, for a rank that has nothing and must take part; its loss is not counted."""
+def filler_batch() -> MicroBatch:
+    """The smallest micro-batch, for a rank without work that must take part in a forward; its loss is not counted."""
     token = np.zeros(1, np.int32)
-    return lay_out([Sequence(token, token)])
+    return pack_sequences([Sequence(token, token)])
 
 
-def lay_out(sequences: list[Sequence]) -> MicroBatch:
+def pack_sequences(sequences: list[Sequence]) -> MicroBatch:
     """One micro-batch of exactly these sequences."""
     fed = [np.concatenate([s.prompt_tokens, s.response_tokens[:-1]]) for s in sequences]
     lengths = np.array([tokens.size for tokens in fed], dtype=np.int64)

@@ -1,1 +1,1 @@
-"""What a run tells people: records, heartbeats, signs of collapse, trackers, traces."""
+"""What a run reports: records, heartbeats, signs of collapse, trackers, traces."""

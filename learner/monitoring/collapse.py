@@ -1,9 +1,8 @@
-"""Signs that the model collapses: measured after every round, judged against the run's first rounds. Knows no queue.
+"""Finds signs that the model collapses: measures every round and compares it with the run's first rounds.
 
-Self-training sharpens the model by design, so falling entropy alone is no alarm. The signs are those of text that has
-stopped being answers: cut off at the limit, repeating itself, all alike, or from a model that no longer hesitates
-anywhere (or everywhere). A model that drifts to wrong answers in good shape shows none of them: that takes an
-evaluation.
+Self-training sharpens the model by design, so falling entropy alone is no sign. The signs are responses that are cut
+off at the limit, repeat themselves or are all alike, and token entropy near zero or far above that of the start. Wrong
+answers that are well formed are not a sign: finding them takes an evaluation.
 
 Legend of shapes: R response tokens.
 """
@@ -26,27 +25,28 @@ from learner.model.trained_model import TrainedModel
 from services.contracts import Rollout, RoundMetrics
 
 PROBE_TOKENS = 4096
-"""Prompt and response tokens of a round that the new weights are probed with: two forward passes of so many."""
+"""Tokens of a round, prompts included, that probe the new weights: in two forward passes."""
 NGRAM = 4
 BASELINE_ROUNDS = 3
 
 MAX_TRUNCATED = 0.5
-"""Share of responses cut off at the limit, where the run began with less than half as many."""
+"""Share of responses cut off at the limit, if the run began with less than half of that."""
 MAX_REPETITION = 0.5
-"""Share of a response's 4-grams that it has said before; ordinary worked solutions have under 0.2."""
+"""Share of 4-grams that occurred before in the same response; ordinary worked solutions have under 0.2."""
 MIN_DISTINCT = 0.1
-"""Distinct responses per response, where the run began with more than three times as many."""
+"""Distinct responses per response, if the run began with more than three times that."""
 MIN_ENTROPY = 0.02
-"""Of the first rounds' token entropy at temperature 1: sharpening leaves more, a loop leaves nothing."""
+"""Lower limit of token entropy at temperature 1, relative to the first rounds. Sharpening stays above; a model in a
+loop falls below."""
 MAX_ENTROPY = 3.0
-"""Of the first rounds' token entropy: self-training at tau_s < tau_t only ever lowers it."""
+"""Upper limit, relative to the first rounds: self-training at tau_s < tau_t only lowers the entropy."""
 LENGTH_FACTOR = 4.0
-"""Mean response length may grow or shrink so many times over."""
+"""Mean response length may grow or shrink by this factor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """One round's; the fields of its line in metrics.jsonl."""
+    """Health of one round; its fields are in the round's line of metrics.jsonl."""
 
     response_length_mean: float
     truncated_ratio: float
@@ -55,15 +55,15 @@ class Health:
     distinct_ratio: float
     """Distinct responses per response."""
     entropy: float
-    """Nats per token of the new weights at temperature 1, where the round's responses lead."""
+    """Nats per token of the new weights at temperature 1, at the positions of the round's responses."""
     nll_tau_1: float
-    """Of the round's responses under the new weights at temperature 1, per token."""
+    """Negative log-likelihood per token of the responses under the new weights, at temperature 1."""
     nll_tau_s: float
     """The same at the round's sampling temperature."""
 
 
-def measure(model: TrainedModel, rollouts: Sequence[Rollout]) -> Health:
-    """Health of a round that was just trained: of all its responses, and of the weights on the first of them."""
+def measure_health(model: TrainedModel, rollouts: Sequence[Rollout]) -> Health:
+    """Health of a round that was just trained: from all its responses, and from the new weights on the first ones."""
     responses = [rollout.response_tokens for rollout in rollouts]
     return Health(
         response_length_mean=float(np.mean([tokens.size for tokens in responses])),
@@ -75,7 +75,7 @@ def measure(model: TrainedModel, rollouts: Sequence[Rollout]) -> Health:
 
 
 def repetition(tokens: NDArray[np.int32]) -> float:
-    """[R] -> share of the 4-grams that occurred before; 0 for responses of fewer than five tokens."""
+    """[R] -> share of 4-grams that occurred before; 0 for responses of fewer than five tokens."""
     count = tokens.size - NGRAM + 1
     if count < 2:
         return 0.0
@@ -85,14 +85,14 @@ def repetition(tokens: NDArray[np.int32]) -> float:
 
 def _probe(model: TrainedModel, rollouts: Sequence[Rollout]) -> dict[str, float]:
     sequences = [packing.Sequence(rollout.prompt_tokens, rollout.response_tokens) for rollout in rollouts]
-    fed = np.cumsum([sequence.fed_tokens for sequence in sequences])
-    count = max(1, sum(1 for _ in takewhile(lambda places: places <= PROBE_TOKENS, fed)))
-    batch = packing.lay_out(sequences[:count]).to(model.device)
+    total_tokens = np.cumsum([sequence.fed_tokens for sequence in sequences])
+    count = max(1, sum(1 for _ in takewhile(lambda tokens: tokens <= PROBE_TOKENS, total_tokens)))
+    batch = packing.pack_sequences(sequences[:count]).to(model.device)
     targets = Targets(batch.targets)
     tokens = batch.targets.numel()
     with torch.no_grad():
-        plain = model.losses(batch, entropy, targets, 1.0)
-        sampling = model.losses(batch, nll, targets, rollouts[0].temperature)
+        plain = model.leader_token_losses(batch, entropy, targets, 1.0)
+        sampling = model.leader_token_losses(batch, nll, targets, rollouts[0].temperature)
     return {
         "entropy": float(plain.loss) / tokens,
         "nll_tau_1": -float(plain.log_probs.mean()),
@@ -100,8 +100,8 @@ def _probe(model: TrainedModel, rollouts: Sequence[Rollout]) -> dict[str, float]
     }
 
 
-def signs(first: Sequence[Health], now: Health) -> list[str]:
-    """What is wrong with a round compared with the `first` ones, in words with value and limit."""
+def find_signs(first: Sequence[Health], now: Health) -> list[str]:
+    """What is wrong with a round compared with the `first` ones: sentences with value and limit."""
     start = {name: float(np.mean([getattr(health, name) for health in first])) for name in asdict(now)}
     found = []
     if now.truncated_ratio > MAX_TRUNCATED > 2 * start["truncated_ratio"]:
@@ -122,38 +122,38 @@ def signs(first: Sequence[Health], now: Health) -> list[str]:
     return found
 
 
-class Guard:
-    """Compares every round with the run's first ones.
+class CollapseMonitor:
+    """Compares every round with the run's first ones, and calls `alarm` with the signs of collapse.
 
-    guard = Guard(folder.rounds())              after a resume too: what is recorded is examined again
-    guard.examine(model, rollouts)              (Health(...), ["token entropy is ..."])
-    guard.healthy([8, 10, 12])                  10: the newest of these versions whose round showed no sign
+    monitor = CollapseMonitor(folder.rounds())          examines recorded rounds again, so a resume changes nothing
+    monitor.examine(model, rollouts)                    (Health(...), ["token entropy is ..."])
+    monitor.newest_healthy([8, 10, 12])                 10: the newest of these versions whose round showed no sign
     """
 
     def __init__(self, recorded: Iterable[RoundMetrics]) -> None:
         self._first: list[Health] = []
-        self._sick: set[int] = set()
+        self._unhealthy: set[int] = set()
         for metrics in recorded:
             known = metrics.model_dump()
             if all(known.get(field.name) is not None for field in fields(Health)):
-                self._judge(Health(**{field.name: known[field.name] for field in fields(Health)}), metrics.round)
+                self._compare(Health(**{field.name: known[field.name] for field in fields(Health)}), metrics.round)
 
     def examine(self, model: TrainedModel, rollouts: Sequence[Rollout]) -> tuple[Health, list[str]]:
         """The round's health, and its signs of collapse."""
-        health = measure(model, rollouts)
-        return health, self._judge(health, rollouts[0].round)
+        health = measure_health(model, rollouts)
+        return health, self._compare(health, rollouts[0].round)
 
-    def healthy(self, versions: Iterable[int]) -> int | None:
-        """The newest of these versions that showed no sign of collapse; None when they all did."""
-        return max((version for version in versions if version not in self._sick), default=None)
+    def newest_healthy(self, versions: Iterable[int]) -> int | None:
+        """The newest of these versions without a sign of collapse; None when all have one."""
+        return max((version for version in versions if version not in self._unhealthy), default=None)
 
-    def _judge(self, health: Health, round_: int) -> list[str]:
-        """Signs of the version that the round made; the first rounds are what the others are compared with."""
-        self._sick.discard(round_ + 1)  # made again after going back
+    def _compare(self, health: Health, round_: int) -> list[str]:
+        """Signs of the version that the round produced. The first rounds are the baseline and have none."""
+        self._unhealthy.discard(round_ + 1)  # a rollback may train it again
         if len(self._first) < BASELINE_ROUNDS:
             self._first.append(health)
             return []
-        found = signs(self._first, health)
+        found = find_signs(self._first, health)
         if found:
-            self._sick.add(round_ + 1)
+            self._unhealthy.add(round_ + 1)
         return found

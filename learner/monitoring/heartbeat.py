@@ -1,4 +1,4 @@
-"""The learner's heartbeat: what it does, in shares of wall time, from a thread that training never delays."""
+"""Sends the learner's heartbeats from a thread: its state, shares of wall time, speed and version."""
 
 from __future__ import annotations
 
@@ -16,42 +16,60 @@ from services.streams.heartbeats import Heartbeats
 from services.time_accounting import Rate, StateClock
 
 LEARNER_ID = "learner"
-LIVING_BEATS = 5
-"""Heartbeats that a generator may miss and still count as living."""
+MAX_MISSED_HEARTBEATS = 5
+"""A generator that missed more of them counts as dead."""
 JOIN_S = 5.0
-"""How long the last heartbeat may take: Redis may be what failed."""
+"""Deadline of the last heartbeat: Redis may be what failed."""
 
 log = structlog.get_logger()
 
 
-class Report:
-    """Sends the learner's heartbeat every `every_s`."""
+class HeartbeatReporter:
+    """Sends the learner's heartbeat every `every_s` seconds.
+
+    reporter.start()
+    reporter.update(weight_version=5)
+    with reporter.during("publishing"): ...
+    reporter.update(outcome=Outcome.FINISHED)
+    reporter.stop()
+    """
 
     def __init__(self, heartbeats: Heartbeats, *, device: str, every_s: float) -> None:
-        self.weight_version = 0
-        self.device = device
-        self.outcome: Outcome | None = None
-        """How it ended, set by whoever knows; None: it failed."""
         self._heartbeats = heartbeats
         self._every_s = every_s
+        self._device = device
+        self._weight_version = 0
+        self._outcome: Outcome | None = None
         self._message = ""
         self._clock = StateClock("starting")
         self._rate = Rate(window_s=30.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
     @property
     def state_at_end(self) -> str:
-        """What people see of how it ended; starting again goes on after both kinds of stop."""
-        if self.outcome is None:
+        """State of the last heartbeat, if the learner ended now; starting again goes on after both kinds of stop."""
+        if self._outcome is None:
             return "failed"
-        return "finished" if self.outcome is Outcome.FINISHED else "stopped"
+        return "finished" if self._outcome is Outcome.FINISHED else "stopped"
+
+    def update(
+        self, *, weight_version: int | None = None, device: str | None = None, outcome: Outcome | None = None
+    ) -> None:
+        """Change what heartbeats report. Without an outcome the learner has failed."""
+        if weight_version is not None:
+            self._weight_version = weight_version
+        if device is not None:
+            self._device = device
+        if outcome is not None:
+            self._outcome = outcome
+
+    def start(self) -> None:
+        """Start the thread that sends heartbeats."""
+        self._thread.start()
 
     def stop(self, message: str = "") -> None:
-        """Send a last heartbeat that says how it ended, and `message` why."""
+        """Send the last heartbeat, with the outcome as its state and `message` as its reason."""
         self._message = message
         self._clock.enter(self.state_at_end)
         self._stop.set()
@@ -69,18 +87,18 @@ class Report:
         """Account the block's wall time to `state`."""
         return self._clock.during(state)
 
-    def trained(self, tokens: int) -> None:
-        """Count prompt and response tokens that were trained on."""
+    def count_tokens(self, tokens: int) -> None:
+        """Count prompt and response tokens that were trained."""
         self._rate.add(tokens)
 
     def generator_pause_ms(self) -> float:
-        """The longest of the generators' last update pauses; 0 when none is known."""
+        """The longest of the generators' last pauses for a weight update; 0 when none is known."""
         beats = [heartbeat for heartbeat, _ in self._heartbeats.read_all()]
         return max((beat.pause_ms for beat in beats if beat.part is Part.GENERATOR), default=0.0)
 
-    def generators_above(self, weight_version: int) -> bool:
+    def has_generator_above(self, weight_version: int) -> bool:
         """Whether a living generator serves a later version than this."""
-        living = [beat for beat, age_s in self._heartbeats.read_all() if age_s <= LIVING_BEATS * self._every_s]
+        living = [beat for beat, age_s in self._heartbeats.read_all() if age_s <= MAX_MISSED_HEARTBEATS * self._every_s]
         served = [beat.weight_version or 0 for beat in living if beat.part is Part.GENERATOR]
         return max(served, default=0) > weight_version
 
@@ -89,7 +107,7 @@ class Report:
             ended = self._stop.is_set()
             try:
                 self._heartbeats.send(self._heartbeat())
-            except UnavailableError as error:  # the learner's own waits decide how long that is borne
+            except UnavailableError as error:  # the learner's own requests decide how long that may last
                 log.warning("heartbeat_not_sent", error=error.message)
             if ended:
                 return
@@ -101,10 +119,10 @@ class Report:
             part_id=LEARNER_ID,
             state=self._clock.state,
             shares=self._clock.shares(),
-            weight_version=self.weight_version,
+            weight_version=self._weight_version,
             tokens_per_s=self._rate.per_s(),
             host=socket.gethostname(),
             pid=os.getpid(),
-            device=self.device,
+            device=self._device,
             message=self._message,
         )

@@ -1,8 +1,7 @@
-"""Owns what a collector of OpenTelemetry traces is told: a trace a task, from its issue to the end of its training.
+"""Exports an OpenTelemetry trace of every task, from its issue to the end of its training.
 
-Knows neither queue nor model. The learner tells all of it, once a round is trained: when something happened in another
-process it knows from the times that every rollout carries, so nothing more travels between the parts. Of this module
-and what it imports nothing is loaded unless traces are wanted.
+The learner exports the whole trace once a round is trained: rollouts carry the times of what happened in other
+processes, so no trace context is passed between processes. This module is imported only if traces are configured.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from opentelemetry.util.types import AttributeValue
 from services.contracts import Rollout
 
 MAX_WAITING_SPANS = 1 << 15
-"""What waits for the collector at most; the oldest go first. Five spans a task, so about 6,500 tasks."""
+"""Most spans that wait for the collector; then the oldest are dropped. Five spans a task, so about 6,500 tasks."""
 FLUSH_S = 3.0
-"""How long an ending learner goes on telling what is left."""
+"""How long a learner that ends goes on sending spans."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class _Life:
+class _TaskTrace:
     """A task whose training has begun."""
 
     rollouts: list[Rollout]
@@ -47,14 +46,14 @@ class _Life:
 
 
 class Traces:
-    """Tells the lives of tasks to an exporter, which never holds up or ends the training.
+    """Collects traces of tasks and exports them; a failing exporter neither delays nor ends the training.
 
-    traces.taken(rollout, completed_at)      the trainer takes it, in whatever order
-    traces.trained(round_)                   those are trained: their traces are told
+    traces.rollout_taken(rollout, completed_at)     when the trainer takes a rollout, in any order
+    traces.round_trained(round_)                    exports the traces of the tasks taken since the last call
     """
 
     def __init__(self, run_id: str, exporter: SpanExporter | None = None) -> None:
-        """To where OTEL_* variables say, unless an exporter is given."""
+        """By default the exporter is configured by OTEL_* variables."""
         self._run_id = run_id
         self._ids = _RepeatableIds()
         name = os.environ.get("OTEL_SERVICE_NAME") or "sept"
@@ -63,48 +62,48 @@ class Traces:
             id_generator=self._ids,
             shutdown_on_exit=False,  # `close` does that, within a deadline
         )
-        processor = BatchSpanProcessor(exporter or _to_collector(), max_queue_size=MAX_WAITING_SPANS)
+        processor = BatchSpanProcessor(exporter or _otlp_exporter(), max_queue_size=MAX_WAITING_SPANS)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("sept")
-        self._lives: dict[tuple[str, int], _Life] = {}  # by task and place in the round
+        self._tasks: dict[tuple[str, int], _TaskTrace] = {}  # by task id and index in the round
 
-    def taken(self, rollout: Rollout, completed_at: float) -> None:
-        """The trainer takes the rollout now; it was handed in at `completed_at`, in Unix seconds."""
-        life = self._lives.setdefault((rollout.task_id, rollout.index), _Life([], completed_at, time.time()))
-        life.rollouts.append(rollout)
+    def rollout_taken(self, rollout: Rollout, completed_at: float) -> None:
+        """Note that the trainer takes the rollout now; it was completed at `completed_at`, in Unix seconds."""
+        task = self._tasks.setdefault((rollout.task_id, rollout.index), _TaskTrace([], completed_at, time.time()))
+        task.rollouts.append(rollout)
 
-    def trained(self, round_: int) -> None:
-        """Tell of all tasks taken since the last call: round `round_`, which ends now, has trained them."""
+    def round_trained(self, round_: int) -> None:
+        """Export the tasks taken since the last call: round `round_`, which ends now, has trained them."""
         now = time.time()
-        for life in self._lives.values():
-            self._tell(life, round_, now)
-        self._lives.clear()
+        for task in self._tasks.values():
+            self._export(task, round_, now)
+        self._tasks.clear()
 
     def close(self) -> None:
-        """Hand over what is left, as far as the collector takes it within `FLUSH_S`."""
+        """Send what is left, as far as the collector accepts it within `FLUSH_S`."""
         flush = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         flush.start()
         flush.join(FLUSH_S)
         if flush.is_alive():
             log.warning("traces_not_sent", waited_s=FLUSH_S)
 
-    def _tell(self, life: _Life, round_: int, trained_at: float) -> None:
-        first = life.rollouts[0]
-        leased_at = life.completed_at - first.generate_s
-        times = [max(0.0, leased_at - first.queued_s), leased_at, life.completed_at, life.taken_at, trained_at]
-        # Redis' clock up to the completion, then the learner's: where they differ, nothing ends before it began.
+    def _export(self, task: _TaskTrace, round_: int, trained_at: float) -> None:
+        first = task.rollouts[0]
+        leased_at = task.completed_at - first.generate_s
+        times = [max(0.0, leased_at - first.queued_s), leased_at, task.completed_at, task.taken_at, trained_at]
+        # Redis' clock up to the completion, then the learner's: if they differ, no span ends before it begins.
         issued, *_, ended = moments = [round(moment * 1e9) for moment in accumulate(times, max)]
-        self._ids.restart(f"{self._run_id} {first.task_id} {life.completed_at} {round_} {first.index}")
-        task: dict[str, AttributeValue] = {
+        self._ids.restart(f"{self._run_id} {first.task_id} {task.completed_at} {round_} {first.index}")
+        identity: dict[str, AttributeValue] = {
             "sept.task_id": first.task_id,
             "sept.round": first.round,
             "sept.index": first.index,
         }
-        root = self._tracer.start_span("task", Context(), attributes=task, start_time=issued)
+        root = self._tracer.start_span("task", Context(), attributes=identity, start_time=issued)
         within = set_span_in_context(root, Context())
         stages: dict[str, dict[str, AttributeValue]] = {
             "queued": {},
-            "generating": _generated(life.rollouts),
+            "generating": _sampling_attributes(task.rollouts),
             "waiting_for_training": {},
             "training": {"sept.round": round_, "sept.weight_version": round_ + 1},
         }
@@ -113,14 +112,14 @@ class Traces:
         root.end(ended)
 
 
-def _to_collector() -> SpanExporter:
-    """To where OTEL_* variables say. Of one that is away every lost batch is logged, and not every attempt."""
+def _otlp_exporter() -> SpanExporter:
+    """Configured by OTEL_* variables. Logs every lost batch, not every failed attempt."""
     logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.ERROR)
     return OTLPSpanExporter()
 
 
-def _generated(rollouts: Sequence[Rollout]) -> dict[str, AttributeValue]:
-    """What is known of the sampling of one task."""
+def _sampling_attributes(rollouts: Sequence[Rollout]) -> dict[str, AttributeValue]:
+    """Attributes of the span in which a task was sampled."""
     return {
         "sept.generator_id": rollouts[0].generator_id,
         "sept.temperature": rollouts[0].temperature,
@@ -133,13 +132,13 @@ def _generated(rollouts: Sequence[Rollout]) -> dict[str, AttributeValue]:
 
 
 class _RepeatableIds(IdGenerator):
-    """Ids that follow from a name, so that a learner that trains the same rollouts again tells the same trace again."""
+    """Ids derived from a name, so that a learner that trains the same rollouts again exports the same trace again."""
 
     def __init__(self) -> None:
         self._random = Random()
 
     def restart(self, name: str) -> None:
-        """The next ids are those of the trace of this name."""
+        """Begin the ids of the trace with this name."""
         self._random.seed(name)
 
     def generate_trace_id(self) -> int:

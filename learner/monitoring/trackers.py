@@ -1,7 +1,7 @@
-"""Experiment trackers: the line of metrics.jsonl, also where people compare runs. Knows no round's contents.
+"""Experiment trackers: TensorBoard, Weights & Biases and MLflow get the numbers of every line of metrics.jsonl.
 
-One small class per tracker, all fed with the same numbers. What is not installed or does not answer is refused
-when the run starts; a server that goes away later holds up no round.
+A tracker that is not installed or does not answer is an error when the run starts. A server that fails later delays no
+round.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ from services.errors import ConfigError, UnavailableError
 from services.run_folder import RunFolder
 
 EXTRAS = {"tensorboard": "trackers", "wandb": "wandb", "mlflow": "mlflow"}
-"""Which extra of sept brings which package."""
+"""Tracker -> the extra of sept that installs its package."""
 CLOSE_S = 60.0
-"""How long Weights & Biases may take at the end for what is left; `wandb sync` sends the rest."""
+"""How long Weights & Biases may upload at the end; `wandb sync` sends the rest."""
 
 log = structlog.get_logger()
 
 
 class Tracker(Protocol):
-    """Something that keeps numbers by round."""
+    """Stores numbers by round."""
 
     def begin(self, round_: int) -> None:
-        """Rounds from this one on come next; of those it may know already from before the run went back."""
+        """Rounds from this one on follow. It may have some of them already, from before a rollback or a resume."""
 
     def log(self, round_: int, values: Mapping[str, float]) -> None:
-        """Keep the round's numbers."""
+        """Store the round's numbers."""
 
     def close(self) -> None:
-        """Hand over what is left."""
+        """Send what is left."""
 
 
 def numbers_of(metrics: RoundMetrics) -> dict[str, float]:
-    """A round's numbers by name; those of an evaluation as "math500/pass_at_8/tau_1"."""
+    """A round's numbers by name; an evaluation's are named like "math500/pass_at_8/tau_1"."""
     plain = {name: value for name, value in metrics.model_dump().items() if isinstance(value, int | float)}
-    return plain | dict(_evaluated(metrics.evaluations))
+    return plain | dict(_evaluation_numbers(metrics.evaluations))
 
 
-def _evaluated(evaluations: Sequence[EvaluationMetrics]) -> Iterator[tuple[str, float]]:
-    for found in evaluations:
-        for benchmark, by_k in found.pass_at_k.items():
+def _evaluation_numbers(evaluations: Sequence[EvaluationMetrics]) -> Iterator[tuple[str, float]]:
+    for evaluation in evaluations:
+        for benchmark, by_k in evaluation.pass_at_k.items():
             for k, value in by_k.items():
-                yield f"{benchmark}/pass_at_{k}/tau_{found.temperature:g}", value
+                yield f"{benchmark}/pass_at_{k}/tau_{evaluation.temperature:g}", value
 
 
 def open_trackers(names: Sequence[str], folder: RunFolder) -> list[Tracker]:
-    """The named trackers for one run; ConfigError names the extra that brings a missing one."""
+    """The named trackers for one run; ConfigError for one that is not installed names its extra."""
     kinds: dict[str, Callable[[RunFolder], Tracker]]
     kinds = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
     return [kinds[name](folder) for name in names]
 
 
-def _package(name: str, module: str) -> Any:
+def _import_tracker(name: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -70,11 +70,11 @@ def _package(name: str, module: str) -> Any:
 
 
 @contextlib.contextmanager
-def _reached(name: str, refusal: type[Exception], hint: str) -> Iterator[None]:
-    """What goes wrong while a tracker opens is ours to tell: not its traceback, but what to do."""
+def _opening_errors(name: str, raised: type[Exception], hint: str) -> Iterator[None]:
+    """Turn an error while a tracker opens into UnavailableError with a hint."""
     try:
         yield
-    except refusal as error:
+    except raised as error:
         raise UnavailableError(f"run.trackers names {name}, which does not open: {error}", hint=hint) from error
 
 
@@ -82,7 +82,7 @@ class TensorBoard:
     """Event files in the run's tensorboard/; show them with `tensorboard --logdir RUN`."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self._writers = _package("tensorboard", "torch.utils.tensorboard")
+        self._writers = _import_tracker("tensorboard", "torch.utils.tensorboard")
         self._path = folder.path / "tensorboard"
         self._writer: Any = None
 
@@ -101,12 +101,12 @@ class TensorBoard:
 
 
 class WandB:
-    """A Weights & Biases run of the same name; its own WANDB_* variables say whose. Rounds done again show twice."""
+    """A Weights & Biases run of the same name, configured by WANDB_* variables. Rounds trained again show twice."""
 
     def __init__(self, folder: RunFolder) -> None:
         project = os.environ.get("WANDB_PROJECT", "sept")
-        package = _package("wandb", "wandb")
-        with _reached("wandb", package.Error, "log in with `wandb login`, or set WANDB_MODE=offline"):
+        package = _import_tracker("wandb", "wandb")
+        with _opening_errors("wandb", package.Error, "log in with `wandb login`, or set WANDB_MODE=offline"):
             self._run = package.init(
                 project=project,
                 id=folder.run_id,
@@ -118,7 +118,7 @@ class WandB:
         self._run.define_metric("*", step_metric="round")
 
     def begin(self, round_: int) -> None:
-        """Its history only ever grows."""
+        """Its history is append-only."""
 
     def log(self, round_: int, values: Mapping[str, float]) -> None:
         self._run.log({**values, "round": round_})
@@ -128,27 +128,29 @@ class WandB:
 
 
 class MLflow:
-    """An MLflow run; MLFLOW_* variables say where. A resumed learner goes on with it. Rounds done again show twice."""
+    """An MLflow run, configured by MLFLOW_* variables and continued on resume. Rounds trained again show twice."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self._mlflow = _package("mlflow", "mlflow")
-        with _reached("mlflow", self._mlflow.MlflowException, "MLFLOW_TRACKING_URI says where its server or store is"):
+        self._mlflow = _import_tracker("mlflow", "mlflow")
+        with _opening_errors(
+            "mlflow", self._mlflow.MlflowException, "MLFLOW_TRACKING_URI says where its server or store is"
+        ):
             self._mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "sept"))
             known = self._mlflow.search_runs(
                 filter_string=f"attributes.run_name = '{folder.run_id}'", output_format="list", max_results=1
             )
-            which = {"run_id": known[0].info.run_id} if known else {"run_name": folder.run_id}
-            self._mlflow.start_run(**which)
+            run = {"run_id": known[0].info.run_id} if known else {"run_name": folder.run_id}
+            self._mlflow.start_run(**run)
 
     def begin(self, round_: int) -> None:
-        """Its history only ever grows."""
+        """Its history is append-only."""
 
     def log(self, round_: int, values: Mapping[str, float]) -> None:
-        # from a thread of MLflow's own, which tries again for minutes and logs what it could not hand over
+        # sent by a thread of MLflow, which retries for minutes and logs what it could not send
         self._mlflow.log_metrics(dict(values), step=round_, synchronous=False)
 
     def close(self) -> None:
         try:
             self._mlflow.end_run()
-        except self._mlflow.MlflowException as error:  # the run itself is over and whole
+        except self._mlflow.MlflowException as error:  # the run has ended and is complete
             log.warning("tracker_not_closed", tracker="mlflow", error=str(error))

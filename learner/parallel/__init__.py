@@ -1,1 +1,1 @@
-"""Several processes that train one model: who they are, what they tell each other, how tensors are sharded."""
+"""Several processes that train one model: how they start, communicate and shard tensors."""

@@ -1,14 +1,15 @@
-"""The processes that train together: which one this is, what they tell each other and sum. Knows no model, no run.
+"""The processes (ranks) that train one model together: broadcasts, sums and orders between them.
 
-Rank 0 decides and talks to the world; the other ranks follow its orders (`learner.training.follower`). Everything that
-all of them do at once starts with an order:
+Rank 0 is the leader: it decides, and it alone talks to Redis. The other ranks follow its orders
+(`learner.training.follower`). Every collective operation starts with an order:
 
-    rank 0                              the others
-    ranks.announce(Order.TRAIN)         order = ranks.hear()
-    for row in ranks.share(rows): ...   for row in ranks.share(()): ...
-    ranks.sum_(totals)                  ranks.sum_(totals)
+    rank 0                                               the other ranks
+    ranks.send_order(Order.TRAIN)                        order = ranks.receive_order()
+    for payload in ranks.broadcast_stream(payloads):     for payload in ranks.broadcast_stream(()):
+        ...                                                  ...
+    ranks.all_reduce_sum(totals)                         ranks.all_reduce_sum(totals)
 
-What they tell each other are arrays of integers: nothing is pickled. With one process every exchange is a no-op.
+Payloads are arrays of integers: nothing is pickled. With one process every exchange is a no-op.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from learner.parallel.launch_env import RANK, SIZE, STORE
 from services.errors import ConfigError, UnavailableError
 
-Row = NDArray[np.int64]
-"""[any number] integers that rank 0 tells the others."""
+Payload = NDArray[np.int64]
+"""[any number] integers that rank 0 broadcasts."""
 
-SILENCE_DEADLINE = timedelta(days=1)
-"""For the next word of rank 0, whose own waits have deadlines; only a pause is as long as a person likes."""
-COMPUTE_DEADLINE = timedelta(minutes=30)
-"""For the slowest rank of a computation that all take part in."""
+ORDER_TIMEOUT = timedelta(days=1)
+"""How long a rank waits for the next order. A person may pause a run for hours; rank 0's other waits have deadlines."""
+COMPUTE_TIMEOUT = timedelta(minutes=30)
+"""How long a collective computation waits for the slowest rank."""
 
 
 class Order(IntEnum):
-    """What rank 0 has the others do."""
+    """What rank 0 orders the other ranks to do."""
 
     TRAIN = 1
     FORWARD = 2
@@ -51,91 +52,91 @@ class Order(IntEnum):
     ADAPTERS = 8
 
 
-class _Mark(IntEnum):
-    """First element of a shared row."""
+class _Tag(IntEnum):
+    """First element of every payload of a stream."""
 
-    ROW = 1
+    ITEM = 1
     END = 2
     ABANDONED = 3
 
 
-class Abandoned(Exception):  # noqa: N818 - not an error: rank 0 ended the round early
-    """Rank 0 ended what it shared before its end."""
+class RoundAbandoned(Exception):  # noqa: N818 - not an error: rank 0 ended the round early
+    """Rank 0 ended a stream before its end."""
 
 
 class Ranks:
-    """One process of `size`; `Ranks()` is alone."""
+    """This process among `size` ranks; `Ranks()` is the only one."""
 
     def __init__(self, rank: int = 0, size: int = 1, control: Any = None) -> None:
         self.rank = rank
         self.size = size
         self._control = control
-        """Process group of the words and sums, over gloo whatever the device is."""
+        """Process group of orders, payloads and sums: gloo, whatever the device is."""
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the rank that decides."""
+    def is_leader(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
-    def announce(self, order: Order) -> None:
-        """On rank 0, tell the others what comes next; they are there because they heard it."""
-        if self.leads:
-            self.tell(np.array([order]))
+    def send_order(self, order: Order) -> None:
+        """Send the order from rank 0. Does nothing on the others, which are here because they received it."""
+        if self.is_leader:
+            self.broadcast(np.array([order]))
 
-    def hear(self) -> Order:
-        """The next order of rank 0."""
-        return Order(int(self.tell(None)[0]))
+    def receive_order(self) -> Order:
+        """Wait for the next order of rank 0."""
+        return Order(int(self.broadcast(None)[0]))
 
-    def tell(self, row: Row | None) -> Row:
-        """Rank 0's row on every rank; the others give None. UnavailableError when rank 0 is gone."""
+    def broadcast(self, payload: Payload | None) -> Payload:
+        """Return rank 0's payload on every rank; the others pass None. UnavailableError when another rank has died."""
         if self.size == 1:
-            assert row is not None
-            return row
+            assert payload is not None
+            return payload
         try:
-            length = torch.tensor([0 if row is None else row.size])
+            length = torch.tensor([0 if payload is None else payload.size])
             dist.broadcast(length, src=0, group=self._control)
-            content = torch.empty(int(length), dtype=torch.int64) if row is None else torch.from_numpy(row)
+            content = torch.empty(int(length), dtype=torch.int64) if payload is None else torch.from_numpy(payload)
             dist.broadcast(content, src=0, group=self._control)
         except RuntimeError as error:  # how gloo reports a peer that has died
             raise UnavailableError(
                 f"rank {self.rank} of {self.size} has lost another rank: {error}",
                 hint="the first rank that died says why, above; the run resumes when it is started again",
             ) from error
-        told: Row = content.numpy()
-        return told
+        received: Payload = content.numpy()
+        return received
 
-    def share(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Rank 0's `rows` on every rank, each as soon as rank 0 has it; what the others give is ignored.
+    def broadcast_stream(self, payloads: Iterable[Payload]) -> Iterator[Payload]:
+        """Yield rank 0's `payloads` on every rank, each as soon as rank 0 has it; the others' argument is ignored.
 
-        When rank 0's iterator raises, the others raise Abandoned at the same place.
+        When rank 0's iterator raises, the other ranks raise RoundAbandoned after the same payload.
         """
         if self.size == 1:
-            yield from rows
-        elif self.leads:
+            yield from payloads
+        elif self.is_leader:
             try:
-                for row in rows:
-                    yield self.tell(np.concatenate([[_Mark.ROW], row]))[1:]
-            except Exception:  # whatever it is, the others wait for the next row
-                self.tell(np.array([_Mark.ABANDONED]))
+                for payload in payloads:
+                    yield self.broadcast(np.concatenate([[_Tag.ITEM], payload]))[1:]
+            except Exception:  # of any kind: the other ranks wait for the next payload
+                self.broadcast(np.array([_Tag.ABANDONED]))
                 raise
-            self.tell(np.array([_Mark.END]))
+            self.broadcast(np.array([_Tag.END]))
         else:
-            while (told := self.tell(None))[0] == _Mark.ROW:
-                yield told[1:]
-            if told[0] == _Mark.ABANDONED:
-                raise Abandoned
+            while (received := self.broadcast(None))[0] == _Tag.ITEM:
+                yield received[1:]
+            if received[0] == _Tag.ABANDONED:
+                raise RoundAbandoned
 
-    def sum_(self, totals: torch.Tensor) -> torch.Tensor:
-        """`totals`, a tensor in host memory, summed over all ranks in place."""
+    def all_reduce_sum(self, totals: torch.Tensor) -> torch.Tensor:
+        """Sum `totals`, a tensor in host memory, over all ranks in place."""
         if self.size > 1:
             dist.all_reduce(totals, group=self._control)
         return totals
 
-    def mesh(self, device: torch.device) -> DeviceMesh:
-        """The ranks in a row, as sharding wants them."""
+    def device_mesh(self, device: torch.device) -> DeviceMesh:
+        """The one-dimensional mesh of all ranks that FSDP shards over."""
         return init_device_mesh(device.type, (self.size,))
 
-    def device(self, device: torch.device) -> torch.device:
+    def own_device(self, device: torch.device) -> torch.device:
         """This rank's own device of that type."""
         if device.type != "cuda" or self.size == 1:
             return device
@@ -150,11 +151,11 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def joined(count: int) -> Iterator[Ranks]:
-    """The ranks that a launcher started as `count` processes; the others are told to stop when rank 0 leaves the block.
+def join_ranks(count: int) -> Iterator[Ranks]:
+    """Join the `count` ranks that a launcher started; rank 0 orders the others to stop when it leaves the block.
 
-    They find each other through a file and talk over the loopback interface, so that no port is open to others. After
-    an error the group is left as it is, so that the others do not fail of it before this process has said why.
+    The ranks find each other through a file and use the loopback interface only, so no port is open to other machines.
+    After an error the group is not destroyed: the other ranks would fail before this one has reported its error.
     """
     if count == 1:
         yield Ranks()
@@ -170,8 +171,8 @@ def joined(count: int) -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store = dist.FileStore(os.environ[STORE], size)  # type: ignore[attr-defined]
     rank = int(os.environ[RANK])
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COMPUTE_DEADLINE)
-    ranks = Ranks(rank, size, dist.new_group(backend="gloo", timeout=SILENCE_DEADLINE))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COMPUTE_TIMEOUT)
+    ranks = Ranks(rank, size, dist.new_group(backend="gloo", timeout=ORDER_TIMEOUT))
     yield ranks
-    ranks.announce(Order.STOP)
+    ranks.send_order(Order.STOP)
     dist.destroy_process_group()

@@ -1,7 +1,7 @@
-"""Weights, gradients and optimizer state spread over the ranks, each tensor by rows. Owns what is known of DTensors.
+"""Shards weights, gradients and optimizer state over the ranks, each tensor by rows; all handling of DTensors is here.
 
-torch's FSDP2: the parameters of a decoder layer are gathered for its forward and backward only; gradients are summed
-over the ranks as they are scattered. With one rank nothing is sharded and a tensor is its own part.
+By torch's FSDP2: the parameters of a decoder layer are gathered for its forward and backward only, and gradients are
+summed over the ranks as they are scattered. With one rank nothing is sharded, and a tensor is its own shard.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.distributed.tensor.placement_types import Shard
 from learner.parallel.ranks import Ranks
 
 
-class Saved(Protocol):
-    """A tensor to load: torch's own, or one in a checkpoint that is read as far as it is asked for."""
+class SavedRows(Protocol):
+    """A tensor to load rows from: a torch tensor, or one in a checkpoint, of which only the requested rows are read."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -26,14 +26,14 @@ class Saved(Protocol):
     def __getitem__(self, rows: Any) -> torch.Tensor: ...
 
 
-def shard(root: torch.nn.Module, layer_names: frozenset[str], ranks: Ranks, device: torch.device) -> None:
-    """Shard in place the layers of these class names, and `root`, whose forward uses the rest.
+def shard_module(root: torch.nn.Module, layer_names: frozenset[str], ranks: Ranks, device: torch.device) -> None:
+    """Shard in place the layers of these class names, and `root`, which holds the remaining parameters.
 
-    The root gives its parameters back after its forward too: a copy that stays would miss weights loaded meanwhile.
+    The root is resharded after its forward too: a gathered copy that stays would miss weights loaded in between.
     """
     if ranks.size == 1:
         return
-    mesh = ranks.mesh(device)
+    mesh = ranks.device_mesh(device)
     for module in [module for module in root.modules() if type(module).__name__ in layer_names] + [root]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         assert isinstance(module, FSDPModule)
@@ -42,24 +42,24 @@ def shard(root: torch.nn.Module, layer_names: frozenset[str], ranks: Ranks, devi
         module.set_force_sum_reduction_for_comms(True)
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's rows, sharing their memory."""
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's rows of the tensor, sharing their memory."""
     if not isinstance(tensor, DTensor):
         return tensor
     rows: torch.Tensor = tensor.to_local()
     return rows
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All rows, gathered; every rank must ask."""
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole tensor. A collective operation: every rank must call it."""
     if not isinstance(tensor, DTensor):
         return tensor
     gathered: torch.Tensor = tensor.full_tensor()
     return gathered
 
 
-def first_row(tensor: torch.Tensor) -> int:
-    """Where this rank's rows begin in the whole tensor: rank * ceil(rows / ranks), as FSDP2 cuts (torch.chunk)."""
+def first_local_row(tensor: torch.Tensor) -> int:
+    """Index in the whole tensor of this rank's first row: rank * ceil(rows / ranks), as FSDP2 splits (torch.chunk)."""
     if not isinstance(tensor, DTensor):
         return 0
     assert tensor.placements == (Shard(0),), "FSDP2 shards by rows"
@@ -67,8 +67,8 @@ def first_row(tensor: torch.Tensor) -> int:
     return min(mesh.get_local_rank() * -(-tensor.shape[0] // mesh.size()), tensor.shape[0])
 
 
-def copy_rows(target: torch.Tensor, saved: Saved) -> None:
-    """Fill this rank's rows of `target`."""
-    rows, start = local(target), first_row(target)
+def copy_to_shard(target: torch.Tensor, saved: SavedRows) -> None:
+    """Fill this rank's rows of `target` from `saved`."""
+    rows, start = local_shard(target), first_local_row(target)
     with torch.no_grad():
         rows.copy_(saved[start : start + rows.shape[0]] if rows.ndim else saved[...])

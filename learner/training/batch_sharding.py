@@ -18,7 +18,7 @@ from learner.algorithms.base import Targets
 from learner.config import TrainingConfig
 from learner.model import packing
 from learner.model.packing import MicroBatch
-from learner.parallel.ranks import Ranks, Row
+from learner.parallel.ranks import Payload, Ranks
 from services.contracts import Rollout
 from services.errors import ContractError
 
@@ -39,12 +39,12 @@ class _SharedSample(NamedTuple):
     sequence: packing.Sequence
     signal: float
 
-    def to_row(self) -> Row:
+    def to_row(self) -> Payload:
         head = [self.step, self.sequence.prompt_tokens.size, int(np.float64(self.signal).view(np.int64))]
         return np.concatenate([head, self.sequence.prompt_tokens, self.sequence.response_tokens])
 
     @classmethod
-    def from_row(cls, row: Row) -> _SharedSample:
+    def from_row(cls, row: Payload) -> _SharedSample:
         step, prompt_tokens, signal = (int(number) for number in row[:3])
         prompt, response = np.split(row[3:].astype(np.int32), [prompt_tokens])
         return cls(step, packing.Sequence(prompt, response), float(np.int64(signal).view(np.float64)))
@@ -91,10 +91,10 @@ class BatchSharding:
 
         Rank 0 gives the samples in training order; what the other ranks give is ignored.
         """
-        shared = map(_SharedSample.from_row, self._ranks.share(self._rows(samples)))
+        shared = map(_SharedSample.from_row, self._ranks.broadcast_stream(self._rows(samples)))
         return (self._micro_batches(group) for _, group in groupby(shared, key=lambda sample: sample.step))
 
-    def _rows(self, samples: Iterable[TrainingSample]) -> Iterator[Row]:
+    def _rows(self, samples: Iterable[TrainingSample]) -> Iterator[Payload]:
         """On rank 0; ContractError at the first rollout that does not follow its predecessor in the same round."""
         last: Rollout | None = None
         for rollout, signal in samples:
@@ -119,10 +119,10 @@ class BatchSharding:
                 yield sample.sequence
 
         first = 0
-        for together in packing.turns(sequences(), self._budget_tokens, self._ranks.size):
-            shares = packing.deal(together, self._budget_tokens, self._ranks.size, self._cost)
+        for together in packing.global_micro_batches(sequences(), self._budget_tokens, self._ranks.size):
+            shares = packing.assign_to_ranks(together, self._budget_tokens, self._ranks.size, self._cost)
             mine = shares[self._ranks.rank]
-            batch = packing.lay_out([together[index] for index in mine]) if mine else packing.filler()
+            batch = packing.pack_sequences([together[index] for index in mine]) if mine else packing.filler_batch()
             positions = tuple(first + index for index in mine)
             yield GlobalMicroBatch(
                 batch=batch.to(self._device),

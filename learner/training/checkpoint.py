@@ -26,7 +26,7 @@ import structlog
 import torch
 
 from learner.parallel.ranks import Order, Ranks
-from learner.parallel.sharding import first_row, local
+from learner.parallel.sharding import first_local_row, local_shard
 from services import durable
 from services.errors import CheckpointError
 from services.weights.tensors import digest_file
@@ -119,7 +119,7 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        if self.ranks.leads:
+        if self.ranks.is_leader:
             durable.clear_partial(self.folder)
 
     def save(
@@ -135,15 +135,23 @@ class Checkpoints:
 
     def begin(self, weight_version: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Start writing a checkpoint; it does not count before `commit`. Other ranks than 0 may give any version."""
-        self.ranks.announce(Order.BEGIN_CHECKPOINT)
+        self.ranks.send_order(Order.BEGIN_CHECKPOINT)
         with ExitStack() as stack:
             name = b""
-            if self.ranks.leads:
+            if self.ranks.is_leader:
                 name = stack.enter_context(durable.new_folder(self.folder / _folder_name(weight_version))).name.encode()
-            told = self.ranks.tell(np.frombuffer(name, np.uint8).astype(np.int64) if self.ranks.leads else None)
+            told = self.ranks.broadcast(
+                np.frombuffer(name, np.uint8).astype(np.int64) if self.ranks.is_leader else None
+            )
             path = self.folder / bytes(told.astype(np.uint8)).decode()
-            mine = {name: local(t).detach() for name, t in tensors.items() if self.ranks.leads or local(t) is not t}
-            rows = {name: [first_row(t), t.shape[0] if t.ndim else 1] for name, t in tensors.items() if name in mine}
+            mine = {
+                name: local_shard(t).detach()
+                for name, t in tensors.items()
+                if self.ranks.is_leader or local_shard(t) is not t
+            }
+            rows = {
+                name: [first_local_row(t), t.shape[0] if t.ndim else 1] for name, t in tensors.items() if name in mine
+            }
             if self.async_write:
                 mine = {name: t.to("cpu", copy=True) for name, t in mine.items()}
             digest = self._thread.submit(_write_state, mine, rows, path / _state_name(self.ranks.rank))
@@ -162,15 +170,15 @@ class Checkpoints:
         `before_commit` runs when the bytes are durable and before the checkpoint counts: what it does is done again
         should the learner die in between.
         """
-        self.ranks.announce(Order.COMMIT_CHECKPOINT)
+        self.ranks.send_order(Order.COMMIT_CHECKPOINT)
         begun, self._begun = self._begun, None
         assert begun is not None, "begin comes first"
         final = self.folder / _folder_name(begun.weight_version)
         with begun.folder:
             digests = torch.zeros(self.ranks.size, DIGEST_BYTES, dtype=torch.int64)
             digests[self.ranks.rank] = torch.tensor(list(bytes.fromhex(begun.digest.result())))
-            self.ranks.sum_(digests)
-            if not self.ranks.leads:
+            self.ranks.all_reduce_sum(digests)
+            if not self.ranks.is_leader:
                 return final
             meta = {
                 "run_id": self.run_id,
@@ -193,7 +201,7 @@ class Checkpoints:
         Raises CheckpointError when there are checkpoints but none can be trusted: starting over would silently
         throw the run's work away. Its files are read when its tensors are: load them before the next `commit`.
         """
-        return self._on_all_ranks(self._newest_intact() if self.ranks.leads else None)
+        return self._on_all_ranks(self._newest_intact() if self.ranks.is_leader else None)
 
     def go_back(self, weight_version: int) -> Checkpoint:
         """The checkpoint of that version, which is the newest from here on: later ones are dropped.
@@ -216,10 +224,10 @@ class Checkpoints:
 
     def _on_all_ranks(self, found: Checkpoint | None) -> Checkpoint | None:
         """What rank 0 found and verified, opened on every rank."""
-        self.ranks.announce(Order.LOAD_CHECKPOINT)
+        self.ranks.send_order(Order.LOAD_CHECKPOINT)
         version = -1 if found is None else found.weight_version
-        told = int(self.ranks.tell(np.array([version]) if self.ranks.leads else None)[0])
-        if self.ranks.leads or told < 0:
+        told = int(self.ranks.broadcast(np.array([version]) if self.ranks.is_leader else None)[0])
+        if self.ranks.is_leader or told < 0:
             return found
         return _read(self.folder / _folder_name(told), self.run_id, verify=False)
 

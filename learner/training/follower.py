@@ -7,8 +7,8 @@ import signal
 
 import structlog
 
-from learner.model.trained_model import wire_adapters, wire_tensors
-from learner.parallel.ranks import Abandoned, Order
+from learner.model.wire_tensors import wire_adapters, wire_tensors
+from learner.parallel.ranks import Order, RoundAbandoned
 from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import Trainer
 
@@ -19,17 +19,17 @@ def follow(trainer: Trainer, checkpoints: Checkpoints) -> None:
     """Follow rank 0 until it orders to stop. Only rank 0 handles signals, and ends at a safe point."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    while (order := trainer.model.ranks.hear()) is not Order.STOP:
+    while (order := trainer.model.ranks.receive_order()) is not Order.STOP:
         _obey(order, trainer, checkpoints)
 
 
 def _obey(order: Order, trainer: Trainer, checkpoints: Checkpoints) -> None:
     model = trainer.model
     if order is Order.TRAIN:
-        with contextlib.suppress(Abandoned):
+        with contextlib.suppress(RoundAbandoned):
             trainer.train_round()
     elif order is Order.FORWARD:
-        model.go_along()
+        model.join_leader_forward()
     elif order is Order.WEIGHTS:
         wire_tensors(model)
     elif order is Order.ADAPTERS:

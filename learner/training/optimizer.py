@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from learner.config import TrainingConfig
-from learner.parallel.sharding import Saved, copy_rows
+from learner.parallel.sharding import SavedRows, copy_to_shard
 from services.errors import ConfigError
 
 BETAS = (0.9, 0.999)
@@ -59,13 +59,13 @@ class Optimizer:
             if key not in CONSTANT
         }
 
-    def load_state_dict(self, saved: Mapping[str, Saved]) -> None:
+    def load_state_dict(self, saved: Mapping[str, SavedRows]) -> None:
         """Copy a state of the same names and shapes."""
         for name, p in self._parameters.items():
             state = self._torch.state[p]
             for key in state.keys() - set(CONSTANT):
                 if isinstance(state[key], torch.Tensor):
-                    copy_rows(state[key], saved[f"{key}.{name}"])
+                    copy_to_shard(state[key], saved[f"{key}.{name}"])
                 else:
                     state[key] = int(saved[f"{key}.{name}"][...])
 

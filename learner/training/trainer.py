@@ -29,7 +29,7 @@ from learner.config import TrainingConfig
 from learner.data.schedule import learning_rate
 from learner.model.trained_model import TrainedModel
 from learner.parallel.ranks import Order
-from learner.parallel.sharding import Saved, copy_rows, local, whole
+from learner.parallel.sharding import SavedRows, copy_to_shard, gather, local_shard
 from learner.training.batch_sharding import BatchSharding, GlobalMicroBatch, TrainingSample
 from learner.training.optimizer import Optimizer
 from services.errors import CheckpointError, ContractError, ModelError
@@ -127,7 +127,7 @@ class Trainer:
         Raises ContractError for rollouts out of order, of several rounds or none at all. After an error the weights may
         be between two rounds: load a state before going on. Raises ModelError when every step had to be skipped.
         """
-        self._ranks.announce(Order.TRAIN)
+        self._ranks.send_order(Order.TRAIN)
         tally = _Tally()
         mini_batches: Iterable[Iterable[GlobalMicroBatch]] = self._sharding.mini_batches(samples)
         if self.algorithm.needs_whole_round:
@@ -142,7 +142,7 @@ class Trainer:
         """The same with log-probabilities under the weights of the round's start."""
         started = time.perf_counter()
         with torch.no_grad():
-            losses = self.model.score(micro_batch.batch, nll, micro_batch.targets, self._config.tau_t)
+            losses = self.model.token_losses(micro_batch.batch, nll, micro_batch.targets, self._config.tau_t)
         tally.seconds += time.perf_counter() - started
         return replace(micro_batch, targets=replace(micro_batch.targets, old_log_probs=losses.log_probs))
 
@@ -154,7 +154,7 @@ class Trainer:
         response_lengths: list[int] = []
         for part in mini_batch:
             started = time.perf_counter()
-            losses = self.model.score(part.batch, self.algorithm.losses, part.targets, self._config.tau_t)
+            losses = self.model.token_losses(part.batch, self.algorithm.losses, part.targets, self._config.tau_t)
             counts = float(bool(part.positions))
             (losses.loss * counts).backward()  # type: ignore[no-untyped-call]
             total += losses.loss.detach() * counts
@@ -186,7 +186,7 @@ class Trainer:
             if part.positions:
                 starts = np.cumsum([0, *part.batch.response_lengths[:-1]])
                 sums[1 + np.array(part.positions)] = -np.add.reduceat(of_tokens.double().cpu().numpy(), starts)
-        self._ranks.sum_(torch.from_numpy(sums))
+        self._ranks.all_reduce_sum(torch.from_numpy(sums))
         return float(sums[0]), sums[1:]
 
     def _update(self, tokens: int) -> float:
@@ -195,10 +195,10 @@ class Trainer:
         A gradient that is not finite would ruin every weight, so such a step is left out.
         """
         grads = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norm = whole(get_total_norm(grads)) / tokens
+        norm = gather(get_total_norm(grads)) / tokens
         factor = torch.clamp(self._config.max_grad_norm / (norm + CLIP_EPSILON), max=1.0) / tokens
         for grad in grads:
-            local(grad).mul_(factor)
+            local_shard(grad).mul_(factor)
         norm_before = float(norm)
         if math.isfinite(norm_before):
             self._optimizer.step(learning_rate(self._config, self.steps))
@@ -218,7 +218,7 @@ class Trainer:
         state["steps"] = torch.tensor(self.steps)
         return state
 
-    def load_state_dict(self, state: Mapping[str, Saved]) -> None:
+    def load_state_dict(self, state: Mapping[str, SavedRows]) -> None:
         """Continue exactly where `state_dict` was taken, on however many ranks; each reads its own rows.
 
         Raises CheckpointError when it is another model's.
@@ -230,7 +230,7 @@ class Trainer:
                 hint="model.path, training.optimizer and [lora] must stay the same for the life of a run",
             )
         for name, p in self._parameters.items():
-            copy_rows(p, state[f"{MODEL}{name}"])
+            copy_to_shard(p, state[f"{MODEL}{name}"])
         prefix = len(OPTIMIZER)
         self._optimizer.load_state_dict({key[prefix:]: t for key, t in state.items() if key.startswith(OPTIMIZER)})
         self.steps = int(state["steps"][...])

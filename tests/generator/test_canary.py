@@ -166,13 +166,14 @@ async def test_vllm_serves_the_learners_versions_and_refuses_a_damaged_one(world
     """Versions 0 and 1 are the learner's; of version 2 a tensor was damaged before its digest was made."""
     import torch
 
-    from learner.model.canary import sing
+    from learner.model.canary import compute_canaries
     from learner.model.hf_checkpoint import model_files
-    from learner.model.trained_model import load_model, wire_tensors
+    from learner.model.model_loading import load_model
+    from learner.model.wire_tensors import wire_tensors
 
     write_tiny_model(tmp_path / "model")
     trained, store = load_model(str(tmp_path / "model"), device="cpu"), world.endpoint.store
-    manifest = store.publish(0, wire_tensors(trained), model_files(trained.folder), sing(trained, 2))
+    manifest = store.publish(0, wire_tensors(trained), model_files(trained.folder), compute_canaries(trained, 2))
     config = GeneratorConfig(max_model_len=64, max_in_flight=4, cpu_cache_gib=0.25)
     engine = await asyncio.to_thread(create_engine, config)
     async with world.going(world.generator(engine=engine, max_in_flight=4), manifest) as running:
@@ -181,10 +182,10 @@ async def test_vllm_serves_the_learners_versions_and_refuses_a_damaged_one(world
             for weight in trained.module.parameters():
                 weight.mul_(1 + 0.01 * torch.randn_like(weight))
         tensors = wire_tensors(trained)
-        await world.serves(1, store.publish(1, tensors, canaries=sing(trained, 2)).digest)
+        await world.serves(1, store.publish(1, tensors, canaries=compute_canaries(trained, 2)).digest)
         assert await refusals(world) == []
         world.issue(task(0, min_weight_version=2, round=2))
-        store.publish(2, damaged(tensors, "model.layers.1.mlp.down_proj.weight"), canaries=sing(trained, 2))
+        store.publish(2, damaged(tensors, "model.layers.1.mlp.down_proj.weight"), canaries=compute_canaries(trained, 2))
         with pytest.raises(ExceptionGroup) as failure:
             await asyncio.wait_for(running, PATIENCE_S)
     assert failure.group_contains(WeightError, match=r"version 2 is not the learner's.*float32 explains")

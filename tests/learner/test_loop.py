@@ -27,7 +27,7 @@ from learner.config import (
     ModelConfig,
 )
 from learner.loop import Loop
-from learner.monitoring.heartbeat import Report
+from learner.monitoring.heartbeat import HeartbeatReporter
 from learner.outcome import Outcome
 from learner.publisher import Publisher
 from services.config import DeadlinesConfig, RunConfig
@@ -113,7 +113,7 @@ def life(
     )
     keys = Keys(folder.run_id)
     with connect(redis_url) as client:
-        reporter = Report(Heartbeats(client, keys), device="cpu", every_s=60)
+        reporter = HeartbeatReporter(Heartbeats(client, keys), device="cpu", every_s=60)
         reporter.start()
         try:
             with build_learner(

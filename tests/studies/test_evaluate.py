@@ -12,7 +12,7 @@ from rich.console import Console
 from deploy.settings import load, write_resolved
 from learner.evaluation.generations import Generation
 from learner.evaluation.results import as_json, summarise
-from learner.grading.grading import Outcome
+from learner.grading.math_grading import Outcome
 from services.errors import ConfigError
 from studies.evaluate import evaluation_settings, remarks, tables
 from studies.figures import draw_pass_at_k

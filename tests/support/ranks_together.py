@@ -11,9 +11,10 @@ from pathlib import Path
 import structlog
 
 from learner.config import LoraConfig, TrainingConfig
-from learner.model.trained_model import TrainedModel, load_model
+from learner.model.model_loading import load_model
+from learner.model.trained_model import TrainedModel
 from learner.parallel.launch_env import RANK, SIZE, STORE
-from learner.parallel.ranks import Ranks, joined
+from learner.parallel.ranks import Ranks, join_ranks
 from learner.training.checkpoint import Checkpoints
 from learner.training.follower import follow
 from learner.training.trainer import Trainer
@@ -45,9 +46,9 @@ def together(job: Job, folder: Path, config: TrainingConfig, adapters: LoraConfi
 def _rank(rank: int, store: str, job: Job, folder: Path, config: TrainingConfig, adapters: LoraConfig | None) -> None:
     os.environ |= {RANK: str(rank), SIZE: str(config.ranks), STORE: store}
     structlog.configure(logger_factory=structlog.PrintLoggerFactory())
-    with joined(config.ranks) as ranks:
+    with join_ranks(config.ranks) as ranks:
         model, trainer, checkpoints = made(folder, config, adapters, ranks)
-        if ranks.leads:
+        if ranks.is_leader:
             job(folder, model, trainer, checkpoints)
         else:
             follow(trainer, checkpoints)

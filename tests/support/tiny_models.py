@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from learner.config import TrainingConfig
-from learner.model.trained_model import TrainedModel, load_model
+from learner.model.model_loading import load_model
+from learner.model.trained_model import TrainedModel
 from learner.training.batch_sharding import TrainingSample
 from services.contracts import Rollout, VersionSpan
 

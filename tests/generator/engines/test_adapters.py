@@ -46,9 +46,10 @@ async def test_vllm_serves_the_merged_weights_of_a_learner_with_adapters(
 ) -> None:
     """Every round trains on what the version before has answered, while a long answer goes on through all versions."""
     from learner.config import LoraConfig, TrainingConfig
-    from learner.model.canary import sing
+    from learner.model.canary import compute_canaries
     from learner.model.hf_checkpoint import model_files
-    from learner.model.trained_model import load_model, wire_adapters, wire_tensors
+    from learner.model.model_loading import load_model
+    from learner.model.wire_tensors import wire_adapters, wire_tensors
     from learner.training.batch_sharding import TrainingSample
     from learner.training.trainer import Trainer
 
@@ -57,7 +58,7 @@ async def test_vllm_serves_the_merged_weights_of_a_learner_with_adapters(
     trained = load_model(str(tmp_path / "model"), device="cpu", adapters=lora)
     training = TrainingConfig(prompts_per_round=PROMPTS, learning_rate=1e-2, warmup_steps=0, device="cpu")
     trainer, store = Trainer(trained, training), world.endpoint.store
-    manifest = store.publish(0, wire_tensors(trained), model_files(trained.folder), sing(trained, 2))
+    manifest = store.publish(0, wire_tensors(trained), model_files(trained.folder), compute_canaries(trained, 2))
     config = GeneratorConfig(max_model_len=LONG + 100, max_in_flight=16, cpu_cache_gib=0.25)
     engine = await asyncio.to_thread(create_engine, config)
     async with world.going(world.generator(engine=engine, max_in_flight=16), manifest):
@@ -68,7 +69,7 @@ async def test_vllm_serves_the_merged_weights_of_a_learner_with_adapters(
         assert await engine.score(TEXT) == pytest.approx(before, abs=TOLERANCES["float32"])
         for round_ in range(ROUNDS):
             trainer.train_round(map(TrainingSample, await answers(world, round_)))
-            canaries, packed = sing(trained, 2), wire_adapters(trained) if offers_adapters else None
+            canaries, packed = compute_canaries(trained, 2), wire_adapters(trained) if offers_adapters else None
             manifest = store.publish(round_ + 1, wire_tensors(trained), canaries=canaries, packed=packed)
             (sent,) = manifest.files
             assert sent.kind is FileKind.DELTA or offers_adapters

@@ -29,7 +29,7 @@ def curriculum(
 
 
 def indexes(course: Curriculum, rounds: range) -> list[int]:
-    return [prompt.index for number in rounds for prompt in course.prompts_of(number)]
+    return [prompt.row for number in rounds for prompt in course.prompts_of(number)]
 
 
 def test_every_epoch_is_a_new_permutation() -> None:
@@ -39,19 +39,19 @@ def test_every_epoch_is_a_new_permutation() -> None:
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_rounds_may_straddle_epochs() -> None:
+def test_a_round_may_span_two_epochs() -> None:
     drawn = indexes(curriculum(10, 4), range(5))
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
 
 
-def test_data_smaller_than_a_round_repeats_within_it_under_distinct_ids() -> None:
+def test_data_smaller_than_a_round_repeats_with_distinct_task_ids() -> None:
     course = curriculum(3, 8, rounds=2)
     tasks = course.tasks_of(0)
     assert len({task.task_id for task in tasks}) == 8
     assert Counter(indexes(course, range(3))) == {0: 8, 1: 8, 2: 8}
 
 
-def test_a_round_is_the_same_whenever_it_is_asked_for() -> None:
+def test_a_round_depends_only_on_seed_and_number() -> None:
     course = curriculum(50, 8)
     late = course.tasks_of(5)
     assert [course.tasks_of(number) for number in range(6)][5] == late
@@ -59,7 +59,7 @@ def test_a_round_is_the_same_whenever_it_is_asked_for() -> None:
     assert curriculum(50, 8, seed=4).tasks_of(5) != late
 
 
-def test_tasks_carry_place_limits_and_settings() -> None:
+def test_tasks_carry_round_index_limits_and_settings() -> None:
     sampling = {
         "top_p": 0.9,
         "max_response_tokens": 55,
@@ -84,7 +84,7 @@ def test_temperature_follows_the_epochs() -> None:
 
 
 @pytest.mark.parametrize(("staleness", "versions"), [(0, [0, 1, 2, 3]), (2, [0, 0, 0, 1])])
-def test_a_task_asks_for_a_version_no_older_than_max_staleness(staleness: int, versions: list[int]) -> None:
+def test_a_task_requires_a_version_no_older_than_max_staleness(staleness: int, versions: list[int]) -> None:
     course = curriculum(8, 4, max_staleness=staleness)
     assert [course.tasks_of(number)[0].min_weight_version for number in range(4)] == versions
     assert course.tasks_of(3)[0].max_weight_version is None

@@ -7,11 +7,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from learner.data.dataset import Problem, read_problems
+from learner.data.dataset import Question, read_questions
 from services.errors import DataError
 
 SHARED = Path(os.environ.get("SEPT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
-"""Data of others, where present: read by some tests, never needed."""
+"""Public data sets; tests that read them are skipped without them."""
 
 
 def jsonl(folder: Path, *rows: Any) -> str:
@@ -24,9 +24,9 @@ def chat(*turns: tuple[str, str]) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
-def only(folder: Path, row: dict[str, Any]) -> Problem:
-    (problem,) = read_problems(jsonl(folder, row))
-    return problem
+def only(folder: Path, row: dict[str, Any]) -> Question:
+    (question,) = read_questions(jsonl(folder, row))
+    return question
 
 
 def test_verl_conversation_and_ground_truth(tmp_path: Path) -> None:
@@ -34,12 +34,12 @@ def test_verl_conversation_and_ground_truth(tmp_path: Path) -> None:
         "prompt": chat(("system", "Be brief."), ("user", "1+1?")),
         "reward_model": {"ground_truth": "2", "style": "rule"},
     }
-    problem = only(tmp_path, row)
-    assert problem.messages == ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"})
-    assert (problem.question, problem.answer) == ("1+1?", "2")
+    question = only(tmp_path, row)
+    assert question.messages == ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"})
+    assert (question.text, question.answer) == ("1+1?", "2")
 
 
-def test_verl_ground_truth_that_keeps_the_solution_beside_its_target(tmp_path: Path) -> None:
+def test_a_verl_ground_truth_that_is_a_mapping_holds_the_answer_as_target(tmp_path: Path) -> None:
     truth = {"question": "1+1?", "solution": r"\boxed{2}", "target": "2"}
     assert only(tmp_path, {"prompt": chat(("user", "1+1?")), "reward_model": {"ground_truth": truth}}).answer == "2"
 
@@ -59,20 +59,22 @@ def test_verl_ground_truth_that_keeps_the_solution_beside_its_target(tmp_path: P
         ({"question": "Why?", "answer": None}, "Why?", None),
     ],
 )
-def test_shapes(tmp_path: Path, row: dict[str, Any], question: str, answer: str | None) -> None:
-    problem = only(tmp_path, row)
-    assert (problem.question, problem.answer) == (question, answer)
+def test_columns_of_common_data_sets_are_recognised(
+    tmp_path: Path, row: dict[str, Any], question: str, answer: str | None
+) -> None:
+    found = only(tmp_path, row)
+    assert (found.text, found.answer) == (question, answer)
 
 
-def test_every_file_type_reads_alike(tmp_path: Path) -> None:
+def test_every_file_type_gives_the_same_questions(tmp_path: Path) -> None:
     rows = [{"question": f"{i}+{i}?", "answer": str(2 * i)} for i in range(5)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    from_jsonl = read_problems(jsonl(tmp_path, *rows))
-    assert [problem.index for problem in from_jsonl] == [0, 1, 2, 3, 4]
-    assert read_problems(str(tmp_path / "rows.json")) == from_jsonl
-    assert read_problems(str(tmp_path / "rows.parquet")) == from_jsonl
-    assert read_problems(str(tmp_path / "rows.parquet"), limit=2) == from_jsonl[:2]
+    from_jsonl = read_questions(jsonl(tmp_path, *rows))
+    assert [question.row for question in from_jsonl] == [0, 1, 2, 3, 4]
+    assert read_questions(str(tmp_path / "rows.json")) == from_jsonl
+    assert read_questions(str(tmp_path / "rows.parquet")) == from_jsonl
+    assert read_questions(str(tmp_path / "rows.parquet"), limit=2) == from_jsonl[:2]
 
 
 def test_a_folder_is_read_by_the_datasets_library(tmp_path: Path) -> None:
@@ -81,9 +83,9 @@ def test_a_folder_is_read_by_the_datasets_library(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(
         pyarrow.Table.from_pylist([{"question": "1+1?", "answer": "2"}]), folder / "test.parquet"
     )
-    assert read_problems(str(folder), split="test")[0].answer == "2"
+    assert read_questions(str(folder), split="test")[0].answer == "2"
     with pytest.raises(DataError, match="'train'"):
-        read_problems(str(folder), split="train")
+        read_questions(str(folder), split="train")
 
 
 def broken_parquet(folder: Path) -> str:
@@ -116,9 +118,9 @@ def written(folder: Path, name: str, content: bytes) -> str:
         (lambda folder: jsonl(folder, {"question": "a", "answer": {"x": 1}}), "the answer .* is a dict"),
     ],
 )
-def test_what_cannot_be_read_is_named_with_a_remedy(tmp_path: Path, make: Any, found: str) -> None:
+def test_an_unreadable_data_set_is_an_error_that_names_it(tmp_path: Path, make: Any, found: str) -> None:
     with pytest.raises(DataError, match=found) as caught:
-        read_problems(make(tmp_path))
+        read_questions(make(tmp_path))
     assert caught.value.hint
 
 
@@ -134,5 +136,5 @@ def test_the_shared_files_are_recognised() -> None:
         "train/math_train.parquet": (7500, 4),
     }
     for name, counts in expected.items():
-        problems = read_problems(str(SHARED / name))
-        assert (len(problems), sum(problem.answer is None for problem in problems)) == counts
+        questions = read_questions(str(SHARED / name))
+        assert (len(questions), sum(question.answer is None for question in questions)) == counts

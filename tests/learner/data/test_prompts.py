@@ -21,7 +21,7 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system 
 
 
 def character_tokenizer(chat_template: str | None = None, *, ends_text: bool = False) -> PreTrainedTokenizerFast:
-    """One token per character; <s> before every text, and </s> after it when asked."""
+    """One token per character; <s> before every text, and </s> after it if configured."""
     characters = [chr(code) for code in range(32, 127)] + ["\n"]
     vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<unk>", *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -65,7 +65,7 @@ def test_plain_text_joins_system_prompt_and_question_by_a_blank_line(tmp_path: P
     assert got == "<s>Add.\n\n47+85="
 
 
-def test_the_tokenizers_own_template_is_used_where_it_has_one(tmp_path: Path) -> None:
+def test_auto_uses_the_tokenizers_template_if_it_has_one(tmp_path: Path) -> None:
     got = rendered(tmp_path, character_tokenizer(CHAT), ADDITION, system_prompt="Add.", question_suffix=" Box it.")
     assert got == "[system] Add.\n[user] 47+85= Box it.\n[assistant] "
 
@@ -86,14 +86,14 @@ def test_a_conversation_keeps_its_system_message_unless_the_setting_replaces_it(
 
 def test_question_and_answer_stay_as_in_the_data(tmp_path: Path) -> None:
     (prompt,) = load_prompts(config(tmp_path, ADDITION, question_suffix=" Box it."), character_tokenizer())
-    assert (prompt.index, prompt.question, prompt.answer) == (0, "47+85=", "231")
+    assert (prompt.row, prompt.question, prompt.answer) == (0, "47+85=", "231")
 
 
 def test_longer_prompts_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = [{"question": "a"}, {"question": "a" * 50}, {"question": "b"}]
     with structlog.testing.capture_logs() as logs:
         prompts = load_prompts(config(tmp_path, *rows, max_prompt_tokens=10), character_tokenizer())
-    assert [prompt.index for prompt in prompts] == [0, 2]
+    assert [prompt.row for prompt in prompts] == [0, 2]
     assert [(entry["prompts"], entry["left_out_too_long"]) for entry in logs] == [(2, 1)]
 
 
@@ -103,7 +103,7 @@ def test_limit_takes_the_first_rows(tmp_path: Path) -> None:
     assert [prompt.question for prompt in prompts] == ["a", "b"]
 
 
-def test_nothing_left_is_an_error_that_names_the_limit(tmp_path: Path) -> None:
+def test_no_prompt_within_the_limit_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="max_prompt_tokens = 3; the shortest has 7"):
         load_prompts(config(tmp_path, ADDITION, max_prompt_tokens=3), character_tokenizer())
 

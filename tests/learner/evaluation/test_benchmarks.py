@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from learner.config import DataConfig
-from learner.evaluation.benchmarks import HUB, load_benchmarks, where
+from learner.evaluation.benchmarks import HUB_BENCHMARKS, load_benchmarks, resolve_benchmark
 from services.errors import ConfigError, DataError
 from studies.addition import make_tokenizer
 
@@ -25,26 +25,26 @@ def problems(path: Path, *rows: dict[str, str]) -> Path:
 
 
 def test_a_known_name_is_a_data_set_on_the_hub() -> None:
-    assert where("gsm8k") == ("gsm8k", "openai/gsm8k:main", "test")
-    assert set(HUB) == {"math500", "amc23", "minerva", "olympiadbench", "aime24", "aime25", "gsm8k"}
+    assert resolve_benchmark("gsm8k") == ("gsm8k", "openai/gsm8k:main", "test")
+    assert set(HUB_BENCHMARKS) == {"math500", "amc23", "minerva", "olympiadbench", "aime24", "aime25", "gsm8k"}
 
 
 def test_a_name_with_a_path_is_that_file() -> None:
-    assert where("mine=some/held-out=1.jsonl") == ("mine", "some/held-out=1.jsonl", "test")
+    assert resolve_benchmark("mine=some/held-out=1.jsonl") == ("mine", "some/held-out=1.jsonl", "test")
 
 
 @pytest.mark.parametrize("text", ["", "mean", "mean=x.jsonl", "a b=x.jsonl", "x=", "=x.jsonl", "a/b", "x" * 41])
-def test_what_names_no_benchmark_is_refused(text: str) -> None:
+def test_a_malformed_benchmark_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="NAME=PATH"):
-        where(text)
+        resolve_benchmark(text)
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="math500, amc23"):
-        where("math5000")
+        resolve_benchmark("math5000")
 
 
-def test_problems_are_asked_as_training_prompts_are(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_problems_are_rendered_like_training_prompts(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = problems(tmp_path / "held.jsonl", {"question": "1+2", "answer": "3"}, {"question": "3+4", "answer": "7"})
     data = DataConfig(question_suffix="=", chat_template="none")
     (benchmark,) = load_benchmarks([f"held={path}"], data, tokenizer, limit=1)
@@ -59,7 +59,7 @@ def test_a_problem_without_an_answer_is_refused(tmp_path: Path, tokenizer: PreTr
         load_benchmarks([f"held={path}"], DataConfig(chat_template="none"), tokenizer, limit=None)
 
 
-def test_a_problem_that_is_too_long_is_refused_not_left_out(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_problem_that_is_too_long_is_an_error(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = problems(tmp_path / "held.jsonl", {"question": "1+2=", "answer": "3"})
     with pytest.raises(DataError, match=r"set data\.max_prompt_tokens to 4"):
         load_benchmarks([f"held={path}"], DataConfig(chat_template="none", max_prompt_tokens=3), tokenizer, limit=None)

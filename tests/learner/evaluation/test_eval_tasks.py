@@ -14,7 +14,7 @@ from learner.evaluation.benchmarks import Benchmark
 from learner.evaluation.eval_tasks import SAMPLES_PER_TASK, BenchmarkRunner, EvalSampling, Measurement, measurements_of
 from learner.evaluation.generations import Generations
 from learner.evaluation.results import summarise
-from learner.grading.grading import Outcome
+from learner.grading.math_grading import Outcome
 from learner.grading.pool import GraderPool
 from learner.rollouts.collector import Collector
 from services.contracts import Purpose, Task

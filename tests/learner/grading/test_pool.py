@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from learner.grading.grading import Outcome
+from learner.grading.math_grading import Outcome
 from learner.grading.pool import GraderPool
 
 EASY = (r"\boxed{2x+1}", "1+2x")
 TOWER = (r"\boxed{9^{9^{9^9}}}", "7")
-"""Evaluating it takes for ever, inside one C call."""
+"""Its evaluation never ends, inside one C call."""
 
 
 def worker_pids() -> list[int]:
@@ -23,15 +23,15 @@ def worker_pids() -> list[int]:
 
 def test_an_answer_that_hangs_times_out_and_the_others_are_graded_in_order() -> None:
     with GraderPool(workers=2, time_limit_s=2) as pool:
-        verdicts = pool.grade_many([(r"\boxed{1/2}", "0.5"), TOWER, EASY, (r"\boxed{x}", "y")])
+        grades = pool.grade_many([(r"\boxed{1/2}", "0.5"), TOWER, EASY, (r"\boxed{x}", "y")])
         again = pool.grade_many([EASY])
-    assert [verdict.outcome for verdict in verdicts] == [
+    assert [grade.outcome for grade in grades] == [
         Outcome.CORRECT,
         Outcome.TIMEOUT,
         Outcome.CORRECT,
         Outcome.WRONG,
     ]
-    assert verdicts[1].answer == "9^{9^{9^9}}"
+    assert grades[1].answer == "9^{9^{9^9}}"
     assert again[0].correct
 
 
@@ -56,12 +56,12 @@ def test_a_workers_memory_is_bounded() -> None:
     assert greedy[1].correct
 
 
-def test_equal_questions_get_equal_verdicts_whatever_their_number() -> None:
+def test_equal_answers_get_equal_grades_however_many_there_are() -> None:
     pairs = [EASY, (r"\boxed{3}", "4")] * 50
     with GraderPool(workers=1) as pool:
-        verdicts = pool.grade_many(pairs)
+        grades = pool.grade_many(pairs)
         assert pool.grade_many([]) == []
-    assert [verdict.correct for verdict in verdicts] == [True, False] * 50
+    assert [grade.correct for grade in grades] == [True, False] * 50
 
 
 def test_leaving_the_pool_ends_its_workers() -> None:

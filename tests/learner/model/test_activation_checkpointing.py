@@ -1,4 +1,4 @@
-"""What is computed again is what was asked for, and changes nothing but the memory."""
+"""Each mode computes again what it says, and the weights stay the same."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from learner.algorithms.base import Targets
 from learner.algorithms.nll import nll
-from learner.config import Recompute
-from learner.model.packing import Sequence, lay_out
+from learner.config import GradientCheckpointing
+from learner.model.packing import Sequence, pack_sequences
 from learner.training.trainer import Trainer
 from tests.support import tiny_models
 
@@ -33,14 +33,14 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def calls(folder: Path, how: Recompute) -> Counter[str]:
-    """Of the forward and backward pass of one micro-batch."""
+def calls(folder: Path, how: GradientCheckpointing) -> Counter[str]:
+    """Operators of the forward and backward pass of one micro-batch."""
     model = tiny_models.load(folder, gradient_checkpointing=how)
     token = np.ones(9, np.int32)
-    batch = lay_out([Sequence(token, token)])
+    batch = pack_sequences([Sequence(token, token)])
     mode = Calls()
     with mode:
-        model.losses(batch, nll, Targets(batch.targets), 1.0).loss.backward()  # type: ignore[no-untyped-call]
+        model.leader_token_losses(batch, nll, Targets(batch.targets), 1.0).loss.backward()  # type: ignore[no-untyped-call]
     return mode.count
 
 
@@ -53,13 +53,13 @@ def test_light_computes_again_what_is_cheap_and_full_all_of_it(tmp_path: Path) -
     assert products[0] == products[1] < products[2]
 
 
-def weights_after_a_round(folder: Path, how: Recompute) -> list[torch.Tensor]:
+def weights_after_a_round(folder: Path, how: GradientCheckpointing) -> list[torch.Tensor]:
     model = tiny_models.load(folder, gradient_checkpointing=how)
     Trainer(model, tiny_models.training()).train_round(tiny_models.samples())
     return list(model.module.parameters())
 
 
 @pytest.mark.parametrize("how", ["light", "full"])
-def test_the_weights_are_the_same_to_the_bit(tmp_path: Path, how: Recompute) -> None:
+def test_the_weights_are_the_same_to_the_bit(tmp_path: Path, how: GradientCheckpointing) -> None:
     kept, again = weights_after_a_round(tmp_path, "off"), weights_after_a_round(tmp_path, how)
     assert all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))

@@ -12,8 +12,8 @@ from transformers import Gemma2Config
 from learner.algorithms.base import Targets
 from learner.algorithms.nll import nll
 from learner.model.attention import packed_attention, packing_arguments
-from learner.model.packing import MicroBatch, Sequence, lay_out
-from learner.model.trained_model import load_model
+from learner.model.model_loading import load_model
+from learner.model.packing import MicroBatch, Sequence, pack_sequences
 from services.errors import ModelError
 from tests.support import tiny_models
 
@@ -22,7 +22,9 @@ LENGTHS = (5, 1, 9, 3)
 
 def batch_of(lengths: tuple[int, ...], seed: int = 0) -> MicroBatch:
     generator = np.random.default_rng(seed)
-    return lay_out([Sequence(tiny_models.tokens(generator, n), tiny_models.tokens(generator, 1)) for n in lengths])
+    return pack_sequences(
+        [Sequence(tiny_models.tokens(generator, n), tiny_models.tokens(generator, 1)) for n in lengths]
+    )
 
 
 def states(heads: int, seed: int) -> torch.Tensor:
@@ -53,7 +55,7 @@ def test_attention_is_block_causal(key_heads: int, window: int | None) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
-def test_neighbours_never_leak(tmp_path: Any, family: tiny_models.Family) -> None:
+def test_a_sequence_does_not_depend_on_its_neighbours(tmp_path: Any, family: tiny_models.Family) -> None:
     """Change one sequence: the log-probs of all others stay the same bits, and so do gradients at their inputs."""
     model = tiny_models.load(tmp_path, tiny_models.config(family))
     generator = np.random.default_rng(0)
@@ -62,9 +64,9 @@ def test_neighbours_never_leak(tmp_path: Any, family: tiny_models.Family) -> Non
     changed[1] = Sequence(tiny_models.tokens(generator, 4), tiny_models.tokens(generator, 3))
 
     def log_probs(batch: MicroBatch) -> torch.Tensor:
-        return model.losses(batch, nll, Targets(batch.targets), 1.0).log_probs
+        return model.leader_token_losses(batch, nll, Targets(batch.targets), 1.0).log_probs
 
-    before, after = log_probs(lay_out(sequences)), log_probs(lay_out(changed))
+    before, after = log_probs(pack_sequences(sequences)), log_probs(pack_sequences(changed))
     others = torch.tensor([*range(6), *range(9, 17)])
     assert torch.equal(before[others], after[others])
     assert not torch.equal(before[6:9], after[6:9])
@@ -80,7 +82,7 @@ def test_no_gradient_reaches_a_neighbour() -> None:
         assert not leaf.grad[:, :, 15:].any()
 
 
-def test_a_model_that_swallows_the_boundaries_is_refused() -> None:
+def test_a_model_that_does_not_pass_on_the_boundaries_is_refused() -> None:
     with pytest.raises(ModelError, match="boundaries"):
         packed_attention(torch.nn.Identity(), states(4, 1), states(4, 2), states(4, 3), None)
 
@@ -91,14 +93,14 @@ def test_capped_scores_are_refused_at_loading(tmp_path: Any) -> None:
         load_model(str(folder), device="cpu")
 
 
-def test_sliding_window_layers_look_back_no_further(tmp_path: Any) -> None:
+def test_sliding_window_layers_attend_only_to_their_window(tmp_path: Any) -> None:
     """Through a whole model: packed with a window equals the model's own forward with its window mask."""
     sliding = tiny_models.config("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
     model = tiny_models.load(tmp_path, sliding)
     assert model.module.config.layer_types == ["full_attention", "sliding_attention"]
     batch = batch_of((12, 7))
-    batch = lay_out([Sequence(batch.input_ids.numpy()[:3], batch.input_ids.numpy()[3:12])])
-    packed = model.losses(batch, nll, Targets(batch.targets), 1.0).log_probs
+    batch = pack_sequences([Sequence(batch.input_ids.numpy()[:3], batch.input_ids.numpy()[3:12])])
+    packed = model.leader_token_losses(batch, nll, Targets(batch.targets), 1.0).log_probs
     model.module.set_attn_implementation("eager")
     logits = model.module(input_ids=batch.input_ids[None], use_cache=False).logits[0, batch.rows]
     own = logits.log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""Canaries are what the published weights compute, and computing them leaves the trained ones alone."""
+"""Canaries are computed with the published weights, and leave the trained weights as they are."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from learner.config import LoraConfig
-from learner.model.canary import PROMPT_TOKENS, sing
-from learner.model.trained_model import TrainedModel, load_model, wire_tensors
+from learner.model.canary import PROMPT_TOKENS, compute_canaries
+from learner.model.model_loading import load_model
+from learner.model.trained_model import TrainedModel
+from learner.model.wire_tensors import wire_tensors
 from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import Trainer
 from services.contracts import Canary
@@ -20,12 +22,12 @@ from tests.support import tiny_models
 from tests.support.ranks_together import together
 
 ROUNDING = 1e-5
-"""Of float32 arithmetic in another order."""
+"""Rounding of float32 arithmetic in another order."""
 ADAPTERS = LoraConfig(rank=4, alpha=8)
 
 
 def moved(model: TrainedModel) -> TrainedModel:
-    """With float32 weights that are no bfloat16 numbers any more."""
+    """The model with float32 weights that are not bfloat16 numbers."""
     torch.manual_seed(1)
     with torch.no_grad():
         for weight in model.module.parameters():
@@ -36,18 +38,18 @@ def moved(model: TrainedModel) -> TrainedModel:
 
 @pytest.fixture(params=[("qwen2", None), ("llama", None), ("qwen2", ADAPTERS)], ids=["qwen2", "llama", "adapters"])
 def trained(request: pytest.FixtureRequest, tmp_path: Path) -> TrainedModel:
-    """Published in bfloat16."""
+    """A trained model that is published in bfloat16."""
     family, adapters = request.param
     folder = tiny_models.save(tmp_path / "model", tiny_models.config(family), dtype=torch.bfloat16)
     return moved(load_model(str(folder), device="cpu", adapters=adapters))
 
 
-def sung(canaries: tuple[Canary, ...]) -> np.ndarray:
+def log_probs_of(canaries: tuple[Canary, ...]) -> np.ndarray:
     return np.array([canary.log_probs for canary in canaries])
 
 
 def assert_true(canaries: tuple[Canary, ...], folder: Path) -> None:
-    """They are what transformers computes with the weights in the folder."""
+    """Assert that transformers computes the canaries with the weights in the folder."""
     published = load_model(str(folder), device="cpu").module.train(False)
     published.set_attn_implementation("eager")
     for canary in canaries:
@@ -57,17 +59,19 @@ def assert_true(canaries: tuple[Canary, ...], folder: Path) -> None:
         assert log_probs[:, 0].numpy() == pytest.approx(np.array(canary.log_probs), abs=ROUNDING)
 
 
-def test_they_are_what_a_reader_of_the_published_weights_computes(trained: TrainedModel) -> None:
-    canaries = sing(trained, 3)
+def test_canaries_are_what_a_reader_of_the_published_weights_computes(trained: TrainedModel) -> None:
+    canaries = compute_canaries(trained, 3)
     adapters = ADAPTERS if any(not weight.requires_grad for weight in trained.module.parameters()) else None
     exact = load_model(str(trained.folder), device="cpu", wire_dtype="float32", adapters=adapters)
     exact.module.load_state_dict(trained.module.state_dict())
-    assert np.abs(sung(sing(exact, 3)) - sung(canaries)).max() > 10 * ROUNDING, "the rounding is part of the song"
+    assert np.abs(log_probs_of(compute_canaries(exact, 3)) - log_probs_of(canaries)).max() > 10 * ROUNDING, (
+        "canaries are computed with rounded weights"
+    )
     write_safetensors(trained.folder / "model.safetensors", wire_tensors(trained))
     assert_true(canaries, trained.folder)
 
 
-def test_a_tied_head_is_rounded_as_its_embedding_is(tmp_path: Path) -> None:
+def test_a_tied_head_is_rounded_like_its_embedding(tmp_path: Path) -> None:
     """The embedding is stored in float32, everything else in bfloat16."""
     weights = tiny_models.save(tmp_path, dtype=torch.bfloat16) / "model.safetensors"
     tensors, name = dict(read_safetensors(weights)), "model.embed_tokens.weight"
@@ -75,24 +79,26 @@ def test_a_tied_head_is_rounded_as_its_embedding_is(tmp_path: Path) -> None:
     write_safetensors(weights, tensors | {name: RawTensor("F32", tensors[name].shape, wide)})
     model = moved(load_model(str(tmp_path), device="cpu"))
     write_safetensors(weights, wire_tensors(model))
-    assert_true(sing(model, 2), tmp_path)
+    assert_true(compute_canaries(model, 2), tmp_path)
 
 
-def train_and_sing(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+def train_and_compute_canaries(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
     """Canaries between two rounds, and weights before and after them."""
     trainer.train_round(tiny_models.samples())
     write_safetensors(folder / "model" / "model.safetensors", wire_tensors(model))
-    songs = [canary.model_dump_json() for canary in sing(model, 2)]
-    (folder / "songs.jsonl").write_text("\n".join(songs))
+    canaries = [canary.model_dump_json() for canary in compute_canaries(model, 2)]
+    (folder / "canaries.jsonl").write_text("\n".join(canaries))
     write_safetensors(folder / "after.safetensors", wire_tensors(model))
     trainer.train_round(tiny_models.samples(seed=1))
 
 
 @pytest.mark.parametrize("adapters", [None, ADAPTERS], ids=["weights", "adapters"])
-def test_ranks_that_share_a_model_sing_as_one(tmp_path: Path, adapters: LoraConfig | None) -> None:
+def test_ranks_that_share_a_model_compute_the_same_canaries(tmp_path: Path, adapters: LoraConfig | None) -> None:
     tiny_models.save(tmp_path / "model", dtype=torch.bfloat16)
-    assert together(train_and_sing, tmp_path, tiny_models.training(ranks=2, learning_rate=1e-2), adapters) == [0, 0]
-    lines = (tmp_path / "songs.jsonl").read_text().splitlines()
+    assert together(
+        train_and_compute_canaries, tmp_path, tiny_models.training(ranks=2, learning_rate=1e-2), adapters
+    ) == [0, 0]
+    lines = (tmp_path / "canaries.jsonl").read_text().splitlines()
     canaries = tuple(Canary.model_validate_json(line) for line in lines)
     assert len(canaries) == 2
     assert_true(canaries, tmp_path / "model")
@@ -102,7 +108,7 @@ def test_ranks_that_share_a_model_sing_as_one(tmp_path: Path, adapters: LoraConf
 
 def test_the_trained_weights_and_their_mode_stay_as_they_are(trained: TrainedModel) -> None:
     before = {name: weight.clone() for name, weight in trained.module.state_dict().items()}
-    sing(trained, 2)
+    compute_canaries(trained, 2)
     after = trained.module.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert trained.module.training
@@ -110,18 +116,18 @@ def test_the_trained_weights_and_their_mode_stay_as_they_are(trained: TrainedMod
 
 
 def test_prompts_are_the_same_every_time_and_differ_from_each_other(trained: TrainedModel) -> None:
-    first = sing(trained, 2)
-    assert first == sing(trained, 2)
+    first = compute_canaries(trained, 2)
+    assert first == compute_canaries(trained, 2)
     assert len({canary.tokens for canary in first}) == 2
     assert all(len(canary.tokens) == PROMPT_TOKENS and max(canary.tokens) < tiny_models.VOCABULARY for canary in first)
 
 
-def test_none_are_asked_for(trained: TrainedModel) -> None:
-    assert sing(trained, 0) == ()
+def test_there_may_be_no_canaries(trained: TrainedModel) -> None:
+    assert compute_canaries(trained, 0) == ()
 
 
-def test_a_model_that_computes_no_numbers_is_not_published(trained: TrainedModel) -> None:
+def test_a_model_that_computes_nan_is_not_published(trained: TrainedModel) -> None:
     with torch.no_grad():
         next(trained.module.parameters()).fill_(torch.nan)
     with pytest.raises(ModelError, match="not finite"):
-        sing(trained, 1)
+        compute_canaries(trained, 1)

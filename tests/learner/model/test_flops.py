@@ -27,7 +27,9 @@ def of_product(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> i
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 def test_a_forward_pass_takes_what_the_formula_says(tmp_path: Path, family: tiny_models.Family) -> None:
     model = tiny_models.load(tmp_path, tiny_models.config(family))
-    batch = packing.lay_out([packing.Sequence(r.prompt_tokens, r.response_tokens) for r in tiny_models.rollouts(5)])
+    batch = packing.pack_sequences(
+        [packing.Sequence(r.prompt_tokens, r.response_tokens) for r in tiny_models.rollouts(5)]
+    )
     # plain matrix products for attention: torch does not count the fused kernel of the CPU
     products = {torch.ops.mkldnn._linear_pointwise: of_product}
     with (
@@ -35,7 +37,7 @@ def test_a_forward_pass_takes_what_the_formula_says(tmp_path: Path, family: tiny
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
     ):
-        model.losses(batch, nll, Targets(batch.targets), 1.0)
+        model.leader_token_losses(batch, nll, Targets(batch.targets), 1.0)
     cost = model.cost
     responses = cost.per_response_token * sum(batch.response_lengths)
     causal = sum(map(cost.layers, batch.lengths)) + responses

@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM
 from learner.algorithms.base import Targets
 from learner.algorithms.nll import nll
 from learner.config import LoraConfig
-from learner.model.lora import adapter_bytes, factors, merged
-from learner.model.packing import Sequence, lay_out
-from learner.model.trained_model import TORCH_DTYPES, TrainedModel, load_model, wire_adapters, wire_tensors
+from learner.model.lora import adapter_bytes, factors, merge_adapter
+from learner.model.model_loading import load_model
+from learner.model.packing import Sequence, pack_sequences
+from learner.model.trained_model import TrainedModel
+from learner.model.wire_tensors import TORCH_DTYPES, wire_adapters, wire_tensors
 from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import Trainer
 from services.contracts import FileKind
@@ -35,7 +37,7 @@ ADAPTERS = LoraConfig(rank=4, alpha=8, targets=("q_proj", "down_proj"))
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 def test_the_published_weights_are_the_merged_ones(tmp_path: Path, family: tiny_models.Family) -> None:
-    """They say what the learner's model says, loaded as any other checkpoint is."""
+    """Loaded like any other checkpoint, they compute what the learner's model computes."""
     base = tiny_models.save(tmp_path / "base", tiny_models.config(family))
     model = load_model(str(base), device="cpu", adapters=ADAPTERS)
     before = wire_tensors(model)
@@ -47,9 +49,11 @@ def test_the_published_weights_are_the_merged_ones(tmp_path: Path, family: tiny_
 
     write_safetensors(base / "model.safetensors", after)
     merged = load_model(str(base), device="cpu")
-    batch = lay_out([Sequence(r.prompt_tokens, r.response_tokens) for r in tiny_models.rollouts(3, seed=5)])
+    batch = pack_sequences([Sequence(r.prompt_tokens, r.response_tokens) for r in tiny_models.rollouts(3, seed=5)])
     with torch.no_grad():
-        ours, theirs = (m.losses(batch, nll, Targets(batch.targets), 1.0).log_probs for m in (model, merged))
+        ours, theirs = (
+            m.leader_token_losses(batch, nll, Targets(batch.targets), 1.0).log_probs for m in (model, merged)
+        )
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
@@ -60,7 +64,7 @@ def test_at_the_start_the_model_is_the_base_model(tmp_path: Path) -> None:
     assert all(np.array_equal(plain[name].data, adapted[name].data) for name in plain)
 
 
-def test_only_adapters_are_trained_and_remembered(tmp_path: Path) -> None:
+def test_only_adapters_are_trained_and_saved(tmp_path: Path) -> None:
     base = tiny_models.save(tmp_path / "base")
     model = load_model(str(base), device="cpu", adapters=LoraConfig(rank=2))
     trainer = Trainer(model, tiny_models.training())
@@ -83,7 +87,7 @@ def test_only_adapters_are_trained_and_remembered(tmp_path: Path) -> None:
     )
 
 
-def test_a_layer_that_the_model_has_not_is_named(tmp_path: Path) -> None:
+def test_a_target_that_the_model_does_not_have_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"lora\.targets = sideways"):
         tiny_models.load(tmp_path, adapters=LoraConfig(rank=2, targets=("sideways",)))
 
@@ -112,10 +116,10 @@ def raw(tensor: torch.Tensor, wire: str) -> RawTensor:
     alpha=st.floats(1e-3, 1e3),
     size=st.sampled_from([1e-30, 1e-6, 1e-2, 1.0, 1e3]),
 )
-def test_numpy_makes_of_version_0_what_the_learner_publishes(
+def test_numpy_merges_the_same_bits_as_the_learner_publishes(
     wire: str, shape: tuple[int, int, int], seed: int, alpha: float, size: float
 ) -> None:
-    """To the bit: also of zeros of either sign, of what is below the normal numbers, and of what overflows."""
+    """For zeros of either sign, subnormal numbers and overflow, too."""
     rank, rows, columns = shape
     random = torch.Generator().manual_seed(seed)
     weight, b, a = (torch.randn(s, generator=random) for s in ((rows, columns), (rows, rank), (rank, columns)))
@@ -124,24 +128,24 @@ def test_numpy_makes_of_version_0_what_the_learner_publishes(
     weight.view(-1)[::13] *= 1e-41
     b[::3] = 0.0
     b, nothing = b * size, layer_of(a, torch.zeros_like(b), alpha / rank)
-    base = {"w": raw(merged(weight, nothing, TORCH_DTYPES[wire]), wire)}
+    base = {"w": raw(merge_adapter(weight, nothing, TORCH_DTYPES[wire]), wire)}
     layer = layer_of(a, b, alpha / rank)
-    expected = raw(merged(weight, layer, TORCH_DTYPES[wire]), wire)
+    expected = raw(merge_adapter(weight, layer, TORCH_DTYPES[wire]), wire)
     left, right, scale = factors(layer)
     held = dict(base)
     patch(held, decode(base, held, pack({"w": Adapter(left.numpy(), right.numpy(), scale)})), set())
     assert bits(held) == bits({"w": expected})
 
 
-def test_what_is_published_is_the_adapters_to_their_last_bits() -> None:
+def test_fixed_point_is_exact_to_the_last_bits_of_the_adapters() -> None:
     random = torch.Generator().manual_seed(0)
     weight, b, a = (torch.randn(shape, generator=random) for shape in ((50, 30), (50, 8), (8, 30)))
     exact = weight.double() + 0.5 * b.double() @ a.double()
-    off = (merged(weight, layer_of(a, b, 0.5), torch.float32).double() - exact).abs().max()
+    off = (merge_adapter(weight, layer_of(a, b, 0.5), torch.float32).double() - exact).abs().max()
     assert 0 < float(off) < 8 * 0.5 * 4 * 4 * 2**-14
 
 
-def test_adapters_that_are_no_numbers_are_not_published() -> None:
+def test_adapters_that_are_not_finite_are_not_published() -> None:
     diverged = torch.full((4, 2), float("nan"))
     with pytest.raises(ModelError, match="diverged"):
         factors(layer_of(torch.zeros(2, 4), diverged, 1.0))
@@ -160,7 +164,7 @@ def publish_a_round(folder: Path, model: TrainedModel, trainer: Trainer, checkpo
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
-def test_adapters_alone_are_sent(tmp_path: Path, ranks: int, family: tiny_models.Family) -> None:
+def test_an_update_sends_only_adapters(tmp_path: Path, ranks: int, family: tiny_models.Family) -> None:
     tiny_models.save(tmp_path / "model", tiny_models.config(family), dtype=torch.bfloat16)
     assert (
         together(publish_a_round, tmp_path, tiny_models.training(ranks=ranks, learning_rate=1e-2), SENT) == [0] * ranks
@@ -175,5 +179,5 @@ def test_adapters_alone_are_sent(tmp_path: Path, ranks: int, family: tiny_models
     assert store.manifest(0).digest != store.manifest(2).digest
 
 
-def test_a_learner_of_all_weights_has_no_adapters_to_send(tmp_path: Path) -> None:
+def test_without_lora_there_are_no_adapters_to_send(tmp_path: Path) -> None:
     assert wire_adapters(tiny_models.load(tmp_path)) is None

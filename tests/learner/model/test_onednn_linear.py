@@ -17,7 +17,7 @@ from learner.model.onednn_linear import CACHES, HAS_ONEDNN, Linear, add_product,
 from tests.support import tiny_models
 
 sizes = st.integers(1, 40)
-"""Of rows, inputs and outputs; 1 and odd ones take the kernels' tails."""
+"""Rows, inputs and outputs; 1 and odd numbers reach the tails of the kernels."""
 
 on_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="torch was built without oneDNN")
 
@@ -56,7 +56,7 @@ def test_the_same_product_has_the_same_bits() -> None:
 
 
 def test_a_sum_of_products_grows_in_place_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.model.onednn_linear.ADDED_AT_ONCE", 4 * 11)
+    monkeypatch.setattr("learner.model.onednn_linear.BLOCK_ELEMENTS", 4 * 11)
     total, x, weight = random(10, 11), random(10, 7), random(11, 7)
     expected, place = total + x @ weight.T, total.data_ptr()
     add_product(total, x, weight)
@@ -64,7 +64,7 @@ def test_a_sum_of_products_grows_in_place_block_by_block(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
+def test_other_types_are_computed_by_torch(dtype: torch.dtype) -> None:
     x, weight = random(5, 8).to(dtype), random(3, 8).to(dtype)
     assert torch.equal(product(x, weight), functional.linear(x, weight))
     total = torch.ones(5, 3, dtype=dtype)
@@ -72,7 +72,7 @@ def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
     assert torch.equal(total, torch.ones(5, 3, dtype=dtype).addmm_(x, weight.T))
 
 
-def test_what_is_frozen_gets_no_gradient() -> None:
+def test_a_frozen_weight_gets_no_gradient() -> None:
     layer = torch.nn.Linear(6, 4)
     use_onednn(layer)
     layer.weight.requires_grad_(False)
@@ -80,7 +80,7 @@ def test_what_is_frozen_gets_no_gradient() -> None:
     assert layer.weight.grad is None and layer.bias.grad is not None
 
 
-def test_a_loaded_model_multiplies_so_and_keeps_its_names(tmp_path: Path) -> None:
+def test_a_loaded_model_uses_onednn_and_keeps_its_names(tmp_path: Path) -> None:
     model = tiny_models.load(tmp_path)
     layers = [layer for layer in model.module.modules() if isinstance(layer, torch.nn.Linear)]
     assert layers and all(type(layer) is Linear for layer in layers)
@@ -94,7 +94,7 @@ from pathlib import Path
 
 import torch
 
-from learner.model.trained_model import load_model
+from learner.model.model_loading import load_model
 
 class Usage(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in ("arena ordblks smblks hblks hblkhd usmblks fsmblks used".split())]
@@ -124,7 +124,7 @@ def test_memory_does_not_grow_with_every_new_number_of_tokens(tmp_path: Path) ->
     assert int(grown) < 8_000_000
 
 
-def test_few_compiled_products_are_kept_unless_the_user_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_compiled_kernels_are_kept_unless_the_user_sets_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHES[0], "7")
     monkeypatch.delenv(CACHES[1], raising=False)
     use_onednn(torch.nn.Identity())

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.model.packing import Sequence, deal, filler, lay_out, turns
+from learner.model.packing import Sequence, assign_to_ranks, filler_batch, global_micro_batches, pack_sequences
 from services.errors import ContractError
 
 
@@ -23,7 +23,7 @@ def of_length(fed: int) -> Sequence:
 
 
 def test_sequences_lie_end_to_end_with_positions_restarted() -> None:
-    batch = lay_out([sequence([10, 11, 12], [20, 21]), sequence([13], [22, 23, 24])])
+    batch = pack_sequences([sequence([10, 11, 12], [20, 21]), sequence([13], [22, 23, 24])])
     assert batch.input_ids.tolist() == [10, 11, 12, 20, 13, 22, 23]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert batch.cu_seqlens.tolist() == [0, 4, 7]
@@ -32,27 +32,27 @@ def test_sequences_lie_end_to_end_with_positions_restarted() -> None:
 
 
 def test_rows_predict_exactly_the_response_tokens() -> None:
-    batch = lay_out([sequence([10, 11, 12], [20, 21]), sequence([13], [22, 23, 24])])
+    batch = pack_sequences([sequence([10, 11, 12], [20, 21]), sequence([13], [22, 23, 24])])
     assert batch.rows.tolist() == [2, 3, 4, 5, 6]
     assert batch.targets.tolist() == [20, 21, 22, 23, 24]
     assert batch.response_lengths == (2, 3)
 
 
-def lengths(turn: list[Sequence]) -> list[int]:
-    return [sequence.fed_tokens for sequence in turn]
+def lengths(group: list[Sequence]) -> list[int]:
+    return [sequence.fed_tokens for sequence in group]
 
 
 def test_a_micro_batch_is_closed_by_the_first_sequence_that_does_not_fit() -> None:
-    found = turns(map(of_length, [4, 4, 3, 2, 6, 5, 1]), 8)
-    assert [lengths(turn) for turn in found] == [[4, 4], [3, 2], [6], [5, 1]]
+    found = global_micro_batches(map(of_length, [4, 4, 3, 2, 6, 5, 1]), 8)
+    assert [lengths(group) for group in found] == [[4, 4], [3, 2], [6], [5, 1]]
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_sequence_longer_than_the_budget_is_alone(ranks: int) -> None:
-    assert [lengths(turn) for turn in turns(map(of_length, [2, 30, 2]), 8, ranks)] == [[2], [30], [2]]
+    assert [lengths(group) for group in global_micro_batches(map(of_length, [2, 30, 2]), 8, ranks)] == [[2], [30], [2]]
 
 
-def test_a_full_turn_comes_out_before_later_sequences_are_asked_for() -> None:
+def test_a_full_group_is_yielded_before_later_sequences_are_requested() -> None:
     asked = []
 
     def arriving() -> Iterator[Sequence]:
@@ -60,31 +60,31 @@ def test_a_full_turn_comes_out_before_later_sequences_are_asked_for() -> None:
             asked.append(number)
             yield of_length(4)
 
-    next(turns(arriving(), 8))
+    next(global_micro_batches(arriving(), 8))
     assert asked == [0, 1, 2]
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 40), st.integers(1, 5))
-def test_every_sequence_is_dealt_once_in_order_within_the_budget(sizes: list[int], budget: int, ranks: int) -> None:
-    found = list(turns(map(of_length, sizes), budget, ranks))
-    assert [length for turn in found for length in lengths(turn)] == sizes
-    for turn in found:
-        shares = deal(turn, budget, ranks, lambda length: length + length**2)
+def test_every_sequence_is_assigned_once_in_order_within_the_budget(sizes: list[int], budget: int, ranks: int) -> None:
+    found = list(global_micro_batches(map(of_length, sizes), budget, ranks))
+    assert [length for group in found for length in lengths(group)] == sizes
+    for group in found:
+        shares = assign_to_ranks(group, budget, ranks, lambda length: length + length**2)
         assert len(shares) == ranks
-        assert sorted(index for share in shares for index in share) == list(range(len(turn)))
+        assert sorted(index for share in shares for index in share) == list(range(len(group)))
         for share in shares:
             assert share == sorted(share)
-            assert sum(lengths(turn)[index] for index in share) <= budget or len(share) == 1
+            assert sum(lengths(group)[index] for index in share) <= budget or len(share) == 1
 
 
-def test_ranks_are_dealt_what_costs_the_same_and_not_as_many_tokens() -> None:
-    turn = list(map(of_length, [40, 20, 20, 10, 10]))
-    assert deal(turn, 100, 2, lambda length: length**2) == [[0], [1, 2, 3, 4]]
-    assert deal(turn, 100, 2, float) == [[0, 3], [1, 2, 4]]
+def test_ranks_are_balanced_by_cost_not_by_tokens() -> None:
+    group = list(map(of_length, [40, 20, 20, 10, 10]))
+    assert assign_to_ranks(group, 100, 2, lambda length: length**2) == [[0], [1, 2, 3, 4]]
+    assert assign_to_ranks(group, 100, 2, float) == [[0, 3], [1, 2, 4]]
 
 
-def test_a_filler_is_one_token_that_predicts_one() -> None:
-    assert (filler().lengths, filler().response_lengths) == ((1,), (1,))
+def test_a_filler_batch_is_one_token_that_predicts_one() -> None:
+    assert (filler_batch().lengths, filler_batch().response_lengths) == ((1,), (1,))
 
 
 @pytest.mark.parametrize(("prompt", "response"), [([], [1]), ([1], [])])

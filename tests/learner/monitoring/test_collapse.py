@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.monitoring.collapse import Guard, Health, measure, repetition, signs
+from learner.monitoring.collapse import CollapseMonitor, Health, find_signs, measure_health, repetition
 from tests.learner.monitoring.test_records import metrics_of
 from tests.learner.training.test_trainer import own_logits, plain_model
 from tests.support import tiny_models
@@ -28,14 +28,14 @@ SOUND = Health(
     [([1, 2, 3], 0.0), (range(40), 0.0), ([7] * 103, 0.99), ([1, 2, 3, 4] * 10, 33 / 37)],
     ids=["short", "all different", "one token", "a loop"],
 )
-def test_repetition_is_the_share_of_four_grams_said_before(tokens: list[int], expected: float) -> None:
+def test_repetition_is_the_share_of_four_grams_that_occurred_before(tokens: list[int], expected: float) -> None:
     assert repetition(np.array(tokens, dtype=np.int32)) == pytest.approx(expected)
 
 
 def test_probe_equals_the_formulas_on_whole_logits(tmp_path: Path) -> None:
     model = tiny_models.load(tmp_path)
     rollouts = [rollout.model_copy(update={"temperature": 0.6}) for rollout in tiny_models.rollouts(6)]
-    health = measure(model, rollouts)
+    health = measure_health(model, rollouts)
     plain = plain_model(tmp_path)
     logits = torch.cat([own_logits(plain, rollout) for rollout in rollouts])
     tokens = torch.tensor(np.concatenate([rollout.response_tokens for rollout in rollouts]), dtype=torch.int64)[:, None]
@@ -59,34 +59,34 @@ def test_probe_equals_the_formulas_on_whole_logits(tmp_path: Path) -> None:
     ],
 )
 def test_every_sign_of_collapse_is_named_with_its_limit(change: dict[str, float], sign: str) -> None:
-    (found,) = signs([SOUND], replace(SOUND, **change))
+    (found,) = find_signs([SOUND], replace(SOUND, **change))
     assert sign in found
 
 
 def test_a_run_that_sharpens_is_healthy() -> None:
-    assert signs([SOUND], replace(SOUND, entropy=0.1, nll_tau_1=0.1, response_length_mean=180.0)) == []
+    assert find_signs([SOUND], replace(SOUND, entropy=0.1, nll_tau_1=0.1, response_length_mean=180.0)) == []
 
 
-def test_what_a_run_began_with_is_no_sign() -> None:
+def test_a_value_that_the_run_began_with_is_no_sign() -> None:
     odd = replace(SOUND, truncated_ratio=0.9, repetition_ratio=0.6, distinct_ratio=0.05)
-    assert signs([odd], odd) == []
+    assert find_signs([odd], odd) == []
 
 
 def test_a_round_is_compared_with_the_first_rounds_also_after_a_resume(tmp_path: Path) -> None:
     recorded = [metrics_of(number).model_copy(update=asdict(SOUND)) for number in range(3)]
     model, rollouts = tiny_models.load(tmp_path), tiny_models.rollouts(6)
-    _, found = Guard(recorded).examine(model, rollouts)
+    _, found = CollapseMonitor(recorded).examine(model, rollouts)
     assert "mean response length" in found[-1]
-    fresh = Guard([])
+    fresh = CollapseMonitor([])
     assert [fresh.examine(model, rollouts)[1] for _ in range(4)] == [[], [], [], []]
 
 
 def test_the_newest_version_without_a_sign_is_the_healthy_one(tmp_path: Path) -> None:
-    sick = replace(SOUND, truncated_ratio=0.9)
-    states = [SOUND, SOUND, SOUND, SOUND, sick, SOUND, sick]
+    unhealthy = replace(SOUND, truncated_ratio=0.9)
+    states = [SOUND, SOUND, SOUND, SOUND, unhealthy, SOUND, unhealthy]
     recorded = [metrics_of(number).model_copy(update=asdict(health)) for number, health in enumerate(states)]
-    guard = Guard(recorded)
-    assert guard.healthy(range(3, 8)) == 6
-    assert guard.healthy([5, 7]) is None
-    assert guard.healthy([]) is None
-    assert guard.healthy([8]) == 8, "nothing is known of it"
+    monitor = CollapseMonitor(recorded)
+    assert monitor.newest_healthy(range(3, 8)) == 6
+    assert monitor.newest_healthy([5, 7]) is None
+    assert monitor.newest_healthy([]) is None
+    assert monitor.newest_healthy([8]) == 8, "nothing is known of it"

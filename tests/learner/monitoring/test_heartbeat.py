@@ -1,4 +1,4 @@
-"""What the learner says of itself, up to its last words."""
+"""What the learner reports about itself, up to its last heartbeat."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from learner.monitoring.heartbeat import LEARNER_ID, Report
+from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.outcome import Outcome
 from services.contracts import Heartbeat, Part
 from services.streams.connection import Keys, connect
@@ -39,36 +39,35 @@ def last(heartbeats: Heartbeats) -> Heartbeat:
 def test_the_last_heartbeat_says_how_it_ended(
     outcome: Outcome | None, state: str, message: str, heartbeats: Heartbeats
 ) -> None:
-    report = Report(heartbeats, device="cpu", every_s=60)
+    report = HeartbeatReporter(heartbeats, device="cpu", every_s=60)
     report.start()
-    report.outcome = outcome
-    report.weight_version = 5
+    report.update(outcome=outcome, weight_version=5)
     report.stop(message)
     beat = last(heartbeats)
     assert (beat.part_id, beat.state, beat.message, beat.weight_version) == (LEARNER_ID, state, message, 5)
 
 
-def test_whoever_ends_without_saying_so_has_failed(heartbeats: Heartbeats) -> None:
-    report = Report(heartbeats, device="cpu", every_s=60)
+def test_the_outcome_is_failed_unless_it_was_set(heartbeats: Heartbeats) -> None:
+    report = HeartbeatReporter(heartbeats, device="cpu", every_s=60)
     report.start()
     report.stop()
     assert last(heartbeats).state == "failed"
 
 
 def test_a_living_generator_above_a_version_is_seen(heartbeats: Heartbeats) -> None:
-    report = Report(heartbeats, device="cpu", every_s=60)
-    assert not report.generators_above(0)
+    report = HeartbeatReporter(heartbeats, device="cpu", every_s=60)
+    assert not report.has_generator_above(0)
     heartbeats.send(heartbeat(Part.GENERATOR, "generator-0", "generating", weight_version=4))
-    assert report.generators_above(3)
-    assert not report.generators_above(4)
-    assert not Report(heartbeats, device="cpu", every_s=0).generators_above(3), "it has fallen silent"
+    assert report.has_generator_above(3)
+    assert not report.has_generator_above(4)
+    assert not HeartbeatReporter(heartbeats, device="cpu", every_s=0).has_generator_above(3), "it has fallen silent"
 
 
 def test_time_is_accounted_to_what_it_was_spent_on(heartbeats: Heartbeats) -> None:
-    report = Report(heartbeats, device="cpu", every_s=60)
+    report = HeartbeatReporter(heartbeats, device="cpu", every_s=60)
     with report.during("training"), report.during("waiting_for_rollouts"):
         pass
-    report.trained(120)
+    report.count_tokens(120)
     report.start()
     report.stop()
     beat = last(heartbeats)

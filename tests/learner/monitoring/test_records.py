@@ -23,7 +23,7 @@ def metrics_of(round_: int) -> RoundMetrics:
 
 def answers_of(round_: int) -> list[Answer]:
     given = rollout(0, [1, 2], [3, 4, 5]).model_copy(update={"round": round_})
-    prompt = Prompt(index=9, question="1+1=", answer=None, tokens=np.array([1, 2], dtype=np.int32))
+    prompt = Prompt(row=9, question="1+1=", answer=None, tokens=np.array([1, 2], dtype=np.int32))
     return [Answer(prompt, given, "zwei", 0.25)]
 
 

@@ -1,4 +1,4 @@
-"""What metrics.jsonl says, TensorBoard shows; what is not installed is named when the run starts."""
+"""Trackers get the numbers of metrics.jsonl; a missing package is named when the run starts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TRAINED = [(0, 1.0), (1, 1.0), (2, 1.0), (3, 1.0), (2, 2.0), (3, 2.0)]
 
 
 def go_back(name: str, folder: Path, **variables: str) -> tuple[str, str]:
-    """Have a process in `folder` track that run; returns the run's id and, if the process failed, its last words."""
+    """Have a process in `folder` track that run; returns the run's id and, if the process failed, its last error."""
     env = os.environ | variables | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", WENT_BACK, name]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
@@ -59,7 +59,7 @@ def shown(folder: RunFolder, name: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
-def test_tensorboard_shows_every_round_once_also_of_a_run_that_went_back(tmp_path: Path) -> None:
+def test_tensorboard_shows_every_round_once_also_after_a_rollback(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run").create()
     for first, loss in ((0, 1.0), (2, 2.0)):
         records = Records(folder, open_trackers(["tensorboard"], folder))
@@ -70,7 +70,7 @@ def test_tensorboard_shows_every_round_once_also_of_a_run_that_went_back(tmp_pat
     assert shown(folder, "loss") == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 2.0)]
 
 
-def test_an_evaluation_that_comes_late_is_shown_too(tmp_path: Path) -> None:
+def test_an_evaluation_that_is_added_later_is_shown_too(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run").create()
     found = EvaluationMetrics(weight_version=1, temperature=0.6, samples=4, pass_at_k={"gsm8k": {1: 0.25, 4: 0.5}})
     records = Records(folder, open_trackers(["tensorboard"], folder))
@@ -81,14 +81,14 @@ def test_an_evaluation_that_comes_late_is_shown_too(tmp_path: Path) -> None:
     assert shown(folder, "gsm8k/pass_at_4/tau_0.6") == [(0, 0.5)]
 
 
-def test_names_and_texts_are_no_numbers() -> None:
+def test_names_and_texts_are_left_out() -> None:
     numbers = numbers_of(metrics_of(3))
     assert numbers["round"] == 3
     assert all(isinstance(value, int | float) for value in numbers.values())
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(tmp_path: Path, name: str) -> None:
+def test_a_package_that_is_missing_is_named_with_the_extra_that_installs_it(tmp_path: Path, name: str) -> None:
     if importlib.util.find_spec(name) is not None:
         pytest.skip(f"{name} is installed")
     with pytest.raises(ConfigError, match=name) as refused:
@@ -107,7 +107,7 @@ def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(tmp_pa
         ),
     ],
 )
-def test_a_tracker_that_does_not_open_is_refused_with_what_to_do(
+def test_a_tracker_that_does_not_open_is_an_error_with_a_hint(
     name: str, variables: dict[str, str], hint: str, tmp_path: Path
 ) -> None:
     pytest.importorskip(name, reason=f"the extra `{name}` is not installed")
@@ -116,7 +116,7 @@ def test_a_tracker_that_does_not_open_is_refused_with_what_to_do(
     assert f"hint: {hint}" in failure
 
 
-def test_mlflow_keeps_every_round_in_one_run_and_those_done_again_twice(tmp_path: Path) -> None:
+def test_mlflow_keeps_every_round_in_one_run_and_those_trained_again_twice(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
     pytest.importorskip("sqlalchemy", reason="the extra `mlflow` is not installed")
     store = f"sqlite:///{tmp_path}/mlflow.db"
@@ -130,7 +130,7 @@ def test_mlflow_keeps_every_round_in_one_run_and_those_done_again_twice(tmp_path
     assert run.data.metrics["math500/pass_at_8/tau_0.6"] == 0.5
 
 
-def test_wandb_keeps_every_round_in_runs_of_one_id_and_those_done_again_twice(tmp_path: Path) -> None:
+def test_wandb_keeps_every_round_in_runs_of_one_id_and_those_trained_again_twice(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
     run_id, failure = go_back("wandb", tmp_path, WANDB_MODE="offline")
     assert not failure

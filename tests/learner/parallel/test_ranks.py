@@ -18,8 +18,9 @@ from learner.algorithms.base import Algorithm, Targets
 from learner.algorithms.nll import nll
 from learner.config import LoraConfig, TrainingConfig
 from learner.model import packing
-from learner.model.trained_model import TrainedModel, wire_tensors
-from learner.parallel.ranks import Ranks, joined
+from learner.model.trained_model import TrainedModel
+from learner.model.wire_tensors import wire_tensors
+from learner.parallel.ranks import Ranks, join_ranks
 from learner.rollouts.collector import Interrupted
 from learner.training.batch_sharding import TrainingSample
 from learner.training.checkpoint import Checkpoints
@@ -50,9 +51,9 @@ def round_of(algorithm: Algorithm) -> list[TrainingSample]:
 
 def train(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
     """A round, with what else the loop asks of all ranks; what came of it is written down."""
-    batch = packing.lay_out([packing.Sequence(np.array([1, 2], np.int32), np.array([3], np.int32))])
+    batch = packing.pack_sequences([packing.Sequence(np.array([1, 2], np.int32), np.array([3], np.int32))])
     with torch.no_grad():
-        before = float(model.losses(batch, nll, Targets(batch.targets), 1.0).loss)
+        before = float(model.leader_token_losses(batch, nll, Targets(batch.targets), 1.0).loss)
     stats = trainer.train_round(round_of(trainer.algorithm))
     write_safetensors(folder / f"weights-{model.ranks.size}.safetensors", wire_tensors(model))
     (folder / f"stats-{model.ranks.size}.json").write_text(json.dumps([before, asdict(stats)]))
@@ -154,13 +155,13 @@ def test_a_round_that_is_interrupted_leaves_no_rank_behind(tmp_path: Path) -> No
 
 
 def test_one_rank_is_an_ordinary_process() -> None:
-    with joined(1) as ranks:
-        assert (ranks.rank, ranks.size, ranks.leads) == (0, 1, True)
-        assert list(ranks.share(iter([np.array([1])]))) == [np.array([1])]
-        assert ranks.sum_(torch.ones(2)).tolist() == [1.0, 1.0]
-    assert Ranks().device(torch.device("cpu")) == torch.device("cpu")
+    with join_ranks(1) as ranks:
+        assert (ranks.rank, ranks.size, ranks.is_leader) == (0, 1, True)
+        assert list(ranks.broadcast_stream(iter([np.array([1])]))) == [np.array([1])]
+        assert ranks.all_reduce_sum(torch.ones(2)).tolist() == [1.0, 1.0]
+    assert Ranks().own_device(torch.device("cpu")) == torch.device("cpu")
 
 
 def test_ranks_that_nobody_started_are_a_mistake_of_the_start() -> None:
-    with pytest.raises(ConfigError, match="started as 1 processes"), joined(2):
+    with pytest.raises(ConfigError, match="started as 1 processes"), join_ranks(2):
         pass

@@ -18,9 +18,10 @@ from learner.algorithms.base import Targets
 from learner.algorithms.grpo import advantages
 from learner.algorithms.nll import nll
 from learner.config import TrainingConfig
+from learner.model.model_loading import load_model
 from learner.model.packing import Sequence as Packed
-from learner.model.packing import lay_out
-from learner.model.trained_model import TrainedModel, load_model
+from learner.model.packing import pack_sequences
+from learner.model.trained_model import TrainedModel
 from learner.training.batch_sharding import TrainingSample
 from learner.training.trainer import Trainer
 from services.contracts import Rollout
@@ -101,8 +102,8 @@ def test_packed_equals_unpacked_equals_transformers(tmp_path: Path, family: tiny
         model = load_model(str(folder), device="cpu")
         total = 0.0
         for group in groups:
-            batch = lay_out(group)
-            loss = model.losses(batch, nll, Targets(batch.targets), 1.0).loss / count
+            batch = pack_sequences(group)
+            loss = model.leader_token_losses(batch, nll, Targets(batch.targets), 1.0).loss / count
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total, gradients(model.module)

@@ -1,19 +1,19 @@
-r"""Judges one response against the reference answer, by math-verify. Knows nothing of processes or limits.
+r"""Grades one response against the reference answer, by math-verify.
 
 The answer is the content of the response's last complete `\boxed{...}`, else what math-verify extracts from the end of
-the text. It is right when it is the reference answer as written, or when math-verify finds the two equal, also
-after these readings of notation that a person makes and math-verify does not:
+the text. It is correct when it is written like the reference answer or math-verify finds the two equal. Both are first
+read as a person reads them, where math-verify does not:
 
 - 4.5e33, 4.5 \times 10^{33} and 1\,000 are numbers, compared relative to their size; a full stop or comma at the end
-  is no part of the answer;
+  is not part of the answer;
 - an angle in degrees equals the same one in radians;
 - "what percent" may be answered with or without the sign;
 - words around a number are its unit (36 hours, 10 \frac{\text{m}}{\text{s}});
 - several boxes in a row are one list.
 
-Two lengths, times or masses in different units are compared by what they measure: 12 m is not 12 cm, 120 mm is.
+Two lengths, times or masses in different units are compared after conversion: 12 m is not 12 cm, 120 mm is.
 
-`grade` may take for ever on an answer like 9^{9^{9^9}}: `learner.grading.pool` sets the limits.
+`grade_response` may not end on an answer like 9^{9^{9^9}}: `learner.grading.pool` sets the limits.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from learner.data.answers import last_boxed
 from learner.grading.units import in_base_units
 
 TAIL_CHARACTERS = 2_000
-"""Where the answer of a response without a box is looked for: its last so many characters."""
+"""Characters at the end of a response without a box that are searched for an answer."""
 MAX_ANSWER_CHARACTERS = 2_000
-"""A longer answer than this is no answer; the longest of the six benchmarks has under 400."""
+"""A longer answer is wrong; the longest of the six benchmarks has under 400."""
 RELATIVE_TOLERANCE = Decimal("1e-6")
 TINY_EXPONENT = -3
-"""Below a thousandth, math-verify's six decimals are too few digits to tell numbers apart."""
+"""For numbers below a thousandth, math-verify's six decimals are too few to tell them apart."""
 
 
 class Outcome(StrEnum):
@@ -43,18 +43,18 @@ class Outcome(StrEnum):
     NO_ANSWER = "no_answer"
     """No box, and nothing in the text's end that reads as an answer."""
     TIMEOUT = "timeout"
-    """Judging took longer than its limit; counts as not correct."""
+    """Grading took longer than its limit; counts as not correct."""
     FAILED = "failed"
-    """Judging ran out of its memory or its process died; counts as not correct."""
+    """Grading ran out of memory or its process died; counts as not correct."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of one response."""
+class Grade:
+    """The result of grading one response."""
 
     outcome: Outcome
     answer: str = ""
-    """The answer that was judged, as found in the response."""
+    """The answer as found in the response."""
 
     @property
     def correct(self) -> bool:
@@ -63,7 +63,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What of a response matters for its verdict; small, however long the response."""
+    """The part of a response that decides its grade; short, however long the response."""
 
     boxed: str | None
     """Content of the last complete box."""
@@ -71,44 +71,44 @@ class Candidate:
     """The end of the response; empty where the box alone decides."""
 
 
-def find_answer(response: str, truth: str) -> Candidate:
-    """Where to look for the response's answer to a problem with this reference answer. Linear in the length."""
+def find_candidate(response: str, truth: str) -> Candidate:
+    """The part of the response that can hold an answer equal to this reference answer. Linear in the length."""
     boxed = last_boxed(response)
     # One box can hold a list, and so can several boxes in a row: only a reference with a comma may be such a list.
     needs_tail = boxed is None or "," in truth
     return Candidate(boxed, response[-TAIL_CHARACTERS:] if needs_tail else "")
 
 
-def grade(response: str, truth: str) -> Verdict:
-    """The verdict on a response; deterministic, without any limit on time and memory."""
-    return judge(find_answer(response, truth), truth)
+def grade_response(response: str, truth: str) -> Grade:
+    """The grade of a response; deterministic, without limits on time and memory."""
+    return grade_answer(find_candidate(response, truth), truth)
 
 
-def judge(candidate: Candidate, truth: str) -> Verdict:
-    """The verdict on an answer that `find_answer` found."""
+def grade_answer(candidate: Candidate, truth: str) -> Grade:
+    """The grade of a candidate that `find_candidate` found."""
     if candidate.boxed is None:
         whole = candidate.tail.strip()
         if _as_number(whole) is not None:  # nothing but a number needs no search for it
-            return Verdict(Outcome.CORRECT if _equal(whole, truth) else Outcome.WRONG, whole)
+            return Grade(Outcome.CORRECT if _equal(whole, truth) else Outcome.WRONG, whole)
         extracted = _parse(candidate.tail, boxed=False)
         if not extracted:
-            return Verdict(Outcome.NO_ANSWER)
+            return Grade(Outcome.NO_ANSWER)
         shown = next((part for part in extracted if isinstance(part, str)), str(extracted[0]))
         correct = _equal(shown, truth)
-        return Verdict(Outcome.CORRECT if correct else Outcome.WRONG, shown)
+        return Grade(Outcome.CORRECT if correct else Outcome.WRONG, shown)
     if len(candidate.boxed) > MAX_ANSWER_CHARACTERS:
-        return Verdict(Outcome.WRONG, candidate.boxed[:MAX_ANSWER_CHARACTERS])
+        return Grade(Outcome.WRONG, candidate.boxed[:MAX_ANSWER_CHARACTERS])
     correct = _equal(candidate.boxed, truth)
     if not correct and candidate.tail.count("boxed") > 1:
-        correct = _matches(_parse(candidate.tail, boxed=True), _tidy(truth))
-    return Verdict(Outcome.CORRECT if correct else Outcome.WRONG, candidate.boxed)
+        correct = _matches(_parse(candidate.tail, boxed=True), _normalised(truth))
+    return Grade(Outcome.CORRECT if correct else Outcome.WRONG, candidate.boxed)
 
 
 def _equal(answer: str, truth: str) -> bool:
     """Whether two answers, each a piece of LaTeX or plain text, mean the same."""
-    answer, truth = _tidy(answer), _tidy(truth)
-    if _skeleton(answer) == _skeleton(truth):
-        return bool(_skeleton(truth))
+    answer, truth = _normalised(answer), _normalised(truth)
+    if _significant_characters(answer) == _significant_characters(truth):
+        return bool(_significant_characters(truth))
     numbers = _as_number(answer), _as_number(truth)
     if numbers[0] is not None and numbers[1] is not None:
         return _close(numbers[0], numbers[1])
@@ -126,7 +126,7 @@ def _as_number(text: str) -> Decimal | None:
 
 
 def _close(answer: Decimal, truth: Decimal) -> bool:
-    """Integers exactly, others to a millionth of the larger: math-verify's six decimals take 1e-19 for 1e-27."""
+    """Integers exactly, others to a millionth of the larger; by math-verify's six decimals 1e-19 equals 1e-27."""
     if answer == truth or (answer == answer.to_integral_value() and truth == truth.to_integral_value()):
         return answer == truth
     return abs(answer - truth) <= RELATIVE_TOLERANCE * max(abs(answer), abs(truth))
@@ -140,7 +140,7 @@ def _verified(answer: str, truth: str) -> bool:
 
 
 def _matches_tiny(answer: str, truth: Decimal) -> bool:
-    """Whether an answer is a tiny number relative to its size: six decimals make everything below 1e-6 the same."""
+    """Compare with a tiny number relative to its size: with six decimals all numbers below 1e-6 are equal."""
     value = _without_words(answer.rpartition("=")[2])
     number = _as_number(value)
     if number is not None:
@@ -151,7 +151,7 @@ def _matches_tiny(answer: str, truth: Decimal) -> bool:
 
 
 def _matches(answer: list[Any], truth: str) -> bool:
-    """Whether math-verify finds a parsed answer equal to the tidied reference; it is not symmetric in the two."""
+    """Whether math-verify finds a parsed answer equal to the normalised reference; it is not symmetric in the two."""
     import math_verify
 
     gold = _parse(f"\\boxed{{{truth}}}", boxed=True)
@@ -160,7 +160,7 @@ def _matches(answer: list[Any], truth: str) -> bool:
 
 
 def _parse(text: str, *, boxed: bool) -> list[Any]:
-    """math-verify's reading of a text: expressions, and the text itself where it cannot read it; [] without any."""
+    """What math-verify reads in a text: expressions, or the text itself if it cannot parse it; [] for nothing."""
     import math_verify
 
     parsed: list[Any] = math_verify.parse(text, _extraction(boxed), parsing_timeout=None)
@@ -194,8 +194,8 @@ _SPACE = re.compile(r"(?:\\[,;:! ]|[\s~])+")
 _SPACE_OUTSIDE_DIGITS = re.compile(r"(?<!\d) | (?!\d)")
 
 
-def _tidy(text: str) -> str:
-    """Notation that math-verify misreads, rewritten; the meaning stays."""
+def _normalised(text: str) -> str:
+    """Rewrite notation that math-verify misreads; the meaning stays."""
     text = text.strip().rstrip(".,;").replace("°", r"^\circ").replace(r"\(", "").replace(r"\)", "")
     text = _THOUSANDS.sub("", text)
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", _BARE_POINT.sub("", text))
@@ -203,8 +203,8 @@ def _tidy(text: str) -> str:
     return re.sub(r"\bnp\.(\w+)", r"\\\1", text)  # Minerva's references hold a few numpy expressions
 
 
-def _skeleton(text: str) -> str:
-    """The characters that carry meaning, for comparing answers as written; a space between digits does (1 1/2)."""
+def _significant_characters(text: str) -> str:
+    """The characters that carry meaning, to compare answers as written. A space between digits has one (1 1/2)."""
     text = _LAYOUT.sub("", _TEXT_COMMAND.sub(r"\1", text)).replace("dfrac", "frac").replace("tfrac", "frac")
     return _SPACE_OUTSIDE_DIGITS.sub("", _SPACE.sub(" ", text).strip())
 

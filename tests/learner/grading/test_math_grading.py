@@ -1,4 +1,4 @@
-r"""Verdicts as a person would give them. Every pair is (what stands in the box, the reference answer)."""
+r"""Grades as a person would give them. Every pair is (what stands in the box, the reference answer)."""
 
 import os
 import subprocess
@@ -9,12 +9,12 @@ from pathlib import Path
 import math_verify
 import pytest
 
-from learner.data.dataset import read_problems
-from learner.grading.grading import Outcome, find_answer, grade
+from learner.data.dataset import read_questions
+from learner.grading.math_grading import Outcome, find_candidate, grade_response
 from learner.grading.pool import GraderPool
 
 BENCHMARKS = Path(os.environ.get("SEPT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")) / "benchmarks"
-"""Data of others, where present."""
+"""Public data sets; tests that read them are skipped without them."""
 
 NUMBERS = [
     ("1/2", r"\frac{1}{2}"), (r"\dfrac{1}{2}", r"\frac12"), ("0.5", r"\frac{1}{2}"), (r"-\frac{3}{4}", r"\frac{-3}{4}"),
@@ -88,19 +88,19 @@ def pool() -> Iterator[GraderPool]:
         yield started
 
 
-def test_there_are_enough_pairs_to_call_it_judged_as_a_person_would() -> None:
+def test_there_are_many_pairs_of_both_kinds() -> None:
     assert len(set(RIGHT)) >= 60
     assert len(set(WRONG)) >= 40
 
 
 def test_right_answers_however_written_are_correct(pool: GraderPool) -> None:
-    verdicts = pool.grade_many([(rf"So we get \boxed{{{answer}}}.", truth) for answer, truth in RIGHT])
-    assert [pair for pair, verdict in zip(RIGHT, verdicts, strict=True) if not verdict.correct] == []
+    grades = pool.grade_many([(rf"So we get \boxed{{{answer}}}.", truth) for answer, truth in RIGHT])
+    assert [pair for pair, grade in zip(RIGHT, grades, strict=True) if not grade.correct] == []
 
 
 def test_wrong_answers_that_look_right_are_wrong(pool: GraderPool) -> None:
-    verdicts = pool.grade_many([(rf"So we get \boxed{{{answer}}}.", truth) for answer, truth in WRONG])
-    outcomes = zip(WRONG, [verdict.outcome for verdict in verdicts], strict=True)
+    grades = pool.grade_many([(rf"So we get \boxed{{{answer}}}.", truth) for answer, truth in WRONG])
+    outcomes = zip(WRONG, [grade.outcome for grade in grades], strict=True)
     assert [(pair, outcome) for pair, outcome in outcomes if outcome is not Outcome.WRONG] == []
 
 
@@ -123,19 +123,19 @@ def test_wrong_answers_that_look_right_are_wrong(pool: GraderPool) -> None:
     ],
 )
 def test_where_the_answer_is_found(response: str, truth: str, outcome: Outcome, answer: str) -> None:
-    verdict = grade(response, truth)
-    assert (verdict.outcome, verdict.answer) == (outcome, answer)
+    grade = grade_response(response, truth)
+    assert (grade.outcome, grade.answer) == (outcome, answer)
 
 
 def test_a_hundred_kilobytes_of_noise_neither_hide_nor_make_an_answer(pool: GraderPool) -> None:
     noise = NOISE * (100_000 // len(NOISE))
-    verdicts = pool.grade_many([(noise + r"\boxed{7}", "7"), (r"\boxed{7}" + noise, "7"), (noise, "7")])
-    assert [verdict.outcome for verdict in verdicts] == [Outcome.CORRECT, Outcome.CORRECT, Outcome.WRONG]
+    grades = pool.grade_many([(noise + r"\boxed{7}", "7"), (r"\boxed{7}" + noise, "7"), (noise, "7")])
+    assert [grade.outcome for grade in grades] == [Outcome.CORRECT, Outcome.CORRECT, Outcome.WRONG]
 
 
-def test_what_is_sent_to_be_judged_is_small() -> None:
-    assert find_answer("1" * 100_000, "1").tail == "1" * 2_000
-    assert find_answer("1" * 100_000 + r"\boxed{2}", "1").tail == ""
+def test_what_is_sent_to_a_worker_is_short() -> None:
+    assert find_candidate("1" * 100_000, "1").tail == "1" * 2_000
+    assert find_candidate("1" * 100_000 + r"\boxed{2}", "1").tail == ""
 
 
 def test_grading_needs_no_torch() -> None:
@@ -149,9 +149,9 @@ SIX = ["math500", "amc23", "minerva", "olympiadbench", "aime", "aime25"]
 @pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the shared benchmarks are not here")
 @pytest.mark.parametrize("name", SIX)
 def test_every_reference_answer_equals_itself(name: str, pool: GraderPool) -> None:
-    truths = [problem.answer or "" for problem in read_problems(str(BENCHMARKS / f"{name}.parquet"))]
-    verdicts = pool.grade_many([(rf"\boxed{{{truth}}}", truth) for truth in truths])
-    assert [truth for truth, verdict in zip(truths, verdicts, strict=True) if not verdict.correct] == []
+    truths = [question.answer or "" for question in read_questions(str(BENCHMARKS / f"{name}.parquet"))]
+    grades = pool.grade_many([(rf"\boxed{{{truth}}}", truth) for truth in truths])
+    assert [truth for truth, grade in zip(truths, grades, strict=True) if not grade.correct] == []
 
 
 READ_AS_TEXT = {
@@ -163,17 +163,17 @@ READ_AS_TEXT = {
     ("olympiadbench", 34): "an index \\max inside a name, m_{\\max }",
     ("olympiadbench", 96): "a misprint in the reference, $t(0,4]$",
 }
-"""References that math-verify cannot read, and why: it judges an answer correct only when written the same."""
+"""References that math-verify cannot read, and why: it finds an answer correct only if it is written the same."""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the shared benchmarks are not here")
-def test_math_verify_alone_judges_every_reference_equal_to_itself_and_reads_all_but_seven() -> None:
+def test_math_verify_alone_finds_every_reference_equal_to_itself_and_reads_all_but_seven() -> None:
     unread = set()
     for name in SIX:
-        for problem in read_problems(str(BENCHMARKS / f"{name}.parquet")):
-            parsed = math_verify.parse(rf"\boxed{{{problem.answer}}}", parsing_timeout=30)
-            assert math_verify.verify(parsed, parsed, timeout_seconds=30), (name, problem.answer)
+        for question in read_questions(str(BENCHMARKS / f"{name}.parquet")):
+            parsed = math_verify.parse(rf"\boxed{{{question.answer}}}", parsing_timeout=30)
+            assert math_verify.verify(parsed, parsed, timeout_seconds=30), (name, question.answer)
             if all(isinstance(part, str) for part in parsed):
-                unread.add((name, problem.index))
+                unread.add((name, question.row))
     assert unread == set(READ_AS_TEXT)

@@ -1,0 +1,52 @@
+"""Checks a loaded model: its packed log-probabilities must be those of its own, ordinary forward.
+
+Legend of shapes: T tokens, R response tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from learner.algorithms.base import Targets
+from learner.algorithms.nll import nll
+from learner.model.attention import PACKED_ATTENTION
+from learner.model.packing import Sequence, pack_sequences
+from learner.model.trained_model import TrainedModel
+from services.errors import ModelError
+
+TOLERANCE = 1e-3
+"""Largest difference in a float32 log-probability that rounding explains."""
+
+
+def check_model(model: TrainedModel) -> None:
+    """Raise ModelError unless packed log-probabilities equal those of the model's own forward. Call before sharding."""
+    vocabulary = model.loss_module.head.weight.shape[0]
+    tokens = (np.arange(1, 24, dtype=np.int64) * 7919 % vocabulary).astype(np.int32)
+    sequences = [Sequence(tokens[:5], tokens[5:12]), Sequence(tokens[12:13], tokens[13:])]
+    batch = pack_sequences(sequences).to(model.device)
+    model.module.train(False)
+    exact = replace(model, autocast_dtype=None)
+    with torch.no_grad():
+        packed = exact.token_losses(batch, nll, Targets(batch.targets), tau=1.0).log_probs
+        model.module.set_attn_implementation("eager")
+        alone = torch.cat([_own_log_probs(model, sequence) for sequence in sequences])
+        model.module.set_attn_implementation(PACKED_ATTENTION)
+    difference = float((packed - alone).abs().max())
+    if not difference <= TOLERANCE:
+        raise ModelError(
+            f"packed log-probabilities of {type(model.module).__name__} differ from its own by {difference:.2g}, "
+            f"more than {TOLERANCE:g}",
+            hint="its attention or its last layer is not the usual one; this learner cannot train it",
+        )
+
+
+def _own_log_probs(model: TrainedModel, sequence: Sequence) -> torch.Tensor:
+    """[R] log-probabilities of the response by the model's ordinary forward."""
+    tokens = torch.from_numpy(np.concatenate([sequence.prompt_tokens, sequence.response_tokens]).astype(np.int64))
+    tokens = tokens.to(model.device)
+    logits_TV = model.module(input_ids=tokens[None, :-1], use_cache=False).logits[0]
+    log_probs: torch.Tensor = logits_TV.float().log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
+    return log_probs[sequence.prompt_tokens.size - 1 :]
