@@ -106,7 +106,7 @@ class Services:
         return self._app
 
     async def __del__(self) -> None:
-        self._app.state.notices.close()
+        self._app.state.notifier.close()
         await self._redis.aclose()
 
 

@@ -1,6 +1,6 @@
 """The wire form of low-rank adapters, and the weights that they make of a base version.
 
-For each layer are sent B [out, R] and A [R, in], integers of at most 15 bits with sign, and a scale s. W0 is the base's:
+Sent are B [out, R] and A [R, in] of each layer, as integers of at most 15 bits with sign, and a scale s. W0: the base.
 
     d  = float32(s * (B A)) + 0          B A in float64
     W' = wire type(float32(W0) + d)      every step rounded to nearest, ties to even
