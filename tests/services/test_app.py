@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from services.app import create_app
+from services.app import MAX_BODY_BYTES, create_app
 from services.streams.connection import Keys
 from services.streams.events import AsyncEventLog
 from tests.support.endpoint import BASE_URL, Endpoint, served
@@ -66,7 +66,7 @@ async def test_events_after_something_that_is_no_event_are_refused(http: httpx.A
 
 
 async def test_a_body_beyond_the_limit_is_refused(http: httpx.AsyncClient) -> None:
-    answer = await http.post("/v1/weights/0", content=bytes((64 << 20) + 1))
+    answer = await http.post("/v1/control/generators", content=bytes(MAX_BODY_BYTES + 1))
     assert answer.status_code == 413
 
 
