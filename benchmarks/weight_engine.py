@@ -28,7 +28,8 @@ from typing import Any
 
 from generator import canary
 from generator.config import GeneratorConfig
-from generator.engines.base import Engine, create_engine
+from generator.engines.base import Engine
+from generator.engines.create import create_engine
 from services.contracts import Canary, Task, WeightManifest
 from services.weights import delta
 from services.weights.mirror import WeightUpdate
@@ -46,8 +47,8 @@ Versions = tuple[Tensors, Tensors]
 @asynccontextmanager
 async def engine_on(model: Path, tensors: Tensors, *, in_flight: int) -> AsyncIterator[Engine]:
     """vLLM, serving these tensors as version 0 of the model whose config lies in `model`."""
-    config = GeneratorConfig(max_model_len=256, max_in_flight=in_flight, cpu_cache_gib=1.0, memory_fraction=0.5)
-    engine = await asyncio.to_thread(create_engine, config)
+    config = GeneratorConfig(max_in_flight=in_flight, cpu_cache_gib=1.0, memory_fraction=0.5)
+    engine = await asyncio.to_thread(create_engine, config, max_model_len=256)
     with tempfile.TemporaryDirectory() as name:
         await engine.start(_write_model(model, tensors, Path(name)), 0)
         try:
@@ -148,7 +149,7 @@ class Costs:
         self.handovers.append(time.monotonic() - started - pause_s)
         if canaries:
             started = time.monotonic()
-            await canary.difference(engine, manifest)
+            await canary.describe_mismatch(engine, manifest)
             self.hearings.append(time.monotonic() - started)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from deploy.locks import learner_lock
 from deploy.settings import Settings, redis_url, require, services_url
-from generator.config import GeneratorConfig
 from learner.outcome import Outcome
 from services.logs import configure_logs
 from services.run_folder import RunFolder
@@ -74,7 +73,8 @@ def start_generator(settings: Settings, generator_id: str) -> None:
         run_generator(
             generator_id,
             peers=peers,
-            config=sized(settings),
+            config=settings.generator,
+            max_model_len=max_model_len(settings),
             deadlines=settings.deadlines,
             heartbeat=settings.heartbeat,
             cache=mirror_folder(settings, generator_id),
@@ -82,10 +82,9 @@ def start_generator(settings: Settings, generator_id: str) -> None:
     )
 
 
-def sized(settings: Settings) -> GeneratorConfig:
-    """The generator's section with the longest sequence that the run can produce where none is set."""
-    longest = settings.data.max_prompt_tokens + settings.sampling.max_response_tokens
-    return settings.generator.model_copy(update={"max_model_len": settings.generator.max_model_len or longest})
+def max_model_len(settings: Settings) -> int:
+    """The longest prompt plus response that the run can produce, in tokens."""
+    return settings.data.max_prompt_tokens + settings.sampling.max_response_tokens
 
 
 def mirror_folder(settings: Settings, generator_id: str) -> Path:

@@ -77,14 +77,6 @@ class Settings(LearnerSettings):
 
 def _conflicts(settings: Settings) -> Iterator[str]:
     """What the sections contradict each other in; every line names both keys, their values and the way out."""
-    longest = settings.data.max_prompt_tokens + settings.sampling.max_response_tokens
-    model_len = settings.generator.max_model_len
-    if model_len is not None and model_len < longest:
-        yield (
-            f"generator.max_model_len ({model_len}) is less than data.max_prompt_tokens "
-            f"({settings.data.max_prompt_tokens}) plus sampling.max_response_tokens "
-            f"({settings.sampling.max_response_tokens}): set it to {longest} or leave it unset"
-        )
     algorithm = ALGORITHMS[settings.training.algorithm]
     if settings.sampling.rollouts_per_prompt < algorithm.smallest_group:
         yield (

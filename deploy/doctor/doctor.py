@@ -189,12 +189,12 @@ def check_port(host: str, port: int) -> Finding:
 def check_fit(settings: Settings) -> Finding:
     """The model, its training and the KV cache of its longest sequences fit into the memory that there is."""
     from deploy.doctor.memory_estimate import footprint, room, shape_of
-    from deploy.parts import sized
+    from deploy.parts import max_model_len
 
     what, folder = "model's memory", Path(settings.model.path).expanduser()
     if not settings.model.path or not folder.is_dir():
         return Finding(what, "warning", "not known before the model is here", "download it first")
-    longest, gpus = sized(settings).max_model_len or 0, _gpu_bytes()
+    longest, gpus = max_model_len(settings), _gpu_bytes()
     try:
         needed = footprint(shape_of(folder), settings, longest=longest, cuda=bool(gpus))
     except (SeptError, OSError, ValueError) as error:

@@ -33,8 +33,8 @@ health.action evaluation.every_rounds evaluation.benchmarks evaluation.samples e
 weight_sync.canary_prompts
 deadlines.startup_s deadlines.rollouts_s deadlines.weights_s deadlines.drain_s
 heartbeat.every_s heartbeat.lost_after_s
-generator.count generator.engine generator.dtype generator.max_in_flight generator.max_model_len
-generator.memory_fraction generator.cpu_cache_gib generator.tensor_parallel generator.chat generator.chat_share
+generator.count generator.engine generator.dtype generator.max_in_flight
+generator.memory_fraction generator.cpu_cache_gib generator.tensor_parallel generator.chat
 redis.url redis.lease_s
 services.host services.port services.url services.token
 """
@@ -49,7 +49,7 @@ def refused(sets: list[str], environ: dict[str, str] | None = None, config: Path
 def test_the_list_of_settings_is_frozen() -> None:
     """A new setting is a decision: add it here, and take one away if you can."""
     assert list(setting_fields()) == ALL_SETTINGS.split()
-    assert len(setting_fields()) < 71
+    assert len(setting_fields()) < 69
 
 
 def test_the_reference_page_is_up_to_date() -> None:
@@ -116,7 +116,6 @@ def test_a_secret_is_never_shown() -> None:
     ("sets", "keys"),
     [
         (["training.steps_per_round=3"], ("training.steps_per_round (3)", "training.prompts_per_round (128)")),
-        (["generator.max_model_len=99"], ("generator.max_model_len (99)", "sampling.max_response_tokens (3072)")),
         (["training.algorithm=grpo"], ("training.algorithm (grpo)", "sampling.rollouts_per_prompt")),
         (["heartbeat.every_s=9"], ("heartbeat.every_s (9.0)", "heartbeat.lost_after_s (5.0)")),
         (["services.host=0.0.0.0"], ("services.host (0.0.0.0)", "services.token")),

@@ -4,8 +4,8 @@ BACKEND = "sept"
 """Name of the weight-transfer engine."""
 
 GENERATOR_PID = "SEPT_GENERATOR_PID"
-"""Environment variable with the process that the workers must not outlive."""
+"""Environment variable with the process id of the generator; the workers end when it does."""
 
 INDICES = "indices:"
 VALUES = "values:"
-"""Prefixes of a patched tensor's two entries in a file of patches."""
+"""Prefixes of a patched tensor's two entries in an update file."""

@@ -1,4 +1,4 @@
-"""vLLM's processes and the generator's: none outlives the other's death unnoticed."""
+"""vLLM's processes end with the generator's."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from generator.config import GeneratorConfig
-from generator.engines.base import create_engine
+from generator.engines.create import create_engine
 
 async def main():
-    engine = create_engine(GeneratorConfig(max_model_len=512, cpu_cache_gib=0.25), cache=Path(sys.argv[2]))
+    engine = create_engine(GeneratorConfig(cpu_cache_gib=0.25), max_model_len=512, cache=Path(sys.argv[2]))
     await engine.start(Path(sys.argv[1]), 0)
     print("started", flush=True)
     await asyncio.Event().wait()
@@ -33,7 +33,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_generator_takes_its_engine_with_it(tmp_path: Path) -> None:
+def test_the_engine_of_a_killed_generator_ends(tmp_path: Path) -> None:
     model = tmp_path / "model"
     write_tiny_model(model)
     (tmp_path / "parent.py").write_text(PARENT)
@@ -50,12 +50,12 @@ def test_a_killed_generator_takes_its_engine_with_it(tmp_path: Path) -> None:
     for handle in handles:
         ended = select.poll()
         ended.register(handle, select.POLLIN)
-        assert ended.poll(DEADLINE_S * 1e3), "a process of the engine is still there"
+        assert ended.poll(DEADLINE_S * 1e3), "a process of the engine is still running"
         os.close(handle)
 
 
 def descendants(process: int) -> list[int]:
-    """Processes that any thread of `process`, or of its descendants, has started."""
+    """Processes started by any thread of `process` or of its descendants."""
     found: list[int] = []
     for thread in Path(f"/proc/{process}/task").iterdir():
         for child in (thread / "children").read_text().split():

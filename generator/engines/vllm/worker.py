@@ -1,7 +1,7 @@
-"""The worker's half of the vLLM engine: takes weights from a local file and tells what is served. Runs in vLLM's
-worker processes only, which import it because `worker_extension_cls` names `ServedWeights`.
+"""Loads weight updates from a local file and digests the weights served. Runs in vLLM's worker processes only, which
+import it because `worker_extension_cls` names `ServedWeights`.
 
-Importing registers the weight-transfer engine "sept". Knows no versions: vLLM's engine core labels the tokens.
+Importing it registers the weight-transfer engine "sept". vLLM's engine core labels the tokens with versions, not this.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vllm.model_executor.model_loader.checkpoint_weight_patch import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from generator.engines.handover import BACKEND, GENERATOR_PID, INDICES, VALUES
+from generator.engines.vllm.handover import BACKEND, GENERATOR_PID, INDICES, VALUES
 from services.weights.tensors import digest_bytes
 
 PACKING_LAYERS = (LinearBase, ParallelLMHead)
@@ -48,7 +48,7 @@ SERVED_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16
 
 @dataclass
 class NoInitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is untyped here
-    """Nothing has to be agreed on before the first update."""
+    """The first update needs no preparation."""
 
 
 @dataclass
@@ -76,15 +76,15 @@ class FileWeightTransfer(WeightTransferEngine[NoInitInfo, FileUpdate]):  # type:
     ) -> None:
         super().__init__(config, vllm_config, device, model)
         if GENERATOR_PID in os.environ:
-            _end_with(int(os.environ[GENERATOR_PID]))
-        # it warns of every layer that an update leaves alone
+            _end_after(int(os.environ[GENERATOR_PID]))
+        # it warns of every layer that an update does not change
         logging.getLogger(initialize_layerwise_reload.__module__).setLevel(logging.ERROR)
 
     def init_transfer_engine(self, init_info: NoInitInfo) -> None:
         """Nothing to set up."""
 
     def start_weight_update(self) -> None:
-        """Nothing to do before the file is there."""
+        """Nothing to do before the file is written."""
 
     def receive_weights(self, update_info: FileUpdate) -> None:
         if update_info.patched_shapes:
@@ -96,15 +96,15 @@ class FileWeightTransfer(WeightTransferEngine[NoInitInfo, FileUpdate]):  # type:
         """Nothing to do: `receive_weights` leaves the model complete."""
 
     def shutdown(self) -> None:
-        """Holds nothing between updates; the worker ends now."""
-        gc.freeze()  # else it looks through a million objects for cycles, three times, which takes seconds
+        """Keeps nothing between updates; the worker ends now."""
+        gc.freeze()  # else the collector searches a million objects for cycles, three times, which takes seconds
 
     def _patch(self, path: Path, shapes: dict[str, list[int]]) -> None:
         with safe_open(path, framework="pt", device=str(self.device)) as file:
             # the values are whole elements at ascending positions, as the mirror verified: no need to sort them again
             load_checkpoint_weight_patches(
                 self.model,
-                [_patch_from(file, name, shape) for name, shape in shapes.items()],
+                [_read_patch(file, name, shape) for name, shape in shapes.items()],
                 validate_unique_indices=False,
             )
 
@@ -119,31 +119,31 @@ class FileWeightTransfer(WeightTransferEngine[NoInitInfo, FileUpdate]):  # type:
 WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransfer)
 
 
-def _end_with(generator: int) -> None:
-    """End vLLM's processes when the generator's process is gone; killed, it cannot, and they would stay for good."""
-    core = os.getpid() if os.getppid() == generator else os.getppid()
+def _end_after(generator_pid: int) -> None:
+    """End vLLM's processes when the generator's process has ended; a generator that was killed cannot do it."""
+    core = os.getpid() if os.getppid() == generator_pid else os.getppid()
 
     def watch() -> None:
         with contextlib.suppress(ProcessLookupError):
-            gone = select.poll()
-            gone.register(os.pidfd_open(generator), select.POLLIN)
-            gone.poll()
+            ended = select.poll()
+            ended.register(os.pidfd_open(generator_pid), select.POLLIN)
+            ended.poll()
         os.kill(core, signal.SIGTERM)
 
     threading.Thread(target=watch, name="end-with-generator", daemon=True).start()
 
 
 def _repack_tied_heads(model: nn.Module) -> None:
-    """Renew what output layers have derived from the embedding whose weight they share.
+    """Recompute what output layers derive from the embedding whose weight they share.
 
-    No weight is loaded into such a head, so the layerwise reload passes it by, and its packed copy (on CPU) would go
-    on answering with the old weights.
+    No weight is loaded into such a head, so the layerwise reload skips it, and its packed copy (on CPU) would still
+    compute with the old weights.
     """
     embeddings = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
-    tables = {id(module.weight) for module in embeddings if not isinstance(module, ParallelLMHead)}
+    embedding_weights = {id(module.weight) for module in embeddings if not isinstance(module, ParallelLMHead)}
     for module in embeddings:
         unquantised = isinstance(module.quant_method, UnquantizedEmbeddingMethod)
-        if isinstance(module, ParallelLMHead) and unquantised and id(module.weight) in tables:
+        if isinstance(module, ParallelLMHead) and unquantised and id(module.weight) in embedding_weights:
             module.quant_method.process_weights_after_loading(module)
 
 
@@ -168,15 +168,15 @@ class ServedWeights:
 
 
 def served_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights in checkpoint coordinates: fused layers taken apart, padding cut off; a tensor that two layers
-    share comes once for each of them. Without tensor parallelism only.
+    """The weights in checkpoint coordinates: fused layers are split and padding is cut off. A tensor that two layers
+    share is yielded once for each of them. Works without tensor parallelism only.
     """
     fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     first_paths: dict[int, str] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             packed = name == "weight" and isinstance(module, PACKING_LAYERS)
-            tensor = _read_through(module, parameter) if packed else parameter.data
+            tensor = _effective_weight(module, parameter) if packed else parameter.data
             if isinstance(module, VocabParallelEmbedding):
                 tensor = tensor[: module.org_vocab_size]
             prefix, _, leaf = first_paths.setdefault(id(parameter), path).rpartition(".")
@@ -188,18 +188,18 @@ def served_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{prefix}.{leaf}.{name}".lstrip("."), tensor
 
 
-def _read_through(layer: Any, weight: nn.Parameter) -> torch.Tensor:
-    """[out, in] weight that the layer multiplies by, wherever it keeps it: its answer to the identity.
+def _effective_weight(layer: Any, weight: nn.Parameter) -> torch.Tensor:
+    """[out, in] weight that the layer multiplies by, also where it is packed: the layer's output for the identity.
 
-    Exact, but for the sign of zeros.
+    Exact, except for the sign of zeros.
     """
     width = layer.input_size if isinstance(layer, LinearBase) else layer.embedding_dim
     identity = torch.eye(width, dtype=weight.dtype, device=weight.device)
-    answer: torch.Tensor = layer.quant_method.apply(layer, identity, None)
-    return answer.T
+    output: torch.Tensor = layer.quant_method.apply(layer, identity, None)
+    return output.T
 
 
-def _patch_from(file: Any, name: str, shape: list[int]) -> CheckpointWeightPatch:
+def _read_patch(file: Any, name: str, shape: list[int]) -> CheckpointWeightPatch:
     values = file.get_tensor(VALUES + name)
     return CheckpointWeightPatch(name, tuple(shape), values.dtype, values, file.get_tensor(INDICES + name))
 
