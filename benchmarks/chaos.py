@@ -35,7 +35,7 @@ from safetensors import safe_open
 
 from benchmarks.runs import DEADLINE_S, POLL_S, SUPERVISOR, Run, base_settings, until, write_inputs
 from services.run_folder import RunFolder
-from services.weights.store import WeightStore
+from services.weights.reader import WeightReader
 
 PROMPTS_PER_ROUND = 8
 SAMPLES = 2
@@ -58,8 +58,6 @@ def settings(inputs: Path, *, engine: str, rounds: int) -> dict[str, Any]:
         "training.steps_per_round": STEPS_PER_ROUND,
         "training.max_staleness": 0 if engine == "scripted" else 1,
         "checkpoint.every_rounds": 3,
-        "weight_sync.anchor_every": 5,
-        "weight_sync.keep_versions": 1000,
         "generator.engine": engine,
         "generator.count": 2 if engine == "scripted" else 1,
         "generator.max_in_flight": 8,
@@ -165,7 +163,7 @@ def judge(folder: RunFolder, rounds: int) -> Verdict:
     with safe_open(newest.state_of(0), framework="pt") as state:
         steps = int(state.get_tensor("steps"))
     surplus = steps - rounds * STEPS_PER_ROUND
-    store = WeightStore(folder.weights, folder.run_id, anchor_every=5, keep_versions=1000)
+    store = WeightReader(folder.weights, folder.run_id)
     store.load(rounds)  # every tensor's bytes are what the manifest says
     return Verdict(
         lost=len(expected - trained.keys()) + max(0, -surplus),

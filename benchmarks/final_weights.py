@@ -60,7 +60,6 @@ def settings(inputs: Path) -> dict[str, Any]:
         "training.steps_per_round": 2,
         "training.max_staleness": 0,
         "checkpoint.every_rounds": 2,
-        "weight_sync.anchor_every": 5,
         "generator.engine": "scripted",
         "generator.count": 2,
         "generator.max_in_flight": 8,

@@ -47,7 +47,6 @@ def settings(inputs: Path, options: argparse.Namespace, changes: dict[str, Any])
             "training.rounds": options.rounds,
             "training.prompts_per_round": options.prompts_per_round,
             "training.learning_rate": 1e-6,  # answers keep their length
-            "weight_sync.keep_versions": 1000,
             "generator.engine": options.engine,
             "generator.max_in_flight": options.in_flight,
         }

@@ -133,7 +133,6 @@ async def measure(folder: Path, *, browsers: int, pairs: int, window_s: float) -
         "generator.count": 1,
         "generator.max_in_flight": 64,
         "checkpoint.every_rounds": 50,
-        "weight_sync.keep_versions": 60,
     }
     run = Run(folder / "run", values)
     async with AsyncExitStack() as stack:

@@ -30,8 +30,9 @@ import redis
 
 from benchmarks.queue_peer import LEASED_AT_ONCE, BareQueue
 from services.contracts import Rollout, Task, VersionSpan
+from services.net import free_port
 from services.streams.connection import Keys, connect, connect_async
-from services.streams.embedded import EmbeddedRedis, free_port
+from services.streams.embedded import EmbeddedRedis
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer, TaskLeaser
 

@@ -34,18 +34,19 @@ import redis
 
 from learner.publisher import Publisher, VersionContents
 from learner.rollouts.collector import Collector, Interrupted
-from services.config import DeadlinesConfig, ServicesConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, ServicesConfig
 from services.contracts import FileKind, Heartbeat, Part, Rollout, Task, VersionSpan
 from services.logs import configure_logs
+from services.net import free_port
 from services.run_folder import RunFolder
 from services.server import serve
 from services.streams.connection import Keys, connect, connect_async
-from services.streams.embedded import EmbeddedRedis, free_port
+from services.streams.embedded import EmbeddedRedis
 from services.streams.events import EventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import Lease, TaskIssuer, TaskLeaser
-from services.weights.store import WeightStore
+from services.weights.publisher import WeightPublisher
 from services.weights.tensors import RawTensor
 
 GENERATORS = (1, 10, 100, 1000)
@@ -118,7 +119,6 @@ def be_endpoint(world: World) -> None:
         folder=RunFolder(world.folder),
         redis_url=world.redis_url,
         services=ServicesConfig(port=world.port),
-        weight_sync=WeightSyncConfig(),
         deadlines=DeadlinesConfig(),
     )
 
@@ -129,7 +129,7 @@ def be_learner(world: World, stop: ProcessEvent) -> None:
     keys = Keys(RunFolder(world.folder).run_id)
     with connect(world.redis_url) as client:
         collector = Collector(TaskIssuer(client, keys), RolloutReader(client, keys), first_round=0)
-        store = WeightStore(RunFolder(world.folder).weights, keys.run_id, anchor_every=20, keep_versions=60)
+        store = WeightPublisher(RunFolder(world.folder).weights, keys.run_id)
         publisher = Publisher(store, EventLog(client, keys))
         weights = _weights(world.load.model_mb)
         publisher.submit(0, VersionContents(weights)).result()

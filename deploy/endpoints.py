@@ -52,9 +52,3 @@ def remove(folder: RunFolder) -> None:
     """The run has ended."""
     with contextlib.suppress(FileNotFoundError):
         folder.endpoints.unlink()
-
-
-def local_url(host: str, port: int) -> str:
-    """http://host:port as another process on this machine reaches it."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{reachable}:{port}"

@@ -26,7 +26,6 @@ def start_services(settings: Settings) -> None:
         folder=RunFolder(settings.run.dir).create(),
         redis_url=redis_url(settings),
         services=settings.services,
-        weight_sync=settings.weight_sync,
         deadlines=settings.deadlines,
     )
 

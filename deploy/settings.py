@@ -8,7 +8,6 @@ from typing import Any, Self
 from pydantic import BaseModel, model_validator
 from pydantic.fields import FieldInfo
 
-from deploy import endpoints
 from generator.config import GeneratorConfig
 from learner.algorithms.choose import ALGORITHMS
 from learner.config import LearnerSettings
@@ -17,7 +16,7 @@ from services.config import (
     ServicesConfig,
 )
 from services.errors import ConfigError
-from services.net import is_loopback
+from services.net import is_loopback, reachable_url, split_address
 
 ENV_PREFIX = "SEPT_"
 ENV_DELIMITER = "__"
@@ -70,12 +69,6 @@ def _conflicts(settings: Settings) -> Iterator[str]:
             f"evaluation.every_rounds is {settings.evaluation.every_rounds} and evaluation.benchmarks names none: "
             "name some, or set evaluation.every_rounds to 0"
         )
-    if settings.weight_sync.keep_versions < settings.training.max_staleness + 2:
-        yield (
-            f"weight_sync.keep_versions ({settings.weight_sync.keep_versions}) would retire versions that "
-            f"training.max_staleness ({settings.training.max_staleness}) still needs: keep at least "
-            f"{settings.training.max_staleness + 2}"
-        )
     if settings.generator.chat and settings.generator.engine != "vllm":
         yield (
             f"generator.chat ({settings.generator.chat}) needs generator.engine vllm, and it is "
@@ -86,8 +79,8 @@ def _conflicts(settings: Settings) -> Iterator[str]:
 
 def _open_addresses(settings: Settings) -> Iterator[str]:
     """Addresses that other machines reach, without a token."""
-    chat_host = settings.generator.chat.rpartition(":")[0]
-    if chat_host and settings.services.token is None and not is_loopback(chat_host):
+    chat = settings.generator.chat
+    if chat and settings.services.token is None and not is_loopback(split_address(chat)[0]):
         yield (
             f"generator.chat ({settings.generator.chat}) is not loopback and services.token is not set: set "
             f"{ENV_PREFIX}SERVICES{ENV_DELIMITER}TOKEN to a secret, or bind to 127.0.0.1"
@@ -101,7 +94,7 @@ def _open_addresses(settings: Settings) -> Iterator[str]:
 
 def services_url(settings: Settings) -> str:
     """How other parts reach the services."""
-    return settings.services.url or endpoints.local_url(settings.services.host, settings.services.port)
+    return settings.services.url or reachable_url(settings.services.host, settings.services.port)
 
 
 def token_of(settings: Settings) -> str | None:

@@ -32,10 +32,10 @@ from vllm.renderers.online_renderer import OnlineRenderer
 
 from generator.engines.base import Engine
 from generator.engines.vllm.engine import VllmEngine
-from services.api.auth import Guard
+from services.api.auth import AuthMiddleware
 from services.api.limits import BodyLimit
 from services.errors import ConfigError, SeptError, UnavailableError
-from services.server import bind, url_of
+from services.net import listen, listener_url, split_address
 
 CHAT_SHARE = 0.1
 """Share of generator.max_in_flight that chat may hold, one request at least; more is answered 429."""
@@ -206,7 +206,7 @@ def create_chat_app(handlers: ChatHandlers, token: str | None) -> FastAPI:
             return _error_response(error.message, HTTPStatus.SERVICE_UNAVAILABLE)
 
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(Guard, token=token)
+    app.add_middleware(AuthMiddleware, token=token)
     return app
 
 
@@ -230,10 +230,10 @@ async def open_chat(engine: Engine, run_id: str, *, address: str, slots: int, to
         raise ConfigError(
             "generator.chat needs vLLM's engine", hint="set generator.engine to vllm, or leave generator.chat empty"
         )
-    host, _, port = address.rpartition(":")
+    host, port = split_address(address)
     app = create_chat_app(ChatHandlers(engine, run_id, ChatSlots(slots)), token)
     try:
-        listener = bind(host, int(port), setting="generator.chat")
+        listener = listen(host, port, setting="generator.chat")
     except UnavailableError as error:
         log.warning("chat_not_offered", reason=error.message, hint=error.hint)
         yield ""
@@ -248,9 +248,9 @@ async def open_chat(engine: Engine, run_id: str, *, address: str, slots: int, to
         )
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        log.info("chat_listening", url=url_of(listener), slots=slots)
+        log.info("chat_listening", url=listener_url(listener), slots=slots)
         try:
-            yield url_of(listener)
+            yield listener_url(listener)
         finally:
             server.should_exit = True
             await serving

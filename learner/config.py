@@ -126,14 +126,6 @@ class LoraConfig(Section):
     """The adapters' product is scaled by alpha / rank."""
     targets: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Names of the linear layers that get adapters, such as q_proj,v_proj; empty: all but the head."""
-    publish: Literal["merged", "adapters"] = "merged"
-    """What an update sends. merged: changes of the merged weights; adapters: adapters, which generators merge."""
-
-    @model_validator(mode="after")
-    def _adapters_exist(self) -> Self:
-        if self.publish == "adapters" and not self.rank:
-            raise ValueError("lora.publish = adapters and lora.rank = 0: there are no adapters; set lora.rank")
-        return self
 
 
 class CheckpointConfig(Section):

@@ -17,7 +17,7 @@ from learner.model.wire_tensors import wire_adapters, wire_tensors
 from services.contracts import Canary, FileKind, WeightManifest
 from services.errors import ModelError
 from services.streams.events import EventLog
-from services.weights.store import WeightStore
+from services.weights.publisher import WeightPublisher
 from services.weights.tensors import RawTensor, Tensors, read_safetensors
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ Published = Callable[[int], None]
 class Publisher:
     """One version at a time, in order."""
 
-    def __init__(self, store: WeightStore, events: EventLog) -> None:
+    def __init__(self, store: WeightPublisher, events: EventLog) -> None:
         self._store = store
         self._events = events
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
@@ -89,7 +89,7 @@ class Publisher:
     def retract_after(self, version: int) -> None:
         """Drop the later versions; call it while nothing is being published. Generators go back to `version`."""
         log.warning("versions_retracted", newest=self.newest(), after=version)
-        self._store.drop_after(version)
+        self._store.retract_after(version)
 
     def submit(
         self, version: int, contents: VersionContents, published: Published | None = None

@@ -72,10 +72,6 @@ class ServicesConfig(Section):
 class WeightSyncConfig(Section):
     """[weight_sync]: versions on disk and on the wire."""
 
-    anchor_every: int = Field(default=20, ge=1)
-    """A full snapshot is kept at every so many versions; deltas lie between."""
-    keep_versions: int = Field(default=60, ge=2)
-    """Older versions are retired, never one that a delta chain or a lease still needs."""
     canary_prompts: int = Field(default=2, ge=0, le=64)
     """Prompts whose log-probabilities every version carries and every generator must reproduce; 0 is off."""
 

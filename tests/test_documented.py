@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from sept.cli import app as commands
 from services.api.metrics import SnapshotCollector
-from services.bottleneck import judge
+from services.bottleneck import find_bottleneck
 from services.contracts import GeneratorStatus, Part, StatusSnapshot
 from tests.services.api.test_status import heartbeat
 from tests.support.endpoint import open_endpoint
@@ -36,11 +36,11 @@ def exported() -> set[str]:
     snapshot = StatusSnapshot(
         run_id="run", state="running", detail="", round=5, rounds_total=9, weight_version=5, weight_digest=None,
         last_round=rounds[-1], learner=heartbeat(Part.LEARNER, "learner", "training"), learner_lost=False,
-        generators=(row,), desired_generators=1, tasks_queued=0, tasks_leased=0, rollouts_queued=0, dead_letters=0,
+        generators=(row,), generators_target=1, tasks_queued=0, tasks_leased=0, rollouts_queued=0, dead_letters=0,
         oldest_task_s=0,
     )  # fmt: skip
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(SnapshotCollector(snapshot, judge(rounds, [row])))
+    registry.register(SnapshotCollector(snapshot, find_bottleneck(rounds, [row])))
     return {family.name for family in text_string_to_metric_families(generate_latest(registry).decode())}
 
 

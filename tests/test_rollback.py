@@ -10,7 +10,7 @@ import pytest
 from deploy.operate.client import RunClient
 from deploy.operate.run_commands import require_endpoints
 from services.run_folder import RunFolder
-from services.weights.store import WeightStore
+from services.weights.reader import WeightReader
 from tests.support import scripted_run
 from tests.support.scripted_run import finish, rollouts_of, sept
 
@@ -43,6 +43,6 @@ async def test_a_run_with_generators_ahead_goes_back_and_ends_whole(tmp_path: Pa
     for rollout in rollouts:
         assert 0 <= rollout["staleness"] <= 2
         assert rollout["spans"][-1][0] <= rollout["round"], "no round is sampled by its own future"
-    store = WeightStore(folder.weights, folder.run_id, anchor_every=20, keep_versions=60)
+    store = WeightReader(folder.weights, folder.run_id)
     assert store.versions() == list(range(ROUNDS + 1))
     assert store.load(ROUNDS), "the chain of deltas holds together"

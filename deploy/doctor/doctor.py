@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from rich.table import Table
 from deploy import exit_codes, placement
 from deploy.settings import Settings, longest_sequence
 from services.errors import SeptError
+from services.net import free_port, why_not_free
 
 SHOWN_PACKAGES = (
     "sept",
@@ -171,7 +171,7 @@ def check_disk(folder: Path) -> Finding:
 def check_redis() -> Finding:
     """The embedded server starts and answers."""
     from services.streams.connection import connect
-    from services.streams.embedded import EmbeddedRedis, free_port
+    from services.streams.embedded import EmbeddedRedis
 
     with tempfile.TemporaryDirectory(prefix="sept-doctor-") as folder:
         process: subprocess.Popen[bytes] | None = None
@@ -192,14 +192,8 @@ def check_redis() -> Finding:
 
 def check_port(host: str, port: int) -> Finding:
     """The services' port is free."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return Finding(
-                "services.port", "failed", f"{host}:{port}: {error.strerror}", "set services.port to another"
-            )
+    if reason := why_not_free(host, port):
+        return Finding("services.port", "failed", f"{host}:{port}: {reason}", "set services.port to another")
     return Finding("services.port", "ok", f"{host}:{port} is free")
 
 

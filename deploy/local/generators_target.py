@@ -28,12 +28,12 @@ class GeneratorsTargetInRedis:
         client = await connect_async(self._redis_url, deadline_s=self._startup_s)
         try:
             control = AsyncControl(client, self._keys)
-            await control.set_desired_generators(self._first)
+            await control.set_generators_target(self._first)
             await control.set_stop_after_round(False)  # that request ended the run before; starting again revokes it
             while True:
                 await asyncio.sleep(READ_EVERY_S)
                 try:
-                    generators_target = (await control.state()).desired_generators
+                    generators_target = (await control.state()).generators_target
                 except (RedisError, UnavailableError, ContractError):
                     continue  # the supervisor restarts Redis, or a person repairs it
                 yield self._first if generators_target is None else generators_target

@@ -7,10 +7,8 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import sys
 from typing import Any
-from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -27,8 +25,9 @@ from deploy.operate.progress import Progress
 from deploy.resolved_settings import write_resolved
 from deploy.settings import ENV_DELIMITER, ENV_PREFIX, Settings, require, token_of
 from services.errors import SeptError, UnavailableError
+from services.net import LOOPBACK, free_port, port_of, reachable_url, why_not_free
 from services.run_folder import RunFolder
-from services.streams.embedded import HOST, EmbeddedRedis, free_port
+from services.streams.embedded import EmbeddedRedis
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -124,7 +123,7 @@ def plan_run(
         env = placement.generator_env(index, gpus, count, cores, tensor_parallel=tensor_parallel, ranks=ranks)
         return part(name, sept("generator", "--id", name), env)
 
-    port = urlsplit(where.services_url).port or settings.services.port
+    port = port_of(where.services_url) or settings.services.port
     return RunPlan(
         redis=part("redis", tuple(redis.command()), {}) if redis is not None else None,
         services=part("services", sept("services", "--set", f"services.port={port}"), {}),
@@ -145,32 +144,21 @@ def _choose_endpoints(settings: Settings, folder: RunFolder) -> tuple[EmbeddedRe
     """Where Redis and the services will listen: where this run listened before, if that is still free."""
     before = endpoints.read(folder)
     port = settings.services.port or _port_of(before.services_url if before else None, settings.services.host)
-    if not _is_free(settings.services.host, port):
+    if why_not_free(settings.services.host, port):
         raise UnavailableError(
             f"services.port {port} on {settings.services.host} is taken by another program",
             hint="stop that program, or set services.port to another port (0 takes a free one)",
         )
     token = token_of(settings)
-    url = settings.services.url or endpoints.local_url(settings.services.host, port)
+    url = settings.services.url or reachable_url(settings.services.host, port)
     if settings.redis.url is not None:
         return None, Endpoints(redis_url=settings.redis.url.get_secret_value(), services_url=url, token=token)
-    redis_port = _port_of(before.redis_url if before else None, HOST)
+    redis_port = _port_of(before.redis_url if before else None, LOOPBACK)
     redis = EmbeddedRedis(folder.redis, redis_port, secrets.token_urlsafe(24))
     return redis, Endpoints(redis_url=redis.url, services_url=url, token=token)
 
 
 def _port_of(url: str | None, host: str) -> int:
     """The URL's port if it is free, else a free one."""
-    port = urlsplit(url).port if url is not None else None
-    return port if port is not None and _is_free(host, port) else free_port()
-
-
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+    port = port_of(url) if url is not None else None
+    return port if port is not None and not why_not_free(host, port) else free_port()

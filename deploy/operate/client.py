@@ -70,7 +70,7 @@ class RunClient:
 
     async def scale(self, generators_target: int) -> None:
         """Ask for that many generators; the supervisor starts or drains some."""
-        await self._ask("POST", "/v1/control/generators", {"count": generators_target})
+        await self._ask("POST", "/v1/control/generators", {"generators_target": generators_target})
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         try:

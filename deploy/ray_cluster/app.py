@@ -25,6 +25,7 @@ from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services, code_
 from deploy.resolved_settings import to_resolved
 from deploy.settings import Settings, redis_url, require, token_of
 from services.errors import ConfigError, UnavailableError
+from services.net import LOOPBACK, reachable_url
 
 APP = "sept"
 STORE = "sept_store"
@@ -146,7 +147,7 @@ def settings_for_ray(settings: Settings, options: Options) -> Settings:
             "services.token is not set: Serve's proxies answer other machines",
             hint="set SEPT_SERVICES__TOKEN to a secret",
         )
-    url = settings.services.url or f"http://127.0.0.1:{options.http_port}"
+    url = settings.services.url or reachable_url(LOOPBACK, options.http_port)
     return settings.model_copy(update={"services": settings.services.model_copy(update={"url": url})})
 
 

@@ -38,7 +38,7 @@ from services.errors import ConfigError, UnavailableError
 from services.logs import configure_logs
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect_async
-from services.weights.store import WeightStore
+from services.weights.reader import WeightReader
 
 PACKAGES = ("services", "learner", "generator", "deploy", "studies", "sept")
 REPORT_EVERY_S = 2.0
@@ -91,14 +91,12 @@ class Services:
         with tempfile.TemporaryDirectory() as folder:
             settings = run.settings(Path(folder))
         run_folder = RunFolder(settings.run.dir).create()
-        keys, sync = Keys(run_folder.run_id), settings.weight_sync
+        keys = Keys(run_folder.run_id)
         where = endpoints_of(settings)
         self._redis = await connect_async(where.redis_url, deadline_s=settings.deadlines.startup_s)
         self._app = create_app(
             folder=run_folder,
-            store=WeightStore(
-                run_folder.weights, keys.run_id, anchor_every=sync.anchor_every, keep_versions=sync.keep_versions
-            ),
+            store=WeightReader(run_folder.weights, keys.run_id),
             redis=self._redis,
             keys=keys,
             token=where.token,
@@ -108,7 +106,7 @@ class Services:
         return self._app
 
     async def __del__(self) -> None:
-        self._app.state.notices.close()
+        self._app.state.notifier.close()
         await self._redis.aclose()
 
 

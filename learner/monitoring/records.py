@@ -112,7 +112,7 @@ class Records:
     def cut_back(self, to_round: int) -> None:
         """Drop what was recorded of `to_round` and later rounds, which will be trained again; call it to begin with."""
         kept = [metrics for metrics in self._folder.rounds() if metrics.round < to_round]
-        text = "".join(f"{metrics.model_dump_json()}\n" for metrics in kept)
+        text = "".join(f"{metrics.as_line()}\n" for metrics in kept)
         if self._folder.metrics.exists() and self._folder.metrics.read_bytes() != text.encode():
             durable.write_file(self._folder.metrics, text)
         durable.clear_partial(self._folder.rollouts)
@@ -126,7 +126,7 @@ class Records:
         """Record one round: answers first, so that every round in metrics.jsonl has its file."""
         lines = [json.dumps(_as_record(answer), ensure_ascii=False) for answer in answers]
         durable.write_file(self._folder.rollouts_of(metrics.round), "\n".join(lines) + "\n")
-        durable.append_line(self._folder.metrics, metrics.model_dump_json())
+        durable.append_line(self._folder.metrics, metrics.as_line())
         self._track(metrics)
 
     def add_evaluations(self, round_: int, evaluations: tuple[EvaluationMetrics, ...]) -> None:
@@ -135,7 +135,7 @@ class Records:
             metrics.model_copy(update={"evaluations": evaluations}) if metrics.round == round_ else metrics
             for metrics in self._folder.rounds()
         ]
-        durable.write_file(self._folder.metrics, "".join(f"{metrics.model_dump_json()}\n" for metrics in rounds))
+        durable.write_file(self._folder.metrics, "".join(f"{metrics.as_line()}\n" for metrics in rounds))
         for metrics in rounds:
             if metrics.round == round_:
                 self._track(metrics)

@@ -1,4 +1,4 @@
-"""Finds rollouts in the run's recorded rounds, newest first."""
+"""Finds rollouts in the recorded rounds of a run, newest first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from services.run_folder import RunFolder
 
 MAX_BYTES_SEARCHED = 64 << 20
-"""A search reads little more than this; its answer says where to go on."""
+"""A search reads little more than this; its answer says where to continue."""
 
 
 class RolloutRecord(BaseModel):
@@ -36,31 +36,31 @@ class RolloutRecord(BaseModel):
     generator_id: str
 
 
-class Place(BaseModel):
+class SearchPosition(BaseModel):
     """Where a search stopped."""
 
     round: int
     line: int
 
 
-class Found(BaseModel):
+class SearchResult(BaseModel):
     """Answer of a search."""
 
     records: list[RolloutRecord]
     first_round: int | None
     """Oldest recorded round; None: nothing is recorded."""
     last_round: int | None
-    go_on: Place | None
+    next_position: SearchPosition | None
     """Search from here for more; None: everything was searched."""
 
 
-class Archive:
+class RolloutSearch:
     """The rollouts of one run's folder."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
 
-    def search(self, text: str = "", *, start: Place | None = None, limit: int = 50) -> Found:
+    def search(self, text: str = "", *, start: SearchPosition | None = None, limit: int = 50) -> SearchResult:
         """Rollouts whose question or answer contains `text`, in any case; newest round first, then in task order.
 
         `start` is a round and a line in it: earlier rounds follow.
@@ -69,19 +69,19 @@ class Archive:
         wanted = text.casefold()
         records: list[RolloutRecord] = []
         read_bytes = 0
-        go_on: Place | None = None
-        for place, size, record in self._walk(files, start):
+        next_position: SearchPosition | None = None
+        for position, size, record in self._walk(files, start):
             read_bytes += size
             if len(records) == limit or read_bytes > MAX_BYTES_SEARCHED:
-                go_on = place
+                next_position = position
                 break
             if record and (wanted in record.question.casefold() or wanted in record.answer.casefold()):
                 records.append(record)
-        return Found(
+        return SearchResult(
             records=records,
             first_round=files[0][0] if files else None,
             last_round=files[-1][0] if files else None,
-            go_on=go_on,
+            next_position=next_position,
         )
 
     def staleness(self) -> dict[int, int]:
@@ -90,8 +90,8 @@ class Archive:
         return dict(sorted(Counter(record.staleness for _, _, record in self._walk(newest, None) if record).items()))
 
     def _walk(
-        self, files: list[tuple[int, Path]], start: Place | None
-    ) -> Iterator[tuple[Place, int, RolloutRecord | None]]:
+        self, files: list[tuple[int, Path]], start: SearchPosition | None
+    ) -> Iterator[tuple[SearchPosition, int, RolloutRecord | None]]:
         """Every line from `start` on with its place and size; None for one that is no rollout."""
         for number, path in reversed(files):
             if start is not None and number > start.round:
@@ -99,7 +99,7 @@ class Archive:
             first = start.line if start is not None and number == start.round else 0
             for line_number, line in enumerate(_lines(path)):
                 if line_number >= first:
-                    yield Place(round=number, line=line_number), len(line), _parse(line)
+                    yield SearchPosition(round=number, line=line_number), len(line), _parse(line)
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Tensors as raw bytes: safetensors files and digests. Knows neither versions nor any tensor library.
+"""Tensors as raw bytes: safetensors files and digests.
 
 Arithmetic never happens here, so a tensor is its element type by name, its shape and its little-endian bytes; types
 that numpy lacks (BF16, F8) need nothing special.
@@ -169,7 +169,7 @@ def _read_row(name: str, row: Any) -> tuple[str, str, tuple[int, ...], int, int]
 
 
 def write_safetensors(path: Path, tensors: Tensors, *, lasting: bool = True) -> None:
-    """Writes beside `path` and renames into place, so the file is either whole or not there.
+    """Writes under a temporary name and renames, so the file is complete or absent.
 
     `lasting` False: it need not outlive a power cut, as it is read at once and thrown away.
     """
@@ -190,6 +190,11 @@ def write_safetensors(path: Path, tensors: Tensors, *, lasting: bool = True) -> 
             raise
         if lasting:
             durable.fsync_folder(path.parent)
+
+
+def encoded_bytes(tensors: Tensors) -> int:
+    """Size of the file that `write_safetensors` writes."""
+    return sum(memoryview(block).nbytes for block in _blocks(tensors))
 
 
 def _blocks(tensors: Tensors) -> Iterator[bytes | memoryview]:

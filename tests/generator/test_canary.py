@@ -46,7 +46,7 @@ def publish(world: World, version: int, *, learners: Tensors | None = None) -> W
     world.versions[version] = next_version(world.versions[version - 1], version) if version else first_version()
     canaries = scripted_canaries(world.versions[version] if learners is None else learners)
     manifest = world.endpoint.store.publish(version, world.versions[version], canaries=canaries)
-    world.endpoint.app.state.notices.wake()
+    world.endpoint.app.state.notifier.notify()
     return manifest
 
 

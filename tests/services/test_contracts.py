@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from services.contracts import MAX_TOKENS, Rollout, Task, WeightManifest
+from services.contracts import MAX_TOKENS, Rollout, RoundMetrics, Task, WeightManifest
+from tests.support.recorded_run import metrics
 
 DIGEST = "0" * 64
 
@@ -70,6 +71,14 @@ def test_an_unknown_field_or_schema_is_refused_by_name() -> None:
     for change in ({"extra": 1}, {"schema_version": 2}):
         with pytest.raises(ValidationError, match=next(iter(change))):
             Rollout.model_validate(values | change)
+
+
+def test_a_round_s_line_is_read_back_and_knows_no_other_field() -> None:
+    line = metrics(3, entropy=0.5).as_line()
+    assert RoundMetrics.model_validate_json(line) == metrics(3, entropy=0.5)
+    assert "null" not in line
+    with pytest.raises(ValidationError, match="surprise"):
+        metrics(3, surprise=1)
 
 
 def test_a_task_id_cannot_hold_a_path() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from services.errors import ConfigError
 from services.run_folder import RunFolder, version_name
+from tests.support.recorded_run import metrics
 
 
 def test_the_run_keeps_its_identity(tmp_path: Path) -> None:
@@ -52,3 +53,10 @@ def test_logs_are_found_by_part(tmp_path: Path) -> None:
 def test_what_is_kept_by_version_sorts_by_version() -> None:
     assert [version_name(version) for version in (0, 12)] == ["v000000", "v000012"]
     assert RunFolder(Path("runs/x")).evaluation_of(12).results == Path("runs/x/evaluations/v000012/results.json")
+
+
+def test_lines_that_are_cut_short_or_of_another_release_are_left_out(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).create()
+    line = metrics(0).as_line()
+    folder.metrics.write_text(f'{line}\n{line[:-1]}, "surprise": 1}}\n{metrics(2).as_line()}\n{line[:40]}')
+    assert [found.round for found in folder.rounds()] == [0, 2]

@@ -50,13 +50,13 @@ class World:
     def publish(self, version: int, *, seed: int = 0) -> WeightManifest:
         self.versions[version] = changed(self.versions.get(0) or first_version(), seed or version + 1)
         manifest = self.endpoint.store.publish(version, self.versions[version])
-        self.endpoint.app.state.notices.wake()
+        self.endpoint.app.state.notifier.notify()
         return manifest
 
     def retract_after(self, after: int) -> WeightManifest:
         """Delete the later versions, as a learner that is rolled back; returns the newest that is left."""
-        self.endpoint.store.drop_after(after)
-        self.endpoint.app.state.notices.wake()
+        self.endpoint.store.retract_after(after)
+        self.endpoint.app.state.notifier.notify()
         return self.endpoint.store.manifest(after)
 
     def generator(

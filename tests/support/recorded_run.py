@@ -83,7 +83,7 @@ def record(path: Path, rounds: int = 240) -> RunFolder:
     folder = RunFolder(path).create()
     identity = json.loads(folder.identity.read_text()) | {"rounds_total": 300}
     durable.write_file(folder.identity, json.dumps(identity))
-    durable.write_file(folder.metrics, "".join(f"{metrics(number).model_dump_json()}\n" for number in range(rounds)))
+    durable.write_file(folder.metrics, "".join(f"{metrics(number).as_line()}\n" for number in range(rounds)))
     for number in range(max(0, rounds - 3), rounds):
         write_rollouts(folder, number, [rollout(number, index) for index in range(4)])
     answers = [

@@ -1,4 +1,4 @@
-"""What encoder and decoder must agree on: order of tensors, sections, chunks, records of the frame.
+"""What encoder and decoder share: order of tensors, sections, chunks, records of the frame.
 
 Both sides derive it from the parent alone, so none of it is sent.
 """

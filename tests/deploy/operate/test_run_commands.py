@@ -48,7 +48,7 @@ def a_snapshot() -> StatusSnapshot:
         learner=a_beat(Part.LEARNER, "learner"),
         learner_lost=False,
         generators=(generator,),
-        desired_generators=2,
+        generators_target=2,
         tasks_queued=1,
         tasks_leased=2,
         rollouts_queued=3,
@@ -96,7 +96,7 @@ async def test_requests_go_to_their_routes() -> None:
         ("/v1/control/pause", b""),
         ("/v1/control/resume", b""),
         ("/v1/control/stop", b""),
-        ("/v1/control/generators", b'{"count":3}'),
+        ("/v1/control/generators", b'{"generators_target":3}'),
         ("/v1/control/checkpoint", b""),
         ("/v1/control/rollback", b'{"weight_version":8}'),
         ("/v1/control/export", b'{"weight_version":8}'),
@@ -169,11 +169,11 @@ def test_the_view_shows_parts_queue_and_rounds() -> None:
 
 async def test_without_a_terminal_every_round_is_one_line(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path).create()
-    durable.append_line(folder.metrics, a_round(0).model_dump_json())
+    durable.append_line(folder.metrics, a_round(0).as_line())
     console = Console(file=io.StringIO(), force_terminal=False)
     async with client(lambda request: httpx.Response(503)) as run:
         with Progress(folder, run, console) as progress:
-            durable.append_line(folder.metrics, a_round(1).model_dump_json())
+            durable.append_line(folder.metrics, a_round(1).as_line())
             await progress.refresh()
             await progress.refresh()
     assert isinstance(console.file, io.StringIO)

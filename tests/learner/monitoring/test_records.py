@@ -81,7 +81,7 @@ def test_a_line_torn_by_a_crash_is_dropped(torn: str, folder: RunFolder) -> None
     records.write(metrics_of(1), answers_of(1))
     assert rounds(folder) == [0, 1]
     records.cut_back(1)
-    assert folder.metrics.read_text() == metrics_of(0).model_dump_json() + "\n"
+    assert folder.metrics.read_text() == metrics_of(0).as_line() + "\n"
 
 
 def test_a_half_written_file_of_answers_is_removed(folder: RunFolder) -> None:

@@ -48,7 +48,7 @@ async def test_a_run_without_parts_waits_for_its_learner(endpoint: Endpoint, htt
 
 async def test_a_running_run_is_told_whole(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
     manifest = endpoint.store.publish(0, first_version())
-    lines = [round_metrics(number).model_dump_json() for number in range(3)]
+    lines = [round_metrics(number).as_line() for number in range(3)]
     durable.write_file(endpoint.folder.metrics, "\n".join(lines) + "\n")
     identity = json.loads(endpoint.folder.identity.read_text()) | {"rounds_total": 9}
     durable.write_file(endpoint.folder.identity, json.dumps(identity))
@@ -92,7 +92,7 @@ def test_a_learner_without_a_version_is_still_starting() -> None:
 @pytest.mark.parametrize("rest", ["", "\n", '\n{"round": 9', "\n\n"])
 def test_the_last_whole_lines_count(tmp_path: Path, rest: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = [round_metrics(number).model_dump_json() for number in range(200)]
+    lines = [round_metrics(number).as_line() for number in range(200)]
     path.write_text("\n".join(lines) + rest)
     assert last_rounds(path, 3) == [round_metrics(number) for number in (197, 198, 199)]
 
@@ -121,7 +121,7 @@ async def test_a_running_run_says_what_its_learner_does(
 
 async def test_the_metrics_are_the_status(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
     endpoint.store.publish(0, first_version())
-    durable.write_file(endpoint.folder.metrics, round_metrics(4).model_dump_json() + "\n")
+    durable.write_file(endpoint.folder.metrics, round_metrics(4).as_line() + "\n")
     await send(
         endpoint,
         heartbeat(Part.LEARNER, "learner-1", "training"),

@@ -23,7 +23,7 @@ def snapshot(**changes: Any) -> StatusSnapshot:
     values = {
         "run_id": "run", "state": "running", "detail": "", "round": 1, "rounds_total": 2, "weight_version": 1,
         "weight_digest": None, "last_round": None, "learner": heartbeat(Part.LEARNER, "learner", "training"),
-        "learner_lost": False, "generators": tuple(rows), "desired_generators": None, "tasks_queued": 3,
+        "learner_lost": False, "generators": tuple(rows), "generators_target": None, "tasks_queued": 3,
         "tasks_leased": 4, "rollouts_queued": 5, "dead_letters": 0, "oldest_task_s": 1.5,
     }  # fmt: skip
     return StatusSnapshot.model_validate(values | changes)

@@ -7,7 +7,7 @@ import gc
 from collections.abc import AsyncIterator
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -40,9 +40,9 @@ async def world(tmp_path: Path, redis_url: str) -> AsyncIterator[World]:
             yield World(endpoint, tmp_path / "mirrors", client)
 
 
-@pytest.mark.parametrize("publish", ["merged", "adapters"])
+@pytest.mark.parametrize("offers_adapters", [False, True])
 async def test_vllm_serves_the_merged_weights_of_a_learner_with_adapters(
-    world: World, tmp_path: Path, publish: Literal["merged", "adapters"]
+    world: World, tmp_path: Path, offers_adapters: bool
 ) -> None:
     """Every round trains on the responses of the version before, while one long response spans all versions."""
     from learner.config import LoraConfig, TrainingConfig
@@ -54,7 +54,7 @@ async def test_vllm_serves_the_merged_weights_of_a_learner_with_adapters(
     from learner.training.trainer import Trainer
 
     write_tiny_model(tmp_path / "model")
-    lora = LoraConfig(rank=4, alpha=8, publish=publish)
+    lora = LoraConfig(rank=4, alpha=8)
     trained = load_model(str(tmp_path / "model"), device="cpu", adapters=lora)
     training = TrainingConfig(prompts_per_round=PROMPTS, learning_rate=1e-2, warmup_steps=0, device="cpu")
     trainer, store = Trainer(trained, training), world.endpoint.store
@@ -69,11 +69,11 @@ async def test_vllm_serves_the_merged_weights_of_a_learner_with_adapters(
         assert await engine.score(TEXT) == pytest.approx(before, abs=TOLERANCES["float32"])
         for round_ in range(ROUNDS):
             trainer.train_round(map(TrainingSample, await round_rollouts(world, round_)))
-            canaries, packed = compute_canaries(trained, 2), wire_adapters(trained)
+            canaries, packed = compute_canaries(trained, 2), wire_adapters(trained) if offers_adapters else None
             manifest = store.publish(round_ + 1, wire_tensors(trained), canaries=canaries, packed=packed)
             (sent,) = manifest.files
-            assert sent.kind is (FileKind.ADAPTERS if publish == "adapters" else FileKind.DELTA)
-            world.endpoint.app.state.notices.wake()
+            assert sent.kind is FileKind.DELTA or offers_adapters
+            world.endpoint.app.state.notifier.notify()
             await world.serves(manifest.weight_version, manifest.digest)
             assert await engine.checksums() == {entry.name: entry.digest for entry in manifest.tensors}
             expected = merged_log_probs(trained)
