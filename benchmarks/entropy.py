@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from services.tensors import Tensors
 from services.weights.delta.elements import KINDS, Bits
-from services.weights.tensors import Tensors
 
 
 def entropy_bound_bytes(parent: Tensors, child: Tensors) -> float:

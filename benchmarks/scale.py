@@ -46,8 +46,8 @@ from services.streams.events import EventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import Lease, TaskIssuer, TaskLeaser
+from services.tensors import RawTensor
 from services.weights.publisher import WeightPublisher
-from services.weights.tensors import RawTensor
 
 GENERATORS = (1, 10, 100, 1000)
 LEASE_S = 30.0

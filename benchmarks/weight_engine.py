@@ -31,9 +31,9 @@ from generator.config import GeneratorConfig
 from generator.engines.base import Engine
 from generator.engines.create import create_engine
 from services.contracts import Canary, Task, WeightManifest
+from services.tensors import Tensors, describe, read_safetensors, version_digest, write_safetensors
 from services.weights import delta
 from services.weights.mirror import WeightUpdate
-from services.weights.tensors import Tensors, describe, read_safetensors, version_digest, write_safetensors
 
 RESPONSE_TOKENS = 32
 PROMPT_TOKENS = 16

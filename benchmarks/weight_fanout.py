@@ -39,9 +39,9 @@ from services.logs import configure_logs
 from services.net import free_port
 from services.run_folder import RunFolder
 from services.server import serve
+from services.tensors import Tensors, read_safetensors
 from services.weights.publisher import WeightPublisher
 from services.weights.reader import WeightReader
-from services.weights.tensors import Tensors, read_safetensors
 
 TOKEN = "fanout-benchmark-only"  # noqa: S105 - a server of its own, on loopback, for these seconds
 REPEATS = 3

@@ -24,9 +24,9 @@ import numpy as np
 import zstandard
 
 from benchmarks.entropy import entropy_bound_bytes
+from services.tensors import RawTensor, Tensors, read_safetensors
 from services.weights.delta import apply, decode, encode
 from services.weights.publisher import WeightPublisher
-from services.weights.tensors import RawTensor, Tensors, read_safetensors
 
 LEARNING_RATES = (1e-7, 1e-6, 1e-5)
 REPEATS = 3

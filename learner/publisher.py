@@ -17,8 +17,8 @@ from learner.model.wire_tensors import wire_adapters, wire_tensors
 from services.contracts import Canary, FileKind, WeightManifest
 from services.errors import ModelError
 from services.streams.events import EventLog
+from services.tensors import RawTensor, Tensors, read_safetensors
 from services.weights.publisher import WeightPublisher
-from services.weights.tensors import RawTensor, Tensors, read_safetensors
 
 log = structlog.get_logger()
 

@@ -18,8 +18,8 @@ from sept.cli import app as commands
 from services.api.metrics import SnapshotCollector
 from services.bottleneck import find_bottleneck
 from services.contracts import GeneratorStatus, Part, StatusSnapshot
-from tests.services.api.test_status import heartbeat
 from tests.support.endpoint import open_endpoint
+from tests.support.heartbeats import heartbeat
 from tests.support.recorded_run import metrics
 
 ROOT = Path(__file__).parent.parent

@@ -22,12 +22,12 @@ from learner.data.dataset import read_questions
 from services.contracts import Task
 from services.errors import SeptError
 from services.streams.wire import decode_rollout, decode_task, encode_rollout, encode_task
+from services.tensors import digest_bytes, read_safetensors
 from services.weights import delta
 from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror
 from services.weights.publisher import WeightPublisher
 from services.weights.reader import WeightReader
-from services.weights.tensors import digest_bytes, read_safetensors
 from tests.support.answering import rollout_of
 from tests.support.weight_samples import bits, first_version, next_version
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.run_folder import RunFolder
+from services.tensors import describe, read_safetensors, version_digest
 from services.weights.mirror import MANIFEST_NAME
 from services.weights.reader import WeightReader
-from services.weights.tensors import describe, read_safetensors, version_digest
 from tests.support import scripted_run
 from tests.support.scripted_run import finish, rollouts_of, sept
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from deploy.settings import Settings
 from learner.model import hf_checkpoint
 from services.errors import ModelError
-from services.weights.tensors import ITEM_BYTES
+from services.tensors import ITEM_BYTES
 
 FLOAT32_BYTES = 4
 TRAINED_BYTES = {"adamw": 4 * FLOAT32_BYTES, "adamw_8bit": 2 * FLOAT32_BYTES + 2}

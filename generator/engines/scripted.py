@@ -20,8 +20,8 @@ from blake3 import blake3
 from generator.engines.base import Completion, EngineLoad, Paused, version_spans
 from services.contracts import Task
 from services.errors import EngineError
+from services.tensors import RawTensor, Tensors, describe, digest_bytes, read_safetensors, version_digest
 from services.weights import delta
-from services.weights.tensors import RawTensor, Tensors, describe, digest_bytes, read_safetensors, version_digest
 
 if TYPE_CHECKING:
     from services.weights.mirror import WeightUpdate

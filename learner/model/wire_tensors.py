@@ -16,8 +16,8 @@ from learner.model.trained_model import TrainedModel
 from learner.parallel.ranks import Order
 from learner.parallel.sharding import gather
 from services.errors import ModelError
+from services.tensors import RawTensor
 from services.weights.adapters import Adapter, pack
-from services.weights.tensors import RawTensor
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """safetensors' names of floating types -> torch's types."""

@@ -30,7 +30,7 @@ from learner.parallel.sharding import first_local_row, local_shard
 from services import durable
 from services.errors import CheckpointError
 from services.run_folder import CheckpointFolder, version_name
-from services.weights.tensors import digest_file
+from services.tensors import digest_file
 
 log = structlog.get_logger()
 

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.errors import WeightError
+from services.tensors import RawTensor, Tensors
 from services.weights.delta import Patch
 from services.weights.delta.sections import bits_of
-from services.weights.tensors import RawTensor, Tensors
 
 FRACTION_BITS = 14
 """Integers are at most 2**FRACTION_BITS in magnitude."""

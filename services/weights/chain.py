@@ -7,8 +7,8 @@ from pathlib import Path
 
 from services.contracts import FileEntry, FileKind, TensorEntry, WeightManifest
 from services.errors import DigestError, WeightError
+from services.tensors import RawTensor, Tensors, digest_bytes, read_safetensors
 from services.weights import adapters, delta
-from services.weights.tensors import RawTensor, Tensors, digest_bytes, read_safetensors
 
 
 def change_of(manifest: WeightManifest) -> FileEntry:

@@ -21,7 +21,7 @@ from services import durable
 from services.contracts import FileEntry, WeightManifest
 from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
 from services.net import hostname_of, is_loopback
-from services.weights.tensors import digest_file
+from services.tensors import digest_file
 
 CONNECT_S = 5.0
 SILENCE_S = 30.0

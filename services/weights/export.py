@@ -11,8 +11,8 @@ from services import durable
 from services.contracts import FileKind
 from services.errors import UnavailableError, VersionNotFoundError
 from services.run_folder import RunFolder
+from services.tensors import write_safetensors
 from services.weights.reader import WeightReader
-from services.weights.tensors import write_safetensors
 
 log = structlog.get_logger()
 

@@ -20,10 +20,10 @@ from pydantic import ValidationError
 from services import durable
 from services.contracts import FileEntry, FileKind, WeightManifest
 from services.errors import VersionNotFoundError, WeightError
+from services.tensors import RawTensor, Tensors, read_safetensors, write_safetensors
 from services.weights.chain import apply_change, change_of, verify_tensors
 from services.weights.client import WeightClient
 from services.weights.delta import Patch
-from services.weights.tensors import RawTensor, Tensors, read_safetensors, write_safetensors
 
 WEIGHTS_NAME = "model.safetensors"
 MANIFEST_NAME = "weight_manifest.json"

@@ -18,6 +18,15 @@ from pydantic import TypeAdapter, ValidationError
 from services import durable
 from services.contracts import Canary, FileEntry, FileKind, FileName, TensorEntry, WeightManifest
 from services.errors import WeightError
+from services.tensors import (
+    Tensors,
+    describe,
+    digest_file,
+    encoded_bytes,
+    read_safetensors,
+    version_digest,
+    write_safetensors,
+)
 from services.weights import adapters, delta
 from services.weights.reader import (
     ADAPTERS_NAME,
@@ -26,15 +35,6 @@ from services.weights.reader import (
     MAX_VERSION,
     SNAPSHOT_NAME,
     WeightReader,
-)
-from services.weights.tensors import (
-    Tensors,
-    describe,
-    digest_file,
-    encoded_bytes,
-    read_safetensors,
-    version_digest,
-    write_safetensors,
 )
 
 ANCHOR_EVERY = 20

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from services.contracts import FileKind, WeightManifest
 from services.errors import VersionNotFoundError, WeightError
+from services.tensors import RawTensor, read_safetensors
 from services.weights.chain import apply_change, change_of, verify_tensors
-from services.weights.tensors import RawTensor, read_safetensors
 
 MANIFEST_NAME = "manifest.json"
 SNAPSHOT_NAME = "model.safetensors"

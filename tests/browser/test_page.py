@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PHONE, TOKEN, Sept, Visit, Visitor, eventually, sept
+from tests.support.browser import PHONE, TOKEN, Sept, Visit, Visitor, eventually, sept
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

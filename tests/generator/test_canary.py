@@ -19,15 +19,19 @@ from generator.engines.scripted import ScriptedEngine, scripted_log_probs
 from services.contracts import Canary, Task, WeightManifest
 from services.errors import EngineError, WeightError
 from services.streams.connection import connect
-from services.streams.events import AsyncEventLog, Event
+from services.tensors import RawTensor, Tensors
 from services.weights.mirror import WeightUpdate
-from services.weights.tensors import RawTensor, Tensors
+from tests.support.canaries import canary_failures, started
 from tests.support.endpoint import open_endpoint
 from tests.support.generator_world import PATIENCE_S, World, task, until
 from tests.support.vllm_models import changed, manifest_of, write_tiny_model
 from tests.support.weight_samples import first_version, next_version
 
 TOKENS = (3, 1, 4, 1, 5)
+
+
+def scripted_canaries(tensors: Tensors) -> list[Canary]:
+    return [Canary(tokens=TOKENS, log_probs=tuple(scripted_log_probs(tensors, TOKENS)))]
 
 
 @pytest.fixture
@@ -37,10 +41,6 @@ async def world(tmp_path: Path, redis_url: str) -> AsyncIterator[World]:
             yield World(endpoint, tmp_path / "mirrors", client, ScriptedEngine(follows_weights=True, scores=True))
 
 
-def scripted_canaries(tensors: Tensors) -> list[Canary]:
-    return [Canary(tokens=TOKENS, log_probs=tuple(scripted_log_probs(tensors, TOKENS)))]
-
-
 def publish(world: World, version: int, *, learners: Tensors | None = None) -> WeightManifest:
     """`learners`: the tensors that the learner computes with, where they differ from those it publishes."""
     world.versions[version] = next_version(world.versions[version - 1], version) if version else first_version()
@@ -48,11 +48,6 @@ def publish(world: World, version: int, *, learners: Tensors | None = None) -> W
     manifest = world.endpoint.store.publish(version, world.versions[version], canaries=canaries)
     world.endpoint.app.state.notifier.notify()
     return manifest
-
-
-async def canary_failures(world: World) -> list[Event]:
-    events = await AsyncEventLog(world.endpoint.redis, world.endpoint.keys).tail(10)
-    return [event for event in events if event.kind == "canary_failed"]
 
 
 class LosesPatches(ScriptedEngine):
@@ -192,15 +187,6 @@ async def test_vllm_serves_the_learners_versions_and_rejects_a_damaged_one(world
     assert [event.fields["weight_version"] for event in await canary_failures(world)] == [2]
     assert await world.leasable() == [("r000000-00000", 1)]
     gc.collect()  # vLLM leaves its sockets' context to the collector, which would warn during another test
-
-
-async def started(world: World) -> None:
-    """Wait for vLLM, which takes longer than PATIENCE_S."""
-    for _ in range(1200):
-        if await world.heartbeat() is not None:
-            return
-        await asyncio.sleep(0.1)
-    raise AssertionError("vLLM did not start")
 
 
 def damaged(tensors: Tensors, name: str) -> dict[str, RawTensor]:

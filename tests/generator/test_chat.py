@@ -20,8 +20,8 @@ from generator.engines.create import create_engine
 from generator.engines.scripted import ScriptedEngine
 from services.contracts import Task
 from services.errors import ConfigError
-from services.weights.tensors import read_safetensors
-from tests.generator.engines.test_engine_contract import FIRST_VERSION, Rig
+from services.tensors import read_safetensors
+from tests.support.engine_rig import FIRST_VERSION, Rig
 from tests.support.vllm_models import VOCABULARY, write_tiny_model
 
 # vLLM's own imports warn of deprecations

@@ -37,13 +37,13 @@ from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
 from services.streams.events import EventLog
 from services.streams.heartbeats import Heartbeats
+from services.tensors import Tensors
 from services.weights.export import export_version
 from services.weights.publisher import WeightPublisher
 from services.weights.reader import WeightReader
-from services.weights.tensors import Tensors
-from tests.learner.monitoring.test_collapse import SOUND
 from tests.support import tiny_models
 from tests.support.answering import Answering
+from tests.support.round_records import SOUND
 from tests.support.stream_builders import last_events, request_checkpoint, request_stop
 
 ROUNDS = 4

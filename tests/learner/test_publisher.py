@@ -11,8 +11,8 @@ from learner.publisher import Publisher, VersionContents
 from services.errors import UnavailableError, WeightError
 from services.streams.connection import Keys, connect
 from services.streams.events import EventLog
+from services.tensors import RawTensor, Tensors
 from services.weights.publisher import WeightPublisher
-from services.weights.tensors import RawTensor, Tensors
 from tests.support.stream_builders import last_events
 
 KEYS = Keys("publisher")

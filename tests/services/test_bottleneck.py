@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from services.bottleneck import MAX_GROWTH, ROUNDS_CONSIDERED, find_bottleneck
 from services.contracts import GeneratorStatus, Part, RoundMetrics
-from tests.services.api.test_status import heartbeat
+from tests.support.heartbeats import heartbeat
 from tests.support.recorded_run import metrics
 
 

@@ -21,9 +21,9 @@ from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import QueueGauge, TaskIssuer, TaskLeaser
+from services.tensors import Tensors
 from services.time_accounting import StateClock
 from services.weights.mirror import WeightMirror
-from services.weights.tensors import Tensors
 from tests.support.endpoint import Endpoint
 from tests.support.vllm_models import changed
 from tests.support.weight_samples import first_version

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from services.contracts import WeightManifest
+from services.tensors import RawTensor, describe, version_digest
 from services.weights import delta
 from services.weights.mirror import WeightUpdate
-from services.weights.tensors import RawTensor, describe, version_digest
 
 VOCABULARY = 320
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from services.tensors import ITEM_BYTES, RawTensor, Tensors
 from services.weights.adapters import Adapter, merge, pack
 from services.weights.publisher import WeightPublisher
-from services.weights.tensors import ITEM_BYTES, RawTensor, Tensors
 
 SHAPES: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "model.embed_tokens.weight": ("BF16", (64, 16)),

@@ -28,7 +28,7 @@ from generator.engines.vllm.stats import SchedulerLog, stat_logger
 from generator.engines.vllm.update_file import create_handover_folder, write_update
 from services.contracts import Task
 from services.errors import EngineError
-from services.weights.tensors import read_safetensors
+from services.tensors import read_safetensors
 
 if TYPE_CHECKING:
     from services.weights.mirror import WeightUpdate

@@ -12,7 +12,7 @@ import numpy as np
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest, layerwise_groups
 
 from generator.engines.vllm.handover import INDICES, VALUES
-from services.weights.tensors import RawTensor, write_safetensors
+from services.tensors import RawTensor, write_safetensors
 
 if TYPE_CHECKING:
     from services.weights.mirror import WeightUpdate

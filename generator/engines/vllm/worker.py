@@ -37,7 +37,7 @@ from vllm.model_executor.model_loader.checkpoint_weight_patch import (
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from generator.engines.vllm.handover import BACKEND, GENERATOR_PID, INDICES, VALUES
-from services.weights.tensors import digest_bytes
+from services.tensors import digest_bytes
 
 PACKING_LAYERS = (LinearBase, ParallelLMHead)
 """Layers that may compute with a packed copy of their weight."""

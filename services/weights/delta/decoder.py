@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.errors import WeightError
+from services.tensors import Tensors
 from services.weights.delta.elements import Bits
 from services.weights.delta.sections import (
     CLASS_RECORD,
@@ -31,7 +32,6 @@ from services.weights.delta.sections import (
     sections_of,
 )
 from services.weights.delta.streams import GAP_PRECISION, FrameReader
-from services.weights.tensors import Tensors
 
 
 @dataclass(frozen=True, slots=True, eq=False)

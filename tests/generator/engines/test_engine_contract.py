@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -17,46 +14,22 @@ from generator.config import GeneratorConfig
 from generator.engines.base import Completion, Engine
 from generator.engines.create import create_engine
 from generator.engines.scripted import ScriptedEngine
-from services.contracts import Task, VersionSpan
+from services.contracts import VersionSpan
 from services.errors import EngineError
-from services.weights.tensors import RawTensor, read_safetensors
-from tests.support.vllm_models import changed, greedy_gaps, update_between, write_tiny_model
+from services.tensors import RawTensor, read_safetensors
+from tests.support.engine_rig import FIRST_VERSION, Rig, task
+from tests.support.vllm_models import greedy_gaps, update_between, write_tiny_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MAX_MODEL_LEN = 3000
 LONG = 2500
 MAX_IN_FLIGHT = 8
-FIRST_VERSION = 3
-DEADLINE_S = 60.0
 
 
 # vLLM's own imports warn of deprecations
 VLLM = pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.filterwarnings("ignore")])
 only_vllm = pytest.mark.parametrize("rig", [VLLM], indirect=True)
-
-
-@dataclass
-class Rig:
-    """A started engine and the newest version that it serves."""
-
-    engine: Engine
-    folder: Path
-    version: int
-    tensors: Mapping[str, RawTensor]
-
-    async def update(self, *, sparse: bool = True, version: int | None = None) -> float:
-        version = self.version + 1 if version is None else version
-        new = changed(self.tensors, seed=version)
-        pause_s = await self.engine.apply(update_between(version, self.tensors, new, sparse=sparse))
-        self.version, self.tensors = version, new
-        return pause_s
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert time.monotonic() < deadline, "the condition never became true"
-            await asyncio.sleep(0.001)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["scripted", VLLM])
@@ -83,24 +56,11 @@ async def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def write_scripted_model(folder: Path) -> None:
     import numpy as np
 
-    from services.weights.tensors import write_safetensors
+    from services.tensors import write_safetensors
 
     random = np.random.default_rng(0)
     data = random.integers(0, 256, 2 * 40 * 8, dtype=np.uint8)
     write_safetensors(folder / "model.safetensors", {"a": RawTensor("BF16", (40, 8), data)})
-
-
-def task(task_id: str = "r000000-00000", **changes: Any) -> Task:
-    fields: dict[str, Any] = {
-        "task_id": task_id,
-        "round": 0,
-        "index": 0,
-        "prompt_tokens": [5, 9, 200, 31, 7],
-        "temperature": 1.0,
-        "max_response_tokens": 20,
-        "min_weight_version": 0,
-    }
-    return Task.model_validate(fields | changes)
 
 
 def assert_covered(completion: Completion) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from generator.engines.scripted import ScriptedEngine
 from services.errors import EngineError
-from services.weights.tensors import RawTensor, write_safetensors
-from tests.generator.engines.test_engine_contract import task
+from services.tensors import RawTensor, write_safetensors
+from tests.support.engine_rig import task
 from tests.support.vllm_models import changed, update_between
 
 WEIGHTS = {"a": RawTensor("F32", (8,), np.arange(32, dtype=np.uint8))}

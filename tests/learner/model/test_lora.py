@@ -24,9 +24,9 @@ from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import Trainer
 from services.contracts import FileKind
 from services.errors import ConfigError, ModelError
+from services.tensors import RawTensor, write_safetensors
 from services.weights.adapters import Adapter, decode, pack
 from services.weights.chain import patch
-from services.weights.tensors import RawTensor, write_safetensors
 from tests.support import tiny_models
 from tests.support.endpoint import open_store
 from tests.support.ranks_together import together

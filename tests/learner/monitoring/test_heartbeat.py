@@ -11,7 +11,7 @@ from learner.outcome import Outcome
 from services.contracts import Heartbeat, Part
 from services.streams.connection import Keys, connect
 from services.streams.heartbeats import Heartbeats
-from tests.services.api.test_status import heartbeat
+from tests.support.heartbeats import heartbeat
 
 KEYS = Keys("report")
 

@@ -9,7 +9,7 @@ import pytest
 
 from learner.rollouts.fixed_data import FixedData
 from services.contracts import Rollout, Task, VersionSpan
-from tests.learner.data.test_curriculum import curriculum, indexes
+from tests.support.curricula import curriculum, indexes
 
 
 def answers(task: Task) -> list[Rollout]:

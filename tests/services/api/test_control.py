@@ -10,9 +10,9 @@ from services.contracts import Part
 from services.streams.control import MAX_GENERATORS, AsyncControl, ControlState
 from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
-from services.weights.tensors import RawTensor
-from tests.services.api.test_status import heartbeat
+from services.tensors import RawTensor
 from tests.support.endpoint import Endpoint
+from tests.support.heartbeats import heartbeat
 
 
 async def test_requests_are_recorded_and_audited(endpoint: Endpoint, http: httpx.AsyncClient) -> None:

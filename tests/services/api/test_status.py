@@ -15,12 +15,8 @@ from services.contracts import Heartbeat, Part, RoundMetrics, StatusSnapshot
 from services.streams.control import AsyncControl
 from services.streams.heartbeats import AsyncHeartbeats
 from tests.support.endpoint import Endpoint
+from tests.support.heartbeats import heartbeat
 from tests.support.weight_samples import first_version
-
-
-def heartbeat(part: Part, part_id: str, state: str, **fields: object) -> Heartbeat:
-    base = {"part": part, "part_id": part_id, "state": state, "shares": {state: 1.0}}
-    return Heartbeat.model_validate(base | {"host": "h", "pid": 1, "device": "cpu"} | fields)
 
 
 def round_metrics(number: int) -> RoundMetrics:

@@ -10,8 +10,8 @@ import pytest
 
 from services.contracts import WeightManifest
 from services.streams.events import AsyncEventLog
+from services.tensors import read_safetensors
 from services.weights.client import WeightClient
-from services.weights.tensors import read_safetensors
 from tests.support.endpoint import Endpoint, served
 from tests.support.weight_samples import bits, first_version, next_version
 

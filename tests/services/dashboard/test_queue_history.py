@@ -10,7 +10,7 @@ from typing import Any
 from services.contracts import GeneratorStatus, Part, StatusSnapshot
 from services.dashboard.queue_history import line_of, record
 from services.errors import UnavailableError
-from tests.services.api.test_status import heartbeat
+from tests.support.heartbeats import heartbeat
 
 
 def snapshot(**changes: Any) -> StatusSnapshot:

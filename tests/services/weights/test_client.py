@@ -10,8 +10,8 @@ import pytest
 
 from services.contracts import FileEntry, FileKind
 from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
+from services.tensors import digest_bytes
 from services.weights.client import CHUNK_BYTES, WeightClient
-from services.weights.tensors import digest_bytes
 
 CONTENT = bytes(range(256)) * (3 * CHUNK_BYTES // 256)
 ENTRY = FileEntry(name="delta.bin", kind=FileKind.DELTA, size_bytes=len(CONTENT), digest=digest_bytes(CONTENT))

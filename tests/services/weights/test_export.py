@@ -9,9 +9,9 @@ import pytest
 
 from services.errors import UnavailableError, VersionNotFoundError
 from services.run_folder import RunFolder
+from services.tensors import RawTensor, read_safetensors
 from services.weights.export import export_version
 from services.weights.publisher import WeightPublisher
-from services.weights.tensors import RawTensor, read_safetensors
 
 
 def tensors(fill: int) -> dict[str, RawTensor]:

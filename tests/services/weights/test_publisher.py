@@ -9,10 +9,10 @@ import pytest
 
 from services.contracts import FileKind, WeightManifest
 from services.errors import WeightError
+from services.tensors import Tensors
 from services.weights.adapters import Adapter, merge, pack
 from services.weights.publisher import WeightPublisher
 from services.weights.reader import WeightReader
-from services.weights.tensors import Tensors
 from tests.support.endpoint import open_store
 from tests.support.weight_samples import (
     adapted_version,

@@ -9,9 +9,9 @@ import pytest
 
 from services.contracts import FileKind
 from services.errors import DigestError, VersionNotFoundError, WeightError
+from services.tensors import RawTensor
 from services.weights.publisher import WeightPublisher
 from services.weights.reader import WeightReader
-from services.weights.tensors import RawTensor
 from tests.support.endpoint import open_store
 from tests.support.weight_samples import bits, publish_versions, tensor
 

@@ -16,7 +16,7 @@ from generator.config import GeneratorConfig
 from generator.engines.create import create_engine
 from services.contracts import FileKind, Rollout
 from services.streams.connection import connect
-from tests.generator.test_canary import canary_failures, started
+from tests.support.canaries import canary_failures, started
 from tests.support.endpoint import open_endpoint
 from tests.support.generator_world import World, task, until
 from tests.support.vllm_models import write_tiny_model

@@ -13,7 +13,7 @@ import pytest
 
 from generator.config import GeneratorConfig
 from generator.engines.create import create_engine
-from tests.generator.engines.test_engine_contract import task
+from tests.support.engine_rig import task
 from tests.support.vllm_models import write_tiny_model
 
 if TYPE_CHECKING:

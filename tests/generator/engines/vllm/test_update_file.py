@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from services.tensors import RawTensor
 from services.weights import delta
-from services.weights.tensors import RawTensor
 from tests.support.vllm_models import changed, first_tensors, update_between
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.weights.tensors import write_safetensors
+from services.tensors import write_safetensors
 from tests.support.vllm_models import changed, first_tensors, update_between
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]

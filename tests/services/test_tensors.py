@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from services.errors import WeightError
-from services.weights.tensors import (
+from services.tensors import (
     ITEM_BYTES,
     MAX_HEADER_BYTES,
     RawTensor,
