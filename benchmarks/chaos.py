@@ -153,7 +153,7 @@ def judge(folder: RunFolder, rounds: int) -> Verdict:
     """Counts by the records and, independently of them, by the optimizer's own count of its steps."""
     numbers = [metrics.round for metrics in folder.rounds()]
     trained = Counter(
-        (record["round"], record["index"], record["sample"])
+        (record["round"], record["position"], record["sample"])
         for number in numbers
         for line in folder.rollouts_of(number).read_bytes().splitlines()
         for record in [json.loads(line)]

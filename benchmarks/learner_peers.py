@@ -96,7 +96,7 @@ def rollout_of(number: int, index: int, pair: Pair) -> Any:
         task_id=f"r{number:06d}-{index:05d}",
         sample=0,
         round=number,
-        index=index,
+        position=index,
         prompt_tokens=pair[0],
         response_tokens=pair[1],
         finish_reason="stop",

@@ -161,7 +161,7 @@ def _tasks(world: World, round_: int) -> list[Task]:
         Task(
             task_id=f"r{round_:06d}-{index:06d}",
             round=round_,
-            index=index,
+            position=index,
             prompt_tokens=prompt,
             temperature=0.6,
             max_response_tokens=world.load.response_tokens,
@@ -247,7 +247,7 @@ class Simulated:
             task_id=task.task_id,
             sample=0,
             round=task.round,
-            index=task.index,
+            position=task.position,
             prompt_tokens=task.prompt_tokens,
             response_tokens=np.arange(tokens, dtype=np.int32),
             finish_reason="length",

@@ -126,7 +126,7 @@ def _task(number: int) -> Task:
     return Task(
         task_id=f"t{number}",
         round=0,
-        index=number,
+        position=number,
         prompt_tokens=[(number * 31 + at * 7) % 251 for at in range(PROMPT_TOKENS)],
         temperature=1.0,
         max_response_tokens=RESPONSE_TOKENS,

@@ -248,7 +248,7 @@ class Leases:
             task_id=task.task_id,
             sample=sample,
             round=task.round,
-            index=task.index,
+            position=task.position,
             prompt_tokens=task.prompt_tokens,
             response_tokens=completion.response_tokens,
             finish_reason=completion.finish_reason,

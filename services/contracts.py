@@ -86,7 +86,7 @@ class Task(Contract):
     task_id: Identifier
     """Identifies the prompt within the run, and everything made from it."""
     round: int = Field(ge=0)
-    index: int = Field(ge=0)
+    position: int = Field(ge=0)
     """Position within the round: the learner trains in this order."""
     prompt_tokens: Tokens
     """[P] int32."""
@@ -122,7 +122,7 @@ class Rollout(Contract):
     sample: int = Field(ge=0)
     """0 .. G-1; (task_id, sample) is the rollout's identity."""
     round: int = Field(ge=0)
-    index: int = Field(ge=0)
+    position: int = Field(ge=0)
     prompt_tokens: Tokens
     """[P] int32, as in the task."""
     response_tokens: Tokens

@@ -90,7 +90,7 @@ def a_task() -> Task:
     return Task(
         task_id="r000003-00001",
         round=3,
-        index=1,
+        position=1,
         prompt_tokens=[1, 2, 3, 4],
         temperature=0.6,
         max_response_tokens=16,

@@ -61,7 +61,7 @@ class TrainedRound:
         """One a rollout, in training order; `prompts` are the round's."""
         rewards: Iterable[float | None] = self.rewards or repeat(None, len(self.rollouts))
         return [
-            Answer(prompts[rollout.index], rollout, text_of(rollout.response_tokens), nll, reward)
+            Answer(prompts[rollout.position], rollout, text_of(rollout.response_tokens), nll, reward)
             for rollout, nll, reward in zip(self.rollouts, self.stats.nll, rewards, strict=True)
         ]
 
@@ -155,7 +155,7 @@ def _as_record(answer: Answer) -> dict[str, object]:
     return {
         "rollout_id": rollout.rollout_id,
         "round": rollout.round,
-        "index": rollout.index,
+        "position": rollout.position,
         "sample": rollout.sample,
         "question": answer.prompt.question,
         "truth": answer.prompt.answer,

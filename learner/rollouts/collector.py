@@ -41,7 +41,7 @@ MAX_REISSUES = 3
 JOIN_S = 5.0
 
 Identity = tuple[int, int, int]
-"""(round, index, sample)."""
+"""(round, position, sample)."""
 Waiting = Callable[[], AbstractContextManager[None]]
 """Accounts the time of a wait."""
 
@@ -174,7 +174,7 @@ class Collector:
             return
         with self._issuing:
             with self._changed:
-                self._owed.setdefault(tasks[0].round, {}).update({task.index: task for task in tasks})
+                self._owed.setdefault(tasks[0].round, {}).update({task.position: task for task in tasks})
                 for identity, (rollout, _) in list(self._received.items()):
                     if identity[0] == tasks[0].round and not self._is_owed(rollout):
                         del self._received[identity]
@@ -183,7 +183,7 @@ class Collector:
             self._issuer.issue(missing)
 
     def in_order(self, round_: int, deadline_s: float, waiting: Waiting = nullcontext) -> Iterator[Rollout]:
-        """Yield the round's rollouts by (index, sample), each as soon as it and all before it are here.
+        """Yield the round's rollouts by (position, sample), each as soon as it and all before it are here.
 
         Every pause lies within a `waiting()` context, for whoever accounts the time.
 
@@ -202,7 +202,7 @@ class Collector:
     def completed_at(self, rollout: Rollout) -> float:
         """When a rollout that is held was handed in: Unix seconds by Redis' clock."""
         with self._changed:
-            return self._received[rollout.round, rollout.index, rollout.sample].completed_at
+            return self._received[rollout.round, rollout.position, rollout.sample].completed_at
 
     def release(self, before_round: int) -> None:
         """Delete from Redis and memory everything of earlier rounds."""
@@ -333,7 +333,7 @@ class Collector:
                     continue
                 self._entries.setdefault(rollout.round, []).append(entry_id)
                 if self._is_owed(rollout):
-                    identity = (rollout.round, rollout.index, rollout.sample)
+                    identity = (rollout.round, rollout.position, rollout.sample)
                     self._received.setdefault(identity, _Received(rollout, entered_at(entry_id)))
             if arrived:
                 self._last_arrival = time.monotonic()
@@ -345,7 +345,7 @@ class Collector:
         tasks = self._owed.get(rollout.round)
         if tasks is None:
             return True
-        task = tasks.get(rollout.index)
+        task = tasks.get(rollout.position)
         owed = task is not None and _answers(task, rollout)
         if not owed:
             log.warning("foreign_rollout", rollout_id=rollout.rollout_id, generator_id=rollout.generator_id)
@@ -353,7 +353,7 @@ class Collector:
 
 
 def _identities(task: Task) -> Iterator[Identity]:
-    return ((task.round, task.index, sample) for sample in range(task.samples))
+    return ((task.round, task.position, sample) for sample in range(task.samples))
 
 
 def _answers(task: Task, rollout: Rollout) -> bool:

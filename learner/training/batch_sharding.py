@@ -103,15 +103,15 @@ class BatchSharding:
         last: Rollout | None = None
         for rollout, signal in samples:
             if last is not None and (
-                rollout.round != last.round or (rollout.index, rollout.sample) <= (last.index, last.sample)
+                rollout.round != last.round or (rollout.position, rollout.sample) <= (last.position, last.sample)
             ):
                 raise ContractError(
-                    f"rollouts must be of one round, by index and sample: {rollout.rollout_id} came after "
+                    f"rollouts must be of one round, by position and sample: {rollout.rollout_id} came after "
                     f"{last.rollout_id}"
                 )
             last = rollout
             sequence = packing.Sequence(rollout.prompt_tokens, rollout.response_tokens)
-            yield _SharedSample(rollout.index // self._prompts_per_step, sequence, signal).to_row()
+            yield _SharedSample(rollout.position // self._prompts_per_step, sequence, signal).to_row()
 
     def _micro_batches(self, samples: Iterable[_SharedSample]) -> Iterator[GlobalMicroBatch]:
         """Of one optimizer step, on this rank's device."""

@@ -95,7 +95,7 @@ async def test_an_engine_with_wrong_weights_reloads_and_what_it_sampled_with_the
     (event,) = await canary_failures(world)
     assert (event.source, event.fields["weight_version"]) == ("g0", 1)
     assert await expected_responses(world.versions[1], tasks) == {
-        rollout.index: rollout.response_tokens.tolist() for rollout in rollouts
+        rollout.position: rollout.response_tokens.tolist() for rollout in rollouts
     }
     assert {len(rollout.spans) for rollout in rollouts} == {1}
 
@@ -105,7 +105,7 @@ async def expected_responses(tensors: Tensors, tasks: Sequence[Task]) -> dict[in
     engine = ScriptedEngine(follows_weights=True)
     await engine.start(Path("/nowhere"), 0)
     await engine.apply(WeightUpdate(manifest_of(1, tensors), None, frozenset(tensors), 0, tensors))
-    return {each.index: (await engine.generate(each, 0)).response_tokens for each in tasks}
+    return {each.position: (await engine.generate(each, 0)).response_tokens for each in tasks}
 
 
 async def test_weights_that_are_not_the_learners_end_the_generator(world: World) -> None:

@@ -107,7 +107,7 @@ async def test_an_answer_that_spans_an_update_names_both_versions_and_loses_noth
 
 
 async def test_requests_beyond_the_share_are_rejected_and_tasks_continue(rig: Rig) -> None:
-    task = Task(task_id="t", round=0, index=0, prompt_tokens=[1, 2], temperature=1.0, max_response_tokens=50,
+    task = Task(task_id="t", round=0, position=0, prompt_tokens=[1, 2], temperature=1.0, max_response_tokens=50,
                 min_weight_version=0)  # fmt: skip
     async with chat(rig, slots=1) as http:
         fields = HELLO | {"max_tokens": 2000, "stream": True, "ignore_eos": True}

@@ -47,7 +47,7 @@ async def test_a_long_response_blocks_neither_the_slots_of_its_task_nor_those_of
 
     class OneLong(ScriptedEngine):
         async def generate(self, task: Task, sample: int) -> Completion:
-            if (task.index, sample) == (0, 0):
+            if (task.position, sample) == (0, 0):
                 await asyncio.Event().wait()
             return await super().generate(task, sample)
 
@@ -58,7 +58,7 @@ async def test_a_long_response_blocks_neither_the_slots_of_its_task_nor_those_of
         world.generator(max_in_flight=3, engine=engine, deadlines=DeadlinesConfig(drain_s=0.05)), manifest
     ):
         rollouts = await world.rollouts(15)
-    assert {rollout.index for rollout in rollouts} == {1, 2, 3, 4, 5}
+    assert {rollout.position for rollout in rollouts} == {1, 2, 3, 4, 5}
 
 
 class Gated(ScriptedEngine):
@@ -70,8 +70,8 @@ class Gated(ScriptedEngine):
         self.gates = [asyncio.Event() for _ in range(40)]
 
     async def generate(self, task: Task, sample: int) -> Completion:
-        self.started.append(task.index)
-        await self.gates[task.index].wait()
+        self.started.append(task.position)
+        await self.gates[task.position].wait()
         return await super().generate(task, sample)
 
     def open(self) -> None:
@@ -139,7 +139,7 @@ async def test_a_drained_generator_releases_at_once_what_is_not_being_sampled(wo
         await until_leased(world, 4)
         assert engine.started == [0, 1, 2, 3]
         engine.open()
-    assert {rollout.index for rollout in await world.rollouts(4)} == {0, 1, 2, 3}
+    assert {rollout.position for rollout in await world.rollouts(4)} == {0, 1, 2, 3}
     assert await world.leasable() == [(f"r000000-{index:05d}", 1) for index in (4, 5, 6, 7)]
 
 
@@ -240,7 +240,7 @@ async def test_a_response_to_a_closed_task_is_dropped_and_the_next_task_is_lease
         engine.open()
         world.issue(task(1))
         (rollout,) = await world.rollouts(1)
-    assert rollout.index == 1
+    assert rollout.position == 1
     assert await world.leasable() == []
 
 

@@ -252,7 +252,7 @@ def test_a_half_trained_round_is_not_remembered(folder: RunFolder, redis_url: st
     half = PROMPTS // STEPS
 
     def withheld(task: Task) -> bool:
-        return task.round == 0 or (task.round == 1 and task.index <= half)
+        return task.round == 0 or (task.round == 1 and task.position <= half)
 
     with life(folder, redis_url, every_rounds=10) as learner:
         with Answering(redis_url, learner.keys, may_answer=withheld), ThreadPoolExecutor() as pool:
@@ -309,9 +309,9 @@ def test_a_checkpoint_is_written_when_somebody_asks(
     found: list[list[int]] = []
 
     def ask(task: Task) -> bool:
-        if task.round == 1 and task.index == 0:
+        if task.round == 1 and task.position == 0:
             request_checkpoint(learner.client, learner.keys)
-        if task.round == 3 and task.index == 0:
+        if task.round == 3 and task.position == 0:
             found.append(folder.checkpointed())
         return True
 
@@ -419,7 +419,7 @@ def test_a_rollback_to_a_version_without_a_checkpoint_is_refused_and_the_run_goe
     folder: RunFolder, redis_url: str, in_peace: dict[int, str]
 ) -> None:
     def ask(task: Task) -> bool:
-        if task.round == 3 and task.index == 0:
+        if task.round == 3 and task.position == 0:
             learner.loop.control.request_rollback(1)
         return True
 

@@ -15,7 +15,7 @@ def rollout(**changes: Any) -> Rollout:
         "task_id": "r000003-00001",
         "sample": 0,
         "round": 3,
-        "index": 1,
+        "position": 1,
         "prompt_tokens": [1, 2],
         "response_tokens": [3, 4, 5],
         "finish_reason": "stop",
@@ -86,7 +86,7 @@ def test_a_task_id_cannot_hold_a_path() -> None:
         Task(
             task_id="../x",
             round=0,
-            index=0,
+            position=0,
             prompt_tokens=np.array([1]),
             temperature=1,
             max_response_tokens=1,

@@ -12,7 +12,7 @@ def tasks_of(round_: int, count: int = 4, samples: int = 2) -> list[Task]:
         Task(
             task_id=f"r{round_:06d}-{index:05d}",
             round=round_,
-            index=index,
+            position=index,
             prompt_tokens=[round_, index, 7],
             temperature=0.6,
             max_response_tokens=8,

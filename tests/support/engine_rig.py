@@ -47,7 +47,7 @@ def task(task_id: str = "r000000-00000", **changes: Any) -> Task:
     fields: dict[str, Any] = {
         "task_id": task_id,
         "round": 0,
-        "index": 0,
+        "position": 0,
         "prompt_tokens": [5, 9, 200, 31, 7],
         "temperature": 1.0,
         "max_response_tokens": 20,

@@ -134,7 +134,7 @@ def task(index: int, **changes: Any) -> Task:
     settings: dict[str, Any] = {
         "task_id": f"r000000-{index:05d}",
         "round": 0,
-        "index": index,
+        "position": index,
         "prompt_tokens": [index, 7],
         "temperature": 0.6,
         "max_response_tokens": 4,

@@ -54,7 +54,7 @@ def rollout(round_: int, index: int, **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "rollout_id": f"r{round_:06d}-{index:05d}/0",
         "round": round_,
-        "index": index,
+        "position": index,
         "sample": 0,
         "question": f"How much is {round_} + {index}?",
         "truth": str(round_ + index),

@@ -17,7 +17,7 @@ def make_task(index: int, **changes: Any) -> Task:
     settings: dict[str, Any] = {
         "task_id": f"r000001-{index:05d}",
         "round": 1,
-        "index": index,
+        "position": index,
         "prompt_tokens": [index, 7, 9],
         "temperature": 0.6,
         "max_response_tokens": 16,
@@ -32,7 +32,7 @@ def make_rollouts(task: Task, generator_id: str = "g0") -> list[Rollout]:
             task_id=task.task_id,
             sample=sample,
             round=task.round,
-            index=task.index,
+            position=task.position,
             prompt_tokens=task.prompt_tokens,
             response_tokens=[5, 6, sample],
             finish_reason="stop",

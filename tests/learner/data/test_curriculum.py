@@ -35,7 +35,7 @@ def test_a_round_depends_only_on_seed_and_number() -> None:
     assert curriculum(50, 8, seed=4).tasks_of(5) != late
 
 
-def test_tasks_carry_round_index_limits_and_settings() -> None:
+def test_tasks_carry_round_position_limits_and_settings() -> None:
     sampling = {
         "top_p": 0.9,
         "max_response_tokens": 55,
@@ -45,7 +45,7 @@ def test_tasks_carry_round_index_limits_and_settings() -> None:
     }
     course = curriculum(6, 3, sampling=sampling)
     task = course.tasks_of(2)[1]
-    assert (task.task_id, task.round, task.index) == ("r000002-00001", 2, 1)
+    assert (task.task_id, task.round, task.position) == ("r000002-00001", 2, 1)
     assert (task.temperature, task.top_p, task.max_response_tokens, task.samples) == (0.7, 0.9, 55, 4)
     assert task.stop_token_ids == (7, 9)
     assert task.prompt_tokens.tolist() == course.prompts_of(2)[1].tokens.tolist()

@@ -63,7 +63,7 @@ def test_tasks_cover_every_sample_of_every_problem_once() -> None:
     measurement = Measurement(benchmark(), 0.6)
     tasks = measurement.tasks(7, 7, DIGEST, SAMPLING)
     assert sum(task.samples for task in tasks) == 3 * SAMPLES
-    assert len({task.task_id for task in tasks}) == len({task.index for task in tasks}) == len(tasks)
+    assert len({task.task_id for task in tasks}) == len({task.position for task in tasks}) == len(tasks)
     assert {(task.min_weight_version, task.max_weight_version, task.round) for task in tasks} == {(7, 7, 7)}
     assert {task.purpose for task in tasks} == {Purpose.EVALUATION}
     assert [task.samples for task in tasks] == [SAMPLES_PER_TASK] * 3 + [SAMPLES - SAMPLES_PER_TASK] * 3

@@ -259,7 +259,7 @@ def test_training_learns_what_it_is_shown(tmp_path: Path) -> None:
     ids=["index", "twin", "sample", "round"],
 )
 def test_rollouts_out_of_order_are_refused(tmp_path: Path, rollouts: list[Rollout]) -> None:
-    with pytest.raises(ContractError, match="by index and sample"):
+    with pytest.raises(ContractError, match="by position and sample"):
         Trainer(tiny_models.load(tmp_path), tiny_models.training()).train_round(map(TrainingSample, rollouts))
 
 

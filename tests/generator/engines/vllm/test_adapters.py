@@ -92,7 +92,7 @@ async def round_rollouts(world: World, round_: int) -> list[Rollout]:
     fields = {"round": round_, "min_weight_version": round_, "max_response_tokens": 16}
     world.issue(*(task(index, task_id=f"r{round_:06}-{index:05}", **fields) for index in range(PROMPTS)))
     rollouts = await world.rollouts(PROMPTS)
-    return sorted(rollouts, key=lambda rollout: rollout.index)
+    return sorted(rollouts, key=lambda rollout: rollout.position)
 
 
 def merged_log_probs(trained: TrainedModel) -> list[float]:
