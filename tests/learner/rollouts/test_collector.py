@@ -126,8 +126,8 @@ def test_a_late_twin_is_ignored(collector: Open, client: redis.Redis, redis_url:
         ("another prompt", lambda rollout: rollout.model_copy(update={"prompt_tokens": rollout.response_tokens})),
         ("another task", lambda rollout: rollout.model_copy(update={"task_id": "r000002-00077"})),
         ("a sample too many", lambda rollout: rollout.model_copy(update={"sample": 2})),
-        ("weights too old", lambda rollout: rollout_of(tasks_of(2)[rollout.index], rollout.sample, version=0)),
-        ("weights of its future", lambda rollout: rollout_of(tasks_of(2)[rollout.index], rollout.sample, version=3)),
+        ("weights too old", lambda rollout: rollout_of(tasks_of(2)[rollout.position], rollout.sample, version=0)),
+        ("weights of its future", lambda rollout: rollout_of(tasks_of(2)[rollout.position], rollout.sample, version=3)),
     ],
 )
 @pytest.mark.parametrize("known", [True, False])
