@@ -73,19 +73,18 @@ def generate_bare(inputs: Path, options: argparse.Namespace) -> float:
     """In the worker: tokens per second, with the engine settings of `generator.engines.vllm.options`."""
     pin_process(os.getpid(), options.core)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     from learner.config import DataConfig
     from learner.data.prompts import load_prompts
-    from learner.model.hf_checkpoint import stop_token_ids
+    from learner.data.stop_tokens import stop_token_ids
+    from learner.model_folder.tokenizer import load_tokenizer
 
     model = inputs / "model"
     data = DataConfig(path=str(inputs / "prompts.jsonl"), chat_template="none", max_prompt_tokens=PROMPT_TOKENS)
-    prompts = [
-        {"prompt_token_ids": p.tokens.tolist()} for p in load_prompts(data, AutoTokenizer.from_pretrained(model))
-    ]
+    tokenizer = load_tokenizer(model)
+    prompts = [{"prompt_token_ids": prompt.tokens.tolist()} for prompt in load_prompts(data, tokenizer)]
     llm = LLM(
         model=str(model),
         skip_tokenizer_init=True,
@@ -101,7 +100,7 @@ def generate_bare(inputs: Path, options: argparse.Namespace) -> float:
     params = SamplingParams(
         temperature=TEMPERATURE,
         max_tokens=options.response_tokens,
-        stop_token_ids=list(stop_token_ids(model)),
+        stop_token_ids=list(stop_token_ids(model, tokenizer, template=None)),
         ignore_eos=True,
         detokenize=False,
     )

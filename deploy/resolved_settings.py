@@ -10,11 +10,9 @@ from pydantic import SecretStr
 
 from deploy.load_settings import values_of_file
 from deploy.settings import FIXED_IN_A_RUN, Settings, setting_fields
+from learner.data.readers.source import absolute_source
 from services import durable
 from services.errors import ConfigError
-
-LOCAL_OR_HUB = ("model.path", "data.path")
-"""Settings that are a local path where one exists, else the name of something on the Hugging Face hub."""
 
 
 def to_resolved(settings: Settings) -> str:
@@ -78,4 +76,6 @@ def _absolute(key: str, value: Any) -> Any:
     if key == "evaluation.benchmarks":
         named = [text.partition("=") for text in value]
         return tuple(f"{name}{equals}{_absolute('data.path', path)}" for name, equals, path in named)
-    return str(Path(value).resolve()) if key in LOCAL_OR_HUB and value and Path(value).exists() else value
+    if key == "data.path":
+        return absolute_source(value)
+    return str(Path(value).resolve()) if key == "model.path" and value and Path(value).exists() else value

@@ -7,11 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import redis
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from learner.config import LearnerSettings
 from learner.data.curriculum import Curriculum
-from learner.data.prompts import load_prompts
+from learner.data.prompts import load_prompts, template_of
+from learner.data.stop_tokens import stop_token_ids
 from learner.evaluation.benchmarks import load_benchmarks
 from learner.evaluation.during import Evaluations
 from learner.evaluation.eval_tasks import describe_asking, sampling_of
@@ -20,6 +20,7 @@ from learner.grading.signals import SignalWorker, check_references
 from learner.loop import Loop
 from learner.model import hf_checkpoint
 from learner.model.model_loading import load_model
+from learner.model_folder.tokenizer import load_tokenizer
 from learner.monitoring.collapse import CollapseMonitor
 from learner.monitoring.heartbeat import HeartbeatReporter
 from learner.monitoring.records import Records, TextOf
@@ -43,6 +44,8 @@ from services.streams.wire import claimed_task_id
 from services.weights.publisher import KEEP_VERSIONS, WeightPublisher
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from learner.monitoring.traces import Traces
 
 
@@ -66,7 +69,8 @@ def build_learner(
     trainer, checkpoints = build_training(folder, settings, ranks, async_checkpoints=async_checkpoints)
     model = trainer.model
     reporter.update(device=str(model.device))
-    tokenizer = AutoTokenizer.from_pretrained(model.folder)
+    tokenizer = load_tokenizer(model.folder)
+    stop_tokens = stop_token_ids(model.folder, tokenizer, template_of(settings.data, tokenizer))
     prompts = load_prompts(settings.data, tokenizer)
     check_references(trainer.algorithm, prompts)
     curriculum = Curriculum(
@@ -74,7 +78,7 @@ def build_learner(
         seed=settings.run.seed,
         training=settings.training,
         sampling=settings.sampling,
-        stop_token_ids=hf_checkpoint.stop_token_ids(model.folder),
+        stop_token_ids=stop_tokens,
     )
     folder.note_rounds_total(curriculum.rounds_total)
     resumed = checkpoints.load()
@@ -85,15 +89,17 @@ def build_learner(
     as_text = text_of or _decoder(tokenizer)
     evaluations = None
     if evaluation.every_rounds:
+        benchmarks = load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit)
+        sampling = sampling_of(evaluation, settings.sampling, stop_tokens)
         evaluations = Evaluations(
             folder,
             evaluation,
-            benchmarks=load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit),
-            sampling=sampling_of(evaluation, settings.sampling, model.folder),
+            benchmarks=benchmarks,
+            sampling=sampling,
             text_of=as_text,
             new_collector=partial(build_collector, client, keys, purpose=Purpose.EVALUATION),
             deadline_s=settings.deadlines.rollouts_s,
-            meta={"model": settings.model.path} | describe_asking(settings.data, settings.sampling),
+            meta={"model": settings.model.path} | describe_asking(settings.data, sampling, benchmarks),
             last_version=curriculum.rounds_total,
         )
     return Loop(
@@ -126,19 +132,22 @@ def build_evaluator(
     """The evaluator of the model at model.path on the benchmarks of the settings."""
     keys = Keys(folder.run_id)
     model_folder = hf_checkpoint.resolve_folder(settings.model.path)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer = load_tokenizer(model_folder)
     evaluation = settings.evaluation
+    stop_tokens = stop_token_ids(model_folder, tokenizer, template_of(settings.data, tokenizer))
+    sampling = sampling_of(evaluation, settings.sampling, stop_tokens)
+    benchmarks = load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit)
     return Evaluator(
         folder=EvaluationFolder(folder.path),
         model_folder=model_folder,
-        benchmarks=load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit),
+        benchmarks=benchmarks,
         config=evaluation,
-        sampling=sampling_of(evaluation, settings.sampling, model_folder),
+        sampling=sampling,
         publisher=build_publisher(folder, 0, client, keys),
         collector=build_collector(client, keys, 0, Purpose.EVALUATION),
         reporter=reporter,
         text_of=_decoder(tokenizer),
-        meta={"model": settings.model.path} | describe_asking(settings.data, settings.sampling),
+        meta={"model": settings.model.path} | describe_asking(settings.data, sampling, benchmarks),
         deadline_s=settings.deadlines.rollouts_s,
     )
 

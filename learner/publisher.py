@@ -10,10 +10,10 @@ from pathlib import Path
 
 import structlog
 
-from learner.model import hf_checkpoint
 from learner.model.canary import compute_canaries
 from learner.model.trained_model import TrainedModel
 from learner.model.wire_tensors import wire_adapters, wire_tensors
+from learner.model_folder.files import files_left_out, model_files
 from services.contracts import Canary, FileKind, WeightManifest
 from services.errors import ModelError
 from services.streams.events import EventLog
@@ -53,7 +53,7 @@ def contents_of_model(model: TrainedModel, version: int, canary_prompts: int) ->
     """The weights as they are now, with so many canaries. All ranks of the model take part."""
     return VersionContents(
         tensors=wire_tensors(model),
-        model_files=hf_checkpoint.model_files(model.folder) if version == 0 else {},
+        model_files=_files_to_publish(model.folder) if version == 0 else {},
         canaries=compute_canaries(model, canary_prompts),
         adapters=wire_adapters(model),
     )
@@ -66,7 +66,15 @@ def contents_of_folder(folder: Path) -> VersionContents:
         tensors |= read_safetensors(path)
     if not tensors:
         raise ModelError(f"{folder} has no safetensors files", hint="save the model with save_pretrained")
-    return VersionContents(tensors, hf_checkpoint.model_files(folder))
+    return VersionContents(tensors, _files_to_publish(folder))
+
+
+def _files_to_publish(folder: Path) -> dict[str, Path]:
+    """The model's files that exports and engines get; the log says which they do not get."""
+    left_out = files_left_out(folder)
+    if left_out:
+        log.info("model_files_left_out", folder=str(folder), files=left_out)
+    return model_files(folder)
 
 
 Published = Callable[[int], None]

@@ -18,11 +18,14 @@ def export(out: Path | None = None, *, run: RunDir = None, weight_version: int |
     weight_version
         Which version; default: the newest.
     """
-    from deploy.operate.run_commands import find_run, send
+    from deploy.operate.run_commands import files_not_exported, find_run, send
     from services.weights.export import export_version
 
     if out is not None:
-        export_version(find_run(run), out, weight_version)
+        folder = find_run(run)
+        export_version(folder, out, weight_version)
+        for name, reason in files_not_exported(folder).items():
+            print_line(f"left out: {name} ({reason})")
     else:
         print_line(send(run, lambda client: client.export(weight_version)))
 

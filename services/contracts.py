@@ -24,8 +24,9 @@ TOKEN_DTYPE = np.dtype("<i4")
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """BLAKE3 of the bytes, 64 hex digits."""
 
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-"""A plain file name: no separators, no leading dot, so it can never leave its folder."""
+_FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9 ._,()+=@~-]{0,127}"
+FileName = Annotated[str, Field(pattern=rf"^{_FILE_NAME}(/{_FILE_NAME}){{0,3}}$", max_length=255)]
+"""A file's name below its folder: no part of it begins with a dot, so it can never leave the folder."""
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 

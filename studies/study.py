@@ -27,6 +27,7 @@ from rich.console import Console
 from deploy.load_settings import from_values
 from deploy.local.run import run_local
 from deploy.settings import Settings
+from learner.input_checks import check_inputs
 from services.config import Section
 from services.errors import ConfigError
 from services.run_folder import EvaluationFolder, RunFolder
@@ -134,6 +135,7 @@ async def run_study(study: Study, console: Console) -> signal.Signals | None:
     study.study.dir.mkdir(parents=True, exist_ok=True)
     if study.study.prepare:
         _prepare(study, console)
+    check_study(study)
     results: list[RunResult] = []
     if study.study.sweep:
         stopped_by = await _run_one(BASELINE, baseline_of(study), results, console, leader="evaluator")
@@ -150,6 +152,25 @@ async def run_study(study: Study, console: Console) -> signal.Signals | None:
         console.print(str(path), highlight=False)
     console.print(ReportFiles(study.study.dir).text.read_text(), highlight=False, markup=False)
     return None
+
+
+def check_study(study: Study) -> None:
+    """Check the inputs of every run before the first one starts; those that runs share only once."""
+    checked: list[object] = []
+    runs = [(settings, "learner") for _, settings in planned(study)]
+    if study.study.sweep:
+        runs.append((baseline_of(study), "evaluator"))
+    for settings, leader in runs:
+        inputs = (
+            leader,
+            settings.model.path,
+            settings.data,
+            settings.evaluation.benchmarks,
+            settings.training.algorithm,
+        )
+        if inputs not in checked:
+            check_inputs(settings, leader=leader)
+            checked.append(inputs)
 
 
 def _report(study: Study, results: list[RunResult]) -> list[Path]:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from rich.table import Table
 
 from deploy import exit_codes, placement
 from deploy.settings import Settings, longest_sequence
+from learner.input_checks import InputCheck, input_checks
 from services.errors import SeptError
 from services.net import free_port, why_not_free
 
@@ -86,8 +88,7 @@ def examine(settings: Settings | None) -> Iterator[Finding]:
     ]
     if settings is not None:
         checks += [lambda: check_port(settings.services.host, settings.services.port)]
-        checks += [lambda: check_path("model.path", settings.model.path)]
-        checks += [lambda: check_path("data.path", settings.data.path)]
+        checks += [partial(check_input, check) for check in input_checks(settings)]
         checks += [lambda: check_fit(settings), check_weight_sync]
     for check in checks:
         yield check()
@@ -241,12 +242,10 @@ def _gpu_bytes() -> list[int]:
     return [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
 
 
-def check_path(key: str, value: str) -> Finding:
-    """A local path exists; a name on the hub is taken as it is."""
-    if not value:
-        return Finding(key, "failed", "not set", f"set {key}")
-    if Path(value).exists():
-        return Finding(key, "ok", value)
-    if value.startswith((".", "/", "~")) or value.count("/") != 1:
-        return Finding(key, "failed", f"{value} does not exist", f"set {key} to a path that exists or a hub id")
-    return Finding(key, "warning", f"{value} is no local path", "it will be looked up on the Hugging Face hub")
+def check_input(check: InputCheck) -> Finding:
+    """A model, data set or benchmark can be read; a name on the hub is taken as it is."""
+    try:
+        found = check.run()
+    except SeptError as error:
+        return Finding(check.setting, "failed", error.message, error.hint)
+    return Finding(check.setting, "ok" if found.complete else "warning", found.detail)

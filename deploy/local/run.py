@@ -24,6 +24,7 @@ from deploy.operate.client import RunClient
 from deploy.operate.progress import Progress
 from deploy.resolved_settings import write_resolved
 from deploy.settings import ENV_DELIMITER, ENV_PREFIX, Settings, require, token_of
+from learner.input_checks import check_inputs
 from services.errors import SeptError, UnavailableError
 from services.net import LOOPBACK, free_port, port_of, reachable_url, why_not_free
 from services.run_folder import RunFolder
@@ -41,6 +42,7 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
     Returns the signal that stopped it, None when the run is complete. A run that fails leaves a flight record.
     """
     require(settings, *LEADERS[leader])
+    check_inputs(settings, leader=leader)
     folder = RunFolder(settings.run.dir.resolve()).create()
     with run_lock(folder):
         killed = kill_leftovers(folder.path)

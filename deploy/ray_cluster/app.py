@@ -24,6 +24,7 @@ from deploy.ray_cluster.defaults import DOWNSCALE_AFTER_S, MIN_GENERATORS, SERVE
 from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services, code_digest
 from deploy.resolved_settings import to_resolved
 from deploy.settings import Settings, redis_url, require, token_of
+from learner.input_checks import check_inputs
 from services.errors import ConfigError, UnavailableError
 from services.net import LOOPBACK, reachable_url
 
@@ -219,6 +220,7 @@ def start_ray(config: Path, sets: Sequence[str], options: dict[str, Any], say: C
     settings = load(config, sets)
     made = Options(config=config, sets=tuple(sets), **options)
     settings_for_ray(settings, made)  # fails before a cluster is started
+    check_inputs(settings)
     ray.init(runtime_env=source_env(), log_to_driver=False)
     try:
         run_on_ray(settings, made, say)

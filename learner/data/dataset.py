@@ -8,34 +8,49 @@ Accepted rows, by their columns:
     question, answer                                                   GSM8K ("... #### 72") and plain ones
     problem, answer and/or solution                                    the answer, else the solution's last box
     prompt, completion                                                 plain text
+    messages = [{role, content}, ...]                                  the last reply is the reference answer
+    conversations = [{from, value}, ...]                               ShareGPT, likewise
+    instruction, input, output                                         Alpaca
 
-The answer may be missing: self-training needs none.
+A conversation may be JSON text. The answer may be missing: self-training needs none. Other names of columns stand
+after the path (`learner.data.readers.source`).
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
+import structlog
+
 from learner.data.answers import final_answer
+from learner.data.conversations import Message, check_text, conversation_in, field_in, prompt_and_reply, structure_in
+from learner.data.readers.places import read_rows
+from learner.data.readers.rows import Record, Row, in_words
+from learner.data.readers.source import Source, parse_source
 from services.errors import DataError
 
-Record = Mapping[str, Any]
-"""A row of a data set as it was read: column -> value."""
-Message = dict[str, str]
-
-FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
-ACCEPTED = (
-    "a row has `prompt` (chat messages or text), `question` or `problem`, and for its answer "
-    "`reward_model.ground_truth`, `answer`, `solution`, `completion` or nothing"
+QUESTION_COLUMNS = (
+    "question",
+    "problem",
+    "prompt",
+    "messages",
+    "conversations",
+    "conversation",
+    "instruction",
+    "query",
 )
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*)?")
+ANSWER_COLUMNS = ("answer", "final_answer", "solution", "completion", "response", "output")
+ACCEPTED = (
+    "a row has `question`, `problem`, `prompt`, `messages`, `conversations` or `instruction`, and for its answer "
+    "`reward_model.ground_truth`, `answer`, `final_answer`, `solution`, `completion`, `response`, `output` or nothing; "
+    "other names stand after the path: FILE?question=COLUMN&answer=COLUMN"
+)
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +63,8 @@ class Question:
     """The conversation so far, as {"role", "content"}; the last message is the user's."""
     answer: str | None
     """The reference answer as text, where the row has one."""
+    where: str = field(default="", compare=False)
+    """"train.jsonl line 7": how an error about it names it."""
 
     @property
     def text(self) -> str:
@@ -58,151 +75,124 @@ class Question:
 def read_questions(path: str, *, split: str = "train", limit: int | None = None) -> list[Question]:
     """The first `limit` questions of a file, a folder or a hub data set; DataError when there are none.
 
-    read_questions("train.jsonl")                        .jsonl, .json (a list of objects) or .parquet
-    read_questions("folder/", split="test")              a folder that datasets.load_dataset understands
+    read_questions("train.jsonl")                        also .json, .csv, .parquet ..., .gz and .zst of each
+    read_questions("shards/*.parquet")                   several files, in the order of their names
+    read_questions("folder/", split="test")              a folder of such files, or what save_to_disk wrote
     read_questions("openai/gsm8k:main", split="test")    a hub id, with :configuration where it has several
+
+    The first bad row is refused by its file and line, unless the path ends in ?bad_rows=leave_out.
     """
-    records = islice(_records(path, split), limit)
-    questions = [_question(row, record, path) for row, record in enumerate(records)]
+    source = parse_source(path)
+    questions = list(islice(iterate_questions(source, split), limit))
     if not questions:
         raise DataError(f"{path} holds no rows", hint=f"name a data set with prompts: {ACCEPTED}")
     return questions
 
 
-def _records(path: str, split: str) -> Iterator[Record]:
-    if not path:
-        raise DataError("no prompts are named", hint="set data.path to a file or a Hugging Face data set id")
-    file = Path(path).expanduser()
-    if file.suffix in FILE_SUFFIXES or file.is_file():
-        return _file_records(file)
-    if file.is_dir() or _HUB_ID.fullmatch(path):
-        return _hub_records(path, split)
-    raise DataError(
-        f"{path} is neither a file nor a folder, and no Hugging Face id",
-        hint=f"accepted are {', '.join(FILE_SUFFIXES)} files, folders, and ids like openai/gsm8k:main",
-    )
+def iterate_questions(source: Source, split: str) -> Iterator[Question]:
+    """The questions one by one."""
+    left_out = 0
+    for number, row in enumerate(read_rows(source.path, split)):
+        try:
+            question = _question(number, row, source)
+        except DataError as error:
+            if source.bad_rows == "refuse":
+                raise
+            left_out += 1
+            if left_out == 1:
+                log.warning("bad_row_left_out", reason=error.message)
+            continue
+        yield question
+    if left_out:
+        log.warning("bad_rows_left_out", path=source.path, rows=left_out)
 
 
-def _file_records(file: Path) -> Iterator[Record]:
-    readers = {".jsonl": _jsonl_records, ".json": _json_records, ".parquet": _parquet_records}
-    if file.suffix not in readers:
-        raise DataError(
-            f"{file} has the suffix {file.suffix!r}",
-            hint=f"accepted are {', '.join(FILE_SUFFIXES)}: convert or rename it",
-        )
-    if not file.is_file():
-        raise DataError(f"{file} does not exist (looked in {Path.cwd()})", hint="check data.path")
-    try:
-        yield from readers[file.suffix](file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}", hint="check that the file is whole and readable") from error
+def _question(number: int, row: Row, source: Source) -> Question:
+    messages, reply = _messages(row, source)
+    last = messages[-1] if messages else None
+    if last is None or last["role"] != "user" or not last["content"].strip():
+        raise DataError(f"{row.where} does not end in a user's question", hint="drop the row or complete it")
+    for message in messages:
+        check_text(message["content"], "the question", row.where)
+        check_text(message["role"], "a role", row.where)
+    answer = _answer(row, source, reply)
+    if answer is not None:
+        check_text(answer, "the answer", row.where)
+    return Question(number, tuple(messages), answer, row.where)
 
 
-def _jsonl_records(file: Path) -> Iterator[Record]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _object(_parsed(line, f"{file} line {number}"), f"{file} line {number}")
+def _messages(row: Row, source: Source) -> tuple[list[Message], str | None]:
+    """The prompt's messages, and what a recorded conversation answers to them."""
+    columns = (source.question,) if source.question else QUESTION_COLUMNS
+    if not source.question and conversation_in(row.record.get("prompt"), row.where) is not None:
+        columns = ("prompt",)  # verl's rows may have the bare question, too
+    for column in columns:
+        value = field_in(row.record, column)
+        if value is None:
+            continue
+        conversation = conversation_in(value, row.where)
+        if conversation is not None:
+            return (conversation, None) if column == "prompt" else prompt_and_reply(conversation, row.where)
+        if not isinstance(value, str) or (column in ("messages", "conversations") and not source.question):
+            raise DataError(
+                f"{row.where}: {column} is {in_words(value)}, {value!r:.80}", hint="a question is text or chat messages"
+            )
+        if _is_structure(value):
+            raise DataError(
+                f"{row.where}: {column} is JSON, but no chat messages: {value!r:.80}",
+                hint='chat messages are [{"role": text, "content": text}, ...]',
+            )
+        return [{"role": "user", "content": value + _input_of(row.record, column)}], None
+    raise DataError(f"{row.where} is not recognised, its columns are {_columns(row.record)}", hint=ACCEPTED)
 
 
-def _json_records(file: Path) -> Iterator[Record]:
-    records = _parsed(file.read_text(encoding="utf-8"), str(file))
-    if not isinstance(records, list):
-        raise DataError(
-            f"{file} holds a {type(records).__name__} at its top",
-            hint="a .json file is a list of objects; else use .jsonl",
-        )
-    for number, record in enumerate(records):
-        yield _object(record, f"{file} element {number}")
+def _is_structure(text: str) -> bool:
+    found = structure_in(text)
+    return bool(found) and (isinstance(found, dict) or all(isinstance(one, dict) for one in found))
 
 
-def _parquet_records(file: Path) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{file} is not a readable parquet file: {error}", hint="fetch or write it again") from error
+def _input_of(record: Record, column: str) -> str:
+    """Alpaca's rows have what the instruction is about in a column of its own."""
+    about = record.get("input") if column == "instruction" else None
+    return f"\n\n{about}" if isinstance(about, str) and about.strip() else ""
 
 
-def _hub_records(path: str, split: str) -> Iterator[Record]:
-    import datasets
-
-    name, _, configuration = path.partition(":")
-    try:
-        loaded = datasets.load_dataset(name, configuration or None, split=split)
-    except Exception as error:  # its own, httpx's, pyarrow's and the system's errors all mean the same here
-        raise DataError(
-            f"data set {path}, split {split!r}, cannot be loaded: {error}",
-            hint="check the id, the split and the network; one with several configurations is named id:configuration",
-        ) from error
-    yield from loaded
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{where} is not JSON: {error}", hint="write one JSON object per line (.jsonl) or a list"
-        ) from error
-
-
-def _object(value: Any, where: str) -> Record:
-    if not isinstance(value, dict):
-        raise DataError(f"{where} is a {type(value).__name__}, not an object", hint=ACCEPTED)
-    return value
-
-
-def _question(row: int, record: Record, path: str) -> Question:
-    where = f"{path} row {row}"
-    prompt = record.get("prompt")
-    if isinstance(prompt, list):
-        messages = tuple(_message(message, where) for message in prompt)
-    else:
-        text = next((record[column] for column in ("question", "problem", "prompt") if column in record), None)
-        if not isinstance(text, str):
-            raise DataError(f"{where} is not recognised, its columns are {_columns(record)}", hint=ACCEPTED)
-        messages = ({"role": "user", "content": text},)
-    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise DataError(f"{where} does not end in a user's question", hint="drop the row or complete it")
-    return Question(row, messages, _answer(record, where))
-
-
-def _message(value: Any, where: str) -> Message:
-    role, content = (value.get("role"), value.get("content")) if isinstance(value, dict) else (None, None)
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise DataError(
-            f"{where}: {value!r:.80} is no chat message", hint='a message is {"role": text, "content": text}'
-        )
-    return {"role": role, "content": content}
-
-
-def _answer(record: Record, where: str) -> str | None:
-    reward = record.get("reward_model")
-    truth = reward.get("ground_truth") if isinstance(reward, dict) else None
+def _answer(row: Row, source: Source, reply: str | None) -> str | None:
+    if source.answer:
+        text = _text(_with_column(row, source.answer), row.where)
+        return final_answer(text) if text else None
+    truth = field_in(row.record, "reward_model.ground_truth")
+    if isinstance(truth, str):
+        found = structure_in(truth)
+        truth = found if isinstance(found, dict) and "target" in found else truth
     if isinstance(truth, dict):  # in verl's MATH it also holds the question and the solution
         truth = truth.get("target")
     if truth is not None:
-        return _text(truth, where)
-    for column in ("answer", "solution", "completion"):
-        text = _text(record.get(column), where)
+        return _text(truth, row.where)
+    for column in ANSWER_COLUMNS:
+        text = _text(row.record.get(column), row.where)
         if text:
             return final_answer(text)
-    return None
+    return final_answer(reply) if reply and reply.strip() else None
+
+
+def _with_column(row: Row, column: str) -> Any:
+    if column.partition(".")[0] not in row.record and column not in row.record:
+        raise DataError(
+            f"{row.where} has no column {column!r}, its columns are {_columns(row.record)}",
+            hint="name one of them after the path, as answer=COLUMN",
+        )
+    return field_in(row.record, column)
 
 
 def _text(value: Any, where: str) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, list) and len(value) == 1:
-        return _text(value[0], where)
-    if not isinstance(value, str | int | float):
+    if isinstance(value, list):
+        return ", ".join(filter(None, (_text(one, where) for one in value))) or None
+    if not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
         raise DataError(
-            f"{where}: the answer {value!r:.80} is a {type(value).__name__}", hint="an answer is text or a number"
+            f"{where}: the answer {value!r:.80} is {in_words(value)}", hint="an answer is text or a finite number"
         )
     return str(value).strip() or None
 

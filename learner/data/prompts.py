@@ -2,10 +2,11 @@
 
 1. The messages: one user message, or verl's conversation as it stands. A non-empty `data.system_prompt` replaces the
    conversation's system message or is put first; `data.question_suffix` is appended to the last user message.
-2. `data.chat_template`: the tokenizer's own ("auto", where it has one), or a Jinja template (its text or path), with
-   the generation prompt added. Otherwise ("none") the contents of the messages joined by a blank line: one question
-   without a system prompt is exactly itself.
-3. Token ids: a template writes its own special tokens; to plain text the tokenizer adds those that begin a text.
+2. `data.chat_template`: the tokenizer's own ("auto", where it has one), or a Jinja template (its name, text or path),
+   with the generation prompt added. Otherwise ("none") the contents of the messages joined by a blank line: one
+   question without a system prompt is exactly itself.
+3. Token ids: a template writes its own special tokens; to plain text the tokenizer adds those that begin a text. What
+   the data has is never read as special tokens (`learner.data.control_tokens`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from learner.config import DataConfig
-from learner.data.dataset import Message, Question, read_questions
+from learner.data.chat_template import ChatTemplate, choose_template
+from learner.data.control_tokens import PromptTokenizer
+from learner.data.conversations import Message
+from learner.data.dataset import Question, read_questions
+from learner.data.readers.source import parse_source
+from learner.model_folder.tokenizer import CONFIG_FILE, named_templates
 from services.contracts import TOKEN_DTYPE
-from services.errors import ConfigError, DataError
+from services.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +48,8 @@ class Prompt:
     """The reference answer, where the data has one."""
     tokens: NDArray[np.int32]
     """[P] token ids that the model continues."""
+    where: str = ""
+    """Its row for error messages."""
 
 
 def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -51,8 +58,7 @@ def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list
     Those longer than `max_prompt_tokens` are left out and counted in the log. DataError when none is left, or when
     the data cannot be read; ConfigError for a chat template that does not work.
     """
-    questions = read_questions(config.path, split=config.split, limit=config.limit)
-    prompts = tokenize(questions, config, tokenizer)
+    prompts = tokenize(read_questions(config.path, split=config.split, limit=config.limit), config, tokenizer)
     kept = [prompt for prompt in prompts if prompt.tokens.size <= config.max_prompt_tokens]
     if not kept:
         shortest = min(prompt.tokens.size for prompt in prompts)
@@ -72,64 +78,58 @@ def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list
     return kept
 
 
-def tokenize(questions: Sequence[Question], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """The prompts of the questions, however long."""
-    conversations = [_conversation(question, config) for question in questions]
-    template = _template(config.chat_template, tokenizer)
-    if template is None:
-        token_ids = _plain_tokens(conversations, tokenizer)
-    else:
-        texts = [_rendered(conversation, template, tokenizer) for conversation in conversations]
-        token_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+def tokenize(
+    questions: Sequence[Question], config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, path: str = ""
+) -> list[Prompt]:
+    """The prompts of the questions, however long; `path`: the data set, where it is not that of the settings.
+
+    DataError names the row that has no tokens, or text that can only be a control token.
+    """
+    prompt_tokenizer = PromptTokenizer(tokenizer)
+    conversations = [conversation_of(question, config, prompt_tokenizer) for question in questions]
+    template = template_of(config, tokenizer)
+    if template is not None:
+        template.check(conversations[0])
+    texts = [_text_of(conversation, template) for conversation in conversations]
+    wheres = [question.where or f"row {question.row}" for question in questions]
+    encoded = prompt_tokenizer.encode(texts, wheres, add_special_tokens=template is None)
+    bad = [ids for ids in encoded if isinstance(ids, DataError)]
+    if bad and (parse_source(path or config.path).bad_rows == "refuse" or len(bad) == len(encoded)):
+        raise bad[0]
+    if bad:
+        log.warning("bad_rows_left_out", path=path or config.path, rows=len(bad), reason=bad[0].message)
+    # Some tokenizers end every text with the end-of-text token, after which there is nothing to continue.
+    end = tokenizer.eos_token_id if template is None else None
     return [
-        Prompt(question.row, question.text, question.answer, np.array(ids, dtype=TOKEN_DTYPE))
-        for question, ids in zip(questions, token_ids, strict=True)
+        Prompt(question.row, question.text, question.answer, _as_array(ids, end), where)
+        for question, ids, where in zip(questions, encoded, wheres, strict=True)
+        if not isinstance(ids, DataError)
     ]
 
 
-def _conversation(question: Question, config: DataConfig) -> list[Message]:
-    *before, last = question.messages
+def conversation_of(question: Question, config: DataConfig, tokenizer: PromptTokenizer | None = None) -> list[Message]:
+    """The question's messages as the settings complete them; a tokenizer hides the special tokens in them."""
+    hide = tokenizer.hide if tokenizer is not None else str
+    messages = [message | {"content": hide(message["content"])} for message in question.messages]
+    *before, last = messages
     if config.system_prompt:
         before = [message for message in before if message["role"] != "system"]
         before.insert(0, {"role": "system", "content": config.system_prompt})
     return [*before, {"role": last["role"], "content": last["content"] + config.question_suffix}]
 
 
-def _template(setting: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The Jinja text to render with, or None for plain text."""
-    if setting == "none" or (setting == "auto" and tokenizer.chat_template is None):
-        return None
-    if setting == "auto":
-        return tokenizer.get_chat_template()
-    if "{" in setting:
-        return setting
-    try:
-        return Path(setting).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"data.chat_template = {setting!r} cannot be read as a file: {error}",
-            hint="accepted are auto, none, the path of a Jinja template, or the template's text",
-        ) from error
+def template_of(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
+    """The template that the settings choose among the tokenizer's and others; None for plain text."""
+    folder = Path(tokenizer.name_or_path or ".")
+    own = named_templates(tokenizer.chat_template, folder / CONFIG_FILE)
+    return choose_template(config.chat_template, own, folder, tokenizer.special_tokens_map)
 
 
-def _rendered(conversation: list[Message], template: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    try:
-        text = tokenizer.apply_chat_template(
-            conversation, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in conversation)
-        raise ConfigError(
-            f"the chat template does not render messages of roles {roles}: {error}",
-            hint="a template without a system role wants data.system_prompt empty; data.question_suffix can hold the "
-            "instruction; data.chat_template names another template",
-        ) from error
-    return str(text)
+def _text_of(conversation: list[Message], template: ChatTemplate | None) -> str:
+    if template is not None:
+        return template.render(conversation)
+    return "\n\n".join(message["content"] for message in conversation)
 
 
-def _plain_tokens(conversations: list[list[Message]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    texts = ["\n\n".join(message["content"] for message in conversation) for conversation in conversations]
-    token_ids: list[list[int]] = tokenizer(texts)["input_ids"]
-    # Some tokenizers end every text with the end-of-text token, after which there is nothing to continue.
-    end = tokenizer.eos_token_id
-    return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in token_ids]
+def _as_array(ids: list[int], end: int | None) -> NDArray[np.int32]:
+    return np.array(ids[:-1] if len(ids) > 1 and ids[-1] == end else ids, dtype=TOKEN_DTYPE)

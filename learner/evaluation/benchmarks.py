@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from learner.config import DataConfig
 from learner.data.dataset import read_questions
 from learner.data.prompts import Prompt, tokenize
 from services.errors import ConfigError, DataError
+from services.tensors import digest_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +42,12 @@ class Benchmark:
     name: str
     prompts: Sequence[Prompt]
 
+    @property
+    def digest(self) -> str:
+        """Differs when a problem, its rendered prompt or its reference answer does, or their number."""
+        problems = [(one.row, one.question, one.answer, one.tokens.tolist()) for one in self.prompts]
+        return digest_bytes(json.dumps(problems, separators=(",", ":")).encode())
+
 
 def resolve_benchmark(text: str) -> tuple[str, str, str]:
     """(name, path, split) of a benchmark given as a name in HUB_BENCHMARKS or as NAME=PATH.
@@ -62,6 +70,16 @@ def resolve_benchmark(text: str) -> tuple[str, str, str]:
     return name, *HUB_BENCHMARKS[name]
 
 
+def resolve_benchmarks(given: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(name, path, split) of each; ConfigError when there is none, or a name twice."""
+    named = [resolve_benchmark(text) for text in given]
+    if not named or len({name for name, _, _ in named}) < len(named):
+        raise ConfigError(
+            f"evaluation.benchmarks = {list(given)} names none, or one twice", hint="name each benchmark once"
+        )
+    return named
+
+
 def load_benchmarks(
     given: Sequence[str], data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, limit: int | None
 ) -> list[Benchmark]:
@@ -70,24 +88,22 @@ def load_benchmarks(
     ConfigError for an unknown or repeated name; DataError for a problem without a reference answer, or longer than
     `data.max_prompt_tokens`: leaving it out would change what the benchmark measures.
     """
-    named = [resolve_benchmark(text) for text in given]
-    if not named or len({name for name, _, _ in named}) < len(named):
-        raise ConfigError(
-            f"evaluation.benchmarks = {list(given)} names none, or one twice", hint="name each benchmark once"
-        )
-    return [Benchmark(name, _prompts(path, split, data, tokenizer, limit)) for name, path, split in named]
+    return [
+        Benchmark(name, _prompts(path, split, data, tokenizer, limit))
+        for name, path, split in resolve_benchmarks(given)
+    ]
 
 
 def _prompts(
     path: str, split: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
 ) -> list[Prompt]:
-    prompts = tokenize(read_questions(path, split=split, limit=limit), data, tokenizer)
+    prompts = tokenize(read_questions(path, split=split, limit=limit), data, tokenizer, path=path)
     for prompt in prompts:
         if not prompt.answer:
-            raise DataError(f"{path} row {prompt.row} has no reference answer", hint="give every problem one")
+            raise DataError(f"{prompt.where} has no reference answer", hint="give every problem one")
         if prompt.tokens.size > data.max_prompt_tokens:
             raise DataError(
-                f"{path} row {prompt.row} has {prompt.tokens.size} tokens, the limit is {data.max_prompt_tokens}",
+                f"{prompt.where} has {prompt.tokens.size} tokens, the limit is {data.max_prompt_tokens}",
                 hint=f"set data.max_prompt_tokens to {prompt.tokens.size} or more",
             )
     log.info("benchmark_loaded", path=path, problems=len(prompts))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -17,9 +16,8 @@ import structlog
 from learner.config import DataConfig, EvaluationConfig, SamplingConfig
 from learner.data.prompts import Prompt
 from learner.evaluation.benchmarks import Benchmark
-from learner.evaluation.generations import Generation, Generations
+from learner.evaluation.generations import BENCHMARKS, Generation, Generations
 from learner.grading.pool import GraderPool
-from learner.model import hf_checkpoint
 from learner.monitoring.records import TextOf
 from learner.rollouts.collector import Collector
 from services.contracts import Purpose, Rollout, Task
@@ -174,24 +172,23 @@ class BenchmarkRunner:
         )
 
 
-def sampling_of(evaluation: EvaluationConfig, sampling: SamplingConfig, model_folder: Path) -> EvalSampling:
-    """As [evaluation] and [sampling] say, ending where the model in the folder ends its answers."""
-    return EvalSampling(
-        evaluation.samples,
-        sampling.max_response_tokens,
-        sampling.top_p,
-        hf_checkpoint.stop_token_ids(model_folder),
-    )
+def sampling_of(
+    evaluation: EvaluationConfig, sampling: SamplingConfig, stop_token_ids: tuple[int, ...]
+) -> EvalSampling:
+    """As [evaluation] and [sampling] say, ending at the model's stop tokens."""
+    return EvalSampling(evaluation.samples, sampling.max_response_tokens, sampling.top_p, stop_token_ids)
 
 
-def describe_asking(data: DataConfig, sampling: SamplingConfig) -> dict[str, Any]:
-    """What answers must have in common to be counted together."""
+def describe_asking(data: DataConfig, sampling: EvalSampling, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
+    """What answers must have in common to be counted together. The number of answers may differ."""
     return {
         "system_prompt": data.system_prompt,
         "question_suffix": data.question_suffix,
         "chat_template": data.chat_template,
         "top_p": sampling.top_p,
         "max_response_tokens": sampling.max_response_tokens,
+        "stop_token_ids": list(sampling.stop_token_ids),
+        BENCHMARKS: {benchmark.name: benchmark.digest for benchmark in benchmarks},
     }
 
 

@@ -1,6 +1,7 @@
 """Stores the answers of one evaluation with their grades, and what they were sampled from.
 
-    evaluation.json       digest of the weights, and the settings that make answers comparable
+    evaluation.json       digests of the weights and of each benchmark's problems and rendered prompts, stop tokens,
+                          and the settings that make answers comparable
     generations.jsonl     one line per answer, in the order of grading
 
 An evaluation that was interrupted resumes from these files.
@@ -19,6 +20,8 @@ from services import durable
 from services.errors import ConfigError
 from services.run_folder import EvaluationFolder
 
+BENCHMARKS = "benchmarks"
+"""Entry of an evaluation's description: name -> digest of each benchmark. A folder may hold more than are asked for."""
 Key = tuple[str, float, int, int]
 """(benchmark, temperature, problem, sample)."""
 
@@ -55,21 +58,23 @@ class Generations:
     def __init__(self, folder: EvaluationFolder, meta: Mapping[str, Any], *, replace: bool = False) -> None:
         """Open the folder for answers that were sampled as `meta` says.
 
-        If it holds others (another model, another prompt), they are deleted with `replace`; else ConfigError, as the
-        results would mix two evaluations.
+        If it holds others (another model, another prompt, a changed problem), they are deleted with `replace`; else
+        ConfigError, as the results would mix two evaluations. A benchmark that it does not hold yet is added.
         """
         self._path = folder.generations
         folder.path.mkdir(parents=True, exist_ok=True)
-        before = json.loads(folder.meta.read_text()) if folder.meta.exists() else None
-        if before is not None and before != dict(meta):
-            if not replace:
-                differing = sorted(key for key in {*before, *meta} if before.get(key) != meta.get(key))
-                raise ConfigError(
-                    f"{folder.path} holds another evaluation: it differs in {', '.join(differing)}",
-                    hint="name another folder, or restore what differs to go on with this one",
-                )
+        before = json.loads(folder.meta.read_text()) if folder.meta.exists() else {}
+        differing = _differing(before, meta) if before else []
+        if differing and not replace:
+            raise ConfigError(
+                f"{folder.path} holds another evaluation: it differs in {', '.join(differing)}",
+                hint="name another folder, or restore what differs to go on with this one",
+            )
+        if differing:
             self._path.unlink(missing_ok=True)
-        durable.write_file(folder.meta, json.dumps(dict(meta), indent=2) + "\n")
+            before = {}
+        benchmarks = {**before.get(BENCHMARKS, {}), **meta.get(BENCHMARKS, {})}
+        durable.write_file(folder.meta, json.dumps({**meta, BENCHMARKS: benchmarks}, indent=2) + "\n")
         self.known = {generation.key for generation in self.read()}
 
     def add(self, generations: Sequence[Generation]) -> None:
@@ -83,6 +88,13 @@ class Generations:
     def read(self) -> Iterator[Generation]:
         """All answers so far, without a line that a crash cut short."""
         return read_generations(self._path)
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The entries of two descriptions that differ; of benchmarks those that both have."""
+    known, asked = before.get(BENCHMARKS, {}), now.get(BENCHMARKS, {})
+    keys = sorted(key for key in {*before, *now} - {BENCHMARKS} if before.get(key) != now.get(key))
+    return keys + [f"benchmark {name}" for name, digest in asked.items() if known.get(name, digest) != digest]
 
 
 def read_generations(path: Path) -> Iterator[Generation]:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
 import safetensors
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers import AutoTokenizer
 
+from learner.model_folder.files import NOT_DOWNLOADED, read_json
 from services.errors import ModelError
-
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-)
-"""The files that an engine needs besides weights; a model has some of them."""
 
 SAFETENSORS_NAMES = {
     "float64": "F64",
@@ -53,32 +37,13 @@ def resolve_folder(path: str) -> Path:
 
 
 def _download(model_id: str) -> Path:
-    patterns = [*MODEL_FILES, "*.safetensors", "*.safetensors.index.json"]
     try:
-        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(model_id, ignore_patterns=list(NOT_DOWNLOADED)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelError(
             f"{model_id} is neither a folder nor a model that can be downloaded: {error}",
             hint="check model.path; offline, download the model first and give its folder",
         ) from error
-
-
-def model_files(folder: Path) -> dict[str, Path]:
-    """Name -> path of every file but the weights; config.json is passed on unchanged, its dtype included."""
-    return {name: folder / name for name in MODEL_FILES if (folder / name).is_file()}
-
-
-def stop_token_ids(folder: Path) -> tuple[int, ...]:
-    """Tokens that end a response, ascending: those of the generation settings (else the config), and the tokenizer's.
-
-    A model often has more than the tokenizer's one: Qwen's chat models stop at <|im_end|> and <|endoftext|>.
-    """
-    settings = _read_json(folder / "generation_config.json") or _read_json(folder / "config.json")
-    found = settings.get("eos_token_id")
-    ids = set(found if isinstance(found, list) else [found])
-    if (folder / "tokenizer_config.json").is_file():
-        ids.add(AutoTokenizer.from_pretrained(folder).eos_token_id)
-    return tuple(sorted(token for token in ids if token is not None))
 
 
 class StoredTensor(NamedTuple):
@@ -104,20 +69,10 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def config_dtype(folder: Path) -> str:
     """safetensors' name of the type that config.json declares for the weights; F32 when it declares none."""
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     return SAFETENSORS_NAMES.get(str(config.get("dtype") or config.get("torch_dtype")), "F32")
 
 
 def head_size(config: Any) -> int:
     """Size of an attention head. Most text configs of transformers give only hidden size and number of heads."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}", hint="copy or download the model again") from error
-    return content if isinstance(content, dict) else {}

@@ -76,7 +76,7 @@ def weights_router(store: WeightReader, notifier: ChangeNotifier) -> APIRouter:
         return _manifest_response(found)
 
     @router.get(
-        "/{version}/files/{name}",
+        "/{version}/files/{name:path}",
         response_class=WeightFileResponse,
         responses={
             200: {"content": {"application/octet-stream": {}}, "description": "The whole file"},

@@ -40,6 +40,7 @@ def export_version(folder: RunFolder, out: Path, weight_version: int | None = No
     with durable.new_folder(out) as partial:
         for entry in store.manifest(0).files:
             if entry.kind is FileKind.MODEL:
+                (partial / entry.name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(store.file_path(0, entry.name), partial / entry.name)
         write_safetensors(partial / WEIGHTS_NAME, tensors)
     log.info("exported", weight_version=version, folder=str(out))

@@ -222,6 +222,7 @@ class WeightMirror:
     def _write_model(self, copy: _Copy, resources: Mapping[str, Path]) -> None:
         with durable.new_folder(self._folder / "model") as folder:
             for name, source in resources.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, folder / name)
             write_safetensors(folder / WEIGHTS_NAME, copy.tensors)
             durable.write_file(folder / MANIFEST_NAME, copy.manifest.model_dump_json())

@@ -218,6 +218,7 @@ class WeightPublisher(WeightReader):
             write_safetensors(folder / ADAPTERS_NAME, content)
         for name, source in model_files.items():
             _check_model_name(name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
 
     def _drop(self, version: int) -> None:
@@ -238,15 +239,16 @@ def _layout(entries: Sequence[TensorEntry]) -> list[tuple[str, str, tuple[int, .
 
 
 def _describe_files(folder: Path) -> Iterator[FileEntry]:
-    for path in sorted(folder.iterdir()):
-        kind = WEIGHT_KINDS.get(path.name, FileKind.MODEL)
-        yield FileEntry(name=path.name, kind=kind, size_bytes=path.stat().st_size, digest=digest_file(path))
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        kind = WEIGHT_KINDS.get(name, FileKind.MODEL)
+        yield FileEntry(name=name, kind=kind, size_bytes=path.stat().st_size, digest=digest_file(path))
 
 
 def _check_model_name(name: str) -> None:
     try:
         _FILE_NAME.validate_python(name)
     except ValidationError as error:
-        raise WeightError(f"model file {name!r} is not a plain file name") from error
+        raise WeightError(f"model file {name!r} is not a name that can be sent") from error
     if name in RESERVED_NAMES:
         raise WeightError(f"model file {name!r} is a name that the weight folder uses itself")

@@ -162,9 +162,9 @@ async def test_vllm_serves_the_learners_versions_and_rejects_a_damaged_one(world
     import torch
 
     from learner.model.canary import compute_canaries
-    from learner.model.hf_checkpoint import model_files
     from learner.model.model_loading import load_model
     from learner.model.wire_tensors import wire_tensors
+    from learner.model_folder.files import model_files
 
     write_tiny_model(tmp_path / "model")
     trained, store = load_model(str(tmp_path / "model"), device="cpu"), world.endpoint.store

@@ -47,9 +47,9 @@ async def test_vllm_serves_the_merged_weights_of_a_learner_with_adapters(
     """Every round trains on the responses of the version before, while one long response spans all versions."""
     from learner.config import LoraConfig, TrainingConfig
     from learner.model.canary import compute_canaries
-    from learner.model.hf_checkpoint import model_files
     from learner.model.model_loading import load_model
     from learner.model.wire_tensors import wire_adapters, wire_tensors
+    from learner.model_folder.files import model_files
     from learner.training.batch_sharding import TrainingSample
     from learner.training.trainer import Trainer
 
