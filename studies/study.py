@@ -161,13 +161,7 @@ def check_study(study: Study) -> None:
     if study.study.sweep:
         runs.append((baseline_of(study), "evaluator"))
     for settings, leader in runs:
-        inputs = (
-            leader,
-            settings.model.path,
-            settings.data,
-            settings.evaluation.benchmarks,
-            settings.training.algorithm,
-        )
+        inputs = (leader, settings.model, settings.data, settings.evaluation, settings.training.algorithm)
         if inputs not in checked:
             check_inputs(settings, leader=leader)
             checked.append(inputs)

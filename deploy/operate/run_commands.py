@@ -14,9 +14,11 @@ from rich.text import Text
 
 from deploy import endpoints
 from deploy.endpoints import Endpoints
+from deploy.load_settings import values_of_file
 from deploy.operate.client import RunClient
 from deploy.operate.log_tail import LogTail
 from deploy.operate.progress import REFRESH_S, Progress, headline, parts_table, rounds_table
+from learner.model_folder.files import files_left_out
 from services.contracts import StatusSnapshot
 from services.errors import ConfigError, UnavailableError
 from services.run_folder import RUNS, RunFolder
@@ -41,6 +43,12 @@ def find_run(folder: Path | None, *, runs: Path = RUNS) -> RunFolder:
 
 def _started(run: RunFolder) -> float:
     return (run.config if run.config.exists() else run.identity).stat().st_mtime
+
+
+def files_not_exported(run: RunFolder) -> dict[str, str]:
+    """Name -> why an export of the run lacks it: files of the model that the run started from, where that is here."""
+    model = values_of_file(run.config).get("model", {}).get("path", "") if run.config.exists() else ""
+    return files_left_out(Path(model)) if model and Path(model).is_dir() else {}
 
 
 def require_endpoints(folder: RunFolder) -> Endpoints:

@@ -16,7 +16,7 @@ import structlog
 from learner.config import EvaluationConfig
 from learner.evaluation.benchmarks import Benchmark
 from learner.evaluation.eval_tasks import BenchmarkRunner, EvalSampling, measurements_of
-from learner.evaluation.generations import Generations
+from learner.evaluation.generations import Generations, is_described_by
 from learner.evaluation.results import summarise, write_results
 from learner.grading.pool import GraderPool
 from learner.monitoring.records import TextOf
@@ -72,8 +72,9 @@ class Evaluations:
         return version > 0 and (version % self._config.every_rounds == 0 or version == self._last_version)
 
     def is_done(self, version: int) -> bool:
-        """Whether the folder has its results."""
-        return self._folder.evaluation_of(version).results.exists()
+        """Whether the folder has its results, from the same problems asked in the same way."""
+        folder = self._folder.evaluation_of(version)
+        return folder.results.exists() and is_described_by(folder, self._meta)
 
     def start(self, version: int, publication: Future[Publication]) -> Future[Evaluated]:
         """Evaluate the version as soon as it is published; the future raises what kept it from that."""

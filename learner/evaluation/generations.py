@@ -97,6 +97,14 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return keys + [f"benchmark {name}" for name, digest in asked.items() if known.get(name, digest) != digest]
 
 
+def is_described_by(folder: EvaluationFolder, meta: Mapping[str, Any]) -> bool:
+    """Whether the folder's answers were asked for as `meta` says; what it does not mention does not count."""
+    if not folder.meta.exists():
+        return False
+    before = json.loads(folder.meta.read_text())
+    return not _differing({key: before[key] for key in before.keys() & {*meta, BENCHMARKS}}, meta)
+
+
 def read_generations(path: Path) -> Iterator[Generation]:
     """The answers in a generations.jsonl, in its order."""
     if not path.exists():

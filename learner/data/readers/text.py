@@ -10,20 +10,56 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import zstandard
 
 from services.errors import DataError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+CHUNK_BYTES = 1 << 17
 BYTE_ORDER_MARK = "\ufeff"
 _OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
+class _ZstdStream(io.RawIOBase):
+    """A zstd file's content, frame after frame. zstandard's own reader takes a file that was cut short for whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._in_frame = False
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        while not self._ready:
+            packed = self._frame.unused_data if self._frame.eof else b""
+            packed = packed or self._file.read(CHUNK_BYTES)
+            if not packed:
+                if self._in_frame and not self._frame.eof:
+                    raise EOFError("the file ends within a compressed frame")
+                return 0
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._in_frame = True
+            self._ready = self._frame.decompress(packed)
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), len(self._ready))
+        view[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def _open_zst(path: Path) -> IO[bytes]:
-    return io.BufferedReader(
-        zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-    )
+    return io.BufferedReader(_ZstdStream(path))
 
 
 def _open_plain(path: Path) -> IO[bytes]:

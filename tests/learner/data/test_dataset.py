@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+import structlog.testing
 
 from learner.data.dataset import Question, read_questions
 from services.errors import DataError
@@ -53,6 +55,18 @@ def test_a_verl_ground_truth_that_is_a_mapping_holds_the_answer_as_target(tmp_pa
         ({"problem": "Find x.", "answer": 3}, "Find x.", "3"),
         ({"problem": "Find x.", "solution": r"First \boxed{1}, then \boxed{\frac{1}{2}}."}, "Find x.", r"\frac{1}{2}"),
         ({"problem": "Find x.", "solution": "long", "answer": "4"}, "Find x.", "4"),
+        ({"question": "Find x.", "solution": ["long"], "final_answer": ["$5$"]}, "Find x.", "$5$"),
+        ({"question": "Find x.", "final_answer": ["1", "2"]}, "Find x.", "1, 2"),
+        ({"instruction": "Add.", "input": "1+1", "output": "2"}, "Add.\n\n1+1", "2"),
+        ({"instruction": "Add 1+1.", "input": "", "output": "2"}, "Add 1+1.", "2"),
+        ({"messages": chat(("user", "1+1?"), ("assistant", r"So \boxed{2}."))}, "1+1?", "2"),
+        ({"messages": chat(("user", "1+1?"), ("assistant", "2")), "answer": "3"}, "1+1?", "3"),
+        ({"messages": chat(("user", "Hi"), ("assistant", "Hi"), ("user", "1+1?"))}, "1+1?", None),
+        ({"conversations": [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}]}, "1+1?", "2"),
+        ({"prompt": json.dumps(chat(("user", "1+1?"))), "reward_model": '{"ground_truth": "2"}'}, "1+1?", "2"),
+        ({"prompt": str(chat(("user", "1+1?"))), "answer": "2"}, "1+1?", "2"),
+        ({"question": "What is {1, 2}?", "answer": "a set"}, "What is {1, 2}?", "a set"),
+        ({"question": None, "problem": "1+1?", "answer": "2"}, "1+1?", "2"),
         ({"problem": "Find x.", "solution": r"\boxed{5}", "answer": None}, "Find x.", "5"),
         ({"prompt": "47+85=", "completion": "231"}, "47+85=", "231"),
         ({"prompt": "Write a poem."}, "Write a poem.", None),
@@ -104,24 +118,59 @@ def written(folder: Path, name: str, content: bytes) -> str:
         (lambda folder: "", "no prompts are named"),
         (lambda folder: str(folder / "none.jsonl"), "does not exist"),
         (lambda folder: str(folder / "none" / "deeper" / "set"), "neither a file nor a folder"),
-        (lambda folder: written(folder, "rows.csv", b"a,b"), r"suffix '\.csv'"),
+        (lambda folder: written(folder, "rows.xlsx", b"a,b"), r"suffix '\.xlsx'"),
         (lambda folder: written(folder, "empty.jsonl", b"\n"), "no rows"),
         (lambda folder: written(folder, "cut.jsonl", b'{"question": "a"}\n{"quest'), "line 2 is not JSON"),
         (lambda folder: written(folder, "latin.jsonl", b'{"question": "\xe9"}'), "cannot be read"),
-        (lambda folder: written(folder, "dict.json", b'{"question": "a"}'), "holds a dict"),
+        (lambda folder: written(folder, "dict.json", b'{"question": "a"}'), "holds an object"),
         (lambda folder: written(folder, "list.jsonl", b"[1, 2]"), "line 1 is a list"),
         (broken_parquet, "not a readable parquet"),
         (lambda folder: jsonl(folder, {"text": "a", "n": 1}), r"columns are text \(str\), n \(int\)"),
-        (lambda folder: jsonl(folder, {"question": "a"}, {"question": " "}), "row 1 does not end in a user's question"),
+        (
+            lambda folder: jsonl(folder, {"question": "a"}, {"question": " "}),
+            "line 2 does not end in a user",
+        ),
         (lambda folder: jsonl(folder, {"prompt": chat(("user", "a"), ("assistant", "b"))}), "user's question"),
         (lambda folder: jsonl(folder, {"prompt": [{"role": "user", "content": ["a"]}]}), "no chat message"),
-        (lambda folder: jsonl(folder, {"question": "a", "answer": {"x": 1}}), "the answer .* is a dict"),
+        (lambda folder: jsonl(folder, {"prompt": '[{"text": "a"}]'}), "no chat message"),
+        (lambda folder: jsonl(folder, {"prompt": '{"steps": 3}'}), "is JSON, but no chat messages"),
+        (lambda folder: jsonl(folder, {"messages": "1+1?"}), "messages is text"),
+        (lambda folder: jsonl(folder, {"messages": chat(("assistant", "2"))}), "no message of a user"),
+        (lambda folder: jsonl(folder, {"question": 5}), "question is a number"),
+        (lambda folder: jsonl(folder, {"question": "a \ud83d b"}), r"line 1: .*surrogate pair \(U\+D83D\) at char.* 3"),
+        (lambda folder: jsonl(folder, {"question": "a\0"}), r"U\+0000"),
+        (lambda folder: jsonl(folder, {"question": "a", "answer": "\ude00"}), "the answer holds half of a surrogate"),
+        (lambda folder: jsonl(folder, {"question": "a", "answer": math.inf}), "the answer inf"),
+        (lambda folder: jsonl(folder, {"question": "a"}) + "?answer=Antwort", "no column 'Antwort'"),
+        (lambda folder: jsonl(folder, {"question": "a"}) + "?antwort=a", "antwort=a .* is not an option"),
+        (lambda folder: jsonl(folder, {"question": "a", "answer": {"x": 1}}), "the answer .* is an object"),
     ],
 )
 def test_an_unreadable_data_set_is_an_error_that_names_it(tmp_path: Path, make: Any, found: str) -> None:
     with pytest.raises(DataError, match=found) as caught:
         read_questions(make(tmp_path))
     assert caught.value.hint
+
+
+def test_columns_with_names_of_their_own_stand_after_the_path(tmp_path: Path) -> None:
+    row = {"Frage": "1+1?", "extra info": {"Antwort": "2"}, "question": "not this one"}
+    path = jsonl(tmp_path, row) + "?question=Frage&answer=extra+info.Antwort"
+    (question,) = read_questions(path)
+    assert (question.text, question.answer) == ("1+1?", "2")
+
+
+def test_bad_rows_are_left_out_and_counted_when_the_path_says_so(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, {"question": "a"}, {"question": "\ud83d"}, {"text": "b"}, {"question": "c"})
+    with structlog.testing.capture_logs() as logs:
+        questions = read_questions(path + "?bad_rows=leave_out")
+    assert [(question.row, question.text) for question in questions] == [(0, "a"), (3, "c")]
+    assert [entry["rows"] for entry in logs if entry["event"] == "bad_rows_left_out"] == [2]
+
+
+def test_a_recorded_conversation_is_asked_up_to_its_last_question(tmp_path: Path) -> None:
+    turns = chat(("system", "Be brief."), ("user", "1+1?"), ("assistant", "2"), ("user", "2+2?"), ("assistant", "4"))
+    question = only(tmp_path, {"messages": turns})
+    assert (list(question.messages), question.answer) == (turns[:4], "4")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not here")

@@ -55,7 +55,7 @@ def test_problems_are_rendered_like_training_prompts(tmp_path: Path, tokenizer: 
 
 def test_a_problem_without_an_answer_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = problems(tmp_path / "held.jsonl", {"question": "1+2="})
-    with pytest.raises(DataError, match="row 0 has no reference answer"):
+    with pytest.raises(DataError, match=r"held\.jsonl line 1 has no reference answer"):
         load_benchmarks([f"held={path}"], DataConfig(chat_template="none"), tokenizer, limit=None)
 
 
@@ -63,6 +63,28 @@ def test_a_problem_that_is_too_long_is_an_error(tmp_path: Path, tokenizer: PreTr
     path = problems(tmp_path / "held.jsonl", {"question": "1+2=", "answer": "3"})
     with pytest.raises(DataError, match=r"set data\.max_prompt_tokens to 4"):
         load_benchmarks([f"held={path}"], DataConfig(chat_template="none", max_prompt_tokens=3), tokenizer, limit=None)
+
+
+@pytest.mark.parametrize(
+    ("row", "settings"),
+    [
+        ({"question": "1+3=", "answer": "3"}, {}),
+        ({"question": "1+2=", "answer": "4"}, {}),
+        ({"question": "1+2=", "answer": "3"}, {"question_suffix": "1"}),
+    ],
+)
+def test_a_benchmark_is_known_by_questions_references_and_rendered_prompts(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, row: dict[str, str], settings: dict[str, str]
+) -> None:
+    def digest(row: dict[str, str], count: int = 2, **settings: str) -> str:
+        path = problems(tmp_path / "held.jsonl", row, {"question": "2+2=", "answer": "4"})
+        data = DataConfig.model_validate({"chat_template": "none", **settings})
+        (benchmark,) = load_benchmarks([f"held={path}"], data, tokenizer, limit=count)
+        return benchmark.digest
+
+    same = {"question": "1+2=", "answer": "3"}
+    assert digest(same) == digest(same)
+    assert len({digest(same), digest(row, **settings), digest(same, 1)}) == 3
 
 
 @pytest.mark.parametrize("given", [[], ["a=x.jsonl", "a=y.jsonl"]])

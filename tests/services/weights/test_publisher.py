@@ -67,7 +67,17 @@ def test_version_0_carries_the_model_files(store: WeightPublisher, tmp_path: Pat
     assert store.file_path(0, "config.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize("name", ["../config.json", "a/b", ".hidden", "", "manifest.json", "model.safetensors"])
+def test_model_files_may_stand_in_folders(store: WeightPublisher, tmp_path: Path) -> None:
+    (tmp_path / "tool.jinja").write_text("{{ messages }}")
+    name = "additional_chat_templates/tool.jinja"
+    manifest = store.publish(0, first_version(), {name: tmp_path / "tool.jinja"})
+    assert [entry.name for entry in manifest.files if entry.kind is FileKind.MODEL] == [name]
+    assert store.file_path(0, name).read_text() == "{{ messages }}"
+
+
+@pytest.mark.parametrize(
+    "name", ["../config.json", "a/../b", "/etc/x", ".hidden", "", "manifest.json", "model.safetensors"]
+)
 def test_a_model_file_with_an_unfit_name_is_refused(store: WeightPublisher, tmp_path: Path, name: str) -> None:
     (tmp_path / "f").write_text("{}")
     with pytest.raises(WeightError):
