@@ -32,6 +32,16 @@ def test_resolved_settings_read_back_and_belong_to_their_folder(tmp_path: Path) 
     assert again.data == settings.data
 
 
+def test_paths_of_data_mean_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("")
+    sets = ["data.path=*.csv?question=Frage", "evaluation.benchmarks=held=a.csv?answer=A,gsm8k"]
+    write_resolved(load(None, sets, environ={}), tmp_path / "config.toml")
+    again = load(tmp_path / "config.toml", environ={})
+    assert again.data.path == f"{tmp_path}/*.csv?question=Frage"
+    assert again.evaluation.benchmarks == (f"held={tmp_path}/a.csv?answer=A", "gsm8k")
+
+
 @settings(deadline=None)
 @given(st.text())
 def test_any_text_survives_toml(text: str) -> None:

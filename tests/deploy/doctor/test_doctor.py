@@ -13,7 +13,7 @@ from deploy import exit_codes
 from deploy.doctor.doctor import (
     check_disk,
     check_fit,
-    check_path,
+    check_input,
     check_port,
     check_redis,
     check_weight_sync,
@@ -22,6 +22,7 @@ from deploy.doctor.doctor import (
 )
 from deploy.load_settings import load
 from deploy.settings import Settings
+from learner.input_checks import input_checks
 from tests.support import tiny_models
 
 
@@ -42,10 +43,21 @@ def test_a_folder_to_be_made_is_judged_by_its_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "verdict"),
-    [("", "failed"), ("./none", "failed"), ("none.jsonl", "failed"), ("org/name", "warning"), (".", "ok")],
+    [("", "failed"), ("./none", "failed"), ("none.jsonl", "failed"), ("org/name", "warning"), (".", "failed")],
 )
-def test_paths_are_files_or_names_on_the_hub(value: str, verdict: str) -> None:
-    assert check_path("model.path", value).status == verdict
+def test_paths_are_model_folders_or_names_on_the_hub(value: str, verdict: str) -> None:
+    settings = load(None, [f"model.path={value}"], environ={})
+    model, prompts = (check_input(check) for check in input_checks(settings))
+    assert (model.what, model.status, bool(model.remedy)) == ("model.path", verdict, verdict == "failed")
+    assert (prompts.what, prompts.status) == ("data.path", "failed")
+
+
+def test_prompts_that_a_run_would_refuse_fail_with_their_line(tmp_path: Path) -> None:
+    data = tmp_path / "prompts.jsonl"
+    data.write_text('{"question": "1+1="}\n{"text": "?"}\n')
+    settings = load(None, [f"data.path={data}"], environ={})
+    finding = check_input(input_checks(settings)[1])
+    assert (finding.status, "line 2 is not recognised" in finding.detail) == ("failed", True)
 
 
 def test_the_report_fails_when_a_run_could_not_start(tmp_path: Path) -> None:

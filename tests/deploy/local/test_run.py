@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import safetensors.numpy
 from rich.console import Console
 
 from deploy import endpoints
@@ -14,14 +15,18 @@ from deploy.endpoints import Endpoints
 from deploy.load_settings import load
 from deploy.local.run import plan_run, run_local
 from deploy.settings import Settings
-from services.errors import ConfigError, UnavailableError
+from services.errors import ConfigError, SeptError, UnavailableError
 from services.run_folder import RunFolder
+from tests.support import tiny_models
 
 
 def settings_of(tmp_path: Path, *sets: str) -> Settings:
     data = tmp_path / "prompts.jsonl"
     data.write_text('{"question": "1+1="}\n')
-    needed = (f"run.dir={tmp_path / 'run'}", f"model.path={tmp_path}", f"data.path={data}", "services.port=0")
+    model = tmp_path / "model"
+    if not model.exists():
+        tiny_models.save_with_words(model)
+    needed = (f"run.dir={tmp_path / 'run'}", f"model.path={model}", f"data.path={data}", "services.port=0")
     return load(None, [*needed, *sets], environ={})
 
 
@@ -48,6 +53,23 @@ async def test_a_run_needs_a_model(tmp_path: Path) -> None:
         await start(settings_of(tmp_path, "model.path="))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("model/config.json", "{}", "names no model_type"),
+        ("model/model.safetensors", "cut", r"model\.safetensors cannot be read"),
+        ("model/chat_template.jinja", "{% if %}", r"chat_template\.jinja is no Jinja template"),
+        ("prompts.jsonl", '{"question": "1+1="}\n{"question": 5}\n', r"prompts\.jsonl line 2: question is a number"),
+    ],
+)
+async def test_bad_input_is_refused_before_anything_starts(tmp_path: Path, name: str, content: str, found: str) -> None:
+    settings = settings_of(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SeptError, match=found):
+        await start(settings)
+    assert not (tmp_path / "run").exists()
+
+
 async def test_a_port_that_is_taken_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -63,10 +85,16 @@ async def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> Non
 
 
 async def test_a_run_that_cannot_go_on_leaves_a_flight_record(tmp_path: Path) -> None:
-    """The real parts start; the learner finds no model in the folder, says so, and the run ends with its words."""
-    with pytest.raises(UnavailableError, match=r"learner died .*exit code 3") as caught:
-        await start(settings_of(tmp_path, "generator.count=0"))
-    assert "has no config.json" in caught.value.message
+    """The real parts start; the learner finds a weight missing, says so, and the run ends with its words."""
+    settings = settings_of(tmp_path, "generator.count=0")
+    weights = tmp_path / "model" / "model.safetensors"
+    tensors = safetensors.numpy.load_file(weights)
+    missing = next(name for name in tensors if "q_proj.weight" in name)
+    kept = {name: tensor for name, tensor in tensors.items() if name != missing}
+    safetensors.numpy.save_file(kept, weights, {"format": "pt"})
+    with pytest.raises(UnavailableError, match=r"learner died after .*exit code 3") as caught:
+        await start(settings)
+    assert missing in caught.value.message
     (record,) = (tmp_path / "run").glob("flight-*.json")
-    assert "has no config.json" in record.read_text()
+    assert missing in record.read_text()
     assert endpoints.read(RunFolder(tmp_path / "run")) is None

@@ -80,7 +80,7 @@ def test_what_transformers_cannot_load_is_one_refusal(folder: Path, changes: dic
 
 def test_a_folder_without_a_vocabulary_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match="vocabulary|cannot be loaded"):
+    with pytest.raises(ModelError, match=r"vocabulary|cannot be loaded"):
         load_tokenizer(folder)
 
 

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> RunFolder:
     config = tmp_path / "config.json"
     config.write_text("{}")
     store = WeightPublisher(folder.weights, folder.run_id)
-    store.publish(0, tensors(0), {"config.json": config})
+    store.publish(0, tensors(0), {"config.json": config, "additional_chat_templates/rag.jinja": config})
     store.publish(1, tensors(1))
     return folder
 
@@ -33,6 +33,7 @@ def test_the_newest_version_is_exported_with_its_model_files(folder: RunFolder, 
     out = tmp_path / "out"
     assert export_version(folder, out) == 1
     assert (out / "config.json").read_text() == "{}"
+    assert (out / "additional_chat_templates" / "rag.jinja").read_text() == "{}"
     assert read_safetensors(out / "model.safetensors")["w"].data.tolist() == [1] * 12
 
 
