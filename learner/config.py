@@ -25,9 +25,10 @@ class DataConfig(Section):
     """[data]: the prompts."""
 
     path: str = ""
-    """Hugging Face data set id, or a .jsonl, .json or .parquet file."""
+    """A file (.jsonl, .json, .csv, .parquet; also .gz, .zst), a folder or glob of files, or a Hugging Face data set id.
+    Then ?question=COLUMN&answer=COLUMN names columns, ?bad_rows=leave_out leaves bad rows out (docs/data.md)."""
     split: str = "train"
-    """Split of a Hugging Face data set."""
+    """Split of a data set that has several."""
     limit: int | None = Field(default=None, ge=1)
     """Number of prompts to use, from the start of the data set; unset: all."""
     system_prompt: str = ""
@@ -35,7 +36,8 @@ class DataConfig(Section):
     question_suffix: str = ""
     """Appended to every question."""
     chat_template: str = "auto"
-    """auto: the tokenizer's, or plain text if it has none; none: plain text; else a Jinja template or its path."""
+    """auto: the tokenizer's, or plain text if it has none; none: plain text; else the name of one of the tokenizer's
+    templates, a Jinja template or its path."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """Longer prompts are left out; the log says how many."""
 
@@ -151,7 +153,8 @@ class EvaluationConfig(Section):
     every_rounds: int = Field(default=0, ge=0)
     """Rounds between two evaluations of a run, which also evaluates its last version; 0: no evaluations."""
     benchmarks: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
-    """Names (math500, amc23, minerva, olympiadbench, aime24, aime25, gsm8k) or NAME=PATH of problems with answers."""
+    """Names (math500, amc23, minerva, olympiadbench, aime24, aime25, gsm8k) or NAME=PATH of problems with answers, a
+    path as in data.path."""
     samples: int = Field(default=32, ge=1, le=1024)
     """Answers per problem (n)."""
     temperatures: Annotated[tuple[float, ...], BeforeValidator(listed)] = (1.0,)

@@ -94,6 +94,8 @@ def iterate_questions(source: Source, split: str) -> Iterator[Question]:
     left_out = 0
     for number, row in enumerate(read_rows(source.path, split)):
         try:
+            if row.error is not None:
+                raise row.error
             question = _question(number, row, source)
         except DataError as error:
             if source.bad_rows == "refuse":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from learner.data.readers.rows import Record, Row, in_words
+from learner.data.readers.rows import Row, in_words
 from learner.data.readers.text import COMPRESSIONS, open_bytes, text_lines, whole_text
 from services.errors import DataError
 
@@ -41,8 +41,7 @@ def read_file(path: Path) -> Iterator[Row]:
 def _json_lines(path: Path) -> Iterator[Row]:
     for number, line in text_lines(path):
         if line.strip():
-            where = f"{path} line {number}"
-            yield Row(where, _object(_parsed(line, where, "write one JSON object per line"), where))
+            yield _parsed_row(line, f"{path} line {number}")
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -57,8 +56,7 @@ def _json(path: Path) -> Iterator[Row]:
             f"{path} holds {in_words(content)} at its top",
             hint=f"a .json file is a list of objects, alone or under {', '.join(ROW_LISTS)}; else use .jsonl",
         )
-    return (Row(f"{path} element {number}", _object(one, f"{path} element {number}"))
-            for number, one in enumerate(content))  # fmt: skip
+    return (_row(one, f"{path} element {number}") for number, one in enumerate(content))
 
 
 def _is_json_lines(text: str) -> bool:
@@ -89,13 +87,14 @@ def _csv(path: Path, delimiter: str | None = None) -> Iterator[Row]:
         number = reader.line_num + 1
         for values in reader:
             where = f"{path} line {number}"
-            if values and len(values) != len(header):
-                raise DataError(
+            if len(values) == len(header):
+                yield Row(where, dict(zip(header, values, strict=True)))
+            elif values:
+                error = DataError(
                     f"{where} has {len(values)} fields, the header has {len(header)}",
                     hint=f"fields are separated by {chosen!r}; one that contains it stands in quotes",
                 )
-            if values:
-                yield Row(where, dict(zip(header, values, strict=True)))
+                yield Row(where, {}, error)
             number = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path} line {number} is not CSV: {error}", hint="check the quotes of that line") from error
@@ -161,10 +160,18 @@ def _parsed(text: str, where: str, hint: str) -> Any:
         raise DataError(f"{where} is not JSON: {error}", hint=hint) from error
 
 
-def _object(value: Any, where: str) -> Record:
-    if not isinstance(value, dict):
-        raise DataError(f"{where} is {in_words(value)}, not an object", hint="a row is an object of named columns")
-    return value
+def _parsed_row(line: str, where: str) -> Row:
+    try:
+        return _row(_parsed(line, where, "write one JSON object per line"), where)
+    except DataError as error:
+        return Row(where, {}, error)
+
+
+def _row(value: Any, where: str) -> Row:
+    if isinstance(value, dict):
+        return Row(where, value)
+    error = DataError(f"{where} is {in_words(value)}, not an object", hint="a row is an object of named columns")
+    return Row(where, {}, error)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

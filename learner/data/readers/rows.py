@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from services.errors import DataError
+
 Record = Mapping[str, Any]
 """Column -> value."""
 
@@ -15,6 +17,8 @@ class Row(NamedTuple):
     where: str
     """"train.jsonl line 7": how an error names it."""
     record: Record
+    error: DataError | None = None
+    """Why it is no row, where the ones after it can be read all the same."""
 
 
 def in_words(value: Any) -> str:

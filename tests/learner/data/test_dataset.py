@@ -160,11 +160,11 @@ def test_columns_with_names_of_their_own_stand_after_the_path(tmp_path: Path) ->
 
 
 def test_bad_rows_are_left_out_and_counted_when_the_path_says_so(tmp_path: Path) -> None:
-    path = jsonl(tmp_path, {"question": "a"}, {"question": "\ud83d"}, {"text": "b"}, {"question": "c"})
+    path = jsonl(tmp_path, {"question": "a"}, {"question": "\ud83d"}, {"text": "b"}, 5, {"question": "c"})
     with structlog.testing.capture_logs() as logs:
         questions = read_questions(path + "?bad_rows=leave_out")
-    assert [(question.row, question.text) for question in questions] == [(0, "a"), (3, "c")]
-    assert [entry["rows"] for entry in logs if entry["event"] == "bad_rows_left_out"] == [2]
+    assert [(question.row, question.text) for question in questions] == [(0, "a"), (4, "c")]
+    assert [entry["rows"] for entry in logs if entry["event"] == "bad_rows_left_out"] == [3]
 
 
 def test_a_recorded_conversation_is_asked_up_to_its_last_question(tmp_path: Path) -> None:

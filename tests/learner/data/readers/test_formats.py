@@ -91,9 +91,28 @@ def test_a_row_of_a_csv_file_is_named_by_the_line_it_begins_at(tmp_path: Path) -
 def test_what_cannot_be_read_is_named_by_file_and_place(tmp_path: Path, name: str, content: bytes, found: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=found) as caught:
-        list(read_file(tmp_path / name))
+        for row in read_file(tmp_path / name):
+            if row.error is not None:
+                raise row.error
     assert str(tmp_path / name) in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b'{"n": 1}\n{"n": \n5\n{"n": 2}'),
+        ("a.csv", b"n\n1\n8,9\n2\n"),
+        ("a.json", b'[{"n": 1}, 5, {"n": 2}]'),
+    ],
+)
+def test_rows_after_a_bad_one_can_be_read(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    rows = list(read_file(tmp_path / name))
+    assert [str(row.record["n"]) for row in rows if row.error is None] == ["1", "2"]
+    assert {row.error.message.partition(" is ")[0].partition(" has ")[0] for row in rows if row.error is not None} <= {
+        row.where for row in rows
+    }
 
 
 @pytest.mark.parametrize(
