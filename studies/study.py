@@ -16,7 +16,7 @@ import json
 import signal
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ from rich.console import Console
 from deploy.load_settings import from_values
 from deploy.local.run import run_local
 from deploy.settings import Settings
+from learner.data.dataset import read_questions
+from learner.data.readers.places import is_local
+from learner.data.readers.source import parse_source
+from learner.evaluation.benchmarks import problems_digest, resolve_benchmarks
 from learner.input_checks import check_inputs
 from services.config import Section
 from services.errors import ConfigError
@@ -186,10 +190,29 @@ async def _run_one(
         if stopped_by is not None:
             return stopped_by
         console.print(f"{folder.path.name}: {time.monotonic() - started:.0f} s", highlight=False)
-    results.append(
-        RunResult(name, settings.run.seed, json.loads(evaluation.results.read_text()), list(folder.rounds()))
-    )
+    found = json.loads(evaluation.results.read_text())
+    check_results(found, settings, evaluation.results)
+    results.append(RunResult(name, settings.run.seed, found, list(folder.rounds())))
     return None
+
+
+def check_results(results: Mapping[str, Any], settings: Settings, path: Path) -> None:
+    """ConfigError when results from an earlier start are of other problems, or of prompts that were made otherwise."""
+    from learner.evaluation.eval_tasks import describe_settings
+
+    now = describe_settings(settings.data, settings.sampling)
+    differing = [key for key, value in now.items() if results.get(key, value) != value]
+    for name, place, split in resolve_benchmarks(settings.evaluation.benchmarks):
+        before = results.get("benchmarks", {}).get(name)
+        if before is not None and is_local(parse_source(place).path):
+            questions = read_questions(place, split=split, limit=settings.evaluation.limit)
+            digest = problems_digest((question.row, question.text, question.answer) for question in questions)
+            differing += [f"benchmark {name}"] if digest != before["problems"] else []
+    if differing:
+        raise ConfigError(
+            f"{path} holds results that differ from this study in {', '.join(differing)}",
+            hint="restore what differs, or remove that run's folder to run it again",
+        )
 
 
 def _evaluation_folder(settings: Settings, leader: str) -> EvaluationFolder:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -43,10 +43,19 @@ class Benchmark:
     prompts: Sequence[Prompt]
 
     @property
-    def digest(self) -> str:
-        """Differs when a problem, its rendered prompt or its reference answer does, or their number."""
-        problems = [(one.row, one.question, one.answer, one.tokens.tolist()) for one in self.prompts]
-        return digest_bytes(json.dumps(problems, separators=(",", ":")).encode())
+    def digests(self) -> dict[str, str]:
+        """What an evaluation of it is known by: questions and references, and the rendered prompts."""
+        problems = problems_digest((prompt.row, prompt.question, prompt.answer) for prompt in self.prompts)
+        return {"problems": problems, "prompts": _digest_of([prompt.tokens.tolist() for prompt in self.prompts])}
+
+
+def problems_digest(problems: Iterable[tuple[int, str, str | None]]) -> str:
+    """Of (row, question, reference answer); differs when one of them does, or their number."""
+    return _digest_of([list(problem) for problem in problems])
+
+
+def _digest_of(values: list[Any]) -> str:
+    return digest_bytes(json.dumps(values, separators=(",", ":")).encode())
 
 
 def resolve_benchmark(text: str) -> tuple[str, str, str]:

@@ -179,16 +179,23 @@ def sampling_of(
     return EvalSampling(evaluation.samples, sampling.max_response_tokens, sampling.top_p, stop_token_ids)
 
 
-def describe_asking(data: DataConfig, sampling: EvalSampling, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
-    """What answers must have in common to be counted together. The number of answers may differ."""
+def describe_settings(data: DataConfig, sampling: SamplingConfig | EvalSampling) -> dict[str, Any]:
+    """How the settings ask."""
     return {
         "system_prompt": data.system_prompt,
         "question_suffix": data.question_suffix,
         "chat_template": data.chat_template,
         "top_p": sampling.top_p,
         "max_response_tokens": sampling.max_response_tokens,
+    }
+
+
+def describe_asking(data: DataConfig, sampling: EvalSampling, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
+    """What answers must have in common to be counted together. The number of answers may differ."""
+    return {
+        **describe_settings(data, sampling),
         "stop_token_ids": list(sampling.stop_token_ids),
-        BENCHMARKS: {benchmark.name: benchmark.digest for benchmark in benchmarks},
+        BENCHMARKS: {benchmark.name: benchmark.digests for benchmark in benchmarks},
     }
 
 

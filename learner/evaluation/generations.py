@@ -21,7 +21,7 @@ from services.errors import ConfigError
 from services.run_folder import EvaluationFolder
 
 BENCHMARKS = "benchmarks"
-"""Entry of an evaluation's description: name -> digest of each benchmark. A folder may hold more than are asked for."""
+"""Entry of an evaluation's description: name -> digests of a benchmark. A folder may hold more than are asked for."""
 Key = tuple[str, float, int, int]
 """(benchmark, temperature, problem, sample)."""
 

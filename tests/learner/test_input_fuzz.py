@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,17 @@ def as_parquet(rows: list[Any]) -> bytes:
     return sink.getvalue()
 
 
-FORMATS = {".jsonl": as_lines, ".json": lambda rows: json.dumps(rows).encode(), ".csv": as_csv, ".parquet": as_parquet}
-PACKERS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+FORMATS: dict[str, Callable[[list[Any]], bytes]] = {
+    ".jsonl": as_lines,
+    ".json": lambda rows: json.dumps(rows).encode(),
+    ".csv": as_csv,
+    ".parquet": as_parquet,
+}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
 
 
 @st.composite

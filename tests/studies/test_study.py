@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from learner.evaluation.benchmarks import problems_digest
 from services.errors import ConfigError
 from studies.report import RunResult, judge_claim, over_seeds, write_report
-from studies.study import baseline_of, load_study, planned
+from studies.study import Study, baseline_of, check_results, check_study, load_study, planned
+from tests.support import tiny_models
+from tests.support.tokenizers import save_byte_tokenizer
 
 CONFIG = Path("deploy/config")
 FILE = """
@@ -57,6 +60,39 @@ def test_the_studies_that_come_with_the_project_are_whole(name: str) -> None:
     longer = rollouts.pop("grpo_long", None)
     (budget,) = set(rollouts.values())  # every method has the same one, but for that whose label says otherwise
     assert longer in (None, 10 * budget)
+
+
+def whole_study(folder: Path, held_out: str = '{"question": "2+2?", "answer": "4"}') -> Study:
+    """A study whose model, prompts and benchmark are there."""
+    save_byte_tokenizer(tiny_models.save(folder / "model"))
+    (folder / "prompts.jsonl").write_text('{"question": "1+1?"}\n')
+    (folder / "held.jsonl").write_text(held_out + "\n")
+    paths = f'[common.model]\npath = "{folder}/model"\n[common.data]\npath = "{folder}/prompts.jsonl"\n'
+    text = FILE.replace("held=held.jsonl", f"held={folder}/held.jsonl").replace(
+        "[common.training]", f"{paths}[common.training]"
+    )
+    return load_study(study_file(folder, text))
+
+
+def test_the_inputs_of_every_run_are_checked_before_the_first_starts(tmp_path: Path) -> None:
+    study = whole_study(tmp_path)
+    check_study(study)
+    study.methods["b"].sections["data"] = {"chat_template": "{% if %}"}
+    with pytest.raises(ConfigError, match="no Jinja template"):
+        check_study(study)
+
+
+def test_results_of_other_problems_or_prompts_are_refused(tmp_path: Path) -> None:
+    study = whole_study(tmp_path)
+    _, settings = next(planned(study))
+    questions = [(0, "2+2?", "4")]
+    results = {"benchmarks": {"held": {"problems": problems_digest(questions)}}, "top_p": 1.0, "system_prompt": ""}
+    check_results(results, settings, tmp_path)
+    with pytest.raises(ConfigError, match="differ from this study in system_prompt"):
+        check_results(results | {"system_prompt": "Think."}, settings, tmp_path)
+    (tmp_path / "held.jsonl").write_text('{"question": "2+2?", "answer": "5"}\n')
+    with pytest.raises(ConfigError, match="differ from this study in benchmark held"):
+        check_results(results, settings, tmp_path)
 
 
 def test_a_method_differs_from_the_others_in_its_sections_only(tmp_path: Path) -> None:

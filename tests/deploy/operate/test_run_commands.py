@@ -14,7 +14,14 @@ from deploy.endpoints import Endpoints, write
 from deploy.locks import run_lock
 from deploy.operate.client import RunClient
 from deploy.operate.progress import Progress, in_bytes, render, round_line
-from deploy.operate.run_commands import confirmed, find_run, require_endpoints, show_logs, watch_status
+from deploy.operate.run_commands import (
+    confirmed,
+    files_not_exported,
+    find_run,
+    require_endpoints,
+    show_logs,
+    watch_status,
+)
 from services import durable
 from services.contracts import GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot
 from services.errors import ConfigError, ContractError, SeptError, UnavailableError
@@ -66,6 +73,17 @@ def shown(renderable: object) -> str:
     console.print(renderable)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def test_an_export_says_which_files_of_the_model_it_lacks(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run").create()
+    assert files_not_exported(run) == {}
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "LICENSE", "pytorch_model.bin"):
+        (model / name).write_text("{}")
+    run.config.write_text(f'[model]\npath = "{model}"\n')
+    assert list(files_not_exported(run)) == ["pytorch_model.bin"]
 
 
 async def test_status_is_asked_with_the_token() -> None:

@@ -76,15 +76,15 @@ def test_a_problem_that_is_too_long_is_an_error(tmp_path: Path, tokenizer: PreTr
 def test_a_benchmark_is_known_by_questions_references_and_rendered_prompts(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, row: dict[str, str], settings: dict[str, str]
 ) -> None:
-    def digest(row: dict[str, str], count: int = 2, **settings: str) -> str:
+    def digests(row: dict[str, str], count: int = 2, **settings: str) -> dict[str, str]:
         path = problems(tmp_path / "held.jsonl", row, {"question": "2+2=", "answer": "4"})
         data = DataConfig.model_validate({"chat_template": "none", **settings})
         (benchmark,) = load_benchmarks([f"held={path}"], data, tokenizer, limit=count)
-        return benchmark.digest
+        return benchmark.digests
 
     same = {"question": "1+2=", "answer": "3"}
-    assert digest(same) == digest(same)
-    assert len({digest(same), digest(row, **settings), digest(same, 1)}) == 3
+    assert digests(same) == digests(same)
+    assert digests(row, 2, **settings) != digests(same) != digests(same, 1)
 
 
 @pytest.mark.parametrize("given", [[], ["a=x.jsonl", "a=y.jsonl"]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,11 @@ CONTENTS = {
 
 @pytest.mark.parametrize("name", CONTENTS)
 def test_every_format_gives_the_same_rows_compressed_or_not(tmp_path: Path, name: str) -> None:
-    packers = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+    packers: dict[str, Callable[[bytes], bytes]] = {
+        "": bytes,
+        ".gz": gzip.compress,
+        ".zst": zstandard.ZstdCompressor().compress,
+    }
     for suffix, pack in packers.items():
         path = tmp_path / (name + suffix)
         path.write_bytes(pack(CONTENTS[name]))
