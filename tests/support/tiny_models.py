@@ -29,6 +29,8 @@ from services.contracts import Rollout, VersionSpan
 torch.set_num_threads(1)
 
 VOCABULARY = 67
+END = "</s>"
+"""Text of the token that ends a response."""
 Family = Literal["qwen2", "llama"]
 Ids = Sequence[int] | np.ndarray[Any, np.dtype[np.int32]]
 
@@ -65,12 +67,13 @@ def save(
 
 
 def save_with_words(folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
-    """A random model with a tokenizer of one token per number, so that an answer reads "5 17 3"."""
+    """A random model with a tokenizer of one token per number, so that an answer reads "5 17 3"; there is no 2."""
     save(folder, dtype=dtype)
-    words = Tokenizer(WordLevel({str(number): number for number in range(VOCABULARY)}, unk_token="0"))
+    end = SHAPE["eos_token_id"]
+    words = Tokenizer(WordLevel({END if n == end else str(n): n for n in range(VOCABULARY)}, unk_token="0"))
     words.pre_tokenizer = Whitespace()
     fast: Any = PreTrainedTokenizerFast  # untyped in transformers
-    fast(tokenizer_object=words, eos_token=str(SHAPE["eos_token_id"])).save_pretrained(folder)
+    fast(tokenizer_object=words, eos_token=END).save_pretrained(folder)
     return folder
 
 
