@@ -45,7 +45,7 @@ def generator(*, config: Config, id: str | None = None, sets: Sets = ()) -> None
 
 
 def evaluator(*, config: Config, sets: Sets = ()) -> int:
-    """Evaluate in the learner's place; ends when every answer is judged. `sept eval` starts it."""
+    """Evaluate in the learner's place; ends when every answer is graded. `sept eval` starts it."""
     from deploy.parts import start_evaluator
 
     return exit_codes.of_outcome(start_evaluator(_joined(config, sets)))

@@ -79,5 +79,5 @@ def test_every_route_documents_the_guard_s_refusals(endpoint: Endpoint) -> None:
 
 
 def test_all_routes_are_in_the_documentation(endpoint: Endpoint) -> None:
-    paths = {route.path for route in endpoint.app.routes if isinstance(route, APIRoute)}
+    paths = {route.path_format for route in endpoint.app.routes if isinstance(route, APIRoute)}
     assert paths == set(endpoint.app.openapi()["paths"])

@@ -100,7 +100,7 @@ async def test_nothing_but_the_health_check_is_open_without_the_token(
 
 def routes(endpoint: Endpoint) -> list[tuple[str, str]]:
     found = [
-        (method, route.path.format_map(dict.fromkeys(route.param_convertors, "0")))
+        (method, route.path_format.format_map(dict.fromkeys(route.param_convertors, "0")))
         for route in endpoint.app.routes
         if isinstance(route, APIRoute | Route)
         for method in sorted(route.methods or ())
