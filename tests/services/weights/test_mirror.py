@@ -230,12 +230,14 @@ async def test_the_model_folder_is_what_an_engine_starts_from(
 ) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "toy"}')
     history: list[Tensors] = [first_version()]
-    endpoint.store.publish(0, history[0], {"config.json": tmp_path / "config.json"})
+    nested = "additional_chat_templates/tool use.jinja"
+    endpoint.store.publish(0, history[0], {name: tmp_path / "config.json" for name in ("config.json", nested)})
     history.append(next_version(history[0], 1))
     endpoint.store.publish(1, history[1])
     await mirror.advance(endpoint.store.manifest(1))
     folder = await mirror.model_folder()
     assert (folder / "config.json").read_text() == '{"model_type": "toy"}'
+    assert (folder / nested).read_text() == '{"model_type": "toy"}'
     assert bits(read_safetensors(folder / "model.safetensors")) == bits(history[1])
 
 
