@@ -231,7 +231,7 @@ async def test_the_model_folder_is_what_an_engine_starts_from(
     (tmp_path / "config.json").write_text('{"model_type": "toy"}')
     history: list[Tensors] = [first_version()]
     nested = "additional_chat_templates/tool use.jinja"
-    endpoint.store.publish(0, history[0], {name: tmp_path / "config.json" for name in ("config.json", nested)})
+    endpoint.store.publish(0, history[0], dict.fromkeys(("config.json", nested), tmp_path / "config.json"))
     history.append(next_version(history[0], 1))
     endpoint.store.publish(1, history[1])
     await mirror.advance(endpoint.store.manifest(1))
