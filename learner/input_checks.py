@@ -7,6 +7,7 @@ that is still on the hub) the learner refuses with the same errors.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -69,23 +70,31 @@ def input_checks(settings: LearnerSettings, *, leader: str = "learner") -> list[
 
 
 def _check_model(path: str) -> Found:
-    folder = Path(path).expanduser()
-    if path and folder.is_dir():
+    folder = _local_folder(path)
+    if folder is not None:
         check_model_folder(folder)
         return Found(path)
-    if not _HUB_ID.fullmatch(path) or format_of(folder) is not None:
-        what = f"{path} is neither a folder nor a Hugging Face id" if path else "no model is named"
+    if not _HUB_ID.fullmatch(path) or format_of(Path(path)) is not None:
+        what = f"{path:.200} is neither a folder nor a Hugging Face id" if path else "no model is named"
         raise ModelError(what, hint="set model.path to a folder that exists or a Hugging Face id")
     return Found(f"{path} is no local folder: it will be looked up on the Hugging Face hub", complete=False)
 
 
+def _local_folder(path: str) -> Path | None:
+    """The model's folder, if it is on this machine."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # no name of a file at all
+        folder = Path(path).expanduser()
+        return folder if path and folder.is_dir() else None
+    return None
+
+
 def _template(settings: LearnerSettings) -> ChatTemplate | None:
     """The chat template; None for plain text, and for that of a model that is not here yet."""
-    folder = Path(settings.model.path).expanduser()
-    if not folder.is_dir():
+    folder = _local_folder(settings.model.path)
+    if folder is None:
         if settings.data.chat_template == "auto":
             return None
-        return choose_template(settings.data.chat_template, {}, folder, {})
+        return choose_template(settings.data.chat_template, {}, Path(), {})
     return choose_template(settings.data.chat_template, templates_in(folder), folder, special_tokens(folder))
 
 
@@ -119,9 +128,9 @@ def _check_benchmarks(settings: LearnerSettings, template: Callable[[], ChatTemp
 def _read(path: str, split: str, limit: int | None) -> tuple[list[Question], Found]:
     """The rows that can be read within CHECKED_FOR_S; none of a data set on the hub."""
     source = parse_source(path)
-    if source.path and not is_local(source.path):
+    if not is_local(source.path):
         return [], Found(f"{path} will be loaded from the Hugging Face hub", complete=False)
-    for file in (local_files(source.path, split) if source.path else None) or []:
+    for file in local_files(source.path, split) or []:
         if not file.is_file():
             raise DataError(f"{file} is no file", hint="check data.path")
         if format_of(file) == ".json" and file.stat().st_size > PARSED_BYTES:

@@ -63,6 +63,11 @@ def test_an_evaluator_needs_no_prompts(world: Path) -> None:
     [
         ({"model": {"path": ""}}, "no model is named"),
         ({"model": {"path": "./none"}}, "neither a folder nor a Hugging Face id"),
+        ({"model": {"path": "a/" * 3000}}, "neither a folder nor a Hugging Face id"),
+        ({"model": {"path": "a\0"}}, "neither a folder nor a Hugging Face id"),
+        ({"data": {"path": "a/" * 3000}}, "cannot be read"),
+        ({"data": {"path": "a\0.jsonl"}}, "cannot be read"),
+        ({"data": {"path": "~nobody-of-this-name/a.jsonl"}}, "cannot be read"),
         ({"data": {"path": ""}}, "no prompts are named"),
         ({"data": {"path": "none/*.jsonl"}}, "no file matches"),
         ({"data": {"chat_template": "none.jinja"}}, "cannot be read as a file"),

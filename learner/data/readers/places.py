@@ -26,10 +26,6 @@ METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "sta
 
 def read_rows(path: str, split: str) -> Iterator[Row]:
     """The rows of what the path names, shard by shard in the order of their names."""
-    if not path.strip():
-        raise DataError("no prompts are named", hint="set data.path to a file or a Hugging Face data set id")
-    if "\0" in path or len(path) > 4096:
-        raise DataError(f"{path!r:.80} is no path", hint="set data.path to a file or a Hugging Face data set id")
     files = local_files(path, split)
     if files is not None:
         for file in files:
@@ -40,13 +36,13 @@ def read_rows(path: str, split: str) -> Iterator[Row]:
 
 def is_local(path: str) -> bool:
     """Whether the path is a place on this machine, whether it exists or not; else it is an id on the hub."""
-    there = Path(path).expanduser()
+    there = _place(path)
     return there.exists() or is_glob(path) or format_of(there) is not None or not HUB_ID.fullmatch(path)
 
 
 def local_files(path: str, split: str) -> list[Path] | None:
     """The files with the rows; None for what only the datasets library loads. DataError when there is no such place."""
-    there = Path(path).expanduser()
+    there = _place(path)
     if is_glob(path):
         found = matching_files(there)
         if not found:
@@ -59,6 +55,22 @@ def local_files(path: str, split: str) -> list[Path] | None:
     if is_local(path):
         _refuse(path, there)
     return None
+
+
+def _place(path: str) -> Path:
+    """The path, once it is known that a file could have that name."""
+    if not path.strip():
+        raise DataError("no prompts are named", hint="set data.path to a file or a Hugging Face data set id")
+    try:
+        place = Path(path).expanduser()
+        place.stat()
+    except FileNotFoundError:
+        return place
+    except (OSError, ValueError, RuntimeError) as error:  # too long, not to be entered, a NUL, no such home
+        raise DataError(
+            f"{path!r:.80} cannot be read: {error!s:.200}", hint="set data.path to a file or a Hugging Face data set id"
+        ) from error
+    return place
 
 
 def _refuse(path: str, there: Path) -> None:

@@ -43,7 +43,14 @@ def test_a_folder_to_be_made_is_judged_by_its_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "verdict"),
-    [("", "failed"), ("./none", "failed"), ("none.jsonl", "failed"), ("org/name", "warning"), (".", "failed")],
+    [
+        ("", "failed"),
+        ("./none", "failed"),
+        ("none.jsonl", "failed"),
+        ("org/name", "warning"),
+        (".", "failed"),
+        ("a/" * 3000, "failed"),
+    ],
 )
 def test_paths_are_model_folders_or_names_on_the_hub(value: str, verdict: str) -> None:
     settings = load(None, [f"model.path={value}"], environ={})

@@ -90,7 +90,9 @@ def test_a_folder_of_several_formats_is_refused(tmp_path: Path) -> None:
     assert "glob" in caught.value.hint
 
 
-@pytest.mark.parametrize("path", ["none.jsonl", "./none", "none/*.jsonl", "/none/at/all", "a\0b", "x" * 5000, " "])
+@pytest.mark.parametrize(
+    "path", ["none.jsonl", "./none", "none/*.jsonl", "/none/at/all", "a\0b", "x" * 5000, "~nobody-of-this-name/a", " "]
+)
 def test_a_place_that_does_not_exist_is_refused(path: str) -> None:
     with pytest.raises(DataError) as caught:
         numbers(path)
