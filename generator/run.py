@@ -35,6 +35,8 @@ class Peers:
     services_url: str
     token: str | None
     lease_s: float
+    run_id: str | None = None
+    """The run that must answer there; None: whichever does."""
 
 
 async def run_generator(
@@ -57,6 +59,11 @@ async def run_generator(
             asyncio.to_thread(create),
             wait_for_first_version(client, deadlines.startup_s),
         )
+        if peers.run_id not in (None, manifest.run_id):
+            raise UnavailableError(
+                f"the services at {peers.services_url} are those of run {manifest.run_id}, not of {peers.run_id}",
+                hint="the run is not active any more: start it with `sept run`, or set services.url to its address",
+            )
         redis = await connect_async(peers.redis_url, deadline_s=deadlines.startup_s)
         keys = Keys(manifest.run_id)
         generator = Generator(
