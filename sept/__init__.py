@@ -2,7 +2,7 @@
 
 Importing it decides where modules come from, before any other of ours is imported: from this package's own folder.
 """
-# ruff: noqa: PTH - pathlib itself could come from the wrong place here
+# ruff: noqa: PTH109, PTH119, PTH120 - pathlib itself could come from the wrong place here
 
 import os
 import sys

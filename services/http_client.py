@@ -69,12 +69,12 @@ def answered_by_another(response: httpx.Response, body: bytes | None = None) -> 
     """
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     said = f"status {response.status_code} with {kind or 'no content'}, which is not from the services of a run"
-    if response.is_redirect:
-        return f"status {response.status_code}: a redirect to {response.headers.get('Location', '')[:100]}"
     if response.is_success:
         return said if kind == "text/html" else ""
     if response.status_code == httpx.codes.NOT_MODIFIED:
         return ""
+    if response.is_redirect:
+        return f"status {response.status_code}: a redirect to {response.headers.get('Location', '')[:100]}"
     try:
         _Refusal.model_validate_json(body if body is not None else response.content)
     except ValidationError:

@@ -124,7 +124,7 @@ class Keys:
         return self._name("control")
 
 
-_CODE = re.compile(r"(?:^|caused error: \('|user_script:\d+: -?)([A-Z]{3,})\b")
+_CODE = re.compile(r"(?:^|caused error: (?:\(')?|user_script:\d+: -?)([A-Z]{3,})\b")
 
 
 class _NotNowError(RedisConnectionError):

@@ -131,7 +131,7 @@ class WeightClient:
             async with self._http.stream("GET", path, params=params, timeout=timeout) as response:
                 await _check(response)
                 body = await _read(response, MAX_MANIFEST_BYTES)
-            if body and b'"run_id"' not in body:
+            if body and b'"weight_version"' not in body:
                 raise _TryAgainError(
                     f"status {response.status_code} with a body that is not from the services of a run"
                 )

@@ -148,6 +148,33 @@ async def test_a_refusal_is_not_repeated(status: int, error: type[Exception]) ->
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    "instead",
+    [
+        lambda _: httpx.Response(404, html="<html>default backend</html>"),
+        lambda _: httpx.Response(502, text="Bad Gateway"),
+        lambda _: httpx.Response(200, html="<form>Log in</form>"),
+        lambda _: httpx.Response(200, json={"status": "ok"}),
+        lambda _: httpx.Response(302, headers={"Location": "https://login.example"}),
+    ],
+)
+async def test_what_an_ingress_answers_instead_is_waited_out_and_named_at_the_deadline(instead: Answer) -> None:
+    server = Server(instead, nothing)
+    async with server.client() as client:
+        assert await client.latest(None, None, 0) is None
+    assert len(server.requests) == 2
+    async with Server(instead).client(deadline_s=0.1) as client:
+        with pytest.raises(UnavailableError, match=r"gave no answer for 0\.1 s: status \d+") as caught:
+            await client.manifest(0)
+    assert "ingress" in caught.value.hint
+
+
+async def test_a_file_is_fetched_when_the_ingress_has_found_its_services(tmp_path: Path) -> None:
+    async with Server(lambda _: httpx.Response(200, html="<html>starting</html>"), whole).client() as client:
+        path = await client.fetch(3, ENTRY, tmp_path / "delta")
+    assert path.read_bytes() == CONTENT
+
+
 async def test_an_answer_that_is_no_manifest_is_refused() -> None:
     async with Server(sending(b'{"weight_version": -1}')).client() as client:
         with pytest.raises(ContractError, match="not a manifest"):
