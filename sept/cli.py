@@ -103,7 +103,7 @@ def _exit_code_of(call: Callable[[], Any], *, debug: bool) -> int:
 
 def _has_no_reader(error: Exception) -> bool:
     """Whether standard output failed: `| head` has seen enough, or the terminal is closed. Files name themselves."""
-    shown_here = sys.stdout is sys.__stdout__  # other streams never fail (sept.unattended)
+    shown_here = sys.stdout is sys.__stdout__  # other streams never fail (deploy.unattended)
     return shown_here and isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO) and not error.filename
 
 

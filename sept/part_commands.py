@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from deploy import exit_codes
 from sept.arguments import Config, Sets
-from sept.unattended import hang_up_means, work_unattended
+from deploy.unattended import hang_up_means, work_unattended
 
 if TYPE_CHECKING:
     from deploy.settings import Settings

@@ -8,7 +8,7 @@ from pathlib import Path
 from deploy import exit_codes
 from deploy.ray_cluster import defaults
 from sept.arguments import Flag, OptionalConfig, Sets
-from sept.unattended import hang_up_means, work_unattended
+from deploy.unattended import hang_up_means, work_unattended
 
 
 def run(config: Path, *, sets: Sets = ()) -> int:

@@ -29,6 +29,7 @@ def work_unattended(*, by_thread: bool) -> None:
 
     Processes that are forked later cannot use streams with a thread.
     """
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a write in the background must not stop the process
     sys.stdout = _lossy(sys.stdout, by_thread=by_thread)
     sys.stderr = _lossy(sys.stderr, by_thread=by_thread)
 

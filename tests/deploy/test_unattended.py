@@ -12,11 +12,11 @@ import threading
 from pathlib import Path
 
 from deploy import exit_codes
-from sept.unattended import LAST_WORDS_S, MAX_WAITING_BYTES, LossyFile, ThreadedFile
+from deploy.unattended import LAST_WORDS_S, MAX_WAITING_BYTES, LossyFile, ThreadedFile
 
 PRINT_WITHOUT_END = """
 import signal, sys
-from sept.unattended import work_unattended
+from deploy.unattended import work_unattended
 work_unattended(by_thread={by_thread})
 for number in range(100_000):
     print("a line for a person", number)
@@ -25,7 +25,7 @@ sys.exit(7)
 """
 HANG_UP = """
 import signal, sys
-from sept.unattended import hang_up_means
+from deploy.unattended import hang_up_means
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 hang_up_means(signal.SIGTERM)
 print("ready", flush=True)
