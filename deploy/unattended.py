@@ -117,11 +117,11 @@ class ThreadedFile(io.RawIOBase):
                 self._changed.notify_all()
 
 
-def _lossy(stream: TextIO | Any, *, by_thread: bool) -> TextIO:
+def _lossy(stream: TextIO | None, *, by_thread: bool) -> TextIO:
     """The stream for people in place of this one; a stream that is no file of this process stays."""
     if stream is None:  # closed by whoever started this process
         return Path(os.devnull).open("w", encoding="utf-8")
-    if stream not in (sys.__stdout__, sys.__stderr__):
+    if not any(stream is own for own in (sys.__stdout__, sys.__stderr__)):
         return stream
     file = LossyFile(stream.fileno())
     raw: io.RawIOBase = file

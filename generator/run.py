@@ -26,6 +26,9 @@ from services.time_accounting import StateClock
 from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror
 
+SAME_STOP_S = 1.0
+"""Signals this close together are one request: systemd sends its own to a part that the supervisor stops, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Peers:
@@ -123,13 +126,18 @@ def _seed(generator_id: str) -> int:
 
 
 def _stop_on_signals(generator: Generator) -> None:
+    """The first SIGTERM or SIGINT drains; one that comes later than `SAME_STOP_S` after it ends the process."""
     loop = asyncio.get_running_loop()
+    asked_at: list[float] = []
 
-    def stop() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+    def stop(number: signal.Signals) -> None:
+        if not asked_at:
+            asked_at.append(loop.time())
+            generator.drain()
+        elif loop.time() - asked_at[0] >= SAME_STOP_S:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
-        generator.drain()
+            signal.raise_signal(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop, number)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy import exit_codes
-from sept.arguments import Config, Sets
 from deploy.unattended import hang_up_means, work_unattended
+from sept.arguments import Config, Sets
 
 if TYPE_CHECKING:
     from deploy.settings import Settings

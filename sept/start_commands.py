@@ -7,8 +7,8 @@ from pathlib import Path
 
 from deploy import exit_codes
 from deploy.ray_cluster import defaults
-from sept.arguments import Flag, OptionalConfig, Sets
 from deploy.unattended import hang_up_means, work_unattended
+from sept.arguments import Flag, OptionalConfig, Sets
 
 
 def run(config: Path, *, sets: Sets = ()) -> int:

@@ -159,3 +159,24 @@ def test_a_terminal_that_takes_nothing_does_not_keep_a_run_from_stopping(config:
     finally:
         os.close(reader)
     assert not (parts_of(folder) or folder.endpoints.exists())
+
+
+@pytest.mark.timeout(400)
+def test_a_signal_to_all_processes_of_a_run_drains_it(config: Path, tmp_path: Path) -> None:
+    """As systemd stops a unit: Redis goes down first, and the parts get the supervisor's signal as well."""
+    folder = RunFolder(tmp_path / "run")
+    run = subprocess.Popen(
+        command(config, folder, MANY_ROUNDS), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environ()
+    )
+    while len(list(folder.rounds())) < 2:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(0.1)
+        assert run.poll() is None
+    for pid in [run.pid, *parts_of(folder)]:
+        os.kill(pid, signal.SIGTERM)
+    assert finish(run) == 128 + signal.SIGTERM
+    events = events_of(folder)
+    assert '"part_killed"' not in events
+    assert '"part_ended", "part": "learner", "exit_code": 143' in events
+    assert '"part_ended", "part": "generator-0", "exit_code": 0' in events
+    assert not (parts_of(folder) or folder.endpoints.exists())

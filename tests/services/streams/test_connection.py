@@ -126,12 +126,20 @@ NOREPLICAS: Cause = (
     lambda c: c.config_set("min-replicas-to-write", 1),
     lambda c: c.config_set("min-replicas-to-write", 0),
 )
+
+
+def write_in_pipeline(client: redis.Redis, *, transaction: bool) -> None:
+    pipe = client.pipeline(transaction=transaction)
+    pipe.set("kept", "yes")
+    pipe.execute()
+
+
 SCRIPT = "return redis.call('SET', KEYS[1], 'yes')"
 WRITES: list[Callable[[redis.Redis], object]] = [
     lambda client: client.set("kept", "yes"),
     lambda client: client.eval(SCRIPT, 1, "kept"),
-    lambda client: client.pipeline(transaction=False).set("kept", "yes").execute(),
-    lambda client: client.pipeline(transaction=True).set("kept", "yes").execute(),
+    lambda client: write_in_pipeline(client, transaction=False),
+    lambda client: write_in_pipeline(client, transaction=True),
 ]
 
 

@@ -52,6 +52,10 @@ def sending(content: bytes, status: int = 200) -> Answer:
     return lambda _: httpx.Response(status, stream=Line(content))
 
 
+def answering(content: bytes, status: int, kind: str) -> Answer:
+    return lambda _: httpx.Response(status, stream=Line(content), headers={"Content-Type": kind})
+
+
 def from_range(request: httpx.Request) -> httpx.Response:
     start = int(request.headers["range"].removeprefix("bytes=").removesuffix("-"))
     return httpx.Response(206, stream=Line(CONTENT[start:]))
@@ -151,11 +155,11 @@ async def test_a_refusal_is_not_repeated(status: int, error: type[Exception]) ->
 @pytest.mark.parametrize(
     "instead",
     [
-        lambda _: httpx.Response(404, html="<html>default backend</html>"),
-        lambda _: httpx.Response(502, text="Bad Gateway"),
-        lambda _: httpx.Response(200, html="<form>Log in</form>"),
-        lambda _: httpx.Response(200, json={"status": "ok"}),
-        lambda _: httpx.Response(302, headers={"Location": "https://login.example"}),
+        answering(b"<html>default backend</html>", 404, "text/html"),
+        answering(b"Bad Gateway", 502, "text/plain"),
+        answering(b"<form>Log in</form>", 200, "text/html; charset=utf-8"),
+        answering(b'{"status": "ok"}', 200, "application/json"),
+        answering(b"", 302, "text/html"),
     ],
 )
 async def test_what_an_ingress_answers_instead_is_waited_out_and_named_at_the_deadline(instead: Answer) -> None:
@@ -170,7 +174,7 @@ async def test_what_an_ingress_answers_instead_is_waited_out_and_named_at_the_de
 
 
 async def test_a_file_is_fetched_when_the_ingress_has_found_its_services(tmp_path: Path) -> None:
-    async with Server(lambda _: httpx.Response(200, html="<html>starting</html>"), whole).client() as client:
+    async with Server(answering(b"<html>starting</html>", 200, "text/html"), whole).client() as client:
         path = await client.fetch(3, ENTRY, tmp_path / "delta")
     assert path.read_bytes() == CONTENT
 
