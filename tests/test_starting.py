@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import pty
 import signal
 import subprocess
-import sys
 import termios
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,11 +16,15 @@ from typing import Any
 
 import pytest
 
+from deploy import endpoints, exit_codes
+from deploy.endpoints import Endpoints
 from deploy.local.processes import MARK
+from deploy.same_code import ROOT, sept_command
 from services.run_folder import RunFolder
 from tests.support import scripted_run
+from tests.support.endpoint import open_endpoint, served
+from tests.support.weight_samples import first_version
 
-ROOT = Path(__file__).parents[1]
 LASTS_S = 200.0
 MANY_ROUNDS = 400
 
@@ -42,8 +46,7 @@ def others_code(tmp_path: Path) -> Path:
 
 def command(config: Path, folder: RunFolder, rounds: int, *prefix: str) -> list[str]:
     sets = (f"run.dir={folder.path}", "services.port=0", f"training.rounds={rounds}", "deadlines.rollouts_s=60")
-    start = [sys.executable, "-P", "-m", "sept", "run", str(config)]
-    return [*prefix, *start, *(word for text in sets for word in ("--set", text))]
+    return [*prefix, *sept_command("run", str(config)), *(word for text in sets for word in ("--set", text))]
 
 
 def environ(**more: str) -> dict[str, str]:
@@ -180,3 +183,18 @@ def test_a_signal_to_all_processes_of_a_run_drains_it(config: Path, tmp_path: Pa
     assert '"part_ended", "part": "learner", "exit_code": 143' in events
     assert '"part_ended", "part": "generator-0", "exit_code": 0' in events
     assert not (parts_of(folder) or folder.endpoints.exists())
+
+
+async def test_addresses_that_were_left_behind_lead_no_generator_to_another_run(tmp_path: Path, redis_url: str) -> None:
+    """The run of folder A was killed, and B's services have A's port by now."""
+    gone = RunFolder(tmp_path / "a").create()
+    gone.config.write_text('[generator]\nengine = "scripted"\n')
+    async with open_endpoint(tmp_path / "b", redis_url) as other, served(other.app) as url:
+        other.store.publish(0, first_version())
+        endpoints.write(gone, Endpoints(redis_url=redis_url, services_url=url))
+        generator = await asyncio.create_subprocess_exec(
+            *sept_command("generator", "--config", str(gone.config)), env=environ(), stderr=asyncio.subprocess.PIPE
+        )
+        _, said = await asyncio.wait_for(generator.communicate(), 60)
+    assert generator.returncode == exit_codes.UNAVAILABLE
+    assert f"are those of run {other.keys.run_id}, not of {gone.run_id}" in said.decode()
