@@ -115,8 +115,6 @@ def _equal_values(given: Any, expected: Any) -> bool | None:
     symbols = sorted(given.free_symbols | expected.free_symbols, key=str)
     if not symbols:
         return _agree(given, expected, decimal)
-    if given.free_symbols != expected.free_symbols and not (given.free_symbols and expected.free_symbols):
-        return _agree_everywhere(given, expected, symbols, decimal)
     return _agree_everywhere(given, expected, symbols, decimal)
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from learner.data.answers import last_boxed, last_boxed_list, stated_answer
 from learner.grading.notation import ascii_notation, normalised, without_markdown
+from learner.grading.numbers import read_number
 from learner.grading.structure import read_option
-from learner.grading.units import parse_unit
+from learner.grading.units import parse_unit, split_unit
 
 TAIL_CHARACTERS = 2_000
 """Characters at the end of a response without a box that are searched for an answer."""
@@ -28,22 +29,25 @@ _THOUGHT = re.compile(
 _THINKING = re.compile(r"<think(?:ing)?>|<thought>|<reasoning>|<\|begin_of_thought\|>|\[THINK\]|◁think▷", re.IGNORECASE)
 _TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 _CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>|</s>|<eos>|<end_of_turn>")
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?!\$)((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?![\s$])((?:\\\$|[^$\n])+?)(?<![\s\\])\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _NUMBER = re.compile(
-    r"(?:\\\$|[$€£¥₹]\s?)?(?<![\w.])[-+]?(?:\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)"
+    r"(?:\\\$|[$€£¥₹]\s?)?(?<![\w.])[-+]?(?:\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\d{1,2}:\d\d(?!\d)|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)"
     r"(?:[eE][-+]?\d{1,4}(?![A-Za-z\d])|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?-?\d{1,4}\}?)?\s*(?:\\?%)?"
 )
 _SCALE_AFTER = re.compile(r"\s*(?:hundred|thousand|million|billion|trillion|dozen|[万亿千百])\b")
 _QUALIFIED = re.compile(
     r"\b(?:not|n't|never|cannot|minus|negative|at least|at most|(?:more|less|fewer|greater|larger|smaller) than|up to|"
-    r"square root of|half of|twice|no)(?:\s+(?:be|equal(?:\s+to)?|is|exactly))?\s*$",
+    r"square root of|half of|twice|no|(?:no (?:\w+ )?solutions?|undefined|impossible|false|fails) (?:for|at|of|if))(?:\s+(?:be|equal(?:\s+to)?|is|exactly))?\s*$",
     re.IGNORECASE,
 )
+_MARKED = re.compile(r"####[ \t]*(\S.*)")
 _CLAUSE = re.compile(
     r"[,;]?\s+(?:because|since|which|so that|as we|as the|where we|i hope|if you|and we are|for a total|in total)\b.*", re.IGNORECASE | re.DOTALL
 )
-_SAID = re.compile(r"^(?=.*[A-Za-z]{2}).*?\b(?:is|are|equals|be|was)\b:?\s+(?=\S)", re.DOTALL)
-_PROSE = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{3,}")
+_RESTATED = re.compile(r"^[\s>#*_-]*(?:final\s+)?answer[*_]*\s*[:=][*_]*[ \t]*(\S.*?)[*_.\s]*$", re.IGNORECASE | re.MULTILINE)
+_PROSE = re.compile(
+    r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|(?:so|is|it|we|in|of|to|at|as|by|an|if|no|be|on|do|he|my|or|up)\b)", re.IGNORECASE
+)
 _FUNCTION = re.compile(r"\\text\s*\{[^{}]*\}|\b(?:sin|cos|tan|log|sqrt|exp|and|arcsin|arccos|arctan)\b")
 
 
@@ -64,10 +68,17 @@ def find_candidate(response: str) -> Candidate:
     if tags and tags[-1].strip():
         said = tags[-1]
     boxed = last_boxed(said)
-    if boxed is None:
+    if boxed is None or _is_restated(said):
         return Candidate(None, _CONTROL.sub("", said[-TAIL_CHARACTERS:]))
     listed = last_boxed_list(said) or boxed
     return Candidate(boxed, "" if listed == boxed else listed)
+
+
+def _is_restated(text: str) -> bool:
+    """Whether a line "Answer: ..." with an option or a number follows the last box."""
+    lines = _RESTATED.findall(text[text.rfind("boxed") :][-TAIL_CHARACTERS:])
+    stated = normalised(lines[-1]) if lines else ""
+    return bool(stated) and (read_option(stated) is not None or read_number(split_unit(stated)[0]) is not None)
 
 
 def _after_thinking(response: str) -> str:
@@ -80,22 +91,25 @@ def _after_thinking(response: str) -> str:
 
 def unboxed_answer(text: str) -> str | None:
     """The answer in the end of a response without a box; None where nothing reads as one."""
-    text = without_markdown(text).strip()
-    marked = re.findall(r"####[ \t]*(\S.*)", text)
-    if marked and re.search(r"\d", marked[-1]) and not _PROSE.findall(marked[-1])[2:]:
+    marked = _MARKED.findall(text)
+    if marked and re.search(r"\d", marked[-1]) and len(_PROSE.findall(marked[-1])) < 3:
         return str(marked[-1]).strip()
+    text = without_markdown(text).strip()
     stated = stated_answer(text)
     if stated is not None:
         return _CLAUSE.sub("", stated).strip() or stated
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) == 1 and len(lines[0].split()) <= 3 and not lines[0].endswith(("?", "!")):
+    if len(lines) == 1 and len(lines[0].split()) <= 3 and not re.search(r"\d|[?!]$", lines[0]):
         return lines[0]
     return next((found for line in reversed(lines) if (found := _on_line(line)) is not None), None)
 
 
 def _on_line(line: str) -> str | None:
     """A line that is an answer as a whole, else its last formula or number with what qualifies it."""
-    if read_option(normalised(line)) or (re.search(r"\d|\\", line) and not _PROSE.search(_FUNCTION.sub("", line))):
+    answer = normalised(line)
+    if read_option(answer) or read_number(split_unit(answer)[0]):
+        return line
+    if re.search(r"\d|\\", line) and not _PROSE.search(_FUNCTION.sub("", line)):
         return line
     formulas = list(_FORMULA.finditer(line))
     numbers = list(_NUMBER.finditer(ascii_notation(line) if not formulas else ""))
@@ -104,12 +118,14 @@ def _on_line(line: str) -> str | None:
         found = next(group for group in formulas[-1].groups() if group)
     elif numbers:
         line = ascii_notation(line)
-        start, end = numbers[-1].span()
-        found = numbers[-1][0].strip()
+        # "He has 5 + 99 = 104 games after 3 years": the result stands after the sign.
+        results = [match for match in numbers if line[: match.start()].rstrip().endswith("=")]
+        start, end = (results or numbers)[-1].span()
+        found = line[start:end].strip()
     else:
         return None
     qualified = _QUALIFIED.search(line[:start])
-    return f"{qualified[0] if qualified else ''}{found}{_unit_after(line[end:])}".strip()
+    return " ".join(filter(None, (qualified[0].strip() if qualified else "", found, _unit_after(line[end:]).strip())))
 
 
 def _unit_after(text: str) -> str:
@@ -120,6 +136,6 @@ def _unit_after(text: str) -> str:
     parts = words[0].split(" ") if words else []
     for count in range(len(parts), 0, -1):
         unit = " ".join(parts[:count]).rstrip()
-        if unit.strip() and parse_unit(unit.strip(), letters=False):
+        if unit.strip() not in ("", "in") and parse_unit(unit.strip(), letters=False):
             return text[:start] + unit
     return text[:start]

@@ -83,9 +83,9 @@ def _same(answer: str, truth: str, depth: int) -> bool:
         return True
     if not answer or not truth or depth == 0:
         return False
-    decided = _same_words(answer, truth)
+    decided = _same_option(answer, truth, depth)
     if decided is None:
-        decided = _same_option(answer, truth, depth)
+        decided = _same_words(answer, truth)
     if decided is not None:
         return decided
     answer, truth = without_lead(answer), without_lead(truth)
@@ -101,7 +101,7 @@ _COMMA_DECIMAL = re.compile(r"(-?\d+),(\d+)")
 
 def _same_words(answer: str, truth: str) -> bool | None:
     """Words ignore case and spaces; None where one of the two is a formula or a number."""
-    words = plain_words(answer), plain_words(truth)
+    words = plain_words(answer).strip(". "), plain_words(truth).strip(". ")
     if not all(_WORDS.fullmatch(text) and not re.search(r"\b(?:and|or)\b", text) for text in words):
         return None
     if any(read_number(text) is not None for text in words):

@@ -52,7 +52,7 @@ _LAYOUT = re.compile(
     r"phantom\s*\{[^{}]*\}|phantom|rm|bf|it)(?![A-Za-z])\.?|\\[hv]space\*?\{[^{}]*\}|\\!"
 )
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;:! ]|\{,\}|(?<=\d)\\!,?)\s*(?=\d{3}(?!\d))")
-_SPACES = re.compile(r"(?:\\[,;:> ]|\\q?quad(?![A-Za-z])|\\enspace(?![A-Za-z])|\\thinspace(?![A-Za-z])|[\s~])+")
+_SPACES = re.compile(r"(?:(?<!\\)\\[,;:> ]|\\q?quad(?![A-Za-z])|\\enspace(?![A-Za-z])|\\thinspace(?![A-Za-z])|[\s~])+")
 _SAME_COMMANDS = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"), (re.compile(r"\\geq(?:slant|q)?(?![A-Za-z])"), r"\\ge"),
     (re.compile(r"\\leq(?:slant|q)?(?![A-Za-z])"), r"\\le"), (re.compile(r"\\neq(?![A-Za-z])|!="), r"\\ne "),
@@ -71,16 +71,24 @@ _EDGES = " \t\r\n.,;:"
 
 def normalised(text: str) -> str:
     """The answer in the one notation in which everything else of grading reads it."""
-    return unwrapped(tidy_latex(ascii_notation(without_markdown(text))))
+    return unwrapped(tidy_latex(ascii_notation(without_emphasis(text))))
 
 
 def without_markdown(text: str) -> str:
-    """The text without emphasis, headings and code marks. Products and indices stay.
+    """A response without its emphasis and code marks, and the marks that begin headings, quotes and items of lists.
 
     without_markdown("### **Answer:** `73`")      Answer: 73
-    without_markdown("2*3*4 = a_1 + b_1")         2*3*4 = a_1 + b_1
     """
-    text = _HEADING.sub("", _FENCE.sub("", text)).replace("`", "")
+    return without_emphasis(_HEADING.sub("", _FENCE.sub("", text)))
+
+
+def without_emphasis(text: str) -> str:
+    """The text without stars, underscores and backquotes around words. Products and indices stay.
+
+    without_emphasis("**73**")                    73
+    without_emphasis("2*3*4 = a_1 + b_1")         2*3*4 = a_1 + b_1
+    """
+    text = text.replace("`", "")
     text = _STARS.sub(r"\2", _STARS.sub(r"\2", text))
     text = _POWER.sub("^", _UNDERSCORES.sub(r"\2", text))
     return text.replace("**", "")
@@ -141,7 +149,7 @@ def tidy_latex(text: str) -> str:
 def _dollars(text: str) -> str:
     r"""Without the dollars that enclose formulas; one before a number, without a second, is a currency: \$."""
     bare = re.findall(r"(?<!\\)\$", text)
-    if len(bare) == 1 and re.match(r"\s*-?\s*\$\s*-?[\d.]", text):
+    if len(bare) == 1 and re.match(r"\s*(?:US)?\s*-?\s*\$\s*-?[\d.]", text):
         return text.replace("$", r"\$")
     return re.sub(r"(?<!\\)\$", " ", text) if bare else text
 

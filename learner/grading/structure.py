@@ -137,7 +137,9 @@ def without_lead(text: str) -> str:
 
 
 def sides(text: str) -> list[str]:
-    r"""The parts of an equation: ["x", "5"] of "x = 5". One part where there is a relation of another kind."""
+    r"""The parts of an equation: ["x", "5"] of "x = 5". One part where it is a list, or another relation."""
+    if len(top_level_parts(text, ",;")) > 1:
+        return [text]
     if _RELATION.sub("", text, count=1).count("=") == 0 and re.search(r"\\in(?![A-Za-z])", text):
         name, _, values = text.partition(r"\in")
         return [name.strip(), values.strip()] if is_name(name) else [text]

@@ -49,7 +49,7 @@ OTHER_UNITS = [
     ("\\$ $ US\\$ USD usd dollar buck 美元 دولار", "dollar", "1"), ("cent ¢ penny pennie", "dollar", "0.01"),
     ("€ EUR euro 欧元", "euro", "1"), ("£ GBP", "sterling", "1"), ("¥ yen JPY yuan RMB CNY 元 日元 人民币", "yuan", "1"),
     ("₹ rupee Rs INR", "rupee", "1"), ("₩ won KRW", "won", "1"), ("₽ ruble rouble", "ruble", "1"), ("peso", "peso", "1"), ("角", "yuan", "0.1"), ("分", "yuan", "0.01"),
-    ("am a.m. AM A.M. 上午", "morning", "1"), ("pm p.m. PM P.M. 下午", "afternoon", "1"),
+    ("am a.m. a.m AM A.M. A.M 上午", "morning", "1"), ("pm p.m. p.m PM P.M. P.M 下午", "afternoon", "1"),
 ]  # fmt: skip
 CURRENCY_SIGNS = (r"US\s?\\?\$", r"\\\$", "€", "£", "¥", "₹", "₩", "₽", "USD", "EUR", "GBP", r"Rs\.?(?=[\s\d])", "RMB")
 """What may stand before a number, as patterns."""
@@ -74,7 +74,7 @@ NEVER_NOUNS = set(
     "times squared cubed halves percent impossible undefined below above only never always about approximately around "
     "roughly between from to up down if when where for as many much few other others else either neither both none "
     "unknown because versus vs modulo mod power powers negatives multiples factors squares cubes logs plusminus "
-    "infinite sometimes additional extra another any all each every first last twice thrice half double "
+    "infinite sometimes in on with after before during by into onto additional extra another any all each every first last twice thrice half double "
     "triple square cube root degrees cannot can be are were will would this that these those its it he she they".split()
 )
 """Words that change what an answer says; a phrase that has one of them is no unit."""

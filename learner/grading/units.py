@@ -60,7 +60,7 @@ _UNIT_START = re.compile(
     r"|[€£¥₹₩₽¢$]|(?<![\u4e00-\u9fff])[\u4e00-\u9fff]|(?<=[万亿千百十])[\u4e00-\u9fff]|(?<![\u0600-\u06ff])[\u0600-\u06ff]"
 )
 _TOKEN = re.compile(
-    r"\^\\circ[CF]?(?![A-Za-z])|\\?%|\\?\$|M_\{\\odot\}|[A-Za-z]\.[a-z]\.|[A-Za-zΩμ]+|[\u4e00-\u9fff]+|[\u0600-\u06ff]+|[€£¥₹₩₽¢]"
+    r"\^\\circ[CF]?(?![A-Za-z])|\\?%|\\?\$|M_\{\\odot\}|[A-Za-z]\.[A-Za-z]\.?(?![A-Za-z])|[A-Za-zΩμ]+|[\u4e00-\u9fff]+|[\u0600-\u06ff]+|[€£¥₹₩₽¢]"
     r"|\^\{?-?\d\}?|(?<=[A-Za-z])[23](?!\d)|[/*.()-]|\s+"
 )
 _SEPARATORS = {"", "*", ".", "-", "(", ")"}
@@ -88,7 +88,10 @@ def split_unit(text: str, *, letters: bool = True) -> tuple[str, Unit | None]:
         value = currency[1] + text[currency.end() :]
         rest, after = split_unit(value, letters=False)
         before = _known(re.sub(r"[\s.]", "", currency[2]))
-        return (rest, before) if after in (None, before) else (text, None)
+        if before is None or after in (None, before):
+            return rest, before
+        is_rate = all(power < 0 for _, power in after.dimension)
+        return (rest, _multiplied([(before, 1), (after, 1)])) if is_rate else (text, None)
     for match in _UNIT_START.finditer(text, max(0, len(text) - MAX_UNIT_CHARACTERS)):
         value, suffix = text[: match.start()].strip(), text[match.start() :]
         if value and _CLOSED.search(value) and _is_value(value):
@@ -166,7 +169,8 @@ def _multiplied(factors: list[tuple[Unit, int]]) -> Unit:
     for unit, exponent in factors:
         factor *= unit.factor**exponent
         for name, power in unit.dimension:
-            powers[name] = 1 if name == "#" else powers.get(name, 0) + power * exponent
+            total = powers.get(name, 0) + power * exponent
+            powers[name] = max(-1, min(1, total)) if name == "#" else total  # square units are units
     dimension = tuple(sorted((name, power) for name, power in powers.items() if power))
     return Unit(dimension, factor, any(unit.per_pi for unit, _ in factors))
 
