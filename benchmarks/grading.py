@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     tables = [compare(*text.split("=", 1)) for text in arguments.benchmarks]
     for title, chosen in (("To itself", 0), ("To other problems", 1)):
-        print(f"\n{title}\n\n| benchmark | pairs | equal: ours | equal: math-verify | agreement |\n|---|---|---|---|---|")
+        print(
+            f"\n{title}\n\n| benchmark | pairs | equal: ours | equal: math-verify | agreement |\n|---|---|---|---|---|"
+        )
         for table in tables:
             print(table[chosen].row())
     for table in tables:

@@ -14,7 +14,9 @@ MAX_WORDS = 40
 # A box's opening, an escaped character (whose brace does not count), or a brace. Models that think in JSON double the
 # backslash.
 _BRACES = re.compile(r"(?P<box>\\+f?box(?:ed)?\s*\{)|\\.|[{}]", re.DOTALL)
-_BETWEEN_BOXES = re.compile(r"(?:[\s$,;.:()]|\\[\[\]()]|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b|\\quad|[和或及、，])*")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;.:()]|\\[\[\]()]|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b|\\quad|[和或及、，])*"
+)
 _ANSWER_IS = re.compile(
     r"\banswers?\b[^.\n:=$\d]{0,60}?(?:\b(?:is|are|be|equals|was)\b(?!\s*:)|\bis\s*:|:|=|[ \t]*$)[ \t]*"
     r"|(?:答案|解答|答)(?:是|为|爲|為|：|:)+|(?:الجواب|الإجابة|الاجابة|الناتج)[^\n:\d]{0,40}?(?:هو|هي|:)+",

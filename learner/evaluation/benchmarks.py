@@ -96,5 +96,7 @@ def _prompts(
                 f"{path} row {prompt.row} has {prompt.tokens.size} tokens, the limit is {data.max_prompt_tokens}",
                 hint=f"set data.max_prompt_tokens to {prompt.tokens.size} or more",
             )
-    log.info("benchmark_loaded", path=path, problems=len(prompts), left_out_without_reference=len(questions) - len(prompts))
+    log.info(
+        "benchmark_loaded", path=path, problems=len(prompts), left_out_without_reference=len(questions) - len(prompts)
+    )
     return prompts

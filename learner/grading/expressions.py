@@ -23,7 +23,9 @@ MAX_DEPTH = 40
 _TOO_LARGE = re.compile(
     r"\^\s*\{?\s*\(?\s*[+-]?\s*\d{5,}|\d{5,}\s*\)?\s*!|\\binom\s*\{?\s*\d{5,}|\d[eE][+-]?\d{5,}|\{\s*\d{5,}\s*\}\s*!"
 )
-_NEVER_A_FORMULA = re.compile(r"\\(?:[lc]dots|begin\s*\{(?!\w*matrix)|text\s*\{[^{}]*[^A-Za-z{}\s][^{}]*\})|[?@#&]{2,}|\\approx")
+_NEVER_A_FORMULA = re.compile(
+    r"\\(?:[lc]dots|begin\s*\{(?!\w*matrix)|text\s*\{[^{}]*[^A-Za-z{}\s][^{}]*\})|[?@#&]{2,}|\\approx"
+)
 _DEGREES = re.compile(r"((?:\d+\.?\d*|\.\d+)|[A-Za-z]|\))\s*\^\s*\\circ")
 _MIXED = re.compile(r"(?<![\d.}A-Za-z])(\d+)\s*\\frac\s*\{(\d+)\}\s*\{(\d+)\}|(?<![\d.])(\d+)\s+(\d+)/(\d+)(?![\d.])")
 _SCIENTIFIC = re.compile(r"(?<![A-Za-z\\\d.])((?:\d+\.?\d*|\.\d+))[eE]([+-]?\d{1,4})(?![A-Za-z\d])")
@@ -49,7 +51,12 @@ def equal_expressions(answer: str, truth: str) -> bool:
 @lru_cache(maxsize=64)
 def parse(text: str) -> Any | None:
     """The sympy object that a whole formula means, or None: what is cut off, has dots or is too large means nothing."""
-    if len(text) > MAX_EXPRESSION_CHARACTERS or _TOO_LARGE.search(text) or _NEVER_A_FORMULA.search(text) or _depth(text) > MAX_DEPTH:
+    if (
+        len(text) > MAX_EXPRESSION_CHARACTERS
+        or _TOO_LARGE.search(text)
+        or _NEVER_A_FORMULA.search(text)
+        or _depth(text) > MAX_DEPTH
+    ):
         return None
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
     from math_verify.parser import should_treat_as_complex
@@ -100,7 +107,16 @@ def _is_foreign(*expressions: Any) -> bool:
     import sympy
     from sympy.core.function import AppliedUndef
 
-    foreign = (AppliedUndef, sympy.Integral, sympy.Limit, sympy.Derivative, sympy.Sum, sympy.Product, sympy.Set, sympy.MatrixBase)
+    foreign = (
+        AppliedUndef,
+        sympy.Integral,
+        sympy.Limit,
+        sympy.Derivative,
+        sympy.Sum,
+        sympy.Product,
+        sympy.Set,
+        sympy.MatrixBase,
+    )
     return any(expression.has(*foreign) for expression in expressions)
 
 
@@ -131,7 +147,10 @@ def _agree_everywhere(given: Any, expected: Any, symbols: list[Any], decimal: bo
     counted = all(symbol.name in _COUNTED for symbol in symbols)
     points, agreed = _COUNTS if counted else _POINTS, 0
     for shift in range(len(points)):
-        values = {symbol: sympy.Rational(points[(shift + place) % len(points)]) + place for place, symbol in enumerate(symbols)}
+        values = {
+            symbol: sympy.Rational(points[(shift + place) % len(points)]) + place
+            for place, symbol in enumerate(symbols)
+        }
         pair = given.xreplace(values), expected.xreplace(values)
         results = [sympy.N(expression, PRECISION) for expression in pair]
         if not all(value.is_number and value.is_finite for value in results):

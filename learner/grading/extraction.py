@@ -28,8 +28,12 @@ _THOUGHT = re.compile(
 )
 _THINKING = re.compile(r"<think(?:ing)?>|<thought>|<reasoning>|<\|begin_of_thought\|>|\[THINK\]|◁think▷", re.IGNORECASE)
 _TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
+_BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
+_WHOLE_FORMULA = re.compile(r"^\$([^$]+)\$$")
 _CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>|</s>|<eos>|<end_of_turn>")
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?![\s$])((?:\\\$|[^$\n])+?)(?<![\s\\])\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_FORMULA = re.compile(
+    r"\$\$(.+?)\$\$|(?<![\\$])\$(?![\s$])((?:\\\$|[^$\n])+?)(?<![\s\\])\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
+)
 _NUMBER = re.compile(
     r"(?:\\\$|[$€£¥₹]\s?)?(?<![\w.])[-+]?(?:\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\d{1,2}:\d\d(?!\d)|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)"
     r"(?:[eE][-+]?\d{1,4}(?![A-Za-z\d])|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?-?\d{1,4}\}?)?\s*(?:\\?%)?"
@@ -42,9 +46,12 @@ _QUALIFIED = re.compile(
 )
 _MARKED = re.compile(r"####[ \t]*(\S.*)")
 _CLAUSE = re.compile(
-    r"[,;]?\s+(?:because|since|which|so that|as we|as the|where we|i hope|if you|and we are|for a total|in total)\b.*", re.IGNORECASE | re.DOTALL
+    r"[,;]?\s+(?:because|since|which|so that|as we|as the|where we|i hope|if you|and we are|for a total|in total)\b.*",
+    re.IGNORECASE | re.DOTALL,
 )
-_RESTATED = re.compile(r"^[\s>#*_-]*(?:final\s+)?answer[*_]*\s*[:=][*_]*[ \t]*(\S.*?)[*_.\s]*$", re.IGNORECASE | re.MULTILINE)
+_RESTATED = re.compile(
+    r"^[\s>#*_-]*(?:final\s+)?answer[*_]*\s*[:=][*_]*[ \t]*(\S.*?)[*_.\s]*$", re.IGNORECASE | re.MULTILINE
+)
 _PROSE = re.compile(
     r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|(?:so|is|it|we|in|of|to|at|as|by|an|if|no|be|on|do|he|my|or|up)\b)", re.IGNORECASE
 )
@@ -68,17 +75,19 @@ def find_candidate(response: str) -> Candidate:
     if tags and tags[-1].strip():
         said = tags[-1]
     boxed = last_boxed(said)
-    if boxed is None or _is_restated(said):
-        return Candidate(None, _CONTROL.sub("", said[-TAIL_CHARACTERS:]))
+    restated = _restated(said) if boxed is not None else None
+    if boxed is None or restated:
+        return Candidate(None, restated or _CONTROL.sub("", said[-TAIL_CHARACTERS:]))
     listed = last_boxed_list(said) or boxed
     return Candidate(boxed, "" if listed == boxed else listed)
 
 
-def _is_restated(text: str) -> bool:
-    """Whether a line "Answer: ..." with an option or a number follows the last box."""
+def _restated(text: str) -> str | None:
+    """The option or the number on a line "Answer: ..." after the last box; None where there is no such line."""
     lines = _RESTATED.findall(text[text.rfind("boxed") :][-TAIL_CHARACTERS:])
-    stated = normalised(lines[-1]) if lines else ""
-    return bool(stated) and (read_option(stated) is not None or read_number(split_unit(stated)[0]) is not None)
+    answer = normalised(lines[-1]) if lines else ""
+    is_answer = read_option(answer) is not None or read_number(split_unit(answer)[0]) is not None
+    return str(lines[-1]) if is_answer else None
 
 
 def _after_thinking(response: str) -> str:
@@ -90,14 +99,19 @@ def _after_thinking(response: str) -> str:
 
 
 def unboxed_answer(text: str) -> str | None:
-    """The answer in the end of a response without a box; None where nothing reads as one."""
+    """The answer in the end of a response without a complete box; None where nothing reads as one.
+
+    A box that is empty or cut off says that there is no answer yet.
+    """
+    if _BOX.search(text):
+        return None
     marked = _MARKED.findall(text)
     if marked and re.search(r"\d", marked[-1]) and len(_PROSE.findall(marked[-1])) < 3:
         return str(marked[-1]).strip()
     text = without_markdown(text).strip()
     stated = stated_answer(text)
     if stated is not None:
-        return _CLAUSE.sub("", stated).strip() or stated
+        return _WHOLE_FORMULA.sub(r"\1", _CLAUSE.sub("", stated).strip() or stated)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) == 1 and len(lines[0].split()) <= 3 and not re.search(r"\d|[?!]$", lines[0]):
         return lines[0]

@@ -24,7 +24,16 @@ from learner.grading.expressions import equal_expressions
 from learner.grading.extraction import Candidate, find_candidate, unboxed_answer
 from learner.grading.notation import as_written, normalised, plain_words
 from learner.grading.numbers import equal_numbers, read_number
-from learner.grading.structure import Listed, approximations, is_name, read_option, sides, split_list, value_of, without_lead
+from learner.grading.structure import (
+    Listed,
+    approximations,
+    is_name,
+    read_option,
+    sides,
+    split_list,
+    value_of,
+    without_lead,
+)
 from learner.grading.units import ANGLE, PERCENT, Unit, split_unit
 
 MAX_ANSWER_CHARACTERS = 2_000
@@ -169,7 +178,9 @@ def _same_lists(given: Listed, expected: Listed, depth: int) -> bool:
     if given.opening and expected.opening and (given.opening, given.closing) != (expected.opening, expected.closing):
         return False
     brackets = {given.opening + given.closing, expected.opening + expected.closing}
-    if len(given.parts) != len(expected.parts) or (len(brackets) > 1 and not brackets <= {"", "{}"} and "()" not in brackets):
+    if len(given.parts) != len(expected.parts) or (
+        len(brackets) > 1 and not brackets <= {"", "{}"} and "()" not in brackets
+    ):
         return False
     in_order = all(_same(*pair, depth - 1) for pair in zip(given.parts, expected.parts, strict=True))
     if in_order or given.is_ordered or expected.is_ordered:

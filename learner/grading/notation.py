@@ -11,6 +11,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
+MAX_WRAPPINGS = 20
+"""So many pairs of braces around an answer are taken off."""
+
 _SUPERSCRIPT = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ", "0123456789+-=()nix", strict=True))
 _SUBSCRIPT = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙₓ", "0123456789+-=()nx", strict=True))
 _GREEK = (
@@ -46,7 +49,9 @@ _POWER = re.compile(r"(?<=[\w)])\*\*(?=[\w(-])")
 
 _WORDS = r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|textup|mathrm|mbox|hbox|emph|operatorname)\*?\s*"
 _WORDS_COMMAND = re.compile(_WORDS + r"\{([^{}]*)\}")
-_FONT_COMMAND = re.compile(r"\\(?:mathbf|mathit|mathsf|mathtt|mathcal|boldsymbol|bm|pmb|ensuremath|mathop)\s*\{([^{}]*)\}")
+_FONT_COMMAND = re.compile(
+    r"\\(?:mathbf|mathit|mathsf|mathtt|mathcal|boldsymbol|bm|pmb|ensuremath|mathop)\s*\{([^{}]*)\}"
+)
 _LAYOUT = re.compile(
     r"\\(?:left|right|middle|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|displaystyle|textstyle|limits|nolimits|mathstrut|strut|"
     r"phantom\s*\{[^{}]*\}|phantom|rm|bf|it)(?![A-Za-z])\.?|\\[hv]space\*?\{[^{}]*\}|\\!"
@@ -167,7 +172,7 @@ def unwrapped(text: str) -> str:
     unwrapped("{5}.")               5
     unwrapped(r"\boxed{\{1, 2\}}")  \{1, 2\}
     """
-    while True:
+    for _ in range(MAX_WRAPPINGS):
         inner = text.strip(_EDGES) if not text.rstrip().endswith("...") else text.strip()
         if text.lstrip().startswith(".") and inner[:1].isdigit():
             inner = "." + inner
@@ -177,8 +182,9 @@ def unwrapped(text: str) -> str:
         elif opened and opened[0].endswith("{") and _closes_at_end(inner, opened.end()):
             inner = inner[opened.end() : -1]
         if inner == text:
-            return text
+            break
         text = inner
+    return text
 
 
 def _closes_at_end(text: str, start: int) -> bool:

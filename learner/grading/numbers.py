@@ -49,7 +49,8 @@ _SIGN = {"负": "-", "負": "-", "minus": "-", "negative": "-", "سالب": "-",
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
 _POWER_OF_TEN = rf"10\s*\^\s*\{{?\s*([+-]?\d{{1,{MAX_EXPONENT_DIGITS}}})\s*\}}?"
 _DECIMAL = re.compile(
-    rf"({_UNSIGNED})(?:[eE]([+-]?\d{{1,{MAX_EXPONENT_DIGITS}}})|\s*(?:\\times|\\cdot|\*|x)\s*{_POWER_OF_TEN})?", re.ASCII
+    rf"({_UNSIGNED})(?:[eE]([+-]?\d{{1,{MAX_EXPONENT_DIGITS}}})|\s*(?:\\times|\\cdot|\*|x)\s*{_POWER_OF_TEN})?",
+    re.ASCII,
 )
 _ONLY_POWER = re.compile(_POWER_OF_TEN, re.ASCII)
 _ARGUMENT = rf"(?:\{{\s*(-?\s*{_UNSIGNED})\s*\}}|(\d))"
@@ -57,7 +58,9 @@ _FRACTION = re.compile(rf"\\frac\s*{_ARGUMENT}\s*{_ARGUMENT}", re.ASCII)
 _SLASHED = re.compile(rf"\(?\s*(-?{_UNSIGNED})\s*\)?\s*/\s*\(?\s*(-?{_UNSIGNED})\s*\)?", re.ASCII)
 _MIXED = re.compile(r"(\d+)(?:\s*(?=\\frac)|\s+(?=\d)|\s+and\s+|-(?=\d+/))(\\frac.+|\d+\s*/\s*\d+)", re.ASCII)
 _MULTIPLE = re.compile(r"\(([^()]+)\) \\cdot (\\frac\{\d+\}\{\d+\})", re.ASCII)
-_REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{?(\d+)\}?|((?:\\dot\s*\{?\d\}?\d*)+)|\((\d+)\))", re.ASCII)
+_REPEATING = re.compile(
+    r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{?(\d+)\}?|((?:\\dot\s*\{?\d\}?\d*)+)|\((\d+)\))", re.ASCII
+)
 _GOES_ON = re.compile(r"(\d*)\.(\d*?)(\d{1,6}?)\3+\s*\\[lc]dots", re.ASCII)
 _BASED = re.compile(r"\(?([0-9A-Za-z]+)\)?\s*_\s*\{?\s*(\d{1,2}|two|eight|ten|sixteen)\s*\}?", re.ASCII)
 _ORDINAL = re.compile(r"(\d+)\s*\^?\s*\{?\s*(?:st|nd|rd|th)\s*\}?", re.ASCII)
@@ -155,7 +158,9 @@ def _repeating(text: str) -> Number | None:
     if len(match[2]) + len(repeated) > 100 or (match.re is _GOES_ON and not text.count(repeated) > 1):
         return None
     shift = 10 ** len(match[2])
-    return Number(Fraction(int((match[1] or "0") + match[2])) / shift + Fraction(int(repeated), (10 ** len(repeated) - 1) * shift))
+    return Number(
+        Fraction(int((match[1] or "0") + match[2])) / shift + Fraction(int(repeated), (10 ** len(repeated) - 1) * shift)
+    )
 
 
 def _based(text: str) -> Number | None:

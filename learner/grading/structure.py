@@ -16,9 +16,12 @@ from learner.grading.notation import plain_words, unwrapped
 
 MAX_PARTS = 64
 _OPENING = {"(": ")", "[": "]", "{": "}", r"\{": r"\}", r"\langle": r"\rangle"}
+_PLAIN_BRACKETS = {r"\{": "{", r"\}": "}", r"\langle": "(", r"\rangle": ")"}
 _CLOSING = set(_OPENING.values())
 _BRACKET = re.compile(r"\\[{}]|\\[lr]angle(?![A-Za-z])|\\[lr](?:floor|ceil)|\\.|[()\[\]{}]", re.DOTALL)
-_AND = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or|和|或)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\s*[和或]\s*|\s+و\s*|\s+أو\s+")
+_AND = re.compile(
+    r"\\text\s*\{\s*,?\s*(?:and|or|和|或)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\s*[和或]\s*|\s+و\s*|\s+أو\s+"
+)
 _RELATION = re.compile(r"<|>|\\(?:le|ge|ne|in|notin|subset|to|equiv|mid|cup|cap|setminus)(?![A-Za-z])")
 _NAME = re.compile(
     r"(?:\\text\s*\{[^{}]*\}|\\(?:angle|triangle|vec|hat|overline|bar)?\s*\{?\s*[A-Za-z]{1,3}\s*\}?|\\?[A-Za-z]+)"
@@ -29,7 +32,9 @@ _LEAD = re.compile(
     r"(?:answer|result|value|solution|probability|area|total|sum|number)\s*(?:is|=|:|are)\s*(?P<end>\})?\s*(?=\S)",
     re.IGNORECASE,
 )
-_ABOUT = re.compile(r"(?:\\text\s*\{\s*)?(?:approximately|approx\.?|about|roughly|around)\s*\}?\s*(?=[-\d\\.$€£])|\\(?:approx|sim)(?![A-Za-z])")
+_ABOUT = re.compile(
+    r"(?:\\text\s*\{\s*)?(?:approximately|approx\.?|about|roughly|around)\s*\}?\s*(?=[-\d\\.$€£])|\\(?:approx|sim)(?![A-Za-z])"
+)
 _WORD_RELATIONS = (
     (re.compile(r"^(?:at least|no (?:less|fewer) than|not less than)\s+(?=[-\d\\])"), r"\\ge "),
     (re.compile(r"^(?:at most|no more than|not more than|up to)\s+(?=[-\d\\])"), r"\\le "),
@@ -63,34 +68,36 @@ class Listed:
 
 def split_list(text: str) -> Listed | None:
     """The parts of a list, tuple, set or interval; None for a single expression."""
-    opening = closing = ""
     inner = text.strip()
-    for left, right in _OPENING.items():
-        if left != "{" and inner.startswith(left) and inner.endswith(right) and _encloses(inner):
-            opening, closing = left.removeprefix("\\").replace("langle", "("), right.removeprefix("\\").replace("rangle", ")")
-            inner = inner.removeprefix(left).removesuffix(right)
-            break
+    opening, closing = _brackets(inner)
+    inner = inner.removeprefix(opening).removesuffix(closing)
+    opening, closing = (_PLAIN_BRACKETS.get(bracket, bracket) for bracket in (opening, closing))
     parts = [unwrapped(part) for part in top_level_parts(_AND.sub(",", inner), ",;")]
     parts = [part for part in parts if part]
-    if opening == "" or opening == "{":
+    if opening in ("", "{"):
         parts = [sign for part in parts for sign in _both_signs(part)]
     if (len(parts) < 2 and opening != "{") or len(parts) > MAX_PARTS:
         return None
     return Listed(opening, tuple(parts), closing)
 
 
+def _brackets(text: str) -> tuple[str, str]:
+    """The brackets around the whole text. Those of a half-open interval are of two kinds."""
+    for left, right in _OPENING.items():
+        for closing in (")", "]") if left in ("(", "[") else (right,):
+            if left != "{" and text.startswith(left) and text.endswith(closing) and _encloses(text):
+                return left, closing
+    return "", ""
+
+
 def _encloses(text: str) -> bool:
-    """Whether the bracket at the start is closed by the one at the end. Half-open intervals mix two kinds."""
+    """Whether the bracket at the start is closed at the end, and not before."""
     depth = 0
     for match in _BRACKET.finditer(text):
         depth += (match[0] in _OPENING) - (match[0] in _CLOSING)
         if depth == 0:
             return match.end() == len(text)
-    return _half_open(text)
-
-
-def _half_open(text: str) -> bool:
-    return bool(re.fullmatch(r"[(\[][^()\[\]]*[)\]]", text))
+    return False
 
 
 def top_level_parts(text: str, separators: str) -> list[str]:
@@ -112,7 +119,8 @@ def _both_signs(text: str) -> list[str]:
         return [text]
     signs = (("+", "-"), ("-", "+"))
     return [
-        re.sub(r"^\s*\+\s*", "", re.sub(r"\\mp(?![A-Za-z])", mp, re.sub(r"\\pm(?![A-Za-z])", pm, text))) for pm, mp in signs
+        re.sub(r"^\s*\+\s*", "", re.sub(r"\\mp(?![A-Za-z])", mp, re.sub(r"\\pm(?![A-Za-z])", pm, text)))
+        for pm, mp in signs
     ]
 
 

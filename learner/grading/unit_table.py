@@ -75,6 +75,6 @@ NEVER_NOUNS = set(
     "roughly between from to up down if when where for as many much few other others else either neither both none "
     "unknown because versus vs modulo mod power powers negatives multiples factors squares cubes logs plusminus "
     "infinite sometimes in on with after before during by into onto additional extra another any all each every first last twice thrice half double "
-    "triple square cube root degrees cannot can be are were will would this that these those its it he she they".split()
+    "square cube degrees cannot can be are were will would this that these those its it he she they".split()
 )
 """Words that change what an answer says; a phrase that has one of them is no unit."""

@@ -79,7 +79,7 @@ def split_unit(text: str, *, letters: bool = True) -> tuple[str, Unit | None]:
 
     `letters`: a symbol of one or two letters outside `\\text{}` may be a unit; else it is a variable.
     """
-    text = text.strip()
+    written = text = text.strip()
     whole = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
     if whole:
         text, letters = whole[1].strip(), True
@@ -91,14 +91,14 @@ def split_unit(text: str, *, letters: bool = True) -> tuple[str, Unit | None]:
         if before is None or after in (None, before):
             return rest, before
         is_rate = all(power < 0 for _, power in after.dimension)
-        return (rest, _multiplied([(before, 1), (after, 1)])) if is_rate else (text, None)
+        return (rest, _multiplied([(before, 1), (after, 1)])) if is_rate else (written, None)
     for match in _UNIT_START.finditer(text, max(0, len(text) - MAX_UNIT_CHARACTERS)):
         value, suffix = text[: match.start()].strip(), text[match.start() :]
         if value and _CLOSED.search(value) and _is_value(value):
             unit = parse_unit(suffix, letters=letters)
             if unit is not None:
                 return value.removesuffix("-").rstrip(), unit
-    return text, None
+    return written, None
 
 
 def _is_value(text: str) -> bool:
