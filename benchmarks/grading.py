@@ -2,14 +2,16 @@
 
     python -m benchmarks.grading math500=data/math500.parquet minerva=data/minerva.parquet
 
-Every reference is graded as an answer to itself, and as an answer to the NEIGHBOURS problems whose references are closest
-to it in the alphabet: those look most alike. The table counts what each finds equal; the disagreements follow.
+Every reference is graded as an answer to itself, and as an answer to other problems of its benchmark: the NEIGHBOURS whose
+references are closest to it in the alphabet, and so look most alike, and as many drawn at random. The table counts what
+each grader finds equal; the disagreements follow.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -70,16 +72,18 @@ def compare(name: str, path: str) -> tuple[Agreement, Agreement]:
     itself, others = Agreement(name), Agreement(name)
     for truth in truths:
         itself.add(truth, truth, same_answer(truth, truth), verify(parsed[truth], parsed[truth]))
-    for answer, truth in neighbours(list(parsed)):
+    for answer, truth in other_pairs(list(parsed)):
         others.add(answer, truth, same_answer(answer, truth), verify(parsed[truth], parsed[answer]))
     return itself, others
 
 
-def neighbours(truths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Distinct references next to each other in the alphabet, as (answer, reference)."""
-    for place, truth in enumerate(truths):
-        first = max(0, place - NEIGHBOURS // 2)
-        for answer in truths[first : place + NEIGHBOURS // 2 + 1]:
+def other_pairs(truths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Distinct references as (answer, reference): next to each other in the alphabet, and drawn at random."""
+    generator = random.Random(0)
+    for position, truth in enumerate(truths):
+        first = max(0, position - NEIGHBOURS // 2)
+        near = truths[first : position + NEIGHBOURS // 2 + 1]
+        for answer in dict.fromkeys([*near, *generator.sample(truths, min(NEIGHBOURS, len(truths)))]):
             if answer != truth:
                 yield answer, truth
 

@@ -18,15 +18,17 @@ _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.:()]|\\[\[\]()]|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b|\\quad|[和或及、，])*"
 )
 _ANSWER_IS = re.compile(
-    r"\banswers?\b[^.\n:=$\d]{0,60}?(?:\b(?:is|are|be|equals|was)\b(?!\s*:)|\bis\s*:|:|=|[ \t]*$)[ \t]*"
+    r"\b(?:answers?|correct (?:choice|option))\b[^.\n:=$\d]{0,60}?(?:\b(?:is|are|be|equals|was)\b(?!\s*:)|\bis\s*:|:|="
+    r"|[ \t]*$)[ \t]*"
     r"|(?:答案|解答|答)(?:是|为|爲|為|：|:)+|(?:الجواب|الإجابة|الاجابة|الناتج)[^\n:\d]{0,40}?(?:هو|هي|:)+",
     re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)(?<!\bvs)[.!?](?=\s+\D|\s*$)|[。！？]")
 _DISPLAY = re.compile(r"\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])", re.DOTALL)
 _NO_ANSWER = re.compile(
-    r"(?:the |a )?proof\b.{0,40}|see (?:the )?(?:above|below|solution|proof|explanation|figure).{0,20}|not ?found|n/?a|nan|"
-    r"null|omitted|no answer|not (?:available|provided|given)|to be (?:proved|proven|shown)|q\.?e\.?d\.?|[-?_\s.]*",
+    r"(?:the |a )?proof\b.{0,40}|see (?:the )?(?:above|below|solution|proof|explanation|figure).{0,20}|not ?found|"
+    r"n/?a|nan|null|omitted|no answer|not (?:available|provided|given)|"
+    r"to be (?:proved|proven|shown)|q\.?e\.?d\.?|[-?_\s.]*",
     re.IGNORECASE | re.DOTALL,
 )
 _MATH = re.compile(r"\$[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+", re.DOTALL)
@@ -92,7 +94,7 @@ def _boxes(text: str) -> list[_Box]:
 
 
 def stated_answer(text: str) -> str | None:
-    """What follows the last "the answer is", "Answer:" or "答案是", to the end of the sentence; None where nothing does.
+    """What follows the last "the answer is", "Answer:" or "答案是", to the end of the sentence; else None.
 
     The text is free of markdown.
 

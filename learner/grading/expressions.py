@@ -1,8 +1,8 @@
 r"""Compares two formulas: math-verify's parser reads them, sympy computes them, math-verify's rules compare the rest.
 
-math-verify finds two numbers equal when their difference vanishes in 15 digits, so it takes 1/2006! for 1/2004!; it reads
-a number out of a formula that it cannot parse; and it strips units by a list of word endings. So its parser is called
-for whole formulas only, numbers are computed to 50 digits here, and formulas in variables are compared at points.
+math-verify finds two numbers equal when their difference vanishes in 15 digits, so it takes 1/2006! for 1/2004!. It
+reads a number out of a formula that it cannot parse, and strips units by a list of word endings. So its parser is
+called for whole formulas only; numbers are computed to 50 digits here, and formulas in variables at points.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TOO_LARGE = re.compile(
     r"\^\s*\{?\s*\(?\s*[+-]?\s*\d{5,}|\d{5,}\s*\)?\s*!|\\binom\s*\{?\s*\d{5,}|\d[eE][+-]?\d{5,}|\{\s*\d{5,}\s*\}\s*!"
 )
 _NEVER_A_FORMULA = re.compile(
-    r"\\(?:[lc]dots|begin\s*\{(?!\w*matrix)|text\s*\{[^{}]*[^A-Za-z{}\s][^{}]*\})|[?@#&]{2,}|\\approx"
+    r"\\(?:[lc]dots|begin\s*\{(?!\w*matrix)|text\s*\{[^{}]*[^A-Za-z{}\s][^{}]*\})|[?@#&]{2,}|'|\\approx"
 )
 _DEGREES = re.compile(r"((?:\d+\.?\d*|\.\d+)|[A-Za-z]|\))\s*\^\s*\\circ")
 _MIXED = re.compile(r"(?<![\d.}A-Za-z])(\d+)\s*\\frac\s*\{(\d+)\}\s*\{(\d+)\}|(?<![\d.])(\d+)\s+(\d+)/(\d+)(?![\d.])")

@@ -41,7 +41,8 @@ _NUMBER = re.compile(
 _SCALE_AFTER = re.compile(r"\s*(?:hundred|thousand|million|billion|trillion|dozen|[万亿千百])\b")
 _QUALIFIED = re.compile(
     r"\b(?:not|n't|never|cannot|minus|negative|at least|at most|(?:more|less|fewer|greater|larger|smaller) than|up to|"
-    r"square root of|half of|twice|no|(?:no (?:\w+ )?solutions?|undefined|impossible|false|fails) (?:for|at|of|if))(?:\s+(?:be|equal(?:\s+to)?|is|exactly))?\s*$",
+    r"square root of|half of|twice|no|(?:no (?:\w+ )?solutions?|undefined|impossible|false|fails) (?:for|at|of|if))"
+    r"(?:\s+(?:be|equal(?:\s+to)?|is|exactly))?\s*$",
     re.IGNORECASE,
 )
 _MARKED = re.compile(r"####[ \t]*(\S.*)")

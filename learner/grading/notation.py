@@ -32,7 +32,8 @@ _SYMBOLS = {
     "∫": r"\int ", "“": '"', "”": '"', "‘": "'", "’": "'", "′": "'", "、": ",", "，": ",", "。": ".", "；": ";",
     "：": ":", "٫": ".", "٬": "", "،": ",", "؛": ";", "٪": "%", "【": "(", "】": ")", "「": "", "」": "", "￥": "¥",
     "Ω": r"\Omega ", "ϕ": r"\phi ", "µ": r"\mu ",
-} | {letter: f"\\{name} " for letter, name in zip("αβγδεζηθικλμνξοπρςστυφχψω", _GREEK.split(), strict=True)}  # fmt: skip
+} | {letter: f"\\{name} " for letter, name in zip("αβγδεζηθικλμνξοπρςστυφχψω", _GREEK.split(),
+strict=True)}  # fmt: skip
 _UNICODE = str.maketrans(_SYMBOLS)
 _INVISIBLE = re.compile("[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\u3164\ufe0f\ufeff]")
 _ROOT = re.compile(
@@ -42,9 +43,12 @@ _ROOT_DEGREE = {"√": "", "∛": "[3]", "∜": "[4]"}
 _OVERLINE = re.compile("((?:\\d[\u0304\u0305])+)")
 
 _FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
-_HEADING = re.compile(r"^[ \t]*(?:#{1,6}(?!#)|>|[-*+•](?=\s))[ \t]*(?=\S)", re.MULTILINE)
+_HEADING = re.compile(r"^[ \t]*(?:#{1,6}(?!#)|>|[-*+•](?=\s)|\d{1,2}\.(?=\s))[ \t]*(?=\S)", re.MULTILINE)
 _STARS = re.compile(r"(?<![\w*\\])(\*{1,3})(?=[^\s*])([^*\n]*?)(?<=\S)\1(?![\w*])")
 _UNDERSCORES = re.compile(r"(?<![\w\\}])(_{1,3})(?=[^\s_{])([^_\n]*?)(?<=\S)\1(?!\w)")
+_HTML = re.compile(
+    r"</?(?:b|strong|i|em|u|mark|code|center|p|span|div|sup class)\b[^<>]*>|<br\s*/?>|~~[^~\n]*~~", re.IGNORECASE
+)
 _POWER = re.compile(r"(?<=[\w)])\*\*(?=[\w(-])")
 
 _WORDS = r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|textup|mathrm|mbox|hbox|emph|operatorname)\*?\s*"
@@ -61,15 +65,21 @@ _SPACES = re.compile(r"(?:(?<!\\)\\[,;:> ]|\\q?quad(?![A-Za-z])|\\enspace(?![A-Z
 _SAME_COMMANDS = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"), (re.compile(r"\\geq(?:slant|q)?(?![A-Za-z])"), r"\\ge"),
     (re.compile(r"\\leq(?:slant|q)?(?![A-Za-z])"), r"\\le"), (re.compile(r"\\neq(?![A-Za-z])|!="), r"\\ne "),
-    (re.compile(r">=|=>"), r"\\ge "), (re.compile(r"<=|=<"), r"\\le "), (re.compile(r"\\(?:lt|gt)(?![A-Za-z])"), lambda m: "<" if m[0] == r"\lt" else ">"),
+    (re.compile(r">=|=>"), r"\\ge "), (re.compile(r"<=|=<"), r"\\le "),
+    (re.compile(r"\\(?:lt|gt)(?![A-Za-z])"), lambda m: "<" if m[0] == r"\lt" else ">"),
     (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset"), (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
-    (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"), (re.compile(r"\\(?:dots[cbmio]?|hdots)(?![A-Za-z])|\.{3,}"), r"\\ldots "),
+    (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
+    (re.compile(r"\\(?:dots[cbmio]?|hdots)(?![A-Za-z])|\.{3,}"), r"\\ldots "),
     (re.compile(r"\\(?:degree|degrees)(?![A-Za-z])"), r"^\\circ "), (re.compile(r"\^\s*\{\s*\\circ\s*\}"), r"^\\circ "),
-    (re.compile(r"\\backslash"), r"\\setminus"), (re.compile(r"(?<![\\A-Za-z])(?:infinity|inf)(?![A-Za-z])"), r"\\infty "),
+    (re.compile(r"\\backslash"), r"\\setminus"),
+    (re.compile(r"(?<![\\A-Za-z])(?:infinity|inf)(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"\bnp\.(\w+)"), r"\\\1"),  # Minerva's references hold a few numpy expressions
-    (re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|sqrt|pi)(?![A-Za-z])"), r"\\\1"),
+    (re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|sqrt|pi)(?![A-Za-z])"),
+    r"\\\1"),
     (re.compile(r"(?<=\d)(sqrt|pi)(?![A-Za-z])"), r"\\\1"), (re.compile(r"\\sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
-    (re.compile(r"(?<=\d)\.(?![\d.\\])"), ""),
+    (re.compile(r"(?<=\d)\.(?![\d.\\]|\(\d+\))"), ""),
+    (re.compile(r"\\(?:overline|angle|triangle|overrightarrow)\s*(?:\{([A-Z]{1,4})\}|([A-Z]{1,4})(?![A-Za-z]))"),
+    r"\1\2"),
 )  # fmt: skip
 _EDGES = " \t\r\n.,;:"
 
@@ -93,7 +103,7 @@ def without_emphasis(text: str) -> str:
     without_emphasis("**73**")                    73
     without_emphasis("2*3*4 = a_1 + b_1")         2*3*4 = a_1 + b_1
     """
-    text = text.replace("`", "")
+    text = _HTML.sub("", text.replace("`", ""))
     text = _STARS.sub(r"\2", _STARS.sub(r"\2", text))
     text = _POWER.sub("^", _UNDERSCORES.sub(r"\2", text))
     return text.replace("**", "")
@@ -173,9 +183,7 @@ def unwrapped(text: str) -> str:
     unwrapped(r"\boxed{\{1, 2\}}")  \{1, 2\}
     """
     for _ in range(MAX_WRAPPINGS):
-        inner = text.strip(_EDGES) if not text.rstrip().endswith("...") else text.strip()
-        if text.lstrip().startswith(".") and inner[:1].isdigit():
-            inner = "." + inner
+        inner = text.lstrip(" \t\r\n,;:").rstrip(_EDGES) if not text.rstrip().endswith("...") else text.strip()
         opened = re.match(r'(?:\\f?box(?:ed)?\s*)?\{|(?:\\text\{)?"', inner)
         if opened and opened[0].endswith('"') and inner.count('"') == 2 and inner.endswith('"'):
             inner = inner.strip('"')

@@ -17,6 +17,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from learner.grading.notation import plain_words
+from learner.grading.number_words import SCALES, spelled_out
 
 DIGITS = 6
 """Of two numbers one of which is a decimal, so many digits after the point must agree; of those below 1 so many digits
@@ -24,26 +25,6 @@ after the leading zeros."""
 MAX_EXPONENT_DIGITS = 4
 """A number with a longer power of ten is not computed."""
 
-SCALES = {
-    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "quadrillion": 10**15,
-    "dozen": 12, "lakh": 10**5, "crore": 10**7, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8, "千万": 10**7,
-    "百万": 10**6, "千": 10**3, "百": 10**2, "مليون": 10**6, "مليار": 10**9, "ألف": 10**3, "مئة": 10**2, "مائة": 10**2,
-}  # fmt: skip
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-UNITS_AND_TENS = {word: value for value, word in enumerate(_SMALL)} | {
-    word: 10 * value for value, word in enumerate(_TENS, start=2)
-}
-PARTS = {
-    "half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
-    "ninth": 9, "tenth": 10, "eleventh": 11, "twelfth": 12, "hundredth": 100, "thousandth": 1000,
-}  # fmt: skip
-NUMBER_WORDS = {*UNITS_AND_TENS, *SCALES, *PARTS, "minus", "negative"}
-_HAN_DIGITS = {c: value for value, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
-_HAN_UNITS = {"十": 10, "百": 100, "千": 1000}
 _SIGN = {"负": "-", "負": "-", "minus": "-", "negative": "-", "سالب": "-", "ناقص": "-", "-": "-", "+": ""}
 
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
@@ -109,7 +90,7 @@ def read_number(text: str) -> Number | None:
             return -inner if inner and sign else inner
     if len(text) > 2_000 or not text:
         return None
-    readers = (_decimal, _fraction, _mixed, _repeating, _based, _ordinal, _scaled, _english, _han, _multiple)
+    readers = (_decimal, _fraction, _mixed, _repeating, _based, _ordinal, _scaled, _spelled_out, _multiple)
     return next((found for reader in readers if (found := reader(text)) is not None), None)
 
 
@@ -120,7 +101,9 @@ def _decimal(text: str) -> Number | None:
         return Number(Fraction(10) ** int(power[1])) if power else None
     digits = match[1].replace(",", "").replace(" ", "")
     exponent = match[2] or match[3]
-    return Number(Fraction(digits) * Fraction(10) ** int(exponent or 0), "." in digits, exponent is not None)
+    return Number(
+        Fraction(digits) * Fraction(10) ** int(exponent or 0), "." in digits, exponent is not None and "." in digits
+    )
 
 
 def _fraction(text: str) -> Number | None:
@@ -189,65 +172,14 @@ def _scaled(text: str) -> Number | None:
     return Number(number.value * SCALES[match[2]], number.decimal) if number else None
 
 
-def _english(text: str) -> Number | None:
-    """Words: "two hundred and five", "three quarters", "two and a half", "a dozen"."""
-    words = [word for word in re.split(r"[\s-]+", text.lower()) if word]
-    if not 0 < len(words) <= 20:
-        return None
-    if words[0] in ("a", "an") and len(words) > 1:
-        words[0] = "one"
-    denominator = PARTS.get(words[-1]) or PARTS.get(words[-1].removesuffix("s"))
-    if denominator is not None:
-        return _english_fraction(words[:-1], denominator)
-    value = _cardinal(words)
-    return None if value is None else Number(Fraction(value))
-
-
-def _english_fraction(words: list[str], denominator: int) -> Number | None:
-    whole: int | None = 0
-    if "and" in words:
-        split = len(words) - 1 - words[::-1].index("and")
-        whole, words = _cardinal(words[:split]), words[split + 1 :]
-    above = 1 if words in ([], ["a"], ["one"]) else _cardinal(words)
-    if whole is None or above is None or (not words and denominator != 2):
-        return None
-    return Number(whole + Fraction(above, denominator))
-
-
-def _cardinal(words: list[str]) -> int | None:
-    total, current, seen = 0, 0, False
-    for word in words:
-        scale = SCALES.get(word) or SCALES.get(word.removesuffix("s"))
-        if word == "and" and seen:
-            continue
-        if word in UNITS_AND_TENS:
-            current, seen = current + UNITS_AND_TENS[word], True
-        elif scale is not None and word.isascii() and (seen or len(words) == 1):
-            current, seen = max(current, 1) * scale, True
-            if scale > 100:
-                total, current = total + current, 0
-        else:
-            return None
-    return total + current if seen else None
-
-
-def _han(text: str) -> Number | None:
-    """Chinese numerals: 二十五, 一百零五, 三万, and fractions: 二分之一."""
+def _spelled_out(text: str) -> Number | None:
+    """Words, and Chinese fractions: 二分之一, 百分之五十."""
     below, parts, above = text.partition("分之")
-    if parts:
-        denominator = Number(Fraction(100)) if below == "百" else read_number(below)
-        numerator = read_number(above)
-        if numerator is None or denominator is None or denominator.value == 0:
-            return None
-        return Number(numerator.value / denominator.value, numerator.decimal)
-    if not 0 < len(text) <= 20 or not set(text) <= {*_HAN_DIGITS, *_HAN_UNITS, "万", "亿"}:
+    if not parts:
+        value = spelled_out(text)
+        return None if value is None else Number(value)
+    denominator = Number(Fraction(100)) if below == "百" else read_number(below)
+    numerator = read_number(above)
+    if numerator is None or denominator is None or denominator.value == 0:
         return None
-    total, section, digit = 0, 0, 0
-    for character in text:
-        if character in _HAN_DIGITS:
-            digit = _HAN_DIGITS[character]
-        elif character in _HAN_UNITS:
-            section, digit = section + (digit or 1) * _HAN_UNITS[character], 0
-        else:
-            total, section, digit = (total + section + digit) * SCALES[character], 0, 0
-    return Number(Fraction(total + section + digit))
+    return Number(numerator.value / denominator.value, numerator.decimal)

@@ -85,8 +85,8 @@ def with_references(algorithm: Algorithm, prompts: Sequence[Prompt]) -> list[Pro
     kept = [prompt for prompt in prompts if prompt.answer or not algorithm.needs_references]
     if not kept:
         raise DataError(
-            f"training.algorithm {algorithm.name} needs reference answers, and none of the {len(prompts)} prompts has one "
-            "that can be checked",
+            f"training.algorithm {algorithm.name} needs reference answers, and none of the {len(prompts)} "
+            "prompts has one that can be checked",
             hint="give the rows an answer, or train with algorithm nll, which needs none",
         )
     if len(kept) < len(prompts):

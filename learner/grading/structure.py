@@ -28,7 +28,7 @@ _NAME = re.compile(
     r"(?:_(?:\{[^{}]*\}|\w))?'*(?:\s*\([A-Za-z](?:\s*,\s*[A-Za-z])*\))?|\|[A-Za-z]{1,3}\||\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\)"
 )
 _LEAD = re.compile(
-    r"(?:\\text\s*\{)?\s*(?:(?:so|thus|hence|therefore),?\s+)?(?:the|our|my|its)?\s*(?:final|correct|exact)?\s*"
+    r"答案(?:是|为|:)+|(?:\\text\s*\{)?\s*(?:(?:so|thus|hence|therefore),?\s+)?(?:the|our|my|its)?\s*(?:final|correct|exact)?\s*"
     r"(?:answer|result|value|solution|probability|area|total|sum|number)\s*(?:is|=|:|are)\s*(?P<end>\})?\s*(?=\S)",
     re.IGNORECASE,
 )

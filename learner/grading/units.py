@@ -16,7 +16,7 @@ from functools import cache
 
 from learner.grading import unit_table
 from learner.grading.notation import plain_words
-from learner.grading.numbers import NUMBER_WORDS
+from learner.grading.number_words import NUMBER_WORDS
 
 MAX_UNIT_CHARACTERS = 80
 
@@ -140,18 +140,18 @@ def _product(words: str) -> Unit | None:
     for match in _TOKEN.finditer(words):
         if match.start() != end:
             return None
-        token, end = match[0].strip(), match.end()
-        after = _power_after(token)
-        if token == "/":
+        piece, end = match[0].strip(), match.end()
+        after = _power_after(piece)
+        if piece == "/":
             sign = -1
         elif after is not None:
             if not factors:
                 return None
             factors[-1] = (factors[-1][0], factors[-1][1] * after)
-        elif token.lower() in _POWERS_BEFORE:
-            power = _POWERS_BEFORE[token.lower()]
-        elif token not in _SEPARATORS:
-            unit = _known(token)
+        elif piece.lower() in _POWERS_BEFORE:
+            power = _POWERS_BEFORE[piece.lower()]
+        elif piece not in _SEPARATORS:
+            unit = _known(piece)
             if unit is None:
                 return None
             factors.append((unit, sign * power))
@@ -159,9 +159,9 @@ def _product(words: str) -> Unit | None:
     return _multiplied(factors) if factors and end == len(words) and power == 1 else None
 
 
-def _power_after(token: str) -> int | None:
-    match = re.fullmatch(r"\^\{?(-?\d)\}?", token)
-    return int(match[1]) if match else _POWERS_AFTER.get(token)
+def _power_after(word: str) -> int | None:
+    match = re.fullmatch(r"\^\{?(-?\d)\}?", word)
+    return int(match[1]) if match else _POWERS_AFTER.get(word)
 
 
 def _multiplied(factors: list[tuple[Unit, int]]) -> Unit:

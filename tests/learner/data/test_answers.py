@@ -71,7 +71,8 @@ def test_a_stated_answer_is_what_follows_until_the_sentence_ends(text: str, answ
 
 @pytest.mark.parametrize(
     "text",
-    ["proof", "Proof.", "The proof is complete.", "notfound", "not found", "N/A", "nan", "null", "None", "see the solution", "-", "", "omitted",
+    ["proof", "Proof.", "The proof is complete.", "notfound", "not found", "N/A", "nan", "null", "None",
+    "see the solution", "-", "", "omitted",
      "Suppose it is not. Then it is even. Then so is the other. A contradiction.", "word " * 50],
 )  # fmt: skip
 def test_what_cannot_be_checked_is_no_reference(text: str) -> None:

@@ -24,8 +24,10 @@ BENCHMARKS = Path(os.environ.get("SEPT_TEST_DATA", Path(__file__).parents[4] / "
 REPORTED = BENCHMARKS.parents[1] / "cases" / "data" / "grading_pairs.jsonl"
 TEXTS = st.lists(
     st.sampled_from(
-        ["1", "23", "0.5", ".", ",", " ", "x", r"\frac{", "}", "{", "(", ")", "[", "]", r"\text{", "not ", "cm", "%", r"\$", "$", "=", r"\pm", "<", ">", r"\ge", "½", "√",
-         "二", "٣", "**", "_", "`", "#", "\n", "answer is", "<think>", "</think>", r"\boxed{", r"\ldots", " and ", "€", "-", "+", "/", "\\", "\x00", "\ud800", "million", "(C)"]
+        ["1", "23", "0.5", ".", ",", " ", "x", r"\frac{", "}", "{", "(", ")", "[", "]", r"\text{", "not ", "cm", "%",
+        r"\$", "$", "=", r"\pm", "<", ">", r"\ge", "½", "√",
+         "二", "٣", "**", "_", "`", "#", "\n", "answer is", "<think>", "</think>", r"\boxed{", r"\ldots", " and ", "€",
+         "-", "+", "/", "\\", "\x00", "\ud800", "million", "(C)"]
     ),
     max_size=14,
 ).map("".join)  # fmt: skip
@@ -169,8 +171,10 @@ def test_reported_pairs_are_graded_right(pool: GraderPool) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    ["1e99999999", "10^{99999999}", "99999999!", r"\binom{99999999}{7}", "{" * 900 + "}" * 900, "(" * 700, r"\pm" * 500, "1," * 900, "*_" * 900, "√" * 900,
-     "½" * 900, "minus " * 300, "a and " * 300, r"\text{" * 300, "=".join("x" * 900), "$" * 1900, "1/" * 900, "0." + "3" * 1900 + "..."],
+    ["1e99999999", "10^{99999999}", "99999999!", r"\binom{99999999}{7}", "{" * 900 + "}" * 900, "(" * 700, r"\pm" * 500,
+    "1," * 900, "*_" * 900, "√" * 900,
+     "½" * 900, "minus " * 300, "a and " * 300, r"\text{" * 300, "=".join("x" * 900), "$" * 1900, "1/" * 900,
+     "0." + "3" * 1900 + "..."],
 )  # fmt: skip
 def test_a_hostile_answer_is_wrong_at_once(answer: str) -> None:
     same_answer("1+1", "2")  # imports the parser

@@ -13,9 +13,13 @@ def unit(text: str) -> Unit:
 @pytest.mark.parametrize(
     ("text", "value", "same_as"),
     [
-        (r"12\text{ cm}^2", "12", r"\text{square centimeters}"), (r"10\frac{\text{m}}{\text{s}}", "10", "m/s"), ("40 mph", "40", "miles per hour"), ("€5", "5", "euros"), (r"\$5.00", "5.00", "USD"),
-        ("2.5 million dollars", "2.5 million", "dollars"), ("-€5", "-5", "EUR"), ("20℃", "20", "degrees Celsius"), ("25 kg·m/s^2", "25", "N"), (r"\text{36 hours}", "36", "h"), ("10 litres of water", "10", "L"),
-        (r"3\text{ p.m.}", "3", "pm"), (r"6\frac{1}{6}\text{ feet}", r"6\frac{1}{6}", "ft"), ("3.5 平方厘米", "3.5", r"\text{cm}^2"), ("25元", "25", "yuan"), ("$18 per day", "18", r"\$/day"), ("864 \\mbox{ inches}^2", "864", "square inches"),
+        (r"12\text{ cm}^2", "12", r"\text{square centimeters}"), (r"10\frac{\text{m}}{\text{s}}", "10", "m/s"),
+        ("40 mph", "40", "miles per hour"), ("€5", "5", "euros"), (r"\$5.00", "5.00", "USD"),
+        ("2.5 million dollars", "2.5 million", "dollars"), ("-€5", "-5", "EUR"), ("20℃", "20", "degrees Celsius"),
+        ("25 kg·m/s^2", "25", "N"), (r"\text{36 hours}", "36", "h"), ("10 litres of water", "10", "L"),
+        (r"3\text{ p.m.}", "3", "pm"), (r"6\frac{1}{6}\text{ feet}", r"6\frac{1}{6}", "ft"),
+        ("3.5 平方厘米", "3.5", r"\text{cm}^2"), ("25元", "25", "yuan"), ("$18 per day", "18", r"\$/day"),
+        ("864 \\mbox{ inches}^2", "864", "square inches"),
     ],
 )  # fmt: skip
 def test_a_quantity_is_a_number_and_a_unit(text: str, value: str, same_as: str) -> None:
@@ -24,7 +28,8 @@ def test_a_quantity_is_a_number_and_a_unit(text: str, value: str, same_as: str) 
 
 @pytest.mark.parametrize(
     "text",
-    [r"5\text{ or more}", r"5 \text{ is impossible}", r"5\text{ times}", r"\text{not } 5", "2x", "5 out of 6", r"5\text{ squared}", r"\text{Evelyn}", r"n \text{ is odd}", "odd numbers", r"5\text{ minus}", "5", ""],
+    [r"5\text{ or more}", r"5 \text{ is impossible}", r"5\text{ times}", r"\text{not } 5", "2x", "5 out of 6",
+    r"5\text{ squared}", r"\text{Evelyn}", r"n \text{ is odd}", "odd numbers", r"5\text{ minus}", "5", ""],
 )  # fmt: skip
 def test_words_that_change_the_meaning_are_no_units(text: str) -> None:
     assert split_unit(normalised(text)) == (normalised(text), None)
