@@ -35,7 +35,7 @@ from safetensors import safe_open
 
 from benchmarks.runs import DEADLINE_S, POLL_S, SUPERVISOR, Run, base_settings, until, write_inputs
 from services.run_folder import RunFolder
-from services.weights.store import WeightStore
+from services.weights.reader import WeightReader
 
 PROMPTS_PER_ROUND = 8
 SAMPLES = 2
@@ -58,14 +58,10 @@ def settings(inputs: Path, *, engine: str, rounds: int) -> dict[str, Any]:
         "training.steps_per_round": STEPS_PER_ROUND,
         "training.max_staleness": 0 if engine == "scripted" else 1,
         "checkpoint.every_rounds": 3,
-        "weight_sync.anchor_every": 5,
-        "weight_sync.keep_versions": 1000,
         "generator.engine": engine,
         "generator.count": 2 if engine == "scripted" else 1,
         "generator.max_in_flight": 8,
         "redis.lease_s": 3,
-        "heartbeat.every_s": 0.2,
-        "heartbeat.lost_after_s": 2,
         "deadlines.drain_s": 5,
     }
 
@@ -143,7 +139,7 @@ async def _ready(run: Run, round_: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RunCheck:
     """What a finished run's folder says."""
 
     lost: int
@@ -153,23 +149,23 @@ class Verdict:
     """Version -> digest."""
 
 
-def judge(folder: RunFolder, rounds: int) -> Verdict:
+def check_run(folder: RunFolder, rounds: int) -> RunCheck:
     """Counts by the records and, independently of them, by the optimizer's own count of its steps."""
     numbers = [metrics.round for metrics in folder.rounds()]
     trained = Counter(
-        (record["round"], record["index"], record["sample"])
+        (record["round"], record["position"], record["sample"])
         for number in numbers
-        for line in (folder.rollouts / f"round-{number:06d}.jsonl").read_bytes().splitlines()
+        for line in folder.rollouts_of(number).read_bytes().splitlines()
         for record in [json.loads(line)]
     )
     expected = {(r, i, s) for r in range(rounds) for i in range(PROMPTS_PER_ROUND) for s in range(SAMPLES)}
-    newest = max(folder.checkpoints.glob("v*"))
-    with safe_open(newest / "state-00000.safetensors", framework="pt") as state:
+    newest = folder.checkpoint_of(folder.checkpointed()[-1])
+    with safe_open(newest.state_of(0), framework="pt") as state:
         steps = int(state.get_tensor("steps"))
     surplus = steps - rounds * STEPS_PER_ROUND
-    store = WeightStore(folder.weights, folder.run_id, anchor_every=5, keep_versions=1000)
+    store = WeightReader(folder.weights, folder.run_id)
     store.load(rounds)  # every tensor's bytes are what the manifest says
-    return Verdict(
+    return RunCheck(
         lost=len(expected - trained.keys()) + max(0, -surplus),
         trained_twice=sum(trained.values()) - len(trained) + len(trained.keys() - expected) + max(0, surplus),
         weights={version: store.manifest(version).digest for version in store.versions()},
@@ -191,10 +187,10 @@ async def chaos(
     rounds = rounds or kills * ROUNDS_PER_KILL
     await asyncio.to_thread(write_inputs, folder, seed=seed, prompts=5 * PROMPTS_PER_ROUND)
     values = settings(folder, engine=engine, rounds=rounds)
-    undisturbed: Verdict | None = None
+    undisturbed: RunCheck | None = None
     if engine == "scripted":
         say("the undisturbed run")
-        undisturbed = judge(await Run(folder / "undisturbed", values).whole(), rounds)
+        undisturbed = check_run(await Run(folder / "undisturbed", values).whole(), rounds)
     generators = [f"generator-{index}" for index in range(values["generator.count"])]
     everyone = list(parts) or ["redis", "services", "learner", *generators]
     if engine == "scripted" and not parts:
@@ -203,16 +199,16 @@ async def chaos(
     schedule = inflicted.schedule(everyone, rounds)
     say(f"the disturbed run: {kills} kills in {rounds} rounds, seed {seed}")
     run = Run(folder / "disturbed", values)
-    verdict = judge(await run.whole(lambda: inflicted.inflict(run, schedule, say)), rounds)
+    check = check_run(await run.whole(lambda: inflicted.inflict(run, schedule, say)), rounds)
     return {
         "engine": engine,
         "seed": seed,
         "kills": sum(inflicted.counts.values()),
         "killed": dict(sorted(inflicted.counts.items())),
         "rounds": rounds,
-        "lost": verdict.lost,
-        "trained_twice": verdict.trained_twice,
-        "bit_identical": None if undisturbed is None else verdict.weights == undisturbed.weights,
+        "lost": check.lost,
+        "trained_twice": check.trained_twice,
+        "bit_identical": None if undisturbed is None else check.weights == undisturbed.weights,
         "recovery_s": {
             part: {"median": round(statistics.median(seconds), 2), "max": round(max(seconds), 2)}
             for part, seconds in sorted(inflicted.recovery_s.items())

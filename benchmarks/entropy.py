@@ -1,12 +1,12 @@
-"""How few bytes a delta could take if changes within an exponent class were independent; knows no codec."""
+"""How few bytes a delta could take if changes within an exponent class were independent."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from services.tensors import Tensors
 from services.weights.delta.elements import KINDS, Bits
-from services.weights.tensors import Tensors
 
 
 def entropy_bound_bytes(parent: Tensors, child: Tensors) -> float:

@@ -60,7 +60,6 @@ def settings(inputs: Path) -> dict[str, Any]:
         "training.steps_per_round": 2,
         "training.max_staleness": 0,
         "checkpoint.every_rounds": 2,
-        "weight_sync.anchor_every": 5,
         "generator.engine": "scripted",
         "generator.count": 2,
         "generator.max_in_flight": 8,
@@ -100,8 +99,8 @@ async def kill_learner(run: Run) -> None:
 def digest_of(folder: RunFolder) -> str:
     """Over the last checkpoint's tensors and the digests of all versions that the store holds."""
     hasher = blake3()
-    newest = max(folder.checkpoints.glob("v*"))
-    for path in sorted(newest.glob("*.safetensors")):
+    newest = folder.checkpoint_of(folder.checkpointed()[-1])
+    for path in sorted(newest.path.glob("*.safetensors")):
         with safe_open(path, framework="np") as state:
             for name in sorted(state.keys()):
                 tensor = state.get_tensor(name)

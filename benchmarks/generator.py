@@ -70,7 +70,7 @@ def bare(inputs: Path, options: argparse.Namespace, core: int) -> float:
 
 
 def generate_bare(inputs: Path, options: argparse.Namespace) -> float:
-    """In the worker: tokens per second, with the engine settings of `generator.engines.vllm`."""
+    """In the worker: tokens per second, with the engine settings of `generator.engines.vllm.options`."""
     pin_process(os.getpid(), options.core)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     from transformers import AutoTokenizer

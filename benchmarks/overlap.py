@@ -13,7 +13,7 @@ A round has as many prompts as in the paper and takes more than a second, so tha
 with `--prompts-per-round 64 --response-tokens 48`, a version every 0.4 s, updates cost what the log says.
 
 Speeds leave out the first and last rounds, in which one side has nothing to do yet or any more. The model is random and
-about the size of the demo's; the engine is vLLM on CPU unless told otherwise.
+about the size of the demo's; the engine is vLLM on CPU by default.
 """
 
 from __future__ import annotations
@@ -47,10 +47,8 @@ def settings(inputs: Path, options: argparse.Namespace, changes: dict[str, Any])
             "training.rounds": options.rounds,
             "training.prompts_per_round": options.prompts_per_round,
             "training.learning_rate": 1e-6,  # answers keep their length
-            "weight_sync.keep_versions": 1000,
             "generator.engine": options.engine,
             "generator.max_in_flight": options.in_flight,
-            "heartbeat.every_s": LOOK_EVERY_S,
         }
         | changes
     )

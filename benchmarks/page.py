@@ -31,7 +31,7 @@ from typing import Any
 import httpx
 
 from benchmarks.runs import Run, base_settings, pin_process, two_cores, write_inputs
-from deploy.operate.run_commands import where_is
+from deploy.operate.run_commands import require_endpoints
 from services.contracts import RoundMetrics
 
 ASKED_EVERY_S = {"/v1/rounds": 3.0, "/v1/queue": 10.0, "/v1/staleness": 10.0, "/v1/versions": 5.0}
@@ -133,9 +133,6 @@ async def measure(folder: Path, *, browsers: int, pairs: int, window_s: float) -
         "generator.count": 1,
         "generator.max_in_flight": 64,
         "checkpoint.every_rounds": 50,
-        "weight_sync.keep_versions": 60,
-        "heartbeat.every_s": 1,
-        "heartbeat.lost_after_s": 5,
     }
     run = Run(folder / "run", values)
     async with AsyncExitStack() as stack:
@@ -150,7 +147,7 @@ async def measure(folder: Path, *, browsers: int, pairs: int, window_s: float) -
                 if not run.going:
                     raise RuntimeError(f"the run ended: {run.log.read_text()[-2000:]}")
                 await asyncio.sleep(POLL_S)
-        where = where_is(run.folder)
+        where = require_endpoints(run.folder)
         ratios, idle, cores = [], [], []
         for pair in range(pairs):
             seen = {}

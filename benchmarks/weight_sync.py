@@ -24,9 +24,9 @@ import numpy as np
 import zstandard
 
 from benchmarks.entropy import entropy_bound_bytes
+from services.tensors import RawTensor, Tensors, read_safetensors
 from services.weights.delta import apply, decode, encode
-from services.weights.store import WeightStore
-from services.weights.tensors import RawTensor, Tensors, read_safetensors
+from services.weights.publisher import WeightPublisher
 
 LEARNING_RATES = (1e-7, 1e-6, 1e-5)
 REPEATS = 3
@@ -82,7 +82,7 @@ def _elements(tensors: Tensors) -> int:
 def measure_publish(parent: Tensors, child: Tensors) -> float:
     """Seconds from tensors in memory to a version that is durable on disk and visible."""
     with tempfile.TemporaryDirectory() as folder:
-        store = WeightStore(Path(folder), "benchmark", anchor_every=1000, keep_versions=1000)
+        store = WeightPublisher(Path(folder), "benchmark")
         store.publish(0, parent)
         start = time.perf_counter()
         store.publish(1, child)

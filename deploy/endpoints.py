@@ -1,6 +1,7 @@
-"""Where a running local run listens: endpoints.json of its folder, readable by its owner only. Knows no part.
+"""Where an active local run listens: endpoints.json of its folder, readable by its owner only.
 
-`sept run` writes the file; `sept generator --config RUN/config.toml` and `sept status` read it to join.
+`sept run` writes the file and removes it at the end; `sept generator --config RUN/config.toml` and `sept status` read
+it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Endpoints(BaseModel):
 
 
 def read(folder: RunFolder) -> Endpoints | None:
-    """The run's endpoints, or None when no run was left going in the folder."""
+    """The run's endpoints; None when no run is active in the folder."""
     try:
         return Endpoints.model_validate_json(folder.endpoints.read_text())
     except FileNotFoundError:
@@ -38,7 +39,7 @@ def read(folder: RunFolder) -> Endpoints | None:
     except (OSError, ValidationError) as error:
         raise ConfigError(
             f"{folder.endpoints} cannot be read ({type(error).__name__})",
-            hint="only the user who started the run may join it; remove the file if no run is going",
+            hint="only the user who started the run may join it; remove the file if no run is active",
         ) from error
 
 
@@ -48,12 +49,6 @@ def write(folder: RunFolder, endpoints: Endpoints) -> None:
 
 
 def remove(folder: RunFolder) -> None:
-    """Say that the run is over."""
+    """The run has ended."""
     with contextlib.suppress(FileNotFoundError):
         folder.endpoints.unlink()
-
-
-def services_url(host: str, port: int) -> str:
-    """http://host:port as another process on this machine reaches it."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{reachable}:{port}"

@@ -1,4 +1,4 @@
-"""Exit codes of every `sept` command: what they tell scripts, and the supervisor about a part."""
+"""Exit codes of every `sept` command, which scripts and the supervisor read."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ BAD_INPUT = 3
 UNAVAILABLE = 4
 """A peer does not answer, or a wait ended at its deadline."""
 STOPPED = 143
-"""A signal ended the work before its end, as 128 + SIGTERM says everywhere; to be started again unless it was meant."""
+"""128 + SIGTERM: a signal ended the work too early; the supervisor starts the part again unless it sent the signal."""
 
 PERMANENT = (BAD_CONFIG, BAD_INPUT)
-"""Starting again would meet the same config and the same data again."""
+"""Starting again would fail in the same way."""
 
 _CODES: tuple[tuple[tuple[type[SeptError], ...], int], ...] = (
     ((ConfigError,), BAD_CONFIG),
@@ -39,8 +39,13 @@ _CODES: tuple[tuple[tuple[type[SeptError], ...], int], ...] = (
 
 
 def code_of(error: Exception) -> int:
-    """The exit code that stands for the error."""
+    """The exit code of the error."""
     return next((code for kinds, code in _CODES if isinstance(error, kinds)), FAILED)
+
+
+def of_signal(number: signal.Signals | None) -> int:
+    """The exit code of a command that the signal stopped, as shells write it; OK without one."""
+    return OK if number is None else 128 + number
 
 
 def of_outcome(outcome: Outcome) -> int:

@@ -7,19 +7,19 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from services import durable
 from services.errors import DeadlineError, UnavailableError
+from services.run_folder import RunFolder
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock for the block; UnavailableError naming the holder when another process has it.
+def run_lock(folder: RunFolder) -> Iterator[None]:
+    """Hold the supervisor's lock during the block; UnavailableError names the holder when another process has it.
 
-    The operating system releases the lock when its holder dies, however it dies.
+    The operating system releases the lock when its holder dies in whatever way.
     """
-    path = folder / "supervisor.lock"
+    path = folder.supervisor_lock
     with durable.explained(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -28,7 +28,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = path.read_text().strip() or "another process"
             raise UnavailableError(
-                f"{folder} is already being run by {holder}",
+                f"{folder.path} is already being run by {holder}",
                 hint="watch it with `sept status`, stop it with Ctrl-C, or give run.dir another folder",
             ) from None
         os.truncate(handle, 0)
@@ -39,26 +39,26 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 LEARNER_CHECK_S = 0.2
-"""How often a learner that waits for another one's end looks again."""
+"""How often a learner that waits for another one to end tries again."""
 
 
 @contextlib.contextmanager
-def learner_lock(folder: Path, patience_s: float) -> Iterator[None]:
-    """Hold the folder's place for a learner during the block; waits for a learner that is ending, DeadlineError after.
+def learner_lock(folder: RunFolder, deadline_s: float) -> Iterator[None]:
+    """Hold the learner's lock during the block; waits up to the deadline for another learner to end.
 
-    A learner that was replaced elsewhere may still be finishing its round and writing its checkpoint.
+    A learner that was replaced on another node may still be finishing its round and writing its checkpoint.
     """
-    path = folder / "learner.lock"
+    path = folder.learner_lock
     with durable.explained(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     started = time.monotonic()
     try:
-        while not _taken(handle):
-            if time.monotonic() - started >= patience_s:
+        while not _try_lock(handle):
+            if time.monotonic() - started >= deadline_s:
                 raise DeadlineError(
                     "another learner",
-                    f"{folder} is still being trained by it",
-                    patience_s,
+                    f"{folder.path} is still being trained by it",
+                    deadline_s,
                     hint="a run has one learner: stop the other, or give run.dir another folder",
                 )
             time.sleep(LEARNER_CHECK_S)
@@ -67,7 +67,7 @@ def learner_lock(folder: Path, patience_s: float) -> Iterator[None]:
         os.close(handle)
 
 
-def _taken(handle: int) -> bool:
+def _try_lock(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,6 +1,6 @@
-"""How each part is started from the settings: which sections it gets, and nothing more. Heavy imports inside.
+"""How each part is started from the settings. Each function imports its part's heavy libraries itself.
 
-Each function blocks until its part has finished or was drained, and raises SeptError for what a person can mend.
+Each function blocks until its part has finished or has drained. It raises SeptError for what a person can fix.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ import asyncio
 import os
 import re
 import socket
-from pathlib import Path
 
 from deploy.locks import learner_lock
-from deploy.settings import Settings, redis_url, require, services_url
-from generator.config import GeneratorConfig
+from deploy.settings import Settings, longest_sequence, redis_url, require, services_url, token_of
 from learner.outcome import Outcome
 from services.logs import configure_logs
 from services.run_folder import RunFolder
@@ -28,8 +26,6 @@ def start_services(settings: Settings) -> None:
         folder=RunFolder(settings.run.dir).create(),
         redis_url=redis_url(settings),
         services=settings.services,
-        weight_sync=settings.weight_sync,
-        heartbeat=settings.heartbeat,
         deadlines=settings.deadlines,
     )
 
@@ -46,7 +42,7 @@ def start_learner(settings: Settings) -> Outcome:
         if not ranks.is_leader:
             run_follower(folder, settings, ranks)
             return Outcome.FINISHED
-        with learner_lock(folder.path, settings.deadlines.startup_s):
+        with learner_lock(folder, settings.deadlines.startup_s):
             return run_learner(folder, settings, redis_url=redis_url(settings), ranks=ranks)
 
 
@@ -60,38 +56,26 @@ def start_evaluator(settings: Settings) -> Outcome:
 
 
 def start_generator(settings: Settings, generator_id: str) -> None:
-    """Sample for the run until SIGTERM. Needs nothing of the run but its addresses."""
+    """Sample for the run until SIGTERM. It needs only the run's addresses, not its folder."""
     from generator.run import Peers, run_generator
 
     configure_logs(generator_id)
-    token = settings.services.token
     peers = Peers(
         redis_url=redis_url(settings),
         services_url=services_url(settings),
-        token=token.get_secret_value() if token else None,
+        token=token_of(settings),
         lease_s=settings.redis.lease_s,
     )
     asyncio.run(
         run_generator(
             generator_id,
             peers=peers,
-            config=sized(settings),
+            config=settings.generator,
+            max_model_len=longest_sequence(settings),
             deadlines=settings.deadlines,
-            heartbeat=settings.heartbeat,
-            cache=mirror_folder(settings, generator_id),
+            cache=RunFolder(settings.run.dir).mirror_of(generator_id),
         )
     )
-
-
-def sized(settings: Settings) -> GeneratorConfig:
-    """The generator's section with the longest sequence that the run can produce where none is set."""
-    longest = settings.data.max_prompt_tokens + settings.sampling.max_response_tokens
-    return settings.generator.model_copy(update={"max_model_len": settings.generator.max_model_len or longest})
-
-
-def mirror_folder(settings: Settings, generator_id: str) -> Path:
-    """Where this generator keeps its verified copy of the weights."""
-    return settings.run.dir / "mirrors" / generator_id
 
 
 def own_generator_id() -> str:

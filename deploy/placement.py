@@ -1,4 +1,4 @@
-"""Which processors and GPUs each part of a local run gets. Pure functions of what the machine has."""
+"""Which processors and GPUs each part of a local run gets, from what the machine has."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def learner_env(gpus: list[str], generators: int, cores: int, *, ranks: int = 1)
 def generator_env(
     index: int, gpus: list[str], generators: int, cores: int, *, tensor_parallel: int, ranks: int = 1
 ) -> dict[str, str]:
-    """Generators take the GPUs after the learner's in turn; where the learner has all of them they share those.
+    """Generators take the GPUs after the learner's in turn; where the learner has all GPUs they share them.
 
-    On CPU every engine would pin its threads to the same first cores by itself, so none may.
+    On CPU every engine would pin its threads to the same first cores by itself, so pinning is off.
     """
     if len(gpus) > 1:
         free = gpus[ranks:] or gpus

@@ -1,5 +1,5 @@
-"""Whether an engine computes what the learner computes: its log-probabilities of a version's canaries against the
-learner's own. Knows no network; what to do about a difference is the loop's matter.
+"""Whether an engine computes what the learner computes: compares its log-probabilities of a version's canaries with
+the learner's own.
 
 The learner computes in float32 with the weights as published; an engine may compute in another type, and every type
 has its rounding. Measured with SmolLM2-135M, the mean difference is 1.7e-5 in float32, 0.015 in float16 and 0.12 in
@@ -18,30 +18,31 @@ TOLERANCES = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 """Largest mean difference of a log-probability that the rounding of an engine's type explains."""
 
 DEADLINE_S = 600.0
-"""Longest wait for an engine to score the canaries; with a full KV cache they wait for room like any request."""
+"""Longest wait for an engine to score the canaries; with a full KV cache they are queued like any request."""
 
 
-async def difference(engine: Engine, manifest: WeightManifest) -> str:
-    """In words, how what the engine serves differs from `manifest`'s version; empty when it does not.
+async def describe_mismatch(engine: Engine, manifest: WeightManifest) -> str:
+    """How the weights that the engine serves differ from `manifest`'s version; empty when they agree.
 
     Raises:
         DeadlineError: the engine gave no answer.
         EngineError: it died.
     """
-    distances: list[float] = []
+    differences: list[float] = []
     try:
         async with asyncio.timeout(DEADLINE_S):
             for canary in manifest.canaries:
                 scored = await engine.score(canary.tokens)
                 if scored is None:
                     return ""
-                distances += [abs(own - its) for own, its in zip(canary.log_probs, scored, strict=False)]
+                differences += [abs(own - its) for own, its in zip(canary.log_probs, scored, strict=False)]
     except TimeoutError:
         raise DeadlineError("the engine", "the log-probabilities of the canaries", DEADLINE_S) from None
-    mean, most = sum(distances) / max(1, len(distances)), TOLERANCES.get(engine.precision, TOLERANCES["bfloat16"])
-    if mean <= most:  # not a number is no agreement
+    mean = sum(differences) / max(1, len(differences))
+    tolerance = TOLERANCES.get(engine.precision, TOLERANCES["bfloat16"])
+    if mean <= tolerance:  # false for NaN, which is a mismatch
         return ""
     return (
         f"the log-probabilities of {len(manifest.canaries)} canaries differ from the learner's by {mean:.3g} "
-        f"on average, more than {most:g}, which is what rounding to {engine.precision} explains"
+        f"on average, more than {tolerance:g}, which is what rounding to {engine.precision} explains"
     )

@@ -1,8 +1,8 @@
-"""Lets people talk to the model that a generator serves: OpenAI's chat routes, answered by vLLM's own serving code.
+"""OpenAI's chat routes for the model that a generator serves, answered by vLLM's own serving code.
 
-Runs beside the tasks on the same engine and never takes more than its share of it. Knows no queue and no learner. An
-answer says which versions sampled it: `model` is RUN@vN, the version when the request came, and `system_fingerprint`
-names every version that sampled its tokens, as v12 or v12-v13.
+Chat requests share the engine with the tasks and never hold more than CHAT_SHARE of it. An answer names the versions
+that sampled it: `model` is RUN@vN, the version when the request came, and `system_fingerprint` names every version that
+sampled its tokens, as v12 or v12-v13.
 """
 
 from __future__ import annotations
@@ -31,20 +31,22 @@ from vllm.outputs import RequestOutput
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from generator.engines.base import Engine
-from generator.engines.vllm import VllmEngine
-from services.api.auth import Guard
+from generator.engines.vllm.engine import VllmEngine
+from services.api.auth import AuthMiddleware
 from services.api.limits import BodyLimit
 from services.errors import ConfigError, SeptError, UnavailableError
-from services.server import bind, url_of
+from services.net import listen, listener_url, split_address
 
+CHAT_SHARE = 0.1
+"""Share of generator.max_in_flight that chat may hold, one request at least; more is answered 429."""
 RETRY_AFTER_S = 1
-"""What a client that found no room is told to wait."""
+"""The Retry-After of a 429 answer."""
 MAX_BODY_BYTES = 1 << 22
-"""A conversation is text: 4 MiB hold more than any model reads."""
-CLOSE_S = 5.0
-"""How long answers under way may take when the generator leaves."""
+"""A conversation is text: 4 MiB are more than any model reads."""
+SHUTDOWN_DEADLINE_S = 5.0
+"""Longest wait for unfinished answers when the generator ends."""
 
-PLAIN: dict[str, Any] = {
+ALLOWED_VALUES: dict[str, Any] = {
     "n": (None, 1),
     "use_beam_search": (False,),
     "prompt_logprobs": (None,),
@@ -52,36 +54,41 @@ PLAIN: dict[str, Any] = {
     "structured_outputs": (None,),
     "seed": (None,),
 }
-"""Fields whose other values cost more than one request, slow down the requests beside it, or (a seed, on CPU) end
-the engine when a request is preempted."""
+"""Fields whose other values cost more than one request, slow down other requests, or (a seed, on CPU) end the engine
+when a request is preempted."""
 
 log = structlog.get_logger()
 
 _versions: ContextVar[set[int]] = ContextVar("versions")
-"""Those that sampled the answer to the request at hand."""
+"""Versions that sampled the answer to the current request."""
 
 
-class Places:
-    """How many answers may be in the engine at once."""
+def chat_slots(max_in_flight: int) -> int:
+    """Chat requests that may be in the engine at once."""
+    return max(1, int(CHAT_SHARE * max_in_flight))
+
+
+class ChatSlots:
+    """At most `count` chat requests in the engine; the others are rejected, not queued."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.taken = 0
+        self.used = 0
 
-    def take(self) -> bool:
-        """False when there is no room."""
-        if self.taken >= self.count:
+    def try_acquire(self) -> bool:
+        """False when all slots are used."""
+        if self.used >= self.count:
             return False
-        self.taken += 1
+        self.used += 1
         return True
 
-    def give(self) -> None:
-        self.taken -= 1
+    def release(self) -> None:
+        self.used -= 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Client:
-    """The engine as vLLM's serving code sees it: AsyncLLM, but requests survive new weights, and versions are noted."""
+    """An AsyncLLM for vLLM's serving code, whose requests survive new weights and record their versions."""
 
     engine: VllmEngine
 
@@ -92,14 +99,14 @@ class _Client:
         self, prompt: Any, params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         seen = _versions.get()
-        async with contextlib.aclosing(self.engine.outputs(prompt, params, request_id, **options)) as outputs:
+        async with contextlib.aclosing(self.engine.requests.outputs(prompt, params, request_id, **options)) as outputs:
             async for output in outputs:
                 seen.update(int(span.version) for span in output.outputs[0].weight_versions or ())
                 yield output
 
 
 class _Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM is untyped here
-    """Its fingerprint is that of the answer at hand, not of the server."""
+    """Its fingerprint names the versions of the current answer."""
 
     @property
     def system_fingerprint(self) -> str | None:
@@ -108,25 +115,27 @@ class _Chat(OpenAIServingChat):  # type: ignore[misc]  # vLLM is untyped here
 
     @system_fingerprint.setter
     def system_fingerprint(self, value: str | None) -> None:
-        """vLLM sets one for the whole server."""
+        """Ignores vLLM's, which is one for the whole server."""
 
 
 class _Models(OpenAIServingModels):  # type: ignore[misc]
-    """One model, asked for by the run's name; it answers as RUN@vN and lists that as its root."""
+    """One model, requested by the run's name; its answers and its listed root say RUN@vN."""
 
     def model_name(self, lora_request: object = None) -> str:
-        return f"{self.base_model_paths[0].name}@v{self.engine_client.engine.version}"
+        return f"{self.base_model_paths[0].name}@v{self.engine_client.engine.requests.version}"
 
     async def show_available_models(self) -> Any:
-        self.base_model_paths[0].model_path = self.model_name()
-        return await super().show_available_models()
+        listed = await super().show_available_models()
+        return listed.model_copy(
+            update={"data": [card.model_copy(update={"root": self.model_name()}) for card in listed.data]}
+        )
 
 
-class Conversation:
-    """vLLM's handlers over one engine."""
+class ChatHandlers:
+    """vLLM's handlers of the chat routes, on one engine."""
 
-    def __init__(self, engine: VllmEngine, run_id: str, places: Places) -> None:
-        self._places = places
+    def __init__(self, engine: VllmEngine, run_id: str, slots: ChatSlots) -> None:
+        self._slots = slots
         client = _Client(engine)
         self._models = _Models(client, [BaseModelPath(run_id, run_id)])
         template = {"chat_template": None, "chat_template_content_format": "auto"}
@@ -134,75 +143,75 @@ class Conversation:
         self._chat = _Chat(client, self._models, "assistant", online_renderer=renderer, request_logger=None, **template)
 
     async def models(self) -> dict[str, Any]:
-        """The run by its name, with the version that answers now."""
+        """The run's name, with the version that is served now."""
         listed: dict[str, Any] = (await self._models.show_available_models()).model_dump()
         return listed
 
     async def answer(self, request: ChatCompletionRequest, raw: Request) -> Response:
         """One answer, whole or as a stream; 429 when chat holds its share of the engine already."""
-        for name, plain in PLAIN.items():
-            if getattr(request, name) not in plain:
-                return _refusal(f"{name} is not offered beside a training run", HTTPStatus.BAD_REQUEST)
-        if not self._places.take():
-            return _refusal(
-                f"chat holds its {self._places.count} places in the engine",
+        for name, allowed in ALLOWED_VALUES.items():
+            if getattr(request, name) not in allowed:
+                return _error_response(f"{name} is not offered during a training run", HTTPStatus.BAD_REQUEST)
+        if not self._slots.try_acquire():
+            return _error_response(
+                f"all {self._slots.count} chat slots of the engine are used",
                 HTTPStatus.TOO_MANY_REQUESTS,
                 {"Retry-After": str(RETRY_AFTER_S)},
             )
-        with contextlib.ExitStack() as room:
-            room.callback(self._places.give)
+        with contextlib.ExitStack() as slot:
+            slot.callback(self._slots.release)
             seen: set[int] = set()
             _versions.set(seen)
-            given = await self._chat.create_chat_completion(request, raw)
-            if isinstance(given, ErrorResponse):
-                return JSONResponse(given.model_dump(), given.error.code)
-            if isinstance(given, AsyncGenerator):
-                return StreamingResponse(_until_over(given, seen, room.pop_all()), media_type="text/event-stream")
-            return JSONResponse(given.model_dump())
+            answer = await self._chat.create_chat_completion(request, raw)
+            if isinstance(answer, ErrorResponse):
+                return JSONResponse(answer.model_dump(), answer.error.code)
+            if isinstance(answer, AsyncGenerator):
+                return StreamingResponse(_stream_in_slot(answer, seen, slot.pop_all()), media_type="text/event-stream")
+            return JSONResponse(answer.model_dump())
 
 
-async def _until_over(
-    stream: AsyncGenerator[str, None], seen: set[int], room: contextlib.ExitStack
+async def _stream_in_slot(
+    stream: AsyncGenerator[str, None], seen: set[int], slot: contextlib.ExitStack
 ) -> AsyncIterator[str]:
-    """The stream, in whatever task sends it; then there is room for another answer."""
+    """The stream's pieces; the slot is released at its end. Sets `_versions` again, as another task may send it."""
     _versions.set(seen)
-    with room:
+    with slot:
         async with contextlib.aclosing(stream):
             async for piece in stream:
                 yield piece
 
 
-def _refusal(message: str, status: HTTPStatus, headers: dict[str, str] | None = None) -> Response:
+def _error_response(message: str, status: HTTPStatus, headers: dict[str, str] | None = None) -> Response:
     error = create_error_response(message, err_type=status.phrase, status_code=status)
     return JSONResponse(error.model_dump(), status, headers)
 
 
-def create_chat_app(conversation: Conversation, token: str | None) -> FastAPI:
-    """OpenAI's two routes, open to whoever the services are open to."""
+def create_chat_app(handlers: ChatHandlers, token: str | None) -> FastAPI:
+    """OpenAI's two routes, behind the same token as the services."""
     app = FastAPI(title="SePT chat", openapi_url=None)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return await conversation.models()
+        return await handlers.models()
 
     @app.post("/v1/chat/completions")
     @with_cancellation  # type: ignore[untyped-decorator]
     async def chat(request: ChatCompletionRequest, raw_request: Request) -> Response:
         try:
-            return await conversation.answer(request, raw_request)
+            return await handlers.answer(request, raw_request)
         except (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError) as error:  # as vLLM's own app
-            problem = create_error_response(error)
-            return JSONResponse(problem.model_dump(), problem.error.code)
+            body = create_error_response(error)
+            return JSONResponse(body.model_dump(), body.error.code)
         except SeptError as error:
-            return _refusal(error.message, HTTPStatus.SERVICE_UNAVAILABLE)
+            return _error_response(error.message, HTTPStatus.SERVICE_UNAVAILABLE)
 
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(Guard, token=token)
+    app.add_middleware(AuthMiddleware, token=token)
     return app
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the generator."""
+    """Installs no signal handlers: the generator has its own."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -210,32 +219,38 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def open_chat(engine: Engine, run_id: str, *, address: str, places: int, token: str | None) -> AsyncIterator[str]:
-    """Answers on `address` ("host:port") within the block; yields the URL. The engine must have started.
+async def open_chat(engine: Engine, run_id: str, *, address: str, slots: int, token: str | None) -> AsyncIterator[str]:
+    """Serves chat on `address` ("host:port") within the block; yields the URL. The engine must have started.
 
-    An address that is taken, as by another generator of this machine, is no reason not to train: then there is no chat
-    here, and the URL is empty. Without a token the address must be one of loopback, which the settings see to.
-    ConfigError for an engine that is not vLLM's.
+    If the address is in use, for instance by another generator of this machine, the generator runs without chat and the
+    URL is empty. Without a token the address must be loopback, which the settings check. ConfigError for an engine
+    other than vLLM's.
     """
     if not isinstance(engine, VllmEngine):
-        raise ConfigError("generator.chat needs vLLM's engine", hint="set generator.engine to vllm, or chat to nothing")
-    host, _, port = address.rpartition(":")
-    app = create_chat_app(Conversation(engine, run_id, Places(places)), token)
+        raise ConfigError(
+            "generator.chat needs vLLM's engine", hint="set generator.engine to vllm, or leave generator.chat empty"
+        )
+    host, port = split_address(address)
+    app = create_chat_app(ChatHandlers(engine, run_id, ChatSlots(slots)), token)
     try:
-        listener = bind(host, int(port), setting="generator.chat")
+        listener = listen(host, port, setting="generator.chat")
     except UnavailableError as error:
         log.warning("chat_not_offered", reason=error.message, hint=error.hint)
         yield ""
         return
     with listener:
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=round(CLOSE_S)
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=round(SHUTDOWN_DEADLINE_S),
         )
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        log.info("chat_listening", url=url_of(listener), places=places)
+        log.info("chat_listening", url=listener_url(listener), slots=slots)
         try:
-            yield url_of(listener)
+            yield listener_url(listener)
         finally:
             server.should_exit = True
             await serving

@@ -20,8 +20,6 @@ class GeneratorConfig(Section):
     """Type the engine computes in; auto: the published type on CUDA, float32 on CPU."""
     max_in_flight: int = Field(default=64, ge=1)
     """Most sequences in the engine at once; while its KV cache is too small for them, fewer (generator/flow.py)."""
-    max_model_len: int | None = Field(default=None, ge=2)
-    """Longest prompt plus response the engine must hold; unset: the longest the config can produce."""
     memory_fraction: float = Field(default=0.9, gt=0, le=1)
     """Share of the GPU's memory for the engine."""
     cpu_cache_gib: float = Field(default=1.0, gt=0)
@@ -30,5 +28,3 @@ class GeneratorConfig(Section):
     """GPUs per generator."""
     chat: str = Field(default="", pattern=r"^(.+:\d{1,5})?$")
     """host:port where each generator answers OpenAI chat requests; port 0: a free one, shown among the parts."""
-    chat_share: float = Field(default=0.1, gt=0, le=1)
-    """Share of max_in_flight that chat may hold, one request at least; more is answered 429."""

@@ -1,8 +1,8 @@
-"""How many sequences an engine gets at once, and the slots that hold to it. Knows no engine, no queue and no task.
+"""How many sequences to keep in an engine, and the slots that enforce it.
 
-Too few leave the engine idle; too many fill its KV cache, and it throws sequences out to compute them again later.
-Where the line runs depends on lengths that nobody knows beforehand, so it is found as TCP finds its own: additive
-increase, multiplicative decrease (Chiu and Jain 1989; slow start and threshold as in RFC 5681).
+Too few leave the engine idle. Too many fill its KV cache, and it evicts sequences to compute them again later. The
+limit depends on lengths that are not known in advance, so it is found as TCP finds its own: additive increase,
+multiplicative decrease (Chiu and Jain 1989; slow start and threshold as in RFC 5681).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from contextlib import asynccontextmanager
 from generator.engines.base import EngineLoad
 
 HEADROOM = 0.9
-"""Above this share of the KV cache in use no more sequences are let in: those that are there still grow."""
-AHEAD = 0.25
-"""Share of the limit that is fetched beyond it, one sequence at least, so that a slot is taken the moment it is free:
-an engine whose answers end together would idle until as many are leased. The price: what waits here is kept from
-another generator that has nothing to do, at the end of a round above all, for as long as a slot takes to become free.
+"""Above this share of the KV cache in use no more sequences are admitted: those in the engine still grow."""
+PREFETCH = 0.25
+"""Share of the limit that is fetched beyond it, one sequence at least, so that a free slot is taken at once: an engine
+whose responses end together would idle until as many tasks are leased. The price: what waits here is not available to
+an idle generator, above all at the end of a round, for as long as a slot takes to become free.
 """
 DECREASE = 0.75
-"""What the limit is multiplied by when the engine preempts."""
+"""Factor on the limit when the engine preempts."""
 
 
 class Flow:
@@ -30,12 +30,12 @@ class Flow:
 
         flow = Flow(ceiling=64, fits=20)
         flow.observe(load)      # whenever a sequence has left the engine
-        flow.limit              # so many may be in it now
+        flow.limit              # sequences that may be in it now
 
-    It starts with what `fits` at the greatest length. While the limit is what holds back the engine, every sequence
-    that ends makes room for one more (so the limit doubles in the time of a response), and above the threshold, where
-    the engine preempted last, for 1 / limit more. A preemption takes a quarter of the limit, once until those in
-    excess have left.
+    It starts with what `fits` at the greatest length. While the limit is what keeps the engine from doing more, every
+    sequence that ends raises the limit by one (so it doubles in the time of a response), and above the threshold, where
+    the engine preempted last, by 1 / limit. A preemption lowers the limit by a quarter; no other preemption counts
+    until the excess sequences have left.
     """
 
     def __init__(self, ceiling: int, fits: int) -> None:
@@ -50,71 +50,71 @@ class Flow:
         return int(self._window)
 
     def observe(self, load: EngineLoad) -> None:
-        """Follow what the engine says."""
-        inside = load.running + load.waiting
+        """Adapt the limit to the engine's load."""
+        in_engine = load.running + load.waiting
         if load.preemptions > self._preemptions:
             self._preemptions = load.preemptions
-            if inside <= self._window:
+            if in_engine <= self._window:
                 self._window = self._threshold = max(1.0, self._window * DECREASE)
-        elif not is_full(load) and 2 * inside >= self._window:  # a limit that nothing comes near proves nothing
+        elif not is_full(load) and 2 * in_engine >= self._window:  # far below the limit, no preemption proves nothing
             step = 1.0 if self._window < self._threshold else 1.0 / self._window
             self._window = min(self._window + step, self._ceiling)
 
-    def room(self, load: EngineLoad, outstanding: int) -> int:
+    def fetchable(self, load: EngineLoad, outstanding: int) -> int:
         """Sequences to fetch now, with `outstanding` fetched and not finished; none while the engine is full."""
-        wanted = self.limit + max(1, int(AHEAD * self.limit))
-        return 0 if is_full(load) and outstanding else max(0, wanted - outstanding)
+        target = self.limit + max(1, int(PREFETCH * self.limit))
+        return 0 if is_full(load) and outstanding else max(0, target - outstanding)
 
 
 def is_full(load: EngineLoad) -> bool:
-    """Whether one sequence more would wait, or push out another."""
+    """Whether one more sequence would wait, or evict another."""
     return load.waiting > 0 or load.cache_used >= HEADROOM
 
 
 class Slots:
-    """At most `limit` holders at once, in order of arrival, so that a long queue keeps nobody out for ever.
+    """A semaphore whose limit can change: at most `limit` holders, admitted in order of arrival.
 
-    Lowering the limit takes no slot away: it holds once enough have left.
+    Lowering the limit interrupts no holder: it takes effect as holders leave.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiters: deque[asyncio.Future[None]] = deque()
         self.held = 0
         """Holders now."""
 
     @asynccontextmanager
-    async def one(self) -> AsyncIterator[None]:
-        """Hold a slot for the block; waits for it."""
-        await self._take()
+    async def acquired(self) -> AsyncIterator[None]:
+        """Wait for a slot and hold it for the block."""
+        await self._acquire()
         try:
             yield
         finally:
-            self._give_back()
+            self._release()
 
     def resize(self, limit: int) -> None:
-        """Another limit from now on."""
+        """Set another limit."""
         self._limit = limit
-        self._hand_on()
+        self._admit()
 
-    async def _take(self) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        self._hand_on()
+    async def _acquire(self) -> None:
+        admitted = asyncio.get_running_loop().create_future()
+        self._waiters.append(admitted)
+        self._admit()
         try:
-            await turn
+            await admitted
         except asyncio.CancelledError:
-            if not turn.cancelled():
-                self._give_back()  # it had come, and nobody will use it
+            if not admitted.cancelled():
+                self._release()  # admitted already, but cancelled before it could run
             raise
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         self.held -= 1
-        self._hand_on()
+        self._admit()
 
-    def _hand_on(self) -> None:
-        while self._waiting and self.held < self._limit:
-            turn = self._waiting.popleft()
-            if not turn.cancelled():
+    def _admit(self) -> None:
+        while self._waiters and self.held < self._limit:
+            admitted = self._waiters.popleft()
+            if not admitted.cancelled():
                 self.held += 1
-                turn.set_result(None)
+                admitted.set_result(None)

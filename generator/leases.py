@@ -1,7 +1,7 @@
-"""A generator's leases: taken as the engine has room, answered, handed in. Knows weights by their version only.
+"""A generator's leases: taken as the engine has room, sampled, completed with their rollouts or released.
 
-Each lease is one record in one dict, from the moment it is taken until its answers are handed in, it is given back or
-another generator has it; whatever is asked about the leases is read off these records.
+Each lease is one record in one dict, from the moment it is taken until it is completed, released or lost to another
+generator. All numbers about the leases are computed from these records.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
 from enum import Enum, auto
 
 import structlog
@@ -28,7 +27,7 @@ from services.time_accounting import Rate
 log = structlog.get_logger()
 
 LEASE_BLOCK_S = 1.0
-"""How long one request for tasks waits at Redis."""
+"""How long one request for tasks blocks at Redis."""
 
 
 class Stage(Enum):
@@ -36,30 +35,37 @@ class Stage(Enum):
 
     AWAITING_SLOT = auto()
     AWAITING_VERSION = auto()
-    """It has nothing in the engine, and will not before another version comes."""
-    BEGUN = auto()
-    """One of its sequences at least has had a slot."""
+    """None of its sequences is in the engine, because its task needs a newer version."""
+    SAMPLING = auto()
+    """At least one of its sequences has had a slot."""
 
 
-@dataclass(slots=True, eq=False)
-class Held:
-    """A lease in this generator's hands."""
+class ActiveLease:
+    """A lease that this generator holds, and `work`, which runs in `group`."""
 
-    lease: Lease
-    lacking: int
-    """Sequences that it still lacks."""
-    stage: Stage = Stage.AWAITING_SLOT
-    since: float = field(default_factory=time.monotonic)
-    """When it was taken, on the monotonic clock."""
-    work: asyncio.Task[None] = field(init=False)
+    def __init__(
+        self, lease: Lease, work: Callable[[ActiveLease], Coroutine[None, None, None]], group: asyncio.TaskGroup
+    ) -> None:
+        self.lease = lease
+        self.unfinished = lease.task.samples
+        """Sequences without a completion."""
+        self.stage = Stage.AWAITING_SLOT
+        self.taken_at = time.monotonic()
+        self.work = group.create_task(work(self))
 
     def start_over(self) -> None:
-        """Nothing that was sampled so far counts."""
-        self.lacking, self.stage = self.lease.task.samples, Stage.AWAITING_SLOT
+        """Discard what was sampled so far."""
+        self.unfinished, self.stage = self.lease.task.samples, Stage.AWAITING_SLOT
+
+    def enter(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def finish_sequence(self) -> None:
+        self.unfinished -= 1
 
 
 class Leases:
-    """What one generator holds, and the work on it.
+    """The leases of one generator, and the work on them.
 
     `changed` is called whenever `in_flight` or `awaits_version` may have changed.
     """
@@ -81,16 +87,16 @@ class Leases:
         self._max_in_flight = max_in_flight
         self._deadlines = deadlines
         self._changed = changed
-        self._held: dict[bytes, Held] = {}
+        self._active: dict[bytes, ActiveLease] = {}
         """By the lease's entry id."""
         self._samples = 1
-        """G of the last task: what the next one will take."""
+        """G of the last task; the next one is assumed to have as many samples."""
         self._flow = Flow(max_in_flight, fits=max_in_flight)
         self._slots = Slots(self._flow.limit)
-        self._room = asyncio.Event()
+        self._work_ended = asyncio.Event()
         self._draining = asyncio.Event()
         self.rate = Rate()
-        """Of tokens handed in."""
+        """Tokens of completed tasks."""
 
     @property
     def in_flight(self) -> int:
@@ -100,48 +106,47 @@ class Leases:
     @property
     def awaits_version(self) -> bool:
         """Whether a lease waits for a version that the engine does not serve yet."""
-        return any(held.stage is Stage.AWAITING_VERSION for held in self._held.values())
+        return any(active.stage is Stage.AWAITING_VERSION for active in self._active.values())
 
     async def serve(self, group: asyncio.TaskGroup) -> None:
-        """Keep the started engine in work until `drain`, then let end what has begun; work is done in `group`."""
+        """Keep the started engine busy until `drain`, then finish what is being sampled; the work runs in `group`."""
         self._flow = Flow(self._max_in_flight, self._engine.load().fits)
         self._slots.resize(self._flow.limit)
         while not (self._draining.is_set() or is_cancelled()):
-            wanted = self._tasks_wanted()
-            if wanted == 0:
-                self._room.clear()
+            count = self._tasks_to_lease()
+            if count == 0:
+                self._work_ended.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._room.wait(), LEASE_BLOCK_S)
+                    await asyncio.wait_for(self._work_ended.wait(), LEASE_BLOCK_S)
                 continue
-            for lease in await self._take(wanted):
+            for lease in await self._lease(count):
                 self._samples = lease.task.samples
-                self._held[lease.entry_id] = held = Held(lease, lacking=lease.task.samples)
-                held.work = group.create_task(self._work(held))
+                self._active[lease.entry_id] = ActiveLease(lease, self._work, group)
             self._changed()
         await self._finish_in_flight()
 
     def drain(self) -> None:
-        """Take no more; `serve` returns when what has begun is done, or after `deadlines.drain_s`."""
+        """Lease no more; `serve` returns when what is being sampled is done, or after `deadlines.drain_s`."""
         self._draining.set()
-        self._room.set()
+        self._work_ended.set()
 
     async def renew(self) -> None:
-        """Keep the leases of what is being worked on; stop work whose lease another generator has taken."""
-        known = list(self._held.values())  # what is taken or handed in meanwhile is no matter of this renewal
-        owned = await self._leaser.renew([held.lease for held in known])
-        for held in known:
-            if held.lease.entry_id not in owned and self._let_go(held):
-                log.warning("lease_lost", task_id=held.lease.task.task_id)
-                held.work.cancel()
+        """Renew the leases; stop work whose lease another generator has taken."""
+        renewed = list(self._active.values())  # others may be added or completed during the request
+        owned = await self._leaser.renew([active.lease for active in renewed])
+        for active in renewed:
+            if active.lease.entry_id not in owned and self._remove(active):
+                log.warning("lease_lost", task_id=active.lease.task.task_id)
+                active.work.cancel()
 
-    # -- taking and giving back ------------------------------------------------------------------------------------
+    # -- leasing and releasing -------------------------------------------------------------------------------------
 
-    def _tasks_wanted(self) -> int:
-        """Tasks that give the engine all it can take and have a few more wait for the next slots."""
-        outstanding = sum(held.lacking for held in self._held.values())
-        return math.ceil(self._flow.room(self._engine.load(), outstanding) / self._samples)
+    def _tasks_to_lease(self) -> int:
+        """Tasks that fill the engine and a few more, which wait for the next slots."""
+        outstanding = sum(active.unfinished for active in self._active.values())
+        return math.ceil(self._flow.fetchable(self._engine.load(), outstanding) / self._samples)
 
-    async def _take(self, count: int) -> list[Lease]:
+    async def _lease(self, count: int) -> list[Lease]:
         """Up to `count` tasks; none once drained, however long Redis takes to answer."""
         leasing = asyncio.ensure_future(self._leaser.lease(count, LEASE_BLOCK_S))
         draining = asyncio.ensure_future(self._draining.wait())
@@ -151,105 +156,106 @@ class Leases:
                 return leasing.result()
             leasing.cancel()
             await asyncio.wait((leasing,))
-            return []  # what it had been handed unseen is given back when the leaser signs off
+            return []  # what Redis leased to the cancelled request is released when the leaser leaves
         finally:
             leasing.cancel()
             draining.cancel()
 
-    def _let_go(self, held: Held) -> bool:
-        """Hold it no more; False when that was so already, even if its task has come again."""
-        if self._held.get(held.lease.entry_id) is not held:
+    def _remove(self, active: ActiveLease) -> bool:
+        """Hold the lease no more; False when it was removed before, even if its task was leased again since."""
+        if self._active.get(active.lease.entry_id) is not active:
             return False
-        del self._held[held.lease.entry_id]
+        del self._active[active.lease.entry_id]
         return True
 
     async def _finish_in_flight(self) -> None:
-        """Give back what has not begun, let the rest end within the drain's deadline, then cancel it."""
-        await self._stop([held for held in self._held.values() if held.stage is not Stage.BEGUN])
-        if self._held:
-            await asyncio.wait([held.work for held in self._held.values()], timeout=self._deadlines.drain_s)
-        await self._stop(list(self._held.values()))
+        """Release what is not being sampled, wait for the rest until the drain's deadline, then stop it."""
+        await self._stop([active for active in self._active.values() if active.stage is not Stage.SAMPLING])
+        if self._active:
+            await asyncio.wait([active.work for active in self._active.values()], timeout=self._deadlines.drain_s)
+        await self._stop(list(self._active.values()))
 
-    async def _stop(self, stopped: Sequence[Held]) -> None:
-        """End the work on these and give back what of it was not handed in meanwhile."""
-        for held in stopped:
-            held.work.cancel()
-        await asyncio.gather(*(held.work for held in stopped), return_exceptions=True)
-        await self._leaser.release([held.lease for held in stopped if self._let_go(held)])
+    async def _stop(self, stopped: Sequence[ActiveLease]) -> None:
+        """Cancel the work on these and release those that were not completed meanwhile."""
+        for active in stopped:
+            active.work.cancel()
+        await asyncio.gather(*(active.work for active in stopped), return_exceptions=True)
+        await self._leaser.release([active.lease for active in stopped if self._remove(active)])
 
-    # -- the work on one -------------------------------------------------------------------------------------------
+    # -- the work on one lease -------------------------------------------------------------------------------------
 
-    async def _work(self, held: Held) -> None:
-        """Sample the task's answers and hand them in; what is not handed in stays held until it is given back."""
+    async def _work(self, active: ActiveLease) -> None:
+        """Sample the task's responses and complete the lease; after an error it stays active until it is released."""
         try:
-            completions = await self._sample(held)
-            rollouts = [self._rollout(held, *answer) for answer in enumerate(completions)]
-            if not await self._leaser.complete(held.lease, rollouts):
-                log.info("twin_ignored", task_id=held.lease.task.task_id)
-            self._let_go(held)
+            completions = await self._sample(active)
+            rollouts = [self._rollout(active, *numbered) for numbered in enumerate(completions)]
+            if not await self._leaser.complete(active.lease, rollouts):
+                log.info("twin_ignored", task_id=active.lease.task.task_id)
+            self._remove(active)
             self.rate.add(sum(int(rollout.response_tokens.size) for rollout in rollouts))
         finally:
-            self._room.set()
+            self._work_ended.set()
             self._changed()
 
-    async def _sample(self, held: Held) -> list[Completion]:
-        """One completion a sample, from the version that the task asks for on, and from proven versions only.
+    async def _sample(self, active: ActiveLease) -> list[Completion]:
+        """One completion for each sample, by versions that are verified and at least as new as the task demands.
 
-        Where a learner went back, answers in flight start over at its version; that may be too old for them.
+        After a rollback of the learner, requests in flight start over at its version, which may be too old for them.
         """
-        task, versions = held.lease.task, self._versions
+        task, versions = active.lease.task, self._versions
         while True:
-            held.start_over()
-            await self._reach_version(held)
-            refusals = versions.refusals
+            active.start_over()
+            await self._await_version(active)
+            failures = versions.canary_failures
             async with asyncio.TaskGroup() as group:
-                answers = [group.create_task(self._generate(held, sample)) for sample in range(task.samples)]
-            completions = [answer.result() for answer in answers]
-            await versions.proof(max(completion.spans[-1].weight_version for completion in completions))
-            if refusals == versions.refusals and all(
+                requests = [group.create_task(self._generate(active, sample)) for sample in range(task.samples)]
+            completions = [request.result() for request in requests]
+            newest = max(completion.spans[-1].weight_version for completion in completions)
+            await versions.wait_until_verified(newest)
+            if failures == versions.canary_failures and all(
                 completion.spans[0].weight_version >= task.min_weight_version for completion in completions
             ):
                 return completions
 
-    async def _reach_version(self, held: Held) -> None:
-        version = held.lease.task.min_weight_version
+    async def _await_version(self, active: ActiveLease) -> None:
+        version = active.lease.task.min_weight_version
         if self._versions.served >= version:
             return
-        held.stage = Stage.AWAITING_VERSION
+        active.enter(Stage.AWAITING_VERSION)
         self._changed()
         try:
-            await self._versions.reach(version)
+            await self._versions.wait_until_served(version)
         finally:
-            held.stage = Stage.AWAITING_SLOT
+            active.enter(Stage.AWAITING_SLOT)
             self._changed()
 
-    async def _generate(self, held: Held, sample: int) -> Completion:
-        """One answer in a slot of its own, whose end makes room for another, however long its siblings take."""
-        async with self._slots.one():
-            held.stage = Stage.BEGUN
+    async def _generate(self, active: ActiveLease, sample: int) -> Completion:
+        """One response in a slot of its own, which is free for others as soon as this response ends."""
+        async with self._slots.acquired():
+            active.enter(Stage.SAMPLING)
             self._changed()
-            completion = await self._engine.generate(held.lease.task, sample)
-        held.lacking -= 1
+            completion = await self._engine.generate(active.lease.task, sample)
+        active.finish_sequence()
         self._flow.observe(self._engine.load())
         self._slots.resize(self._flow.limit)
-        self._room.set()
+        self._work_ended.set()
         self._changed()
         return completion
 
-    def _rollout(self, held: Held, sample: int, completion: Completion) -> Rollout:
-        task = held.lease.task
+    def _rollout(self, active: ActiveLease, sample: int, completion: Completion) -> Rollout:
+        task = active.lease.task
         return Rollout(
             task_id=task.task_id,
             sample=sample,
             round=task.round,
-            index=task.index,
+            position=task.position,
             prompt_tokens=task.prompt_tokens,
             response_tokens=completion.response_tokens,
             finish_reason=completion.finish_reason,
             temperature=task.temperature,
             spans=completion.spans,
             generator_id=self._generator_id,
-            queued_s=held.lease.queued_s,
-            generate_s=time.monotonic() - held.since,
+            queued_s=active.lease.queued_s,
+            generate_s=time.monotonic() - active.taken_at,
             purpose=task.purpose,
         )

@@ -1,4 +1,4 @@
-"""Wires a generator together and runs it until SIGTERM; tells the run why it ended. Knows no task and no version."""
+"""Builds a generator and runs it until SIGTERM; appends to the run's events why it failed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from generator.config import GeneratorConfig
-from generator.engines.base import Engine, create_engine
-from generator.loop import LEAVE_S, Generator
-from generator.versions import first_version
-from services.config import DeadlinesConfig, HeartbeatConfig
+from generator.engines.base import Engine
+from generator.engines.create import create_engine
+from generator.loop import SIGN_OFF_S, Generator
+from generator.versions import wait_for_first_version
+from services.config import DeadlinesConfig
 from services.errors import SeptError, UnavailableError
 from services.streams.connection import Keys, connect_async
 from services.streams.events import AsyncEventLog
@@ -28,7 +29,7 @@ from services.weights.mirror import WeightMirror
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """Where a generator finds the others."""
+    """How a generator reaches the rest of the run."""
 
     redis_url: str
     services_url: str
@@ -41,16 +42,20 @@ async def run_generator(
     *,
     peers: Peers,
     config: GeneratorConfig,
+    max_model_len: int,
     deadlines: DeadlinesConfig,
-    heartbeat: HeartbeatConfig,
     cache: Path,
 ) -> None:
-    """Join a run as one generator and serve it until SIGTERM or SIGINT; a second signal stops at once."""
+    """Join a run as one generator and serve it until SIGTERM or SIGINT; a second signal stops at once.
+
+    `max_model_len` is the longest prompt plus response of the run, in tokens.
+    """
+    create = partial(create_engine, config, max_model_len=max_model_len, seed=_seed(generator_id), cache=cache)
     clock = StateClock("starting")
     async with WeightClient(peers.services_url, peers.token, deadline_s=deadlines.startup_s) as client:
         engine, manifest = await asyncio.gather(
-            asyncio.to_thread(partial(create_engine, config, seed=_seed(generator_id), cache=cache)),
-            first_version(client, deadlines.startup_s),
+            asyncio.to_thread(create),
+            wait_for_first_version(client, deadlines.startup_s),
         )
         redis = await connect_async(peers.redis_url, deadline_s=deadlines.startup_s)
         keys = Keys(manifest.run_id)
@@ -64,7 +69,6 @@ async def run_generator(
             AsyncEventLog(redis, keys),
             config=config,
             deadlines=deadlines,
-            heartbeat=heartbeat,
             lease_s=peers.lease_s,
             clock=clock,
             chat=partial(_open_chat, engine, config, manifest.run_id, peers.token),
@@ -73,9 +77,9 @@ async def run_generator(
         try:
             await generator.run(manifest)
         except BaseExceptionGroup as group:
-            # The coroutines fail together; the first to fail says why.
-            error = _first_of(group)
-            await _tell(AsyncEventLog(redis, keys), generator_id, error)
+            # one failure cancels the other coroutines; the first error is the cause
+            error = _first_error(group)
+            await _report_failure(AsyncEventLog(redis, keys), generator_id, error)
             raise error from group
         finally:
             await redis.aclose()
@@ -84,30 +88,30 @@ async def run_generator(
 def _open_chat(
     engine: Engine, config: GeneratorConfig, run_id: str, token: str | None
 ) -> AbstractAsyncContextManager[str]:
-    """Where people may talk to the engine, if anywhere; the settings let only vLLM's be talked to."""
+    """The chat server on `config.chat`, or nothing; the settings allow it with vLLM only."""
     if not config.chat:
         return nullcontext("")
-    from generator.chat import open_chat
+    from generator.chat import chat_slots, open_chat
 
-    places = max(1, int(config.chat_share * config.max_in_flight))
-    return open_chat(engine, run_id, address=config.chat, places=places, token=token)
+    slots = chat_slots(config.max_in_flight)
+    return open_chat(engine, run_id, address=config.chat, slots=slots, token=token)
 
 
-async def _tell(events: AsyncEventLog, generator_id: str, error: BaseException) -> None:
-    """Leave word of why this generator ends for whoever looks for it."""
+async def _report_failure(events: AsyncEventLog, generator_id: str, error: BaseException) -> None:
+    """Append to the run's events why this generator ends."""
     message = error.message if isinstance(error, SeptError) else f"{type(error).__name__}: {error}"
     with contextlib.suppress(UnavailableError, TimeoutError):
-        async with asyncio.timeout(LEAVE_S):
+        async with asyncio.timeout(SIGN_OFF_S):
             await events.append(generator_id, "failed", message=message)
 
 
-def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     first = group.exceptions[0]
-    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
+    return _first_error(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def _seed(generator_id: str) -> int:
-    """Generators must not sample alike, and one that restarts goes on alike."""
+    """Differs between generators, so that they do not sample alike; the same when one restarts."""
     return zlib.crc32(generator_id.encode())
 
 

@@ -1,6 +1,6 @@
-"""The weights that the engine serves: brought in while it generates, proven by their canaries, waited for by tasks.
+"""Keeps the engine at the newest weights: fetched while it generates, checked by their canaries, awaited by tasks.
 
-Owns the mirror and the engine's updates. Knows no task and no lease.
+Owns the weight mirror and the engine's updates.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from services.weights.mirror import WeightMirror, WeightUpdate
 log = structlog.get_logger()
 
 LONG_POLL_S = 20.0
-"""How long one question for a newer version stays open at the endpoint."""
+"""How long one request for a newer version stays open at the endpoint."""
 RETRY_S = 1.0
-"""Pause before an endpoint that failed is asked again."""
+"""Pause before a failed request to the endpoint is repeated."""
 
 
-async def first_version(client: WeightClient, deadline_s: float) -> WeightManifest:
+async def wait_for_first_version(client: WeightClient, deadline_s: float) -> WeightManifest:
     """Wait for the learner's first publication; DeadlineError when none comes."""
     started = time.monotonic()
-    problem = "no version was published"
+    reason = "no version was published"
     while (waited := time.monotonic() - started) < deadline_s:
         try:
             manifest = await client.latest(None, None, min(LONG_POLL_S, deadline_s - waited))
         except UnavailableError as error:
-            problem = error.message
+            reason = error.message
             await asyncio.sleep(RETRY_S)
         else:
             if manifest is not None:
                 return manifest
     raise DeadlineError(
         "the weight-sync endpoint",
-        f"the first version ({problem})",
+        f"the first version ({reason})",
         deadline_s,
         hint="start the services and the learner, or raise deadlines.startup_s",
     )
@@ -55,7 +55,7 @@ async def first_version(client: WeightClient, deadline_s: float) -> WeightManife
 
 @dataclass(frozen=True, slots=True)
 class UpdateCosts:
-    """The fields of Heartbeat that say how many updates there were, and what the last one took."""
+    """The fields of Heartbeat that count the updates and measure the last one."""
 
     updates: int = 0
     pause_ms: float = 0.0
@@ -64,7 +64,7 @@ class UpdateCosts:
 
 
 class Versions:
-    """What `engine` serves from `start` on; `follow` brings every later version.
+    """The version that `engine` serves: `start` loads the first one, `follow` applies every later one.
 
     `changed` is called whenever `updating` has changed.
     """
@@ -88,32 +88,32 @@ class Versions:
         self._changed = changed
         self.served = -1
         self.digest: str | None = None
-        """Of what the engine serves; the mirror's may differ while an update is on its way."""
-        self.refusals = 0
-        """Versions that the engine served otherwise than the learner computes them."""
+        """Digest of the version served; the mirror may be at another one while an update is being applied."""
+        self.canary_failures = 0
+        """Versions for which the engine computed something else than the learner."""
         self.updating = False
-        """Whether generation stands still for an update."""
+        """Whether generation is paused for an update."""
         self.costs = UpdateCosts()
         self.message = ""
-        """What is amiss with the newest version, for people."""
-        self._unproven: int | None = None
-        """The version whose canaries have not been heard yet, from the moment that its first token may be sampled."""
-        self._arrived = asyncio.Condition()
+        """Why the newest version is not served, for display."""
+        self._unverified: int | None = None
+        """The version whose canaries are not checked yet, from the moment that its first token may be sampled."""
+        self._version_served = asyncio.Condition()
 
     async def start(self, manifest: WeightManifest) -> None:
-        """Start the engine with `manifest`'s version, or with a newer one should it be taken back meanwhile."""
+        """Start the engine with `manifest`'s version, or with the newest if that one is retracted meanwhile."""
         manifest, model_folder = await self._fetch(manifest)
         await self._engine.start(model_folder, manifest.weight_version)
-        await self._prove(manifest)
+        await self._check_canaries(manifest)
         self.served, self.digest = manifest.weight_version, manifest.digest
         log.info("engine_started", weight_version=self.served)
 
     async def follow(self) -> None:
-        """Bring every new version into the engine: fetched, verified and decoded while it generates."""
+        """Apply every new version; it is fetched, verified and decoded while the engine generates."""
         while not is_cancelled():
             try:
                 manifest = await self._client.latest(self.served, self.digest, LONG_POLL_S)
-                heard = time.monotonic()
+                announced = time.monotonic()
                 update = await self._mirror.advance(manifest) if manifest is not None else None
             except (UnavailableError, WeightError, ContractError) as error:
                 self.message = f"weights: {error.message}"
@@ -122,14 +122,14 @@ class Versions:
                 continue
             self.message = ""
             if update is not None:
-                await self._serve(update, heard)
+                await self._apply(update, announced)
 
-    async def reach(self, version: int) -> None:
+    async def wait_until_served(self, version: int) -> None:
         """Wait until the engine serves `version` or a later one; DeadlineError after `deadlines.weights_s`."""
         try:
-            async with self._arrived:
+            async with self._version_served:
                 await asyncio.wait_for(
-                    self._arrived.wait_for(lambda: self.served >= version), self._deadlines.weights_s
+                    self._version_served.wait_for(lambda: self.served >= version), self._deadlines.weights_s
                 )
         except TimeoutError:
             raise DeadlineError(
@@ -139,13 +139,13 @@ class Versions:
                 hint="is the learner publishing? `sept status` shows the newest version",
             ) from None
 
-    async def proof(self, version: int) -> None:
-        """Wait while `version` is being applied and proven, which both have deadlines of their own."""
-        async with self._arrived:
-            await self._arrived.wait_for(lambda: self._unproven != version)
+    async def wait_until_verified(self, version: int) -> None:
+        """Wait while `version` is being applied and its canaries are checked; both have deadlines of their own."""
+        async with self._version_served:
+            await self._version_served.wait_for(lambda: self._unverified != version)
 
     async def _fetch(self, manifest: WeightManifest) -> tuple[WeightManifest, Path]:
-        """The version as a folder to start from."""
+        """A version on disk and its model folder; the newest if `manifest`'s cannot be fetched."""
         started = time.monotonic()
         while True:
             try:
@@ -158,17 +158,17 @@ class Versions:
                 await asyncio.sleep(RETRY_S)
                 manifest = await self._client.latest(None, None, LONG_POLL_S) or manifest
 
-    async def _serve(self, update: WeightUpdate, heard: float) -> None:
-        """Lay the update over what the engine serves; failing there ends it, as nobody knows what it serves then."""
+    async def _apply(self, update: WeightUpdate, announced: float) -> None:
+        """Apply one update. An error ends the generator, because the engine's weights are undefined then."""
         manifest = update.manifest
-        self._unproven = manifest.weight_version
-        pause_s = await self._engine.apply(update, self._pause)
-        pause_s += await self._prove(manifest)
-        sync_s = time.monotonic() - heard
+        self._unverified = manifest.weight_version
+        pause_s = await self._engine.apply(update, self._paused)
+        pause_s += await self._check_canaries(manifest)
+        sync_s = time.monotonic() - announced
         self.costs = UpdateCosts(self.costs.updates + 1, pause_s * 1e3, sync_s, update.fetched_bytes)
-        async with self._arrived:
-            self.served, self.digest, self._unproven = manifest.weight_version, manifest.digest, None
-            self._arrived.notify_all()
+        async with self._version_served:
+            self.served, self.digest, self._unverified = manifest.weight_version, manifest.digest, None
+            self._version_served.notify_all()
         log.info(
             "weights_updated",
             weight_version=self.served,
@@ -178,7 +178,7 @@ class Versions:
         )
 
     @contextlib.contextmanager
-    def _pause(self) -> Iterator[None]:
+    def _paused(self) -> Iterator[None]:
         self.updating = True
         self._changed()
         try:
@@ -187,27 +187,27 @@ class Versions:
             self.updating = False
             self._changed()
 
-    async def _prove(self, manifest: WeightManifest) -> float:
-        """Hear the version's canaries from the engine; if they are wrong, reload every tensor once and hear them again.
+    async def _check_canaries(self, manifest: WeightManifest) -> float:
+        """Compare the engine with the version's canaries; if they differ, reload every tensor once and compare again.
 
-        Returns the seconds for which generation stood still. WeightError when they are wrong again: what the endpoint
+        Returns the seconds for which generation was paused. WeightError when they differ again: what the endpoint
         serves is not what the learner computes with.
         """
-        problem = await canary.difference(self._engine, manifest)
-        if not problem:
+        mismatch = await canary.describe_mismatch(self._engine, manifest)
+        if not mismatch:
             return 0.0
-        self.refusals += 1
-        self.message = f"canary: {problem}"
-        log.warning("canary_failed", weight_version=manifest.weight_version, reason=problem)
+        self.canary_failures += 1
+        self.message = f"canary: {mismatch}"
+        log.warning("canary_failed", weight_version=manifest.weight_version, reason=mismatch)
         await self._events.append(
-            self._generator_id, "canary_failed", weight_version=manifest.weight_version, message=problem
+            self._generator_id, "canary_failed", weight_version=manifest.weight_version, message=mismatch
         )
-        pause_s = await self._engine.apply(await self._mirror.renew(manifest), self._pause)
-        problem = await canary.difference(self._engine, manifest)
-        if problem:
+        pause_s = await self._engine.apply(await self._mirror.renew(manifest), self._paused)
+        mismatch = await canary.describe_mismatch(self._engine, manifest)
+        if mismatch:
             raise WeightError(
                 f"weight version {manifest.weight_version} is not the learner's, reloaded from its snapshot too: "
-                f"{problem}",
+                f"{mismatch}",
                 hint="what is published differs from what is trained: look for the cause in the learner, or in a type "
                 "that this engine computes differently; weight_sync.canary_prompts = 0 turns the check off",
             )

@@ -30,10 +30,9 @@ from learner.rollouts.collector import Collector
 from learner.rollouts.rollout_source import FixedSource, OnlineSource, RolloutSource
 from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import Trainer
-from services.config import WeightSyncConfig
 from services.contracts import Purpose
 from services.errors import ConfigError
-from services.run_folder import RunFolder
+from services.run_folder import EvaluationFolder, RunFolder
 from services.streams.connection import Keys
 from services.streams.control import Control
 from services.streams.dead_letters import read_dead_letters
@@ -41,7 +40,7 @@ from services.streams.events import EventLog
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
 from services.streams.wire import claimed_task_id
-from services.weights.store import WeightStore
+from services.weights.publisher import KEEP_VERSIONS, WeightPublisher
 
 if TYPE_CHECKING:
     from learner.monitoring.traces import Traces
@@ -86,7 +85,7 @@ def build_learner(
     evaluations = None
     if evaluation.every_rounds:
         evaluations = Evaluations(
-            folder.evaluations,
+            folder,
             evaluation,
             benchmarks=load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit),
             sampling=sampling_of(evaluation, settings.sampling, model.folder),
@@ -101,7 +100,7 @@ def build_learner(
         collector=collector,
         source=_source(settings, curriculum, collector, reporter),
         trainer=trainer,
-        publisher=build_publisher(folder, settings.weight_sync, client, keys),
+        publisher=build_publisher(folder, settings.training.max_staleness, client, keys),
         checkpoints=checkpoints,
         records=records,
         control=Control(client, keys),
@@ -129,12 +128,12 @@ def build_evaluator(
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     evaluation = settings.evaluation
     return Evaluator(
-        folder=folder.path,
+        folder=EvaluationFolder(folder.path),
         model_folder=model_folder,
         benchmarks=load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit),
         config=evaluation,
         sampling=sampling_of(evaluation, settings.sampling, model_folder),
-        publisher=build_publisher(folder, settings.weight_sync, client, keys),
+        publisher=build_publisher(folder, 0, client, keys),
         collector=build_collector(client, keys, 0, Purpose.EVALUATION),
         reporter=reporter,
         text_of=_decoder(tokenizer),
@@ -174,11 +173,10 @@ def build_collector(client: redis.Redis, keys: Keys, first_round: int, purpose: 
     )
 
 
-def build_publisher(folder: RunFolder, weight_sync: WeightSyncConfig, client: redis.Redis, keys: Keys) -> Publisher:
-    """A publisher that writes to the run's store and its events."""
-    store = WeightStore(
-        folder.weights, folder.run_id, anchor_every=weight_sync.anchor_every, keep_versions=weight_sync.keep_versions
-    )
+def build_publisher(folder: RunFolder, max_staleness: int, client: redis.Redis, keys: Keys) -> Publisher:
+    """A publisher of the run's versions; it keeps every version that a task may still ask for."""
+    keep_versions = max(KEEP_VERSIONS, max_staleness + 2)
+    store = WeightPublisher(folder.weights, folder.run_id, keep_versions=keep_versions)
     return Publisher(store, EventLog(client, keys))
 
 

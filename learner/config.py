@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from learner.algorithms.choose import ALGORITHMS
-from services.config import DeadlinesConfig, HeartbeatConfig, OneOf, RunConfig, Section, WeightSyncConfig, listed
+from services.config import DeadlinesConfig, OneOf, RunConfig, Section, WeightSyncConfig, listed
 
 GradientCheckpointing = Literal["off", "light", "full"]
 
@@ -126,14 +126,6 @@ class LoraConfig(Section):
     """The adapters' product is scaled by alpha / rank."""
     targets: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Names of the linear layers that get adapters, such as q_proj,v_proj; empty: all but the head."""
-    publish: Literal["merged", "adapters"] = "merged"
-    """What an update sends. merged: changes of the merged weights; adapters: adapters, which generators merge."""
-
-    @model_validator(mode="after")
-    def _adapters_exist(self) -> Self:
-        if self.publish == "adapters" and not self.rank:
-            raise ValueError("lora.publish = adapters and lora.rank = 0: there are no adapters; set lora.rank")
-        return self
 
 
 class CheckpointConfig(Section):
@@ -169,7 +161,7 @@ class EvaluationConfig(Section):
 
 
 class LearnerSettings(Section):
-    """What a learner and an evaluator are told: every section but those of the other parts."""
+    """What a learner and an evaluator need: every section but those of the other parts."""
 
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
@@ -182,4 +174,3 @@ class LearnerSettings(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
-    heartbeat: HeartbeatConfig = HeartbeatConfig()

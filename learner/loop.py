@@ -218,7 +218,7 @@ class Loop:
         if paused:
             self.control.set_paused(True)
         if back_to is not None:
-            self.control.ask_rollback(back_to)
+            self.control.request_rollback(back_to)
 
     # -- what people request ---------------------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ from learner.model.wire_tensors import wire_adapters, wire_tensors
 from services.contracts import Canary, FileKind, WeightManifest
 from services.errors import ModelError
 from services.streams.events import EventLog
-from services.weights.store import WeightStore
-from services.weights.tensors import RawTensor, Tensors, read_safetensors
+from services.tensors import RawTensor, Tensors, read_safetensors
+from services.weights.publisher import WeightPublisher
 
 log = structlog.get_logger()
 
@@ -76,20 +76,20 @@ Published = Callable[[int], None]
 class Publisher:
     """One version at a time, in order."""
 
-    def __init__(self, store: WeightStore, events: EventLog) -> None:
+    def __init__(self, store: WeightPublisher, events: EventLog) -> None:
         self._store = store
         self._events = events
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
 
     def newest(self) -> int | None:
-        """The version that generators are told is the newest; None before the first."""
+        """The newest version that generators can see; None before the first."""
         manifest = self._store.latest()
         return manifest.weight_version if manifest else None
 
     def retract_after(self, version: int) -> None:
         """Drop the later versions; call it while nothing is being published. Generators go back to `version`."""
         log.warning("versions_retracted", newest=self.newest(), after=version)
-        self._store.drop_after(version)
+        self._store.retract_after(version)
 
     def submit(
         self, version: int, contents: VersionContents, published: Published | None = None

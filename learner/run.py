@@ -68,7 +68,7 @@ def connected(
     """
     keys = Keys(folder.run_id)
     with connect(redis_url, deadline_s=settings.deadlines.startup_s) as client:
-        reporter = HeartbeatReporter(Heartbeats(client, keys), device=device, every_s=settings.heartbeat.every_s)
+        reporter = HeartbeatReporter(Heartbeats(client, keys), device=device)
         reporter.start()
         message = ""
         try:

@@ -1,4 +1,4 @@
-"""The HTTP app: puts routers, guard and limits together. Knows what each needs, not what it does."""
+"""Composes the HTTP app of one run from routers, authentication and limits."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.api import error_responses
-from services.api.auth import Guard
+from services.api.auth import AuthMiddleware
+from services.api.change_notifier import ChangeNotifier
 from services.api.control import control_router, export_router
 from services.api.events import events_router
 from services.api.limits import BodyLimit
 from services.api.metrics import metrics_router
-from services.api.notices import Notices
-from services.api.staging import Staging
 from services.api.status import StatusReader, status_router
 from services.api.weights import weights_router
 from services.dashboard import queue_history
@@ -28,21 +27,21 @@ from services.dashboard.assets import assets_router
 from services.dashboard.history import history_router, live_router
 from services.dashboard.live import Live
 from services.dashboard.login import login_router
-from services.dashboard.timeseries import Columns
+from services.dashboard.timeseries import TimeSeries
 from services.errors import SeptError, UnavailableError
 from services.run_folder import RunFolder
 from services.streams.connection import Keys
 from services.streams.control import AsyncControl
 from services.streams.events import AsyncEventLog
-from services.weights.client import MAX_MANIFEST_BYTES
-from services.weights.store import WeightStore
+from services.streams.heartbeats import LOST_AFTER_S
+from services.weights.reader import WeightReader
 
 FOLLOW_S = 2.0
 RETRY_S = 1.0
 """Pause before the events are followed again after Redis failed."""
 
-DEFAULT_UPLOAD_BYTES = 1 << 38
-"""256 GiB: a version of a 100 B-parameter model in bf16, with room."""
+MAX_BODY_BYTES = 1 << 16
+"""Longest request body: the largest that a route takes has a few hundred bytes."""
 
 log = structlog.get_logger()
 
@@ -56,32 +55,31 @@ class Health(BaseModel):
 def create_app(
     *,
     folder: RunFolder,
-    store: WeightStore,
+    store: WeightReader,
     redis: Redis,
     keys: Keys,
     token: str | None,
-    lost_after_s: float = 5.0,
-    max_upload_bytes: int = DEFAULT_UPLOAD_BYTES,
+    lost_after_s: float = LOST_AFTER_S,
     queue_every_s: float = queue_history.EVERY_S,
 ) -> FastAPI:
-    """The app of one run. `token` None: only for an app that is bound to loopback, which the caller sees to.
+    """The app of one run. With `token` None the caller must bind it to loopback.
 
-    `queue_every_s`: how often the state of the queues is remembered.
+    `queue_every_s`: how often the state of the queues is recorded.
 
-    `app.state.notices` is what a server closes to end waiting requests before it drains.
+    A server closes `app.state.notifier` before it drains, which ends waiting requests.
     """
-    notices = Notices()
+    notifier = ChangeNotifier()
     events = AsyncEventLog(redis, keys)
     reader = StatusReader(folder, store, redis, keys, lost_after_s=lost_after_s)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        recording = queue_history.record(folder.path / queue_history.FILE_NAME, reader.read, every_s=queue_every_s)
-        background = [asyncio.create_task(work) for work in (_follow(events, notices), recording)]
+        recording = queue_history.record(folder.queue_history, reader.read, every_s=queue_every_s)
+        background = [asyncio.create_task(work) for work in (_follow(events, notifier), recording)]
         try:
             yield
         finally:
-            notices.close()
+            notifier.close()
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
@@ -95,30 +93,29 @@ def create_app(
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
     )
-    app.state.notices = notices
-    staging = Staging(store.folder / ".staging", max_bytes=max_upload_bytes)
+    app.state.notifier = notifier
     app.include_router(_health_router(redis, store))
-    app.include_router(weights_router(store, staging, notices, events))
+    app.include_router(weights_router(store, notifier))
     app.include_router(status_router(reader))
-    app.include_router(events_router(events, notices))
+    app.include_router(events_router(events, notifier))
     app.include_router(metrics_router(reader))
     app.include_router(control_router(reader, redis, keys, events))
     app.include_router(export_router(folder, store, events))
-    rounds = Columns(folder.metrics)
+    rounds = TimeSeries(folder.metrics)
     app.include_router(history_router(folder, store, rounds))
-    app.include_router(live_router(Live(reader, AsyncControl(redis, keys), rounds, notices)))
+    app.include_router(live_router(Live(reader, AsyncControl(redis, keys), rounds, notifier)))
     app.include_router(assets_router(with_login=token is not None))
     app.include_router(login_router(token))
     error_responses.install(app)
-    app.add_middleware(BodyLimit, max_bytes=MAX_MANIFEST_BYTES)
-    app.add_middleware(Guard, token=token)
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(AuthMiddleware, token=token)
     return app
 
 
-async def _follow(events: AsyncEventLog, notices: Notices) -> None:
-    """Wake whoever waits when something happened. Without Redis the waiting requests look at the disk themselves."""
+async def _follow(events: AsyncEventLog, notifier: ChangeNotifier) -> None:
+    """Wake waiting requests at every event. Without Redis they poll the disk themselves."""
     after: str | None = None
-    while not notices.closed:  # a cancellation alone may be swallowed by a wait that ends with it
+    while not notifier.closed:  # a cancellation alone may be swallowed by a wait that ends with it
         try:
             if after is None:
                 after = await events.last_id()
@@ -129,10 +126,10 @@ async def _follow(events: AsyncEventLog, notices: Notices) -> None:
             continue
         if batch:
             after = batch[-1].id
-            notices.wake()
+            notifier.notify()
 
 
-def _health_router(redis: Redis, store: WeightStore) -> APIRouter:
+def _health_router(redis: Redis, store: WeightReader) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz")
@@ -142,7 +139,7 @@ def _health_router(redis: Redis, store: WeightStore) -> APIRouter:
 
     @router.get("/readyz", responses=error_responses.may_answer(503))
     async def readyz() -> Health:
-        """Redis answers and the store's folder is there."""
+        """Redis answers and the weight folder exists."""
         await redis.ping()
         if not await asyncio.to_thread(store.folder.is_dir):
             raise UnavailableError(f"the weight folder {store.folder} is not there", hint="check run.dir")

@@ -1,4 +1,4 @@
-"""Says which side of a run is short of work, and how many generators would balance it. Pure; knows no transport."""
+"""Finds which side of a run is short of work, and how many generators would balance it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.contracts import GeneratorStatus, RoundMetrics
 
-Bottleneck = Literal["unknown", "generation", "training", "overlap", "balanced"]
+BottleneckKind = Literal["unknown", "generation", "training", "overlap", "balanced"]
 """`overlap`: both sides wait for each other, so that more of either would not help."""
 
-ROUNDS_JUDGED = 20
-"""The newest rounds that a verdict looks at."""
+ROUNDS_CONSIDERED = 20
+"""The newest rounds that are looked at."""
 ROUNDS_NEEDED = 3
 """The first round also pays for the start: fewer than this say nothing."""
 WAIT_TOLERATED = 0.10
@@ -27,40 +27,40 @@ MAX_GROWTH = 2.0
 """At most so many times the present number is suggested at once: what a generator adds is seen, not computed."""
 
 
-class Verdict(BaseModel):
+class Bottleneck(BaseModel):
     """What limits the run now."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bottleneck: Bottleneck
+    kind: BottleneckKind
     reason: str
     """One sentence with the numbers that it rests on."""
     suggested_generators: int | None = Field(default=None, ge=1)
     """None when nothing can be said, or when the number is right."""
     learner_wait_ratio: float | None = None
-    """Of the judged rounds' wall time, what the learner waited for rollouts; 0 .. 1."""
+    """Share of those rounds' wall time that the learner waited for rollouts; 0 .. 1."""
     generator_idle_ratio: float | None = None
     """Mean over the living generators of the time they waited for tasks since each started; 0 .. 1."""
 
 
-def judge(rounds: Sequence[RoundMetrics], generators: Sequence[GeneratorStatus]) -> Verdict:
-    """The verdict over the newest of `rounds` and the generators that live.
+def find_bottleneck(rounds: Sequence[RoundMetrics], generators: Sequence[GeneratorStatus]) -> Bottleneck:
+    """What limits the run by the newest of `rounds` and the generators that are alive.
 
     With n generators and a learner that waits the share w of its time, generation takes 1 / (1 - w) times as long
     as training: n / (1 - w) generators would keep the learner busy. With generators that idle the share i, n (1 - i)
     are enough, plus headroom.
     """
     living = [status.heartbeat for status in generators if not status.lost]
-    judged = [metrics for metrics in rounds[-ROUNDS_JUDGED:] if metrics.round_s > 0]
+    recent = [metrics for metrics in rounds[-ROUNDS_CONSIDERED:] if metrics.round_s > 0]
     if not living:
-        return Verdict(bottleneck="unknown", reason="no generator is alive")
-    if len(judged) < ROUNDS_NEEDED:
-        return Verdict(bottleneck="unknown", reason=f"known after {ROUNDS_NEEDED} rounds")
-    wait = _share(sum(metrics.learner_wait_s for metrics in judged), sum(metrics.round_s for metrics in judged))
+        return Bottleneck(kind="unknown", reason="no generator is alive")
+    if len(recent) < ROUNDS_NEEDED:
+        return Bottleneck(kind="unknown", reason=f"known after {ROUNDS_NEEDED} rounds")
+    wait = _share(sum(metrics.learner_wait_s for metrics in recent), sum(metrics.round_s for metrics in recent))
     idle = sum(_share(beat.shares.get("waiting_for_tasks", 0.0), 1.0) for beat in living) / len(living)
-    bottleneck, reason, count = _weigh(wait, idle, len(living))
-    return Verdict(
-        bottleneck=bottleneck,
+    kind, reason, count = _weigh(wait, idle, len(living))
+    return Bottleneck(
+        kind=kind,
         reason=reason,
         suggested_generators=count if count != len(living) else None,
         learner_wait_ratio=wait,
@@ -68,7 +68,7 @@ def judge(rounds: Sequence[RoundMetrics], generators: Sequence[GeneratorStatus])
     )
 
 
-def _weigh(wait: float, idle: float, count: int) -> tuple[Bottleneck, str, int]:
+def _weigh(wait: float, idle: float, count: int) -> tuple[BottleneckKind, str, int]:
     waits = f"the learner waits {wait:.0%} of its time"
     idles = f"the generators wait {idle:.0%} of theirs"
     if wait > WAIT_TOLERATED and idle > IDLE_TOLERATED:

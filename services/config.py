@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, SecretStr
 from pydantic_core import core_schema
 
+from services.run_folder import RUNS
+
 
 def listed(value: Any) -> Any:
     """Text with commas, as from the command line, is a list."""
@@ -37,7 +39,7 @@ class Section(BaseModel):
 class RunConfig(Section):
     """[run]: where this run lives and what makes it repeatable."""
 
-    dir: Path = Path("runs/default")
+    dir: Path = RUNS / "default"
     """Folder of everything the run writes; starting again with the same folder resumes it."""
     seed: int = Field(default=0, ge=0)
     """Seeds the order of the prompts and everything else that is drawn."""
@@ -70,10 +72,6 @@ class ServicesConfig(Section):
 class WeightSyncConfig(Section):
     """[weight_sync]: versions on disk and on the wire."""
 
-    anchor_every: int = Field(default=20, ge=1)
-    """A full snapshot is kept at every so many versions; deltas lie between."""
-    keep_versions: int = Field(default=60, ge=2)
-    """Older versions are retired, never one that a delta chain or a lease still needs."""
     canary_prompts: int = Field(default=2, ge=0, le=64)
     """Prompts whose log-probabilities every version carries and every generator must reproduce; 0 is off."""
 
@@ -89,15 +87,6 @@ class DeadlinesConfig(Section):
     """For a generator to receive the version that its leased task asks for."""
     drain_s: float = Field(default=20.0, gt=0)
     """For a part to finish its work after SIGTERM."""
-
-
-class HeartbeatConfig(Section):
-    """[heartbeat]: how parts are seen to be alive."""
-
-    every_s: float = Field(default=1.0, gt=0)
-    """A part sends its heartbeat this often."""
-    lost_after_s: float = Field(default=5.0, gt=0)
-    """A part whose last heartbeat is older is shown as lost."""
 
 
 LogFormat = Literal["console", "json"]

@@ -1,7 +1,7 @@
 """What flows between the parts: tasks, rollouts, weight manifests, heartbeats, status.
 
 Every contract is a frozen pydantic model that forbids unknown fields and carries its schema version, so that
-a part of another release is refused by name instead of being misread. Token ids are little-endian int32 arrays.
+a part of another release is refused by an error and never misread. Token ids are little-endian int32 arrays.
 
 Legend of shapes: P prompt tokens, R response tokens.
 """
@@ -74,7 +74,7 @@ class Contract(BaseModel):
 
 
 class Purpose(StrEnum):
-    """Who asked for the rollouts of a task; each side of the learner takes in its own only."""
+    """Who requested the rollouts of a task; each consumer takes only its own."""
 
     TRAINING = "training"
     EVALUATION = "evaluation"
@@ -84,10 +84,10 @@ class Task(Contract):
     """One prompt leased to a generator. Producer: learner. Consumer: generator."""
 
     task_id: Identifier
-    """Names the prompt's place in the run; the identity of everything made from it."""
+    """Identifies the prompt within the run, and everything made from it."""
     round: int = Field(ge=0)
-    index: int = Field(ge=0)
-    """Place within the round: the learner trains in this order."""
+    position: int = Field(ge=0)
+    """Position within the round: the learner trains in this order."""
     prompt_tokens: Tokens
     """[P] int32."""
     temperature: float = Field(ge=0)
@@ -122,7 +122,7 @@ class Rollout(Contract):
     sample: int = Field(ge=0)
     """0 .. G-1; (task_id, sample) is the rollout's identity."""
     round: int = Field(ge=0)
-    index: int = Field(ge=0)
+    position: int = Field(ge=0)
     prompt_tokens: Tokens
     """[P] int32, as in the task."""
     response_tokens: Tokens
@@ -230,7 +230,7 @@ class WeightManifest(Contract):
     tensors: tuple[TensorEntry, ...]
     files: tuple[FileEntry, ...]
     canaries: tuple[Canary, ...] = Field(default=(), max_length=64)
-    """What the version computes, to be reproduced by whoever serves it; no part of `digest`."""
+    """What the version computes, to be reproduced by every generator that serves it; no part of `digest`."""
     created_at: float
     """Unix seconds."""
 
@@ -268,12 +268,12 @@ class Part(StrEnum):
 
 
 class Heartbeat(Contract):
-    """A part's own account of itself, sent about once a second. Consumer: services."""
+    """A part's status, sent about once a second. Consumer: services."""
 
     part: Part
     part_id: Identifier
     state: str
-    """What it is doing now, in a word of its clock: "generating", "waiting_for_tasks", "training" ..."""
+    """State of its StateClock: "generating", "waiting_for_tasks", "training" ..."""
     shares: dict[str, float]
     """Share of wall time spent in each state since the part started; sums to 1."""
     weight_version: int | None = None
@@ -292,7 +292,7 @@ class Heartbeat(Contract):
     pause_ms: float = 0.0
     """How long generation stood still for the last update."""
     sync_s: float = 0.0
-    """From hearing of the last version to serving it."""
+    """From learning of the last version to serving it."""
     sync_bytes: int = 0
     """Bytes fetched for the last update."""
     chat_url: str = ""
@@ -313,9 +313,12 @@ class EvaluationMetrics(BaseModel):
 
 
 class RoundMetrics(BaseModel):
-    """One line of metrics.jsonl. Producer: learner. Consumers: people, status, the page."""
+    """One line of metrics.jsonl. Producer: learner. Consumers: people, status, the page.
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    Optional fields are None where the run does not measure them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     round: int
     weight_version: int
@@ -352,8 +355,27 @@ class RoundMetrics(BaseModel):
     tasks_reissued: int
     time: float
     """Unix seconds."""
+    peak_memory_bytes: int | None = None
+    """Most memory that the learner held in the round: of the device, or of the process on a CPU."""
+    reward_mean: float | None = None
+    """Over the round's rollouts, for an algorithm that has rewards."""
+    repetition_ratio: float | None = None
+    """Mean over responses of the share of 4-grams that occurred before in the same response; with the fields below
+    measured unless health.action is "off"."""
+    distinct_ratio: float | None = None
+    """Distinct responses per response."""
+    entropy: float | None = None
+    """Nats per token of the new weights at temperature 1, along the round's responses."""
+    nll_tau_1: float | None = None
+    """Of the round's responses under the new weights at temperature 1, per token."""
+    nll_tau_s: float | None = None
+    """The same at the round's sampling temperature."""
     evaluations: tuple[EvaluationMetrics, ...] = ()
     """Of the version that this round published, when an evaluation of it was due: one a temperature."""
+
+    def as_line(self) -> str:
+        """The line of metrics.jsonl, without fields that are None."""
+        return self.model_dump_json(exclude_none=True)
 
 
 class GeneratorStatus(BaseModel):
@@ -379,7 +401,7 @@ class StatusSnapshot(Contract):
     learner: Heartbeat | None
     learner_lost: bool
     generators: tuple[GeneratorStatus, ...]
-    desired_generators: int | None
+    generators_target: int | None
     tasks_queued: int
     tasks_leased: int
     rollouts_queued: int

@@ -1,7 +1,7 @@
-"""Writes that are either wholly there or not at all, and stay there when the power goes.
+"""Writes that are complete or absent, and survive a power cut.
 
 Files: temporary name, fsync, rename. Folders: filled under a temporary name, every file and the folder fsynced,
-then renamed into place. Knows nothing of what is written.
+then renamed into place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from services.errors import UnavailableError
 
 TEMPORARY_PREFIX = ".partial-"
-"""Names that start so are leftovers of an interrupted write; `clear_partial` removes them."""
+"""Start of the names that an interrupted write leaves; `clear_partial` removes them."""
 
 
 def fsync_folder(path: Path) -> None:
@@ -40,7 +40,7 @@ def fsync_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write at `path` into errors that name the remedy."""
+    """Turn an OSError of a write at `path` into an error that names the remedy."""
     try:
         yield
     except OSError as error:
@@ -78,7 +78,7 @@ def write_file(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
 
 
 def create_file(path: Path, data: str) -> bool:
-    """Write the file durably unless there is one; of several who try at once, one gets True."""
+    """Write the file durably unless it exists; of several callers at once, one gets True."""
     with explained(path):
         handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
         temporary = Path(name)
@@ -113,7 +113,7 @@ def append_line(path: Path, line: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `final`; on success it takes that name (replacing an older one), else it is gone."""
+    """Yield an empty folder; on success it is renamed to `final` (replacing an older one), else it is removed."""
     with explained(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=final.parent))

@@ -18,7 +18,7 @@ A message says what happened, the value and the limit; `hint` says what to do ab
 
 
 class SeptError(Exception):
-    """Base of all deliberate errors: `message` tells what happened, `hint` the remedy."""
+    """Base of all deliberate errors: `message` says what happened, `hint` the remedy."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

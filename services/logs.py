@@ -1,6 +1,6 @@
-"""Log lines of a part: structured, to standard error, in words a person can read or JSON a machine can.
+"""Structured log lines of a part on standard error, for people or as JSON.
 
-`SEPT_LOG=json` chooses JSON. The supervisor, docker or Ray keeps what a part writes.
+`SEPT_LOG=json` chooses JSON. The supervisor, docker or Ray stores the lines.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def configure_logs(part_id: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        # asked for at every line: whoever replaces sys.stderr (a test, a notebook) gets the lines
+        # looked up at every line, so that a replaced sys.stderr (a test, a notebook) gets the lines
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )

@@ -1,16 +1,24 @@
-"""The paths of a run's folder, and the run's identity. Knows names, not contents.
+"""Every path of a run's folder and of an evaluation's folder, and the run's identity.
 
 config.toml      the settings as resolved, without secrets
 run.json         run_id and rounds_total
 endpoints.json   where Redis and the services of a local run listen, with their secrets (0600)
 metrics.jsonl    one line a round
+queue.jsonl      how full the queues were, one line every few seconds
 rollouts/        one file a round: questions, answers, versions, NLL
-evaluations/     one folder an evaluated version: every answer with its verdict, pass@k
-exports/         versions as Hugging Face model folders, for whoever asked
+evaluations/     one folder an evaluated version
+exports/         versions as Hugging Face model folders that people asked for
+model/           the model that the demo trained or that an evaluation reads, as a Hugging Face folder
 weights/         published versions
+mirrors/         one folder a generator: its verified copy of the published weights
 checkpoints/     what the learner resumes from
 logs/            one file a part
+tensorboard/     event files; Weights & Biases adds wandb/, and MLflow keeps its files elsewhere
 redis/           the embedded server's append-only file
+flight-*.json    what is known about a failure of the run
+*.lock           held by the supervisor and by the learner
+
+`sept eval` runs in a folder that is a run's folder and an evaluation's folder at once.
 """
 
 from __future__ import annotations
@@ -18,6 +26,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +37,46 @@ from pydantic import ValidationError
 from services import durable
 from services.contracts import RoundMetrics
 from services.errors import ConfigError
+
+RUNS = Path("runs")
+"""Folder of the run folders, unless a setting or an argument names another."""
+
+_VERSION_NAME = re.compile(r"v([0-9]{6,})")
+_ROUND_NAME = re.compile(r"round-([0-9]{6,})\.jsonl")
+
+
+def version_name(weight_version: int) -> str:
+    """12 -> "v000012": the name of everything that is kept by version, in the order of versions."""
+    return f"v{weight_version:06d}"
+
+
+class EvaluationFolder:
+    """Paths below the folder of one evaluation."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.meta = path / "evaluation.json"
+        """What the answers were sampled from: the weights' digest and the settings that make them comparable."""
+        self.generations = path / "generations.jsonl"
+        """One line a graded answer."""
+        self.results = path / "results.json"
+        """pass@k; it is there once the evaluation is complete."""
+        self.figure = path / "pass_at_k.png"
+        self.general = path / "general"
+        """What the general benchmarks write."""
+
+
+class CheckpointFolder:
+    """Paths below the folder of one checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.meta = path / "meta.json"
+        """Run, version, and the digest of every state file."""
+
+    def state_of(self, rank: int) -> Path:
+        """The rows of weights and moments that this rank holds."""
+        return self.path / f"state-{rank:05d}.safetensors"
 
 
 class RunFolder:
@@ -38,13 +88,19 @@ class RunFolder:
         self.identity = path / "run.json"
         self.endpoints = path / "endpoints.json"
         self.metrics = path / "metrics.jsonl"
+        self.queue_history = path / "queue.jsonl"
         self.rollouts = path / "rollouts"
         self.evaluations = path / "evaluations"
         self.exports = path / "exports"
+        self.model = path / "model"
         self.weights = path / "weights"
+        self.mirrors = path / "mirrors"
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
+        self.tensorboard = path / "tensorboard"
         self.redis = path / "redis"
+        self.supervisor_lock = path / "supervisor.lock"
+        self.learner_lock = path / "learner.lock"
 
     def create(self) -> RunFolder:
         """Make the folder, its parts and its identity where they are missing."""
@@ -69,16 +125,50 @@ class RunFolder:
             ) from error
 
     def note_rounds_total(self, rounds_total: int) -> None:
-        """Write down how many rounds the run is to have, for whoever shows its progress."""
+        """Write down how many rounds the run is to have, for what shows its progress."""
         durable.write_file(self.identity, json.dumps({"run_id": self.run_id, "rounds_total": rounds_total}) + "\n")
 
     def checkpointed(self) -> list[int]:
         """Versions that the learner has a checkpoint of and can go back to, ascending."""
-        return sorted(int(path.name[1:]) for path in self.checkpoints.glob("v[0-9]*"))
+        names = [path.name for path in self.checkpoints.iterdir()] if self.checkpoints.is_dir() else []
+        return sorted(int(match[1]) for name in names if (match := _VERSION_NAME.fullmatch(name)))
+
+    def checkpoint_of(self, weight_version: int) -> CheckpointFolder:
+        """Where the checkpoint of that version is."""
+        return CheckpointFolder(self.checkpoints / version_name(weight_version))
+
+    def evaluation_of(self, weight_version: int) -> EvaluationFolder:
+        """Where the run keeps its evaluation of that version."""
+        return EvaluationFolder(self.evaluations / version_name(weight_version))
 
     def export_of(self, weight_version: int) -> Path:
         """Where that version is exported to when the run is asked for it."""
-        return self.exports / f"v{weight_version:06d}"
+        return self.exports / version_name(weight_version)
+
+    def mirror_of(self, generator_id: str) -> Path:
+        """Where this generator keeps its verified copy of the weights."""
+        return self.mirrors / generator_id
+
+    def rollouts_of(self, round_: int) -> Path:
+        """The file of that round's rollouts."""
+        return self.rollouts / f"round-{round_:06d}.jsonl"
+
+    def rollout_files(self) -> list[tuple[int, Path]]:
+        """(round, file) of every round whose rollouts are recorded, ascending."""
+        paths = list(self.rollouts.iterdir()) if self.rollouts.is_dir() else []
+        return sorted((int(match[1]), path) for path in paths if (match := _ROUND_NAME.fullmatch(path.name)))
+
+    def log_of(self, part: str) -> Path:
+        """What the part writes to its standard output and error."""
+        return self.logs / f"{part}.log"
+
+    def log_files(self) -> dict[str, Path]:
+        """Part -> its log, for all parts that have one, by name."""
+        return {path.stem: path for path in sorted(self.logs.glob("*.log"))}
+
+    def new_flight_record(self) -> Path:
+        """A file for what is known about a failure that happened now."""
+        return self.path / f"flight-{time.strftime('%Y%m%dT%H%M%S')}.json"
 
     def rounds(self) -> Iterator[RoundMetrics]:
         """The rounds recorded in metrics.jsonl, in order; a line cut short by a crash is left out."""
@@ -91,7 +181,7 @@ class RunFolder:
 
 
 def last_lines(path: Path, within_bytes: int) -> list[bytes]:
-    """The lines in the last so many bytes of a file, without their ends; none of a file that is not there.
+    """The lines in the last `within_bytes` of a file, without their ends; none where there is no file.
 
     The first may lack its beginning, the last its end.
     """

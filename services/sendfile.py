@@ -1,8 +1,8 @@
 """Files from disk to socket by the kernel: the ASGI extension `http.response.pathsend`, which uvicorn itself lacks.
 
 starlette sends a whole file this way wherever the scope offers it, so no byte of a snapshot passes through Python;
-parts of a file (Range) are read and written as before. Knows uvicorn's protocol, no route; needs asyncio's own event
-loop and plain sockets, which is what `services.server` runs.
+ranges of a file are read and written as before. It needs asyncio's own event loop and plain sockets, which
+`services.server` uses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PATHSEND = "http.response.pathsend"
 
 SLICE_BYTES = 8 << 20
 SLICE_DEADLINE_S = 120.0
-"""A client that takes longer for a slice (0.07 MB/s) is let go: its connection holds a place and an open file."""
+"""A client that takes longer for a slice (0.07 MB/s) is disconnected: it holds a connection and an open file."""
 
 log = structlog.get_logger()
 
@@ -46,7 +46,7 @@ class SendfileProtocol(HttpToolsProtocol):
         await self._inner({**scope, "extensions": extensions}, receive, sending)
 
     async def _send_file(self, cycle: RequestResponseCycle, path: Path) -> bool:
-        """Send as many of the file's bytes as were announced; False, and no connection any more, when that fails."""
+        """Send as many of the file's bytes as were announced; False, with the connection closed, when that fails."""
         offset = 0
         with await asyncio.to_thread(path.open, "rb") as file:
             try:
@@ -61,5 +61,5 @@ class SendfileProtocol(HttpToolsProtocol):
             except (ConnectionError, TimeoutError) as error:
                 log.info("file_not_taken", file=path.name, sent_bytes=offset, reason=str(error) or "too slow")
                 self.transport.abort()
-                cycle.disconnected = True  # uvicorn hears of it in a moment, and would miss the rest of the answer now
+                cycle.disconnected = True  # uvicorn learns of it later, and would log an incomplete answer
         return not cycle.disconnected

@@ -1,9 +1,8 @@
-"""Runs the HTTP app on an address until SIGTERM, then lets it finish. Knows no routes."""
+"""Runs the HTTP app on an address until SIGTERM, then lets open requests finish."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import signal
 import socket
 from collections.abc import Callable
@@ -13,17 +12,15 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from services.api.notices import Notices
+from services.api.change_notifier import ChangeNotifier
 from services.app import create_app
-from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
-from services.errors import ConfigError, UnavailableError
-from services.net import is_loopback
+from services.config import DeadlinesConfig, ServicesConfig
+from services.errors import ConfigError
+from services.net import is_loopback, listen, listener_url
 from services.run_folder import RunFolder
 from services.sendfile import SendfileProtocol
 from services.streams.connection import Keys, connect_async
-from services.weights.store import WeightStore
-
-BACKLOG = 2048
+from services.weights.reader import WeightReader
 
 log = structlog.get_logger()
 
@@ -33,14 +30,12 @@ def serve(
     folder: RunFolder,
     redis_url: str,
     services: ServicesConfig,
-    weight_sync: WeightSyncConfig,
     deadlines: DeadlinesConfig,
-    heartbeat: HeartbeatConfig,
     listening: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve one run's folder and queues until SIGTERM or SIGINT; returns when the last request is answered.
 
-    `listening` is told the address once connections are accepted (port 0 takes a free one). ConfigError when the
+    `listening` gets the address once connections are accepted (port 0 takes a free one). ConfigError when the
     address is open to other machines and there is no token; UnavailableError when it is taken or Redis is not there.
     """
     token = (services.token.get_secret_value() if services.token else "") or None
@@ -49,42 +44,20 @@ def serve(
             f"services.host {services.host!r} is open to other machines, but services.token is not set",
             hint="set services.token, or bind to 127.0.0.1",
         )
-    listener = bind(services.host, services.port)
+    listener = listen(services.host, services.port, setting="services.port")
 
     async def run() -> None:
         redis = await connect_async(redis_url, deadline_s=deadlines.startup_s)
         try:
             keys = Keys(folder.run_id)
-            store = WeightStore(
-                folder.weights,
-                keys.run_id,
-                anchor_every=weight_sync.anchor_every,
-                keep_versions=weight_sync.keep_versions,
-            )
-            app = create_app(
-                folder=folder, store=store, redis=redis, keys=keys, token=token, lost_after_s=heartbeat.lost_after_s
-            )
+            store = WeightReader(folder.weights, keys.run_id)
+            app = create_app(folder=folder, store=store, redis=redis, keys=keys, token=token)
             await run_app(app, listener, drain_s=deadlines.drain_s, listening=listening)
         finally:
             await redis.aclose()
 
     with listener:
         asyncio.run(run())
-
-
-def bind(host: str, port: int, *, setting: str = "services.port") -> socket.socket:
-    """A listening socket; UnavailableError, naming the setting, when the address is taken or not this machine's."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        hints = {
-            errno.EADDRINUSE: f"another program listens there: stop it, or set {setting} to another port (0: any)",
-            errno.EACCES: f"ports below 1024 belong to root: set {setting} to a higher one",
-            errno.EADDRNOTAVAIL: f"{host} is not an address of this machine",
-        }
-        hint = hints.get(error.errno or 0, f"check {setting} and the host before it")
-        raise UnavailableError(f"cannot listen on {host}:{port}: {error.strerror}", hint=hint) from error
 
 
 async def run_app(
@@ -105,27 +78,21 @@ async def run_app(
         ws="websockets-sansio",
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
-    server = DrainingServer(config, app.state.notices)
-    address = url_of(listener)
+    server = DrainingServer(config, app.state.notifier)
+    address = listener_url(listener)
     log.info("services_listening", url=address)
-    # the socket listens since `bind`: connections queue in the kernel until the app is up
+    # the socket listens since `listen`: connections queue in the kernel until the app is up
     listening(address)
     await server.serve(sockets=[listener])
     log.info("services_stopped")
 
 
-def url_of(listener: socket.socket) -> str:
-    """http://host:port of a bound socket."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 class DrainingServer(uvicorn.Server):
     """Ends waiting requests on a signal, and leaves the process's exit status to the caller."""
 
-    def __init__(self, config: uvicorn.Config, notices: Notices) -> None:
+    def __init__(self, config: uvicorn.Config, notifier: ChangeNotifier) -> None:
         super().__init__(config)
-        self._notices = notices
+        self._notifier = notifier
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. SIGINT while draining: drop what is left."""
@@ -133,4 +100,4 @@ class DrainingServer(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True
-        self._notices.close()
+        self._notifier.close()

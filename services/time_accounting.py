@@ -1,4 +1,4 @@
-"""Honest accounting of a part's wall time: it is always in exactly one state, so the shares add up to one."""
+"""Accounting of a part's wall time: it is always in exactly one state, so the shares add up to one."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The demo's world: two-digit additions, a small model that learnt them from bad examples, and how often it is right.
+"""The demo's task: two-digit additions, a small model that learnt them from bad examples, and how often it is right.
 
 A problem reads "47+85=", its answer is the sum as three digits in reverse, "231": carries then go left to right.
 The pre-training examples are wrong in 30 % of cases, so the model is unsure of what it could know: what
-self-training sharpens. Knows nothing of runs, queues or settings.
+self-training sharpens.
 
 Legend of shapes: B examples, T tokens of prompt and answer, V vocabulary.
 """
@@ -124,15 +124,26 @@ def example_answer(total: int, draw: random.Random) -> str:
 
 def save(model: Qwen2ForCausalLM, folder: Path) -> None:
     """Write model (bfloat16) and tokenizer as a Hugging Face folder, whole or not at all."""
-    _be_quiet()
+    _hide_progress_bars()
     with durable.new_folder(folder) as partial:
         torch.nn.Module.to(model, torch.bfloat16)
         model.save_pretrained(partial)
         make_tokenizer().save_pretrained(partial)
 
 
+def save_pretrained_model(folder: Path, problems: list[Problem], report: Callable[[str], None]) -> None:
+    """Pre-train the model on the problems and save it, unless the folder exists."""
+    if folder.exists():
+        report(f"the pre-trained model exists: {folder}")
+        return
+    report("pre-training a small addition model on partly wrong examples, once ...")
+    model = make_model()
+    pretrain(model, problems, report)
+    save(model, folder)
+
+
 def write_prompts(problems: list[Problem], path: Path, *, with_answers: bool = False) -> None:
-    """Questions only, unless asked otherwise: self-training is given no answers."""
+    """Questions, and their answers if the data is for an evaluation or a method that needs them."""
 
     def row(problem: Problem) -> dict[str, str]:
         answer = {"answer": answer_of(sum(problem))} if with_answers else {}
@@ -144,7 +155,7 @@ def write_prompts(problems: list[Problem], path: Path, *, with_answers: bool = F
 @torch.inference_mode()
 def pass_at_1(folder: Path, problems: list[Problem], *, samples: int = 8, seed: int = 0) -> float:
     """Share of right answers, sampled at temperature 1; an answer is right when every digit and the end are."""
-    _be_quiet()
+    _hide_progress_bars()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = make_tokenizer()
     generator = torch.Generator().manual_seed(seed)
@@ -159,5 +170,5 @@ def pass_at_1(folder: Path, problems: list[Problem], *, samples: int = 8, seed: 
     return sum(one == other for one, other in zip(given, right, strict=True)) / len(asked)
 
 
-def _be_quiet() -> None:
+def _hide_progress_bars() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar for 40 small tensors

@@ -1,4 +1,4 @@
-"""`make demo`: a model that teaches itself, from nothing to a table in minutes. Uses only what every run uses.
+"""`make demo`: a model that teaches itself, from nothing to a table in minutes, with the same parts as every run.
 
 1. Pre-train a small addition model on partly wrong examples, once (.cache/demo).
 2. `sept run deploy/config/demo.toml`: two generators, the real queue, endpoint and vLLM; no answers are given.
@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import exit_codes
+from deploy.load_settings import load
 from deploy.local.run import run_local
 from deploy.operate.progress import in_bytes
-from deploy.settings import Settings, load
+from deploy.settings import Settings
 from services import durable
 from services.contracts import RoundMetrics
 from services.errors import SeptError
@@ -52,33 +53,26 @@ async def _demo(settings: Settings, console: Console) -> int:
     started = time.monotonic()
     stopped_by = await run_local(settings, console)
     if stopped_by is not None:
-        return 128 + stopped_by
+        return exit_codes.of_signal(stopped_by)
     seconds = time.monotonic() - started
     folder = RunFolder(settings.run.dir)
-    trained = folder.path / "model"
-    shutil.rmtree(trained, ignore_errors=True)
-    export_version(folder, trained)
-    console.print(compare(settings, trained, list(folder.rounds()), seconds))
+    shutil.rmtree(folder.model, ignore_errors=True)
+    export_version(folder, folder.model)
+    console.print(compare(settings, folder.model, list(folder.rounds()), seconds))
     console.print(where_next(folder), highlight=False)
     return exit_codes.OK
 
 
 def prepare(settings: Settings, console: Console) -> None:
-    """Make the model and the prompts that the config names, unless they are there."""
+    """Make the prompts and, unless it exists, the model that the config names."""
     from studies import addition
 
-    model, prompts = Path(settings.model.path), Path(settings.data.path)
+    prompts = Path(settings.data.path)
     train, _ = addition.split_problems()
     with durable.explained(prompts):
         prompts.parent.mkdir(parents=True, exist_ok=True)
     addition.write_prompts(train, prompts)
-    if model.exists():
-        console.print(f"the pre-trained model is there already: {model}")
-        return
-    console.print("pre-training a small addition model on partly wrong examples, once ...")
-    pretrained = addition.make_model()
-    addition.pretrain(pretrained, train, console.print)
-    addition.save(pretrained, model)
+    addition.save_pretrained_model(Path(settings.model.path), train, console.print)
 
 
 def compare(settings: Settings, trained: Path, rounds: Sequence[RoundMetrics], seconds: float) -> Table:
@@ -108,12 +102,12 @@ def compare(settings: Settings, trained: Path, rounds: Sequence[RoundMetrics], s
 
 
 def where_next(folder: RunFolder) -> str:
-    """What to look at now."""
+    """Which files to look at next."""
     return (
         f"\n{folder.metrics}   one line a round: loss, staleness, tokens/s, bytes\n"
         f"{folder.rollouts}/   what the model answered in every round\n"
         f"{folder.logs}/   one log a part\n"
-        f"{folder.path / 'model'}/   the trained model as a Hugging Face folder\n"
+        f"{folder.model}/   the trained model as a Hugging Face folder\n"
         "deploy/config/real-cpu.toml   the same with a real language model\n"
         "docs/configuration.md   every setting"
     )

@@ -1,4 +1,4 @@
-"""`sept eval`: one model, its benchmarks, a table: a run with the evaluator in the learner's place."""
+"""`sept eval`: pass@k of one model on benchmarks, from a run with an evaluator instead of a learner."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from deploy.load_settings import load
 from deploy.local.run import run_local
-from deploy.settings import Settings, load
-from services.run_folder import RunFolder
+from deploy.settings import Settings
+from services.run_folder import RUNS, EvaluationFolder, RunFolder
 from services.weights.export import export_version
 from studies.figures import draw_pass_at_k
 
-RESULTS, FIGURE = "results.json", "pass_at_k.png"
 MEAN = "mean"
 
 
@@ -38,7 +38,7 @@ def evaluation_settings(
     """
     run = RunFolder(Path(model))
     is_run = run.identity.exists()
-    folder = out or Path("runs") / f"eval-{_name_of(model, weight_version)}"
+    folder = out or RUNS / f"eval-{_name_of(model, weight_version)}"
     path = str(_exported(run, folder, weight_version)) if is_run else model
     if config is None and is_run and run.config.exists():
         config = run.config
@@ -52,7 +52,7 @@ def _name_of(model: str, weight_version: int | None) -> str:
 
 
 def _exported(run: RunFolder, folder: Path, weight_version: int | None) -> Path:
-    target = folder / "model"
+    target = RunFolder(folder).model
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         export_version(run, target, weight_version)
@@ -62,17 +62,18 @@ def _exported(run: RunFolder, folder: Path, weight_version: int | None) -> Path:
 async def evaluate_model(settings: Settings, console: Console) -> signal.Signals | None:
     """Evaluate, then show the table and draw the figure; the signal that stopped it, if one did."""
     stopped_by = await run_local(settings, console, leader="evaluator")
-    folder = settings.run.dir
+    folder = EvaluationFolder(settings.run.dir)
     if stopped_by is not None:
-        console.print(f"stopped; the same command goes on with the answers in {folder}")
+        console.print(f"stopped; the same command goes on with the answers in {folder.path}")
         return stopped_by
-    results = json.loads((folder / RESULTS).read_text())
+    results = json.loads(folder.results.read_text())
     for table in tables(results):
         console.print(table)
     console.print(remarks(results), highlight=False)
-    drawn = draw_pass_at_k(results, folder / FIGURE)
-    shown = [RESULTS, "generations.jsonl", *([FIGURE] if drawn else [])]
-    console.print(f"{folder}/: {', '.join(shown)}", highlight=False)
+    written = [folder.results, folder.generations]
+    if draw_pass_at_k(results, folder.figure):
+        written.append(folder.figure)
+    console.print(f"{folder.path}/: {', '.join(path.name for path in written)}", highlight=False)
     return None
 
 
@@ -106,19 +107,19 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
 
 
 def remarks(results: Mapping[str, Any]) -> str:
-    """What a reader has to know about the numbers."""
+    """What a reader must know about the numbers."""
     ks = results["average_over_k"]
     lines = [f"AVG is the mean of {', '.join(f'pass@{k}' for k in ks)}; n = {results['samples']} answers a problem"]
     if 32 not in ks:
         lines[0] += " (the paper's AVG takes pass@1, pass@8 and pass@32, from n = 32)"
     for temperature, found in results["temperatures"].items():
-        told = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in found["outcomes"].items() if count)
-        lines.append(f"tau_eval {temperature}: {told}")
+        outcomes = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in found["outcomes"].items() if count)
+        lines.append(f"tau_eval {temperature}: {outcomes}")
     return "\n".join(lines)
 
 
 def _shown_ks(samples: int) -> list[int]:
-    """So many as a terminal has room for; results.json has all."""
+    """As many as a terminal has room for; the results have all."""
     return [k for k in (1, 4, 8, 32) if k < samples] + [samples]
 
 

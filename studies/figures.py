@@ -1,4 +1,4 @@
-"""Figures of evaluations and studies, drawn with matplotlib where it is installed. Knows results, not how they came."""
+"""Figures of evaluations and studies, drawn with matplotlib where it is installed."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def draw_bars(title: str, values: Mapping[str, Mapping[str, float | None]], path
 
     figure = Figure(figsize=(1 + 1.1 * len(values), PANEL_INCHES + 0.6), layout="constrained")
     axis = figure.subplots()
-    for place, value in enumerate(values.values()):
+    for position, value in enumerate(values.values()):
         mean = value["mean"] or 0.0
         low, high = value["low"], value["high"]
         whiskers = None if low is None or high is None else [[mean - low], [high - mean]]
-        axis.bar(place, mean, yerr=whiskers, capsize=4, color="0.75")
-        axis.annotate(f"{mean:.1f}", (place, 2), ha="center")
+        axis.bar(position, mean, yerr=whiskers, capsize=4, color="0.75")
+        axis.annotate(f"{mean:.1f}", (position, 2), ha="center")
     axis.set_xticks(range(len(values)), list(values), rotation=30, ha="right")
     axis.set_ylabel("AVG, %")
     axis.set_title(title, fontsize="medium")

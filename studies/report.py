@@ -1,4 +1,4 @@
-"""What a study found, from the results of its runs: tables, intervals over seeds, verdicts. Knows no process."""
+"""The report of a study, from the results of its runs: tables, intervals over seeds, verdicts about the claims."""
 
 from __future__ import annotations
 
@@ -20,18 +20,27 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Two-sided 95 % quantiles of Student's t for 1 .. 10 degrees of freedom."""
 
 
+class ReportFiles:
+    """Paths of a study's report."""
+
+    def __init__(self, folder: Path) -> None:
+        self.text = folder / "report.md"
+        self.data = folder / "report.json"
+        self.figure = folder / "report.png"
+
+
 @dataclass(frozen=True, slots=True)
-class Finding:
+class RunResult:
     """One run of one method."""
 
     method: str
     seed: int
     results: Mapping[str, Any]
-    """Its results.json."""
+    """What its evaluation wrote."""
     rounds: Sequence[RoundMetrics]
     """Empty for a model that was not trained."""
     at: float | None = None
-    """Temperature to look at; None: the best of the sweep, or the only one."""
+    """Temperature of the scores; None: the best of the sweep, or the only one."""
 
     @property
     def temperature(self) -> float:
@@ -68,7 +77,7 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ClaimResult:
     """What the runs say about a claim: the difference of AVG, paired by seed."""
 
     claim: str
@@ -87,14 +96,14 @@ def over_seeds(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def judge(text: str, better: Mapping[int, float], worse: Mapping[int, float]) -> Verdict:
+def judge_claim(text: str, better: Mapping[int, float], worse: Mapping[int, float]) -> ClaimResult:
     """Compare AVG by seed; a method that has one value for all seeds (the untrained model) is compared with each."""
     pairs = [(value, _of_seed(worse, seed)) for seed, value in better.items()]
     if len(better) == 1:
         pairs = [(_of_seed(better, seed), value) for seed, value in worse.items()]
     difference = over_seeds([one - other for one, other in pairs])
     verdict = "holds" if difference.low > 0 else "does not hold" if difference.high < 0 else "undecided"
-    return Verdict(text, difference, verdict)
+    return ClaimResult(text, difference, verdict)
 
 
 def _of_seed(values: Mapping[int, float], seed: int) -> float:
@@ -106,21 +115,21 @@ def write_report(
     title: str,
     labels: Mapping[str, str],
     claims: Sequence[tuple[str, str, str]],
-    findings: Sequence[Finding],
+    results: Sequence[RunResult],
 ) -> list[Path]:
-    """report.md, report.json and, with matplotlib, report.png; returns their paths."""
-    by_method = {name: [one for one in findings if one.method == name] for name in labels}
+    """Write text, data and, with matplotlib, the figure; returns their paths."""
+    by_method = {name: [one for one in results if one.method == name] for name in labels}
     by_method = {name: found for name, found in by_method.items() if found}
     rows = {name: _means([one.scores() for one in found]) for name, found in by_method.items()}
     speeds = {name: _means([one.speed() for one in found]) for name, found in by_method.items() if found[0].rounds}
     averages = {name: {one.seed: one.scores()[AVG] for one in found} for name, found in by_method.items()}
-    verdicts = [
-        judge(text, averages[better], averages[worse])
+    claim_results = [
+        judge_claim(text, averages[better], averages[worse])
         for text, better, worse in claims
         if better in averages and worse in averages
     ]
-    paths = [folder / "report.md", folder / "report.json"]
-    durable.write_file(paths[0], _markdown(title, labels, by_method, rows, speeds, verdicts))
+    written = ReportFiles(folder)
+    durable.write_file(written.text, _markdown(title, labels, by_method, rows, speeds, claim_results))
     content = {
         "title": title,
         "methods": {
@@ -132,13 +141,13 @@ def write_report(
             }
             for name, found in by_method.items()
         },
-        "claims": [asdict(verdict) | {"difference": _finite(verdict.difference)} for verdict in verdicts],
+        "claims": [asdict(result) | {"difference": _finite(result.difference)} for result in claim_results],
     }
-    durable.write_file(paths[1], json.dumps(content, indent=2) + "\n")
-    if can_draw():
-        paths.append(folder / "report.png")
-        draw_bars(title, {labels[name]: _finite(row[AVG]) for name, row in rows.items()}, paths[-1])
-    return paths
+    durable.write_file(written.data, json.dumps(content, indent=2) + "\n")
+    if not can_draw():
+        return [written.text, written.data]
+    draw_bars(title, {labels[name]: _finite(row[AVG]) for name, row in rows.items()}, written.figure)
+    return [written.text, written.data, written.figure]
 
 
 def _means(values: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
@@ -152,12 +161,12 @@ def _finite(interval: Interval) -> dict[str, float | None]:
 def _markdown(
     title: str,
     labels: Mapping[str, str],
-    found: Mapping[str, Sequence[Finding]],
+    found: Mapping[str, Sequence[RunResult]],
     rows: Mapping[str, Mapping[str, Interval]],
     speeds: Mapping[str, Mapping[str, Interval]],
-    verdicts: Sequence[Verdict],
+    claim_results: Sequence[ClaimResult],
 ) -> str:
-    seeds = max(len(findings) for findings in found.values())
+    seeds = max(len(results) for results in found.values())
     samples = next(iter(found.values()))[0].results["samples"]
     quality = [
         [labels[name], f"{found[name][0].temperature:g}", str(len(found[name])), *map(str, row.values())]
@@ -173,13 +182,13 @@ def _markdown(
     if speeds:
         speed = [[labels[name], *map(str, row.values())] for name, row in speeds.items()]
         lines += ["", *_table(["method", *next(iter(speeds.values()))], speed)]
-    if verdicts:
-        told = [
-            [verdict.claim, f"{verdict.difference.mean:+.1f}", _range(verdict.difference), f"**{verdict.verdict}**"]
-            for verdict in verdicts
+    if claim_results:
+        cells = [
+            [result.claim, f"{result.difference.mean:+.1f}", _range(result.difference), f"**{result.verdict}**"]
+            for result in claim_results
         ]
         lines += ["", "A claim holds where the interval of the difference in AVG, paired by seed, lies above 0.", ""]
-        lines += _table(["claim", "difference", "95 % interval", "verdict"], told)
+        lines += _table(["claim", "difference", "95 % interval", "verdict"], cells)
     return "\n".join(lines) + "\n"
 
 

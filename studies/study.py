@@ -6,8 +6,8 @@ A study's file says what the runs have in common and what makes each method diff
     [common]     sections of settings, as in a run's file; [common.evaluation] names the benchmarks
     [methods.X]  sections that differ
 
-Every run evaluates its last version with its own generators before it ends, so no engine starts twice. What is
-finished is not done again. The order is seed by seed: a study that is cut short has whole comparisons.
+Every run evaluates its last version with its own generators before it ends, so no engine starts twice. Finished runs
+are skipped. The order is seed by seed: a study that is cut short has complete comparisons.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from typing import Any
 from pydantic import Field, ValidationError
 from rich.console import Console
 
+from deploy.load_settings import from_values
 from deploy.local.run import run_local
-from deploy.settings import Settings, from_values
+from deploy.settings import Settings
 from services.config import Section
 from services.errors import ConfigError
-from services.run_folder import RunFolder
-from studies.report import Finding, write_report
+from services.run_folder import EvaluationFolder, RunFolder
+from studies.report import ReportFiles, RunResult, write_report
 
 BASELINE, UNTRAINED = "baseline", "untrained"
 TAU_EVAL = 1.0
-"""Where trained models are evaluated, and the untrained one beside its best."""
+"""Temperature at which trained models are evaluated, and the untrained one as well as at its best."""
 ONLY_LAST = 10**6
 """evaluation.every_rounds of a study's runs: more than they have, so that only the last version is evaluated."""
 
@@ -129,55 +130,58 @@ def _settings(
 
 
 async def run_study(study: Study, console: Console) -> signal.Signals | None:
-    """Run what is not finished, then write the report; the signal that stopped it, if one did."""
+    """Run what is not finished, then write the report; returns the signal that stopped it, if one did."""
     study.study.dir.mkdir(parents=True, exist_ok=True)
     if study.study.prepare:
         _prepare(study, console)
-    findings: list[Finding] = []
+    results: list[RunResult] = []
     if study.study.sweep:
-        stopped_by = await _run_one(BASELINE, baseline_of(study), findings, console, leader="evaluator")
+        stopped_by = await _run_one(BASELINE, baseline_of(study), results, console, leader="evaluator")
         if stopped_by is not None:
             return stopped_by
         if TAU_EVAL in study.study.sweep:
-            findings.insert(0, replace(findings[0], method=UNTRAINED, at=TAU_EVAL))
+            results.insert(0, replace(results[0], method=UNTRAINED, at=TAU_EVAL))
     for name, settings in planned(study):
-        stopped_by = await _run_one(name, settings, findings, console)
+        stopped_by = await _run_one(name, settings, results, console)
         if stopped_by is not None:
             return stopped_by
-        _report(study, findings)
-    for path in _report(study, findings):
+        _report(study, results)
+    for path in _report(study, results):
         console.print(str(path), highlight=False)
-    console.print((study.study.dir / "report.md").read_text(), highlight=False, markup=False)
+    console.print(ReportFiles(study.study.dir).text.read_text(), highlight=False, markup=False)
     return None
 
 
-def _report(study: Study, findings: list[Finding]) -> list[Path]:
+def _report(study: Study, results: list[RunResult]) -> list[Path]:
     untrained = {UNTRAINED: "untrained", BASELINE: "Baseline (untrained, best tau_eval)"}
     labels = untrained | {name: method.label for name, method in study.methods.items()}
     claims = [(claim.text, claim.better, claim.worse) for claim in study.study.claims]
-    return write_report(study.study.dir, study.study.title, labels, claims, findings)
+    return write_report(study.study.dir, study.study.title, labels, claims, results)
 
 
 async def _run_one(
-    name: str, settings: Settings, findings: list[Finding], console: Console, *, leader: str = "learner"
+    name: str, settings: Settings, results: list[RunResult], console: Console, *, leader: str = "learner"
 ) -> signal.Signals | None:
     folder = RunFolder(settings.run.dir)
-    results = _results_path(settings, leader)
-    if not results.exists():
+    evaluation = _evaluation_folder(settings, leader)
+    if not evaluation.results.exists():
         started = time.monotonic()
         quiet = Console(quiet=not console.is_terminal)
         stopped_by = await run_local(settings, quiet, leader=leader)
         if stopped_by is not None:
             return stopped_by
         console.print(f"{folder.path.name}: {time.monotonic() - started:.0f} s", highlight=False)
-    findings.append(Finding(name, settings.run.seed, json.loads(results.read_text()), list(folder.rounds())))
+    results.append(
+        RunResult(name, settings.run.seed, json.loads(evaluation.results.read_text()), list(folder.rounds()))
+    )
     return None
 
 
-def _results_path(settings: Settings, leader: str) -> Path:
+def _evaluation_folder(settings: Settings, leader: str) -> EvaluationFolder:
     if leader == "evaluator":
-        return settings.run.dir / "results.json"
-    return RunFolder(settings.run.dir).evaluations / f"v{settings.training.rounds:06d}" / "results.json"
+        return EvaluationFolder(settings.run.dir)
+    assert settings.training.rounds is not None
+    return RunFolder(settings.run.dir).evaluation_of(settings.training.rounds)
 
 
 def _prepare(study: Study, console: Console) -> None:
@@ -193,9 +197,4 @@ def _prepare(study: Study, console: Console) -> None:
     addition.write_prompts(train, data, with_answers=True)
     for named in settings.evaluation.benchmarks:
         addition.write_prompts(held_out, Path(named.partition("=")[2]), with_answers=True)
-    model = Path(settings.model.path)
-    if not model.exists():
-        console.print("pre-training a small addition model on partly wrong examples, once ...")
-        made = addition.make_model()
-        addition.pretrain(made, train, console.print)
-        addition.save(made, model)
+    addition.save_pretrained_model(Path(settings.model.path), train, console.print)

@@ -16,13 +16,14 @@ from pydantic import TypeAdapter
 
 from sept.cli import app as commands
 from services.api.metrics import SnapshotCollector
-from services.bottleneck import judge
+from services.bottleneck import find_bottleneck
 from services.contracts import GeneratorStatus, Part, StatusSnapshot
-from tests.services.api.test_status import heartbeat
 from tests.support.endpoint import open_endpoint
+from tests.support.heartbeats import heartbeat
 from tests.support.recorded_run import metrics
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("services", "learner", "generator", "deploy", "studies", "sept")
 MONITORING = ROOT / "deploy" / "containers" / "monitoring"
 DASHBOARD = ROOT / "docs" / "dashboard.md"
 
@@ -36,11 +37,11 @@ def exported() -> set[str]:
     snapshot = StatusSnapshot(
         run_id="run", state="running", detail="", round=5, rounds_total=9, weight_version=5, weight_digest=None,
         last_round=rounds[-1], learner=heartbeat(Part.LEARNER, "learner", "training"), learner_lost=False,
-        generators=(row,), desired_generators=1, tasks_queued=0, tasks_leased=0, rollouts_queued=0, dead_letters=0,
+        generators=(row,), generators_target=1, tasks_queued=0, tasks_leased=0, rollouts_queued=0, dead_letters=0,
         oldest_task_s=0,
     )  # fmt: skip
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(SnapshotCollector(snapshot, judge(rounds, [row])))
+    registry.register(SnapshotCollector(snapshot, find_bottleneck(rounds, [row])))
     return {family.name for family in text_string_to_metric_families(generate_latest(registry).decode())}
 
 
@@ -111,3 +112,30 @@ def test_the_scrape_config_takes_the_rules_in() -> None:
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
     assert config["rule_files"] == ["alerts.yml"]
     assert config["scrape_configs"][0]["authorization"]
+
+
+PAGES = [path for path in ROOT.glob("docs/**/*.md") if path.name != "log.md"] + [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_page_names_and_links_to_exist(page: Path) -> None:
+    text = page.read_text()
+    packages = "services|learner|generator|deploy|studies|sept|benchmarks|tests|docs|requirements"
+    named = re.findall(rf"`((?:{packages})/[\w./-]*\w/?)`", text)
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert [name for name in linked if not (page.parent / name).exists()] == []
+
+
+def test_functions_that_the_architecture_follows_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    sources = "\n".join(path.read_text() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    methods = set(re.findall(r"`([A-Z]\w+)\.(\w+)`", text))
+    functions = set(re.findall(r"`([a-z]\w+_\w+)`", text))
+    assert len(methods) > 30
+    assert [f"{owner}.{name}" for owner, name in methods if not re.search(rf"class {owner}\b", sources)] == []
+    assert [f"{owner}.{name}" for owner, name in methods if not re.search(rf"def {name}\b|\b{name}:", sources)] == []
+    assert [name for name in functions if not re.search(rf"def {name}\b|\b{name}\b *[:=]", sources)] == []

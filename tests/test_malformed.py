@@ -6,6 +6,7 @@ leave the input as good as it was does not count: then what is accepted must be 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import time
@@ -13,16 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from deploy.settings import load
+from deploy.load_settings import load
 from learner.data.dataset import read_questions
-from services.contracts import Task, WeightManifest
-from services.errors import SeptError, WeightError
+from services.contracts import Task
+from services.errors import SeptError
 from services.streams.wire import decode_rollout, decode_task, encode_rollout, encode_task
+from services.tensors import digest_bytes, read_safetensors
 from services.weights import delta
-from services.weights.store import WeightStore
-from services.weights.tensors import digest_bytes, read_safetensors
+from services.weights.client import WeightClient
+from services.weights.mirror import WeightMirror
+from services.weights.publisher import WeightPublisher
+from services.weights.reader import WeightReader
 from tests.support.answering import rollout_of
 from tests.support.weight_samples import bits, first_version, next_version
 
@@ -85,7 +90,7 @@ def a_task() -> Task:
     return Task(
         task_id="r000003-00001",
         round=3,
-        index=1,
+        position=1,
         prompt_tokens=[1, 2, 3, 4],
         temperature=0.6,
         max_response_tokens=16,
@@ -115,31 +120,32 @@ def test_messages(kind: str, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_manifests(seed: int, tmp_path: Path) -> None:
+    """What an endpoint serves is built into a mirror's copy only when it is what the learner published."""
     draw = random.Random(seed)
-    source = WeightStore(tmp_path / "source", "run", anchor_every=4, keep_versions=9)
-    source.publish(0, first_version())
-    truth = source.publish(1, next_version(first_version(), 1))
-    target = WeightStore(tmp_path / "target", "run", anchor_every=4, keep_versions=9)
-    target.publish(0, first_version())
-    false = falsified(json.loads(truth.model_dump_json()), draw)
-    files = {}
-    for entry in truth.files:
-        files[entry.name] = tmp_path / entry.name
-        files[entry.name].write_bytes(source.file_path(1, entry.name).read_bytes())
+    child = next_version(first_version(), 1)
+    store = WeightPublisher(tmp_path / "store", "run")
+    first, truth = store.publish(0, first_version()), store.publish(1, child)
+    false = json.dumps(falsified(json.loads(truth.model_dump_json()), draw)).encode()
 
-    def adopt() -> WeightManifest:
-        try:
-            manifest = WeightManifest.model_validate(false)
-        except ValueError as error:
-            raise WeightError(str(error)) from error
-        target.adopt(manifest, files)
-        return manifest
+    def serve(request: httpx.Request) -> httpx.Response:
+        version, _, name = request.url.path.removeprefix("/v1/weights/").partition("/files/")
+        if not name:
+            manifest = false if version == "1" else first.model_dump_json().encode()
+            return httpx.Response(200, stream=httpx.ByteStream(manifest))
+        path = store.folder / f"{int(version):08d}" / name
+        return (
+            httpx.Response(200, stream=httpx.ByteStream(path.read_bytes())) if path.is_file() else httpx.Response(404)
+        )
 
-    refused(adopt, lambda manifest: isinstance(manifest, WeightManifest) and manifest.digest == truth.digest)
-    assert bits(target.load(0)) == bits(first_version()), "what was there before is untouched"
-    for version in target.versions():
-        target.load(version)
-    assert not list(target.folder.glob(".partial-*"))
+    async def pull() -> dict[str, Any]:
+        async with WeightClient("http://far", deadline_s=0.1, transport=httpx.MockTransport(serve)) as client:
+            (tmp_path / "mirror").mkdir()
+            mirror = WeightMirror(tmp_path / "mirror", client)
+            await mirror.advance(first)
+            await mirror.advance(await client.manifest(1))
+            return bits(mirror.tensors)
+
+    refused(lambda: asyncio.run(pull()), lambda pulled: pulled == bits(child))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -156,14 +162,14 @@ def test_deltas(seed: int) -> None:
 def test_weight_files(seed: int, tmp_path: Path) -> None:
     """Snapshot and delta of a store that rots: never loaded as if they were whole."""
     draw = random.Random(seed)
-    store = WeightStore(tmp_path / "store", "run", anchor_every=4, keep_versions=9)
+    store = WeightPublisher(tmp_path / "store", "run")
     child = next_version(first_version(), 1)
     store.publish(0, first_version())
     store.publish(1, child)
     path = store.file_path(*draw.choice([(0, "model.safetensors"), (1, "delta.bin")]))
     path.write_bytes(damaged(path.read_bytes(), draw))
-    again = WeightStore(store.folder, "run", anchor_every=4, keep_versions=9)
-    refused(lambda: bits(again.load(1)), lambda loaded: loaded == bits(child))
+    reader = WeightReader(store.folder, "run")
+    refused(lambda: bits(reader.load(1)), lambda loaded: loaded == bits(child))
     snapshot = tmp_path / "alone.safetensors"
     snapshot.write_bytes(damaged((store.folder / "00000000" / "model.safetensors").read_bytes(), draw))
     refused(lambda: [digest_bytes(t.data) for t in read_safetensors(snapshot).values()], lambda digests: True)

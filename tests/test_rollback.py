@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from deploy.operate.client import RunClient
-from deploy.operate.run_commands import where_is
+from deploy.operate.run_commands import require_endpoints
 from services.run_folder import RunFolder
-from services.weights.store import WeightStore
+from services.weights.reader import WeightReader
 from tests.support import scripted_run
 from tests.support.scripted_run import finish, rollouts_of, sept
 
@@ -31,7 +31,7 @@ async def test_a_run_with_generators_ahead_goes_back_and_ends_whole(tmp_path: Pa
             while not (folder.endpoints.exists() and len(list(folder.rounds())) >= 4):
                 assert run.returncode is None, "the run ended before it was asked"
                 await asyncio.wait({asyncio.create_task(run.wait())}, timeout=0.05)
-            async with RunClient(where_is(folder)) as client:
+            async with RunClient(require_endpoints(folder)) as client:
                 await client.roll_back(folder.checkpointed()[-2])
     finally:
         code = await finish(run)
@@ -43,6 +43,6 @@ async def test_a_run_with_generators_ahead_goes_back_and_ends_whole(tmp_path: Pa
     for rollout in rollouts:
         assert 0 <= rollout["staleness"] <= 2
         assert rollout["spans"][-1][0] <= rollout["round"], "no round is sampled by its own future"
-    store = WeightStore(folder.weights, folder.run_id, anchor_every=20, keep_versions=60)
+    store = WeightReader(folder.weights, folder.run_id)
     assert store.versions() == list(range(ROUNDS + 1))
     assert store.load(ROUNDS), "the chain of deltas holds together"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.run_folder import RunFolder
+from services.tensors import describe, read_safetensors, version_digest
 from services.weights.mirror import MANIFEST_NAME
-from services.weights.store import WeightStore
-from services.weights.tensors import describe, read_safetensors, version_digest
+from services.weights.reader import WeightReader
 from tests.support import scripted_run
 from tests.support.scripted_run import finish, rollouts_of, sept
 
@@ -62,7 +62,7 @@ async def test_a_generator_started_by_hand_joins_works_and_ends_with_the_publish
             guest.terminate()
             await finish(guest)
     assert {rollout["generator_id"] for rollout in rollouts_of(folder.path)} == {"guest"}
-    store = WeightStore(folder.weights, folder.run_id, anchor_every=20, keep_versions=60)
+    store = WeightReader(folder.weights, folder.run_id)
     model = folder.path / "mirrors" / "guest" / "model"
     held = json.loads((model / MANIFEST_NAME).read_text())["weight_version"]
     served = describe(read_safetensors(model / "model.safetensors"))

@@ -1,8 +1,8 @@
 """Gives a container GPUs that no other container of the same host uses, then becomes its command.
 
-Compose hands every replica of a service the same devices. So each is shown all of them and takes the first that are
-free: an exclusive lock on one file a GPU in a folder that the containers share. The lock is the process's own; it ends
-with it, however it ends. On a host with one GPU everybody shares that.
+Compose gives every replica of a service the same devices. So each container sees all of them and takes the first that
+are free: an exclusive lock on one file a GPU in a folder that the containers share. The operating system releases the
+lock when the process ends in whatever way. On a host with one GPU all containers share it.
 
     python3 -m deploy.containers.claim_gpus generator --config run.toml     # becomes: sept generator --config run.toml
 """

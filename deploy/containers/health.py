@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Whether the part in this container does its work: for health checks and probes. Knows the HTTP routes only.
+"""Whether the part in this container works: for health checks and probes.
 
     sept-health services     Redis answers and the weight store is there
-    sept-health learner      the services hear this container's learner
-    sept-health generator    the services hear this container's generator, which has started its engine
+    sept-health learner      the services receive heartbeats of this container's learner
+    sept-health generator    the services receive heartbeats of this container's generator: its engine has started
 
 Standard library only, since it runs every few seconds. Exit code 0: healthy; 1: not, with the reason on stderr.
 """
@@ -19,6 +19,8 @@ import urllib.request
 from typing import Any
 
 TIMEOUT_S = 5.0
+SERVICES_URL = "http://127.0.0.1:8400"
+"""With the default of services.port, which a test compares: this file is copied into images without the rest."""
 
 
 def main(part: str) -> str:
@@ -35,7 +37,7 @@ def main(part: str) -> str:
 def ask(path: str) -> dict[str, Any]:
     """The services' JSON answer."""
     token = os.environ.get("SEPT_SERVICES__TOKEN", "")
-    url = os.environ.get("SEPT_SERVICES__URL", "http://127.0.0.1:8400")
+    url = os.environ.get("SEPT_SERVICES__URL", SERVICES_URL)
     request = urllib.request.Request(url + path, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 - ours
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
         found: dict[str, Any] = json.load(answer)

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the settings themselves, so that the page cannot drift. `make docs` runs it."""
+"""Writes docs/configuration.md from the settings, so that the page is always up to date. `make docs` runs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from deploy.settings import ENV_DELIMITER, ENV_PREFIX, FIXED_IN_A_RUN, Settings, setting_fields, to_toml
+from deploy.resolved_settings import to_toml
+from deploy.settings import ENV_DELIMITER, ENV_PREFIX, FIXED_IN_A_RUN, Settings, setting_fields
 from services import durable
 from services.config import OneOf
 

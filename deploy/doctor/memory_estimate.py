@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from deploy.settings import Settings
 from learner.model import hf_checkpoint
 from services.errors import ModelError
-from services.weights.tensors import ITEM_BYTES
+from services.tensors import ITEM_BYTES
 
 FLOAT32_BYTES = 4
 TRAINED_BYTES = {"adamw": 4 * FLOAT32_BYTES, "adamw_8bit": 2 * FLOAT32_BYTES + 2}
@@ -82,14 +82,14 @@ class Room:
 
     cache: int
     """KV cache of one engine, after its weights."""
-    wanted: int
-    """What is needed at least where memory is scarcest ..."""
+    needed: int
+    """The least that is needed, on the device where memory is scarcest."""
     free: int
-    """... and what is there."""
+    """What that device has."""
 
 
 def room(needed: Footprint, settings: Settings, *, free: int, gpus: Sequence[int]) -> Room:
-    """On GPUs of so many bytes the learner's need counts, on CPU everybody's, of the `free` memory of the host.
+    """On GPUs (their sizes in bytes) the learner's need counts; on CPU that of all parts, in the host's `free` memory.
 
     One GPU is shared: the engine takes generator.memory_fraction of it, the learner has what is left.
     """
@@ -98,10 +98,10 @@ def room(needed: Footprint, settings: Settings, *, free: int, gpus: Sequence[int
         smallest = min(gpus)
         cache = int(smallest * generator.memory_fraction) - needed.engine
         left = int(smallest * (1 - generator.memory_fraction)) if len(gpus) == 1 else smallest
-        return Room(max(0, cache), wanted=needed.learner, free=left)
+        return Room(max(0, cache), needed=needed.learner, free=left)
     cache = int(generator.cpu_cache_gib * 2**30)
     engines = generator.count * (needed.engine + needed.mirror + cache)
-    return Room(cache, wanted=needed.learner * settings.training.ranks + engines, free=free)
+    return Room(cache, needed=needed.learner * settings.training.ranks + engines, free=free)
 
 
 def _value_bytes(shape: Shape, dtype: str, *, cuda: bool) -> float:

@@ -1,7 +1,4 @@
-"""One operating-system process per part: started into its own group, logged to its own file, never orphaned.
-
-Knows signals, groups and logs; not what a part does nor when it should run.
-"""
+"""One operating-system process per part: started in a group of its own, logged to its own file, never orphaned."""
 
 from __future__ import annotations
 
@@ -22,13 +19,13 @@ MARK = "SEPT_SUPERVISED"
 """Environment variable that every process of a supervised run inherits; its value is the run's folder."""
 
 PR_SET_PDEATHSIG = 1
-LAST_WORDS_BYTES = 64 * 1024
+LOG_TAIL_BYTES = 64 * 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
-    """What to start: the part's name, its command, where its output goes, its whole environment."""
+class ProcessSpec:
+    """What to start: the part's name, its command, the file for its output, its whole environment."""
 
     name: str
     argv: tuple[str, ...]
@@ -37,15 +34,15 @@ class Spec:
 
 
 class Process:
-    """A started part. Its group is killed with it, so an engine's helpers never outlive it."""
+    """A started part. Its process group is killed with it, so an engine's own processes never outlive it."""
 
-    def __init__(self, spec: Spec, child: asyncio.subprocess.Process) -> None:
+    def __init__(self, spec: ProcessSpec, child: asyncio.subprocess.Process) -> None:
         self.spec = spec
         self._child = child
         self._started = asyncio.get_running_loop().time()
 
     @classmethod
-    async def start(cls, spec: Spec, *, run: Path) -> Self:
+    async def start(cls, spec: ProcessSpec, *, run: Path) -> Self:
         """Start the part as a member of the run whose folder is `run`, an absolute path."""
         supervisor = os.getpid()
         with durable.explained(spec.log):
@@ -77,7 +74,7 @@ class Process:
         return code
 
     def terminate(self) -> None:
-        """Ask the part to drain; its helpers are the part's own to stop."""
+        """Let the part drain; it stops the processes that it started itself."""
         with contextlib.suppress(ProcessLookupError):
             self._child.terminate()
 
@@ -88,29 +85,29 @@ class Process:
 
 
 def die_with_parent(parent: int, by: signal.Signals) -> None:
-    """Have this process be sent the signal when its parent, that process, is gone, however it went."""
+    """The kernel sends this process the signal when its parent, process `parent`, has ended in whatever way."""
     _libc.prctl(PR_SET_PDEATHSIG, by, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 
 
-def last_words(log: Path, lines: int = 40) -> list[str]:
+def last_log_lines(log: Path, lines: int = 40) -> list[str]:
     """The last lines that a part wrote, however large its log is."""
-    return [line.decode(errors="replace") for line in last_lines(log, LAST_WORDS_BYTES)[-lines:]]
+    return [line.decode(errors="replace") for line in last_lines(log, LOG_TAIL_BYTES)[-lines:]]
 
 
-def sweep(run: Path) -> list[int]:
-    """Kill what an earlier supervisor of this run left behind (it was killed before it could); returns the pids.
+def kill_leftovers(run: Path) -> list[int]:
+    """Kill the processes that an earlier supervisor of this run could not end; returns their pids.
 
-    Only call it while holding the run's lock. The mark in the environment makes a re-used pid harmless.
+    Call it only while holding the run's lock. The mark in the environment makes a re-used pid harmless.
     """
     mark = f"{MARK}={run.resolve()}".encode()
-    swept = []
+    killed = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
             if mark in (entry / "environ").read_bytes().split(b"\0"):
                 os.kill(int(entry.name), signal.SIGKILL)
-                swept.append(int(entry.name))
-    return swept
+                killed.append(int(entry.name))
+    return killed

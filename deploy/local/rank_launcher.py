@@ -1,7 +1,7 @@
-"""Starts one `sept` command as several processes that train together. Knows not what they compute.
+"""Starts one `sept` command as several processes that train together.
 
-The launcher ends when all of them have, and all of them end when one dies or the launcher does: whoever keeps the
-learner running sees one part. torchrun does the same, but with an unauthenticated store on every interface whose
+The launcher ends when all of them have ended, and all of them end when one dies or the launcher does: the supervisor
+sees one part. torchrun does the same, but with an unauthenticated store on every interface whose
 entries it unpickles, with its own code in place of the exit code, and with processes that outlive it.
 """
 
@@ -73,6 +73,6 @@ def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _threads(count: int) -> int:
-    """Threads on a CPU for each of so many processes."""
+    """Threads on a CPU for each of `count` processes."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, (int(given) if given.isdigit() else len(os.sched_getaffinity(0))) // count)

@@ -1,4 +1,4 @@
-"""`sept run`: one run on this machine, from its settings to its end. Wires; the supervisor and the parts work."""
+"""`sept run`: one run on this machine, from its settings to its end."""
 
 from __future__ import annotations
 
@@ -7,81 +7,83 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import sys
 from typing import Any
-from urllib.parse import urlsplit
 
 from rich.console import Console
 
 from deploy import endpoints, placement
 from deploy.endpoints import Endpoints
-from deploy.local.desired_state import DesiredInRedis, last_events
-from deploy.local.event_log import Journal, write_flight_record
-from deploy.local.processes import Spec, sweep
-from deploy.local.supervisor import Plan, Supervisor
+from deploy.local.flight_record import last_part_events, write_flight_record
+from deploy.local.generators_target import GeneratorsTargetInRedis
+from deploy.local.processes import ProcessSpec, kill_leftovers
+from deploy.local.supervisor import RunPlan, Supervisor
+from deploy.local.supervisor_log import SupervisorLog
 from deploy.locks import run_lock
 from deploy.operate.client import RunClient
 from deploy.operate.progress import Progress
-from deploy.settings import ENV_DELIMITER, ENV_PREFIX, Settings, require, write_resolved
+from deploy.resolved_settings import write_resolved
+from deploy.settings import ENV_DELIMITER, ENV_PREFIX, Settings, require, token_of
 from services.errors import SeptError, UnavailableError
+from services.net import LOOPBACK, free_port, port_of, reachable_url, why_not_free
 from services.run_folder import RunFolder
-from services.streams.embedded import EmbeddedRedis, free_port
+from services.streams.embedded import EmbeddedRedis
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-
 LEADERS = {"learner": ("model.path", "data.path"), "evaluator": ("model.path", "evaluation.benchmarks")}
-"""The parts that a run can be about, whose end is the run's end, and the settings that each cannot do without."""
+"""The part whose end is the run's end -> the settings that it cannot do without."""
 
 
 async def run_local(settings: Settings, console: Console, *, leader: str = "learner") -> signal.Signals | None:
-    """Run everything on this machine until the `leader` has finished; resumes what the run folder holds.
+    """Run everything on this machine until the `leader` has finished; resumes the run that the folder holds.
 
     Returns the signal that stopped it, None when the run is complete. A run that fails leaves a flight record.
     """
     require(settings, *LEADERS[leader])
     folder = RunFolder(settings.run.dir.resolve()).create()
-    with run_lock(folder.path):
-        swept = sweep(folder.path)
+    with run_lock(folder):
+        killed = kill_leftovers(folder.path)
         changed = write_resolved(settings, folder.config)
-        redis, where = _place(settings, folder)
+        redis, where = _choose_endpoints(settings, folder)
         endpoints.write(folder, where)
         try:
             async with RunClient(where) as client:
                 with Progress(folder, client, console) as progress:
-                    journal = Journal(folder.logs / "supervisor.log", progress.note)
-                    journal.note("run_starting", folder=str(folder.path), run_id=folder.run_id)
-                    if swept:
-                        journal.note("leftovers_killed", processes=len(swept))
+                    log = SupervisorLog(folder.log_of("supervisor"), progress.note)
+                    log.record("run_starting", folder=str(folder.path), run_id=folder.run_id)
+                    if killed:
+                        log.record("leftovers_killed", processes=len(killed))
                     if changed:
-                        journal.note("settings_changed", keys=",".join(changed))
-                    plan = make_plan(settings, folder, redis, where, leader=leader)
-                    return await _supervise(plan, settings, folder, where, journal, progress)
+                        log.record("settings_changed", keys=",".join(changed))
+                    plan = plan_run(settings, folder, redis, where, leader=leader)
+                    return await _supervise(plan, settings, folder, where, log, progress)
         finally:
             endpoints.remove(folder)
 
 
 async def _supervise(
-    plan: Plan,
+    plan: RunPlan,
     settings: Settings,
     folder: RunFolder,
     where: Endpoints,
-    journal: Journal,
+    log: SupervisorLog,
     progress: Progress,
 ) -> signal.Signals | None:
-    shared: list[dict[str, Any]] = []
+    part_events: list[dict[str, Any]] = []
 
-    async def last_look() -> None:
-        shared.extend(await last_events(where.redis_url, folder.run_id))
+    async def read_part_events() -> None:
+        part_events.extend(await last_part_events(where.redis_url, folder.run_id))
+
+    count, startup_s = settings.generator.count, settings.deadlines.startup_s
 
     supervisor = Supervisor(
         plan,
         run=folder.path,
-        desired=DesiredInRedis(where.redis_url, folder.run_id, settings.generator.count, settings.deadlines.startup_s),
-        journal=journal,
+        generators_target=GeneratorsTargetInRedis(where.redis_url, folder.run_id, count, startup_s),
+        log=log,
         drain_s=settings.deadlines.drain_s,
-        last_look=last_look,
+        before_drain_of_failed=read_part_events,
     )
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
@@ -90,8 +92,8 @@ async def _supervise(
     try:
         return await supervisor.run()
     except SeptError as error:
-        record = write_flight_record(folder, journal, str(error), shared)
-        journal.note("flight_record_written", path=str(record))
+        record = write_flight_record(folder, log, str(error), part_events)
+        log.record("flight_record_written", path=str(record))
         raise
     finally:
         follower.cancel()
@@ -102,72 +104,61 @@ async def _supervise(
             loop.remove_signal_handler(number)
 
 
-def make_plan(
+def plan_run(
     settings: Settings, folder: RunFolder, redis: EmbeddedRedis | None, where: Endpoints, *, leader: str = "learner"
-) -> Plan:
+) -> RunPlan:
     """The commands of all parts, each with its log and its share of the machine."""
     gpus, cores = placement.visible_gpus(), len(os.sched_getaffinity(0))
     count, ranks = max(1, settings.generator.count), settings.training.ranks
 
-    def part(name: str, command: tuple[str, ...], env: dict[str, str]) -> Spec:
-        return Spec(name, command, folder.logs / f"{name}.log", {**inherited_environment(), **env})
+    def part(name: str, command: tuple[str, ...], env: dict[str, str]) -> ProcessSpec:
+        return ProcessSpec(name, command, folder.log_of(name), {**inherited_environment(), **env})
 
     def sept(command: str, *more: str) -> tuple[str, ...]:
         return (sys.executable, "-m", "sept", command, "--config", str(folder.config), *more)
 
-    def generator(index: int) -> Spec:
+    def generator(index: int) -> ProcessSpec:
         name = f"generator-{index}"
         tensor_parallel = settings.generator.tensor_parallel
         env = placement.generator_env(index, gpus, count, cores, tensor_parallel=tensor_parallel, ranks=ranks)
         return part(name, sept("generator", "--id", name), env)
 
-    port = urlsplit(where.services_url).port or settings.services.port
-    return Plan(
+    port = port_of(where.services_url) or settings.services.port
+    return RunPlan(
         redis=part("redis", tuple(redis.command()), {}) if redis is not None else None,
         services=part("services", sept("services", "--set", f"services.port={port}"), {}),
         learner=part(leader, sept(leader), placement.learner_env(gpus, count, cores, ranks=ranks)),
         generator=generator,
-        generators=settings.generator.count,
+        generators_target=settings.generator.count,
     )
 
 
 def inherited_environment() -> dict[str, str]:
-    """This process's environment without settings: the resolved config holds those, --set included."""
+    """This process's environment without settings: the resolved config holds them, those of --set too."""
     return {
         name: value for name, value in os.environ.items() if not (name.startswith(ENV_PREFIX) and ENV_DELIMITER in name)
     }
 
 
-def _place(settings: Settings, folder: RunFolder) -> tuple[EmbeddedRedis | None, Endpoints]:
-    """Decide where Redis and the services listen; where this run listened before, if that is free again."""
+def _choose_endpoints(settings: Settings, folder: RunFolder) -> tuple[EmbeddedRedis | None, Endpoints]:
+    """Where Redis and the services will listen: where this run listened before, if that is still free."""
     before = endpoints.read(folder)
     port = settings.services.port or _port_of(before.services_url if before else None, settings.services.host)
-    if not _is_free(settings.services.host, port):
+    if why_not_free(settings.services.host, port):
         raise UnavailableError(
             f"services.port {port} on {settings.services.host} is taken by another program",
             hint="stop that program, or set services.port to another port (0 takes a free one)",
         )
-    token = settings.services.token.get_secret_value() if settings.services.token else None
-    url = settings.services.url or endpoints.services_url(settings.services.host, port)
+    token = token_of(settings)
+    url = settings.services.url or reachable_url(settings.services.host, port)
     if settings.redis.url is not None:
         return None, Endpoints(redis_url=settings.redis.url.get_secret_value(), services_url=url, token=token)
-    redis_port = _port_of(before.redis_url if before else None, "127.0.0.1")
+    redis_port = _port_of(before.redis_url if before else None, LOOPBACK)
     redis = EmbeddedRedis(folder.redis, redis_port, secrets.token_urlsafe(24))
     return redis, Endpoints(redis_url=redis.url, services_url=url, token=token)
 
 
 def _port_of(url: str | None, host: str) -> int:
     """The URL's port if it is free, else a free one."""
-    port = urlsplit(url).port if url is not None else None
-    return port if port is not None and _is_free(host, port) else free_port()
-
-
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+    port = port_of(url) if url is not None else None
+    return port if port is not None and not why_not_free(host, port) else free_port()

@@ -1,11 +1,9 @@
-"""Keeps the parts of a local run alive: starts, restarts with backoff, scales, drains in order.
+"""Runs the parts of a local run from start to end: starts them, scales the generators, drains all in order.
 
-Knows processes and their order; not what the parts do nor where their settings come from.
-
-                    start (all at once)
-    redis, services, learner, generator-0 .. n-1
-                    drain (stage by stage)
-    learner and generators  ->  services  ->  redis
+                start (all at once)
+redis, services, learner, generator-0 .. n-1
+                drain (stage by stage)
+learner and generators  ->  services  ->  redis
 """
 
 from __future__ import annotations
@@ -17,188 +15,90 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from deploy import exit_codes
-from deploy.local.event_log import Journal
-from deploy.local.processes import Process, Spec, last_words
-from services.errors import UnavailableError
-
-KILL_GRACE_S = 15.0
-"""A part that has not left this long after its own drain deadline is killed: an engine's processes take 3 s to end, and
-several times that on a busy machine."""
+from deploy.local.processes import ProcessSpec
+from deploy.local.supervised_part import KILL_GRACE_S, RestartPolicy, SupervisedPart
+from deploy.local.supervisor_log import SupervisorLog
 
 SAME_STOP_S = 1.0
-"""Requests this close together are one: a shell or make passes on the signal that its whole group received."""
+"""Stop requests this close together count as one: a shell or make passes on the signal that its group received."""
 
 
-@dataclass(frozen=True, slots=True)
-class RestartPolicy:
-    """When to start a dead part again, and when to stop trying.
-
-    RestartPolicy(first_delay_s=0.5)    # 0.5, 1, 2, 4 ... s between restarts, at most longest_delay_s
-    RestartPolicy(settled_s=60)         # a part that lived 60 s starts again with a clean record
-    RestartPolicy(max_failures=5)       # the fifth failure in a row is the last
-    RestartPolicy(max_kills=30)         # being killed from outside (kill -9, out of memory) says less about the part
-    """
-
-    first_delay_s: float = 0.5
-    longest_delay_s: float = 30.0
-    settled_s: float = 60.0
-    max_failures: int = 5
-    max_kills: int = 30
-
-    def delay_s(self, deaths: int) -> float:
-        """Seconds to wait after the given number of deaths in a row."""
-        return min(self.longest_delay_s, self.first_delay_s * 2.0 ** min(deaths - 1, 30))
-
-
-class Keeper:
-    """Keeps one part running until it finishes, is stopped, or cannot be kept running."""
-
-    def __init__(self, spec: Spec, run: Path, policy: RestartPolicy, journal: Journal, *, may_finish: bool) -> None:
-        self.spec = spec
-        self._run_folder = run
-        self._policy = policy
-        self._journal = journal
-        self._may_finish = may_finish
-        self._process: Process | None = None
-        self._stopping = asyncio.Event()
-        self._failures = 0
-        self._kills = 0
-        self.task = asyncio.create_task(self._keep(), name=spec.name)
-
-    async def _keep(self) -> None:
-        while not self._stopping.is_set():
-            self._process = await Process.start(self.spec, run=self._run_folder)
-            self._journal.note("part_started", part=self.spec.name, pid=self._process.pid)
-            if self._stopping.is_set():  # asked to stop while it was being started: it has nothing to drain yet
-                self._process.kill()
-            code = await self._process.wait()
-            if self._stopping.is_set() or (code == exit_codes.OK and self._may_finish):
-                self._journal.note("part_ended", part=self.spec.name, exit_code=code)
-                return
-            await self._pause_before_restart(code, self._process.lived_s)
-
-    async def _pause_before_restart(self, code: int, lived_s: float) -> None:
-        if lived_s >= self._policy.settled_s:
-            self._failures = self._kills = 0
-        if code == -signal.SIGKILL:
-            self._kills += 1
-        else:
-            self._failures += 1
-        permanent = code in exit_codes.PERMANENT
-        if permanent or self._failures >= self._policy.max_failures or self._kills >= self._policy.max_kills:
-            raise self._given_up(code, lived_s)
-        delay_s = self._policy.delay_s(self._failures + self._kills)
-        self._journal.note(
-            "part_died",
-            part=self.spec.name,
-            ended=exit_codes.in_words(code),
-            lived_s=round(lived_s, 1),
-            restart_in_s=round(delay_s, 1),
-        )
-        try:
-            await asyncio.wait_for(self._stopping.wait(), delay_s)
-        except TimeoutError:
-            return  # not stopped: start it again
-
-    def _given_up(self, code: int, lived_s: float) -> UnavailableError:
-        words = "\n".join(f"    {line}" for line in last_words(self.spec.log, 15)) or "    (it wrote nothing)"
-        deaths = self._failures + self._kills
-        times = "" if deaths == 1 else f" {deaths} times in a row, the last time"
-        return UnavailableError(
-            f"{self.spec.name} died{times} after {lived_s:.1f} s ({exit_codes.in_words(code)}). "
-            f"Its last words:\n{words}",
-            hint=f"mend what they name, then start again: the run resumes. The whole log: {self.spec.log}",
-        )
-
-    def terminate(self) -> None:
-        """Ask the part to drain, and do not start it again."""
-        self._stopping.set()
-        if self._process is not None:
-            self._process.terminate()
-
-    def kill(self) -> None:
-        """End the part now."""
-        self._stopping.set()
-        if self._process is not None:
-            self._process.kill()
-
-
-class DesiredGenerators(Protocol):
-    """Where the wanted number of generators comes from."""
+class GeneratorsTarget(Protocol):
+    """The number of generators that a person asked for."""
 
     def follow(self) -> AsyncIterator[int]:
-        """Yields the wanted number whenever it may have changed; rides out a Redis that is away."""
+        """Yields the number whenever it may have changed; waits while Redis does not answer."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The parts of a run. `redis` is None when Redis is somebody else's."""
+class RunPlan:
+    """The processes of a run. `redis` is None when the run uses a Redis that it does not start."""
 
-    redis: Spec | None
-    services: Spec
-    learner: Spec
-    generator: Callable[[int], Spec]
-    generators: int
+    redis: ProcessSpec | None
+    services: ProcessSpec
+    learner: ProcessSpec
+    generator: Callable[[int], ProcessSpec]
+    generators_target: int
+    """Generators to start with."""
 
 
 class Supervisor:
     """Runs a plan to its end.
 
-    supervisor = Supervisor(plan, run=folder, desired=..., journal=...)
+    supervisor = Supervisor(plan, run=folder, generators_target=..., log=...)
     stopped_by = await supervisor.run()     # None: the learner finished; else the signal that asked to stop
 
-    `last_look` is awaited when a run has failed, before its parts are drained.
+    `before_drain_of_failed` is awaited when a run has failed, while its parts still run.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plan: RunPlan,
         *,
         run: Path,
-        desired: DesiredGenerators,
-        journal: Journal,
+        generators_target: GeneratorsTarget,
+        log: SupervisorLog,
         policy: RestartPolicy | None = None,
         drain_s: float = 20.0,
         grace_s: float = KILL_GRACE_S,
         same_stop_s: float = SAME_STOP_S,
-        last_look: Callable[[], Awaitable[None]] | None = None,
+        before_drain_of_failed: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._plan = plan
         self._run_folder = run
-        self._desired = desired
-        self._journal = journal
+        self._generators_target = generators_target
+        self._log = log
         self._policy = policy or RestartPolicy()
         self._drain_s = drain_s
         self._grace_s = grace_s
         self._same_stop_s = same_stop_s
-        self._last_look = last_look
-        self._generators: dict[int, Keeper] = {}
-        self._leaving: set[Keeper] = set()
+        self._before_drain_of_failed = before_drain_of_failed
+        self._generators: dict[int, SupervisedPart] = {}
+        self._leaving: set[SupervisedPart] = set()
         self._over = asyncio.Event()
-        self._now = asyncio.Event()
+        self._stop_now = asyncio.Event()
         self._failure: BaseException | None = None
         self._stopped_by: signal.Signals | None = None
         self._stopped_at = 0.0
 
     async def run(self) -> signal.Signals | None:
-        """Start everything, keep it running until the learner has finished or somebody stops it, drain.
+        """Start everything, keep it running until the learner has finished or somebody stops it, then drain.
 
-        Raises UnavailableError with the part's last words when one cannot be kept running.
+        Raises UnavailableError with the end of the part's log when one cannot be kept running.
         """
-        redis = self._keep(self._plan.redis) if self._plan.redis is not None else None
-        services = self._keep(self._plan.services)
-        learner = self._keep(self._plan.learner, may_finish=True)
-        self._scale(self._plan.generators)
-        follower = asyncio.create_task(self._follow_desired())
-        follower.add_done_callback(self._note_end)
+        redis = self._start_part(self._plan.redis) if self._plan.redis is not None else None
+        services = self._start_part(self._plan.services)
+        learner = self._start_part(self._plan.learner, may_finish=True)
+        self._scale(self._plan.generators_target)
+        scaler = asyncio.create_task(self._follow_target())
+        scaler.add_done_callback(self._on_end)
         try:
             await self._over.wait()
-            if self._failure is not None and self._last_look is not None:
-                await self._last_look()
+            if self._failure is not None and self._before_drain_of_failed is not None:
+                await self._before_drain_of_failed()
         finally:
-            follower.cancel()
+            scaler.cancel()
             generators = [*self._generators.values(), *self._leaving]
             for stage in ([learner, *generators], [services], [redis] if redis is not None else []):
                 await self._drain(stage)
@@ -207,65 +107,65 @@ class Supervisor:
         return self._stopped_by
 
     def request_stop(self, by: signal.Signals) -> None:
-        """The first request drains, a second one ends everything now. To be called from the loop's own thread."""
+        """The first request drains, a second one kills what is left. Call it from the event loop's thread."""
         now = asyncio.get_running_loop().time()
         if self._stopped_by is not None:
             if now - self._stopped_at < self._same_stop_s:
                 return
-            self._journal.note("stopping_now", signal=by.name)
-            self._now.set()
+            self._log.record("stopping_now", signal=by.name)
+            self._stop_now.set()
         else:
-            self._journal.note("stopping", signal=by.name)
+            self._log.record("stopping", signal=by.name)
             self._stopped_by = by
             self._stopped_at = now
         self._over.set()
 
-    def _keep(self, spec: Spec, *, may_finish: bool = False) -> Keeper:
-        keeper = Keeper(spec, self._run_folder, self._policy, self._journal, may_finish=may_finish)
-        keeper.task.add_done_callback(self._note_end)
-        return keeper
+    def _start_part(self, spec: ProcessSpec, *, may_finish: bool = False) -> SupervisedPart:
+        part = SupervisedPart(spec, self._run_folder, self._policy, self._log, may_finish=may_finish)
+        part.task.add_done_callback(self._on_end)
+        return part
 
-    def _note_end(self, task: asyncio.Task[None]) -> None:
-        """The learner is done, or something cannot go on: either way the run is over."""
-        if task.cancelled() or task in {keeper.task for keeper in self._leaving}:
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        """The learner has finished, or a part cannot be kept running: either way the run is over."""
+        if task.cancelled() or task in {part.task for part in self._leaving}:
             return
         error = task.exception()
         if error is not None and self._failure is None:
             self._failure = error
-            self._journal.note("run_failed", error=str(error).splitlines()[0])
+            self._log.record("run_failed", error=str(error).splitlines()[0])
         self._over.set()
 
-    async def _follow_desired(self) -> None:
-        async for wanted in self._desired.follow():
-            if wanted != len(self._generators):
-                self._journal.note("scaling", generators=wanted, before=len(self._generators))
-                self._scale(wanted)
+    async def _follow_target(self) -> None:
+        async for generators_target in self._generators_target.follow():
+            if generators_target != len(self._generators):
+                self._log.record("scaling", generators_target=generators_target, before=len(self._generators))
+                self._scale(generators_target)
 
-    def _scale(self, wanted: int) -> None:
-        """Start or drain generators until there are as many as wanted; the highest numbers leave first."""
-        self._leaving = {keeper for keeper in self._leaving if not keeper.task.done()}
-        for index in range(len(self._generators), wanted):
-            self._generators[index] = self._keep(self._plan.generator(index))
-        for index in range(len(self._generators) - 1, wanted - 1, -1):
-            keeper = self._generators.pop(index)
-            self._leaving.add(keeper)
-            keeper.terminate()
+    def _scale(self, generators_target: int) -> None:
+        """Start or drain generators until there are `generators_target`; the highest numbers leave first."""
+        self._leaving = {part for part in self._leaving if not part.task.done()}
+        for index in range(len(self._generators), generators_target):
+            self._generators[index] = self._start_part(self._plan.generator(index))
+        for index in range(len(self._generators) - 1, generators_target - 1, -1):
+            part = self._generators.pop(index)
+            self._leaving.add(part)
+            part.terminate()
 
-    async def _drain(self, keepers: Iterable[Keeper]) -> None:
-        """Ask, wait for as long as a drain may take, then insist. A second stop request skips the waiting."""
-        keepers = list(keepers)
-        for keeper in keepers:
-            keeper.terminate()
-        tasks = [keeper.task for keeper in keepers]
+    async def _drain(self, parts: Iterable[SupervisedPart]) -> None:
+        """Terminate, wait for as long as a drain may take, then kill. A second stop request skips the wait."""
+        parts = list(parts)
+        for part in parts:
+            part.terminate()
+        tasks = [part.task for part in parts]
         if not tasks:
             return
-        now = asyncio.create_task(self._now.wait())
+        stop_now = asyncio.create_task(self._stop_now.wait())
         gone = asyncio.create_task(asyncio.wait(tasks, timeout=self._drain_s + self._grace_s))
-        await asyncio.wait([gone, now], return_when=asyncio.FIRST_COMPLETED)
-        now.cancel()
-        for keeper in keepers:
-            if not keeper.task.done():
-                self._journal.note("part_killed", part=keeper.spec.name)
-                keeper.kill()
+        await asyncio.wait([gone, stop_now], return_when=asyncio.FIRST_COMPLETED)
+        stop_now.cancel()
+        for part in parts:
+            if not part.task.done():
+                self._log.record("part_killed", part=part.spec.name)
+                part.kill()
         await asyncio.wait(tasks)
         await gone

@@ -1,4 +1,4 @@
-"""Asks a running run's services for its status and passes on what a person wants of it. Knows only the HTTP routes."""
+"""The HTTP client of a run's services: its status, and requests to change it."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ class RunClient:
         answer = await self._ask("POST", "/v1/control/export", {"weight_version": weight_version})
         return str(answer.json()["folder"])
 
-    async def scale(self, generators: int) -> None:
-        """Ask for that many generators; the supervisor follows."""
-        await self._ask("POST", "/v1/control/generators", {"count": generators})
+    async def scale(self, generators_target: int) -> None:
+        """Ask for that many generators; the supervisor starts or drains some."""
+        await self._ask("POST", "/v1/control/generators", {"generators_target": generators_target})
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         try:
@@ -78,7 +78,7 @@ class RunClient:
         except httpx.HTTPError as error:
             raise UnavailableError(
                 f"the services at {self._url} do not answer ({type(error).__name__})",
-                hint="is the run going? Start it with `sept run`, and see logs/services.log in its folder",
+                hint="is the run active? Start it with `sept run`, and see logs/services.log in its folder",
             ) from error
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             raise UnavailableError(

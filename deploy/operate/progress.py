@@ -1,7 +1,4 @@
-"""What a person sees while a run is going: a live table on a terminal, one line a round elsewhere.
-
-Reads metrics.jsonl and the status endpoint; knows neither processes nor Redis.
-"""
+"""What a person sees while a run is active: a live table on a terminal, one line a round elsewhere."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ class Progress:
             self._live.stop()
 
     def note(self, text: str) -> None:
-        """Say something once."""
+        """Print a line above the table."""
         self._console.print(Text(text, style="dim"), soft_wrap=True)
 
     async def follow(self) -> None:
@@ -58,7 +55,7 @@ class Progress:
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Bring what is shown up to date once."""
+        """Update what is shown once."""
         rounds = list(self._folder.rounds())
         if self._live is None:
             for metrics in rounds[self._shown :]:
@@ -66,9 +63,9 @@ class Progress:
             self._shown = len(rounds)
             return
         snapshot = None
-        with contextlib.suppress(SeptError):  # not up yet, or being restarted: the rounds are still worth showing
+        with contextlib.suppress(SeptError):  # the services start or restart: the rounds are shown all the same
             snapshot = await self._client.status()
-        self._live.update(view(snapshot, rounds), refresh=True)
+        self._live.update(render(snapshot, rounds), refresh=True)
 
 
 async def _every(seconds: float) -> AsyncIterator[None]:
@@ -88,8 +85,8 @@ def round_line(metrics: RoundMetrics) -> str:
     )
 
 
-def view(snapshot: StatusSnapshot | None, rounds: Sequence[RoundMetrics]) -> RenderableType:
-    """The whole picture: the run's state, its parts, its last rounds."""
+def render(snapshot: StatusSnapshot | None, rounds: Sequence[RoundMetrics]) -> RenderableType:
+    """The run's state, its parts, its last rounds."""
     if snapshot is None:
         return Group(Text("waiting for the services to answer", style="dim"), rounds_table(rounds))
     return Group(headline(snapshot), parts_table(snapshot), rounds_table(rounds))
@@ -108,7 +105,7 @@ def headline(snapshot: StatusSnapshot) -> Text:
 
 
 def parts_table(snapshot: StatusSnapshot) -> Table:
-    """Learner and generators, what they do and how fast."""
+    """Learner and generators: what each does and how fast."""
     table = Table("part", "state", "version", "in flight", "tokens/s", "pause", "busy", "message", box=None)
     if snapshot.learner is not None:
         _add_part(table, snapshot.learner, lost=snapshot.learner_lost)

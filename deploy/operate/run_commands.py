@@ -1,4 +1,4 @@
-"""Commands about a run that is going: find it, ask its services, show or change it."""
+"""What the commands about an active run do: find it, show it, send it a request."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ from rich.text import Text
 from deploy import endpoints
 from deploy.endpoints import Endpoints
 from deploy.operate.client import RunClient
-from deploy.operate.log_tail import Logbook
+from deploy.operate.log_tail import LogTail
 from deploy.operate.progress import REFRESH_S, Progress, headline, parts_table, rounds_table
 from services.contracts import StatusSnapshot
 from services.errors import ConfigError, UnavailableError
-from services.run_folder import RunFolder
+from services.run_folder import RUNS, RunFolder
 
 T = TypeVar("T")
-
-RUNS = Path("runs")
-"""Where run folders lie unless told otherwise."""
 
 
 def find_run(folder: Path | None, *, runs: Path = RUNS) -> RunFolder:
@@ -34,8 +31,9 @@ def find_run(folder: Path | None, *, runs: Path = RUNS) -> RunFolder:
         if not found.identity.exists():
             raise ConfigError(f"{folder} is not a run's folder", hint="give the run.dir of a run that was started")
         return found
-    # A run that is going has endpoints; of several, or of none, the one that was started last is meant.
-    candidates = [RunFolder(path.parent) for path in runs.glob("*/run.json")]
+    # An active run has endpoints; of several active runs, or of none, the one that was started last is meant.
+    paths = sorted(runs.iterdir()) if runs.is_dir() else []
+    candidates = [run for path in paths if (run := RunFolder(path)).identity.exists()]
     if not candidates:
         raise ConfigError(f"there is no run under {runs.resolve()}", hint="name its folder with --run")
     return max(candidates, key=lambda run: (run.endpoints.exists(), _started(run)))
@@ -45,36 +43,36 @@ def _started(run: RunFolder) -> float:
     return (run.config if run.config.exists() else run.identity).stat().st_mtime
 
 
-def where_is(folder: RunFolder) -> Endpoints:
-    """The run's endpoints; UnavailableError when it is not going."""
+def require_endpoints(folder: RunFolder) -> Endpoints:
+    """The run's endpoints; UnavailableError when it is not active."""
     found = endpoints.read(folder)
     if found is None:
         raise UnavailableError(
-            f"no run is going in {folder.path}", hint=f"start it again with `sept run {folder.config}`"
+            f"no run is active in {folder.path}", hint=f"start it again with `sept run {folder.config}`"
         )
     return found
 
 
-def tell(run: Path | None, wish: Callable[[RunClient], Awaitable[T]]) -> T:
-    """Pass one wish to the run; returns its answer."""
+def send(run: Path | None, request: Callable[[RunClient], Awaitable[T]]) -> T:
+    """Send one request to the run; returns its answer."""
 
     async def ask() -> T:
-        async with RunClient(where_is(find_run(run))) as client:
-            return await wish(client)
+        async with RunClient(require_endpoints(find_run(run))) as client:
+            return await request(client)
 
     return asyncio.run(ask())
 
 
 def show_status(run: Path | None, *, as_json: bool) -> None:
-    """Print the run's status; of a run that is not going, what it left."""
+    """Print the run's status; of a run that is not active, its last rounds."""
     folder = find_run(run)
-    snapshot = asyncio.run(_snapshot(where_is(folder))) if as_json or folder.endpoints.exists() else None
+    snapshot = asyncio.run(_snapshot(require_endpoints(folder))) if as_json or folder.endpoints.exists() else None
     if as_json and snapshot is not None:
         sys.stdout.write(snapshot.model_dump_json(indent=2) + "\n")
         return
     console = Console()
     if snapshot is None:
-        console.print(f"{folder.path}: no run is going; start it again with `sept run {folder.config}`")
+        console.print(f"{folder.path}: no run is active; start it again with `sept run {folder.config}`")
     else:
         console.print(headline(snapshot))
         console.print(parts_table(snapshot))
@@ -82,12 +80,12 @@ def show_status(run: Path | None, *, as_json: bool) -> None:
 
 
 def watch_status(run: Path | None) -> None:
-    """Show the run as it goes, until it ends."""
+    """Show the run until it ends."""
     asyncio.run(_watch(find_run(run), Console()))
 
 
 async def _watch(folder: RunFolder, console: Console) -> None:
-    async with RunClient(where_is(folder)) as client:
+    async with RunClient(require_endpoints(folder)) as client:
         with Progress(folder, client, console) as progress:
             while folder.endpoints.exists():
                 await progress.refresh()
@@ -95,15 +93,15 @@ async def _watch(folder: RunFolder, console: Console) -> None:
 
 
 def show_logs(run: Path | None, parts: Sequence[str], *, lines: int, follow: bool) -> None:
-    """Print what the parts have written last, each line with its part's name; then what they write, until it ends."""
+    """Print the last lines of the parts' logs, each after its part's name; `follow`: then new lines until the end."""
     folder = find_run(run)
-    book, console = Logbook(folder, parts, lines=lines), Console(highlight=False)
-    for part, line in book.follow(folder.endpoints.exists) if follow else book.new():
+    tail, console = LogTail(folder, parts, lines=lines), Console(highlight=False)
+    for part, line in tail.follow(folder.endpoints.exists) if follow else tail.new_lines():
         console.print(Text.assemble((f"{part} | ", "dim"), Text.from_ansi(line)), soft_wrap=True)
 
 
-def agreed(what: str, *, yes: bool) -> bool:
-    """Whether a person wants what cannot be undone: asked unless they said so; ConfigError when nobody can be asked."""
+def confirmed(what: str, *, yes: bool) -> bool:
+    """Whether a person confirms what cannot be undone; `yes`: they did already. ConfigError without a terminal."""
     if yes:
         return True
     if not sys.stdin.isatty():

@@ -1,10 +1,10 @@
-"""A run on a Ray cluster: which deployments, where, how many. Wires; the parts and the policy work.
+"""A run on a Ray cluster: which deployments it has, where each is placed and how many there are.
 
     serve run deploy.ray_cluster.app:app config=run.toml max_generators=8      # Serve's own command
-    sept ray run.toml --max-generators 8                               # the same, and waits for the end
+    sept ray run.toml --max-generators 8                                       # the same, and waits for the end
 
-Redis is reached at redis.url from every node. The run's folder must be where the learner and the services run: on a
-cluster of several nodes, those that have it carry the resource sept_store: ray start --resources '{"sept_store": 1}'.
+Every node must reach Redis at redis.url. The learner and the services need the run's folder: on a cluster of several
+nodes, those that have it offer the resource sept_store: ray start --resources '{"sept_store": 1}'.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from deploy.load_settings import load
+from deploy.ray_cluster.defaults import DOWNSCALE_AFTER_S, MIN_GENERATORS, SERVE_PORT
 from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services, code_digest
-from deploy.settings import Settings, load, redis_url, require, to_resolved
+from deploy.resolved_settings import to_resolved
+from deploy.settings import Settings, redis_url, require, token_of
 from services.errors import ConfigError, UnavailableError
+from services.net import LOOPBACK, reachable_url
 
 APP = "sept"
 STORE = "sept_store"
 """Ray resource of the nodes that have the run's folder."""
 STORE_SHARE = 0.001
-"""A claim on where, not on how much."""
-SERVE_PORT = 8000
-"""Where Serve's proxies listen unless told otherwise."""
+"""So small that it decides where a replica is placed and limits nothing."""
 HEALTH_PERIOD_S = 5.0
 LOOK_BACK_S = 15.0
-"""The longest queue of so long counts: a round's end is no reason to let generators go."""
-WAIT_LOOK_S = 2.0
+"""The longest queue of this time counts: generators must not go because a round ends."""
+LEARNER_CHECK_S = 2.0
 GRACE_S = 10.0
 """For a replica to end after its part has drained."""
 
@@ -46,13 +48,13 @@ class Options(BaseModel):
     config: Path
     sets: tuple[str, ...] = ()
     """section.key=value, as of --set."""
-    min_generators: int = Field(default=1, ge=1)
+    min_generators: int = Field(default=MIN_GENERATORS, ge=1)
     max_generators: int | None = Field(default=None, ge=1)
     """Unset: generator.count."""
     requests_per_generator: int | None = Field(default=None, ge=1)
-    """How many open requests make one generator worth its while; unset: generator.max_in_flight."""
-    downscale_after_s: float = Field(default=300.0, ge=0)
-    """A generator goes when there has been too little to do for so long; starting an engine takes minutes."""
+    """One generator is started for this many open requests; unset: generator.max_in_flight."""
+    downscale_after_s: float = Field(default=DOWNSCALE_AFTER_S, ge=0)
+    """A generator ends when there was too little to do for this long; starting an engine takes minutes."""
     generator_cpus: float = Field(default=1.0, gt=0)
     gpus: bool | None = None
     """One GPU for the learner and generator.tensor_parallel for each generator; unset: if the cluster has any."""
@@ -67,13 +69,13 @@ def app(args: Options) -> Application:
 
     Raises ConfigError for what a run needs and the cluster lacks.
     """
-    return plan(load(args.config, args.sets), args, ray.cluster_resources(), nodes=len(_alive_nodes()))
+    return build_application(load(args.config, args.sets), args, ray.cluster_resources(), nodes=len(_alive_nodes()))
 
 
-def plan(settings: Settings, options: Options, resources: dict[str, float], *, nodes: int) -> Application:
+def build_application(settings: Settings, options: Options, resources: dict[str, float], *, nodes: int) -> Application:
     """Three deployments, placed on what the cluster has."""
-    settings = on_ray(settings, options)
-    run = RayRun(to_resolved(settings), _places(settings), code_digest())
+    settings = settings_for_ray(settings, options)
+    run = RayRun(to_resolved(settings), _environment(settings), code_digest())
     store = store_resource({**resources, **({STORE: 1.0} if options.on_store else {})}, nodes)
     gpus = options.gpus if options.gpus is not None else resources.get("GPU", 0) > 0
     drain_s = settings.deadlines.drain_s + GRACE_S
@@ -87,8 +89,8 @@ def plan(settings: Settings, options: Options, resources: dict[str, float], *, n
     learner = deployment(
         Learner,
         name="learner",
-        # No CPU is claimed: a generator that took the last one of the only node with the store would keep the learner,
-        # when it has to move there, out for ever. A GPU is claimed all the same, as two parts cannot share one.
+        # The learner claims no CPU: a generator may have the last one of the only node with the store, and the learner
+        # could never move there. It does claim a GPU, as two parts cannot share one.
         ray_actor_options={"num_cpus": 0, "num_gpus": int(gpus), "resources": store},
         **common,
     )
@@ -109,7 +111,7 @@ def plan(settings: Settings, options: Options, resources: dict[str, float], *, n
 
 
 def scaling(settings: Settings, options: Options) -> dict[str, Any]:
-    """Serve's autoscaling by the length of our queue."""
+    """Serve's autoscaling by the length of the run's queue."""
     most = options.max_generators or max(1, settings.generator.count)
     if most < options.min_generators:
         raise ConfigError(
@@ -132,8 +134,8 @@ def scaling(settings: Settings, options: Options) -> dict[str, Any]:
     }
 
 
-def on_ray(settings: Settings, options: Options) -> Settings:
-    """The settings with what follows from running on Ray; ConfigError for what a cluster needs and lacks."""
+def settings_for_ray(settings: Settings, options: Options) -> Settings:
+    """The settings with services.url as replicas reach it; ConfigError for what the settings lack for a cluster."""
     require(settings, "model.path", "data.path")
     if settings.redis.url is None:
         raise ConfigError(
@@ -145,7 +147,7 @@ def on_ray(settings: Settings, options: Options) -> Settings:
             "services.token is not set: Serve's proxies answer other machines",
             hint="set SEPT_SERVICES__TOKEN to a secret",
         )
-    url = settings.services.url or f"http://127.0.0.1:{options.http_port}"
+    url = settings.services.url or reachable_url(LOOPBACK, options.http_port)
     return settings.model_copy(update={"services": settings.services.model_copy(update={"url": url})})
 
 
@@ -161,12 +163,13 @@ def store_resource(resources: dict[str, float], nodes: int) -> dict[str, float]:
     return {}
 
 
-def _places(settings: Settings) -> dict[str, str]:
-    assert settings.services.token is not None
+def _environment(settings: Settings) -> dict[str, str]:
+    token = token_of(settings)
+    assert token is not None
     return {
         "SEPT_RUN__DIR": str(settings.run.dir.resolve()),
         "SEPT_REDIS__URL": redis_url(settings),
-        "SEPT_SERVICES__TOKEN": settings.services.token.get_secret_value(),
+        "SEPT_SERVICES__TOKEN": token,
     }
 
 
@@ -175,22 +178,24 @@ def _alive_nodes() -> list[dict[str, Any]]:
 
 
 def run_on_ray(settings: Settings, options: Options, say: Callable[[str], None]) -> None:
-    """Deploy on the running cluster, wait for the learner's end, take everything down. Ctrl-C drains as well."""
+    """Deploy on the running cluster, wait until the learner ends, remove the application. Ctrl-C drains as well."""
     serve.start(http_options={"host": settings.services.host, "port": options.http_port})
     try:
         serve.run(
-            plan(settings, options, ray.cluster_resources(), nodes=len(_alive_nodes())), name=APP, route_prefix="/"
+            build_application(settings, options, ray.cluster_resources(), nodes=len(_alive_nodes())),
+            name=APP,
+            route_prefix="/",
         )
         say(f"serving on port {options.http_port}; `serve status` shows the parts")
         outcome = wait_for_end(say)
     finally:
         serve.delete(APP)
     if outcome != "finished":
-        raise UnavailableError(outcome, hint="mend what it names, then start again: the run resumes")
+        raise UnavailableError(outcome, hint="fix what it names, then start again: the run resumes")
 
 
-def wait_for_end(say: Callable[[str], None], *, every_s: float = WAIT_LOOK_S) -> str:
-    """What the learner came to; survives its replacement on another node."""
+def wait_for_end(say: Callable[[str], None], *, every_s: float = LEARNER_CHECK_S) -> str:
+    """The learner's outcome; waits while Ray replaces the learner on another node."""
     learner: Any = serve.get_deployment_handle("learner", APP)
     lost = False
     while True:
@@ -213,7 +218,7 @@ def start_ray(config: Path, sets: Sequence[str], options: dict[str, Any], say: C
     """`sept ray`: join the cluster of RAY_ADDRESS, or start one on this machine, and run there."""
     settings = load(config, sets)
     made = Options(config=config, sets=tuple(sets), **options)
-    on_ray(settings, made)  # refuse before a cluster is started
+    settings_for_ray(settings, made)  # fails before a cluster is started
     ray.init(runtime_env=source_env(), log_to_driver=False)
     try:
         run_on_ray(settings, made, say)

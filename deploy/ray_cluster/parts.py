@@ -1,8 +1,8 @@
-"""The parts of a run as Ray Serve deployments: the services in the replica, learner and generators as its children.
+"""The parts of a run as Ray Serve deployments: services run in a replica, learner and generators as its children.
 
-A learner or generator is the very process that `sept run` would start, kept by the same keeper: it has its own
-signals, threads and GPU memory, and ends with its replica. Serve replaces a replica whose node is lost; the learner
-then resumes from its checkpoint.
+A learner or generator is the same process that `sept run` starts, supervised in the same way: it has its own signals,
+threads and GPU memory, and ends with its replica. Serve replaces a replica whose node is lost; the learner then resumes
+from its checkpoint.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deploy.endpoints import Endpoints
-from deploy.local.event_log import Journal
-from deploy.local.processes import Spec
+from deploy.load_settings import load
+from deploy.local.processes import ProcessSpec
 from deploy.local.run import inherited_environment
-from deploy.local.supervisor import KILL_GRACE_S, Keeper, RestartPolicy
+from deploy.local.supervised_part import KILL_GRACE_S, RestartPolicy, SupervisedPart
+from deploy.local.supervisor_log import SupervisorLog
 from deploy.operate.client import RunClient
 from deploy.placement import visible_gpus
 from deploy.ray_cluster.scaling import METRIC
-from deploy.settings import Settings, load, redis_url, services_url
+from deploy.settings import Settings, redis_url, services_url, token_of
 from learner.parallel import launch_env
 from services.app import create_app
 from services.errors import ConfigError, UnavailableError
 from services.logs import configure_logs
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect_async
-from services.weights.store import WeightStore
+from services.weights.reader import WeightReader
 
 PACKAGES = ("services", "learner", "generator", "deploy", "studies", "sept")
 REPORT_EVERY_S = 2.0
@@ -45,7 +46,7 @@ REPORT_EVERY_S = 2.0
 
 
 def code_digest() -> str:
-    """BLAKE3 of our own source as this process sees it."""
+    """BLAKE3 of sept's own source on this node."""
     root, hasher = Path(__file__).parents[2], blake3()
     for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
         hasher.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
@@ -54,17 +55,17 @@ def code_digest() -> str:
 
 @dataclass(frozen=True, slots=True)
 class RayRun:
-    """What every replica is told of the run; made by the driver, sent by Ray."""
+    """What every replica needs to know of the run. Producer: the driver; Ray sends it."""
 
     config: str
     """The resolved settings as TOML, without secrets."""
-    places: Mapping[str, str] = field(repr=False)
+    environment: Mapping[str, str] = field(repr=False)
     """run.dir, addresses and secrets as environment variables."""
     code: str
     """`code_digest` of the driver."""
 
     def check_code(self) -> None:
-        """ConfigError when this node's source is another than the driver's."""
+        """ConfigError when this node's source differs from the driver's."""
         mine = code_digest()
         if mine != self.code:
             raise ConfigError(
@@ -74,9 +75,9 @@ class RayRun:
 
     def settings(self, folder: Path) -> Settings:
         """The settings, from a config file left in `folder`."""
-        path = folder / "config.toml"
+        path = RunFolder(folder).config
         path.write_text(self.config)
-        return load(path, environ=self.places)
+        return load(path, environ=self.environment)
 
 
 @serve.ingress()
@@ -84,102 +85,102 @@ class Services:
     """The HTTP app, next to the run's folder."""
 
     async def __init__(self, run: RayRun, *_others: DeploymentHandle) -> None:  # type: ignore[misc]  # Serve awaits it
-        """`_others` makes the application consist of them too; they are not called."""
+        """`_others` are not called: binding them here makes them part of the application."""
         run.check_code()
         configure_logs("services")
         with tempfile.TemporaryDirectory() as folder:
             settings = run.settings(Path(folder))
         run_folder = RunFolder(settings.run.dir).create()
-        keys, sync = Keys(run_folder.run_id), settings.weight_sync
+        keys = Keys(run_folder.run_id)
         where = endpoints_of(settings)
         self._redis = await connect_async(where.redis_url, deadline_s=settings.deadlines.startup_s)
         self._app = create_app(
             folder=run_folder,
-            store=WeightStore(
-                run_folder.weights, keys.run_id, anchor_every=sync.anchor_every, keep_versions=sync.keep_versions
-            ),
+            store=WeightReader(run_folder.weights, keys.run_id),
             redis=self._redis,
             keys=keys,
             token=where.token,
-            lost_after_s=settings.heartbeat.lost_after_s,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app
 
     async def __del__(self) -> None:
-        self._app.state.notices.close()
+        self._app.state.notifier.close()
         await self._redis.aclose()
 
 
-class KeptPart:
+class SupervisedReplica:
     """One part as a child of this replica: restarted when it dies, drained when the replica goes."""
 
-    async def keep(
+    async def start(
         self,
         run: RayRun,
         name: str,
         command: tuple[str, ...],
-        logs: Path | None,
-        environment: Mapping[str, str],
-        **more: bool,
+        *,
+        may_finish: bool,
+        log: Path | None = None,
+        extra_env: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it. Its log goes to `logs`, else to a folder of this replica's own."""
+        """Start it. It writes to `log`; None: to a temporary folder of this replica."""
         run.check_code()
         self._folder = Path(tempfile.mkdtemp(prefix="sept-"))
         self.settings = run.settings(self._folder)
-        env = {**inherited_environment(), **environment, **run.places}
-        argv = (sys.executable, "-m", "sept", *command, "--config", str(self._folder / "config.toml"))
-        log = (logs or self._folder) / f"{name}.log"
-        journal = Journal(self._folder / "keeper.log", lambda text: None)
-        self._keeper = Keeper(Spec(name, argv, log, env), self._folder, RestartPolicy(), journal, **more)
+        own = RunFolder(self._folder)
+        own.logs.mkdir()
+        env = {**inherited_environment(), **(extra_env or {}), **run.environment}
+        argv = (sys.executable, "-m", "sept", *command, "--config", str(own.config))
+        spec = ProcessSpec(name, argv, log or own.log_of(name), env)
+        supervisor_log = SupervisorLog(own.log_of("supervisor"), lambda text: None)
+        self._part = SupervisedPart(spec, self._folder, RestartPolicy(), supervisor_log, may_finish=may_finish)
 
     def check_health(self) -> None:
-        """Serve asks now and then; raising has the replica replaced."""
-        if self._keeper.task.done() and (error := self._keeper.task.exception()) is not None:
+        """Serve calls this periodically, and replaces the replica when it raises."""
+        if self._part.task.done() and (error := self._part.task.exception()) is not None:
             raise error
 
     async def __del__(self) -> None:
         """Serve waits here before it ends the replica: the child drains."""
-        if not hasattr(self, "_keeper"):
+        if not hasattr(self, "_part"):
             return
-        self._keeper.terminate()
-        await asyncio.wait([self._keeper.task], timeout=self.settings.deadlines.drain_s + KILL_GRACE_S)
-        self._keeper.kill()
+        self._part.terminate()
+        await asyncio.wait([self._part.task], timeout=self.settings.deadlines.drain_s + KILL_GRACE_S)
+        self._part.kill()
 
 
-class Learner(KeptPart):
+class Learner(SupervisedReplica):
     """The one learner, on a node that has the run's folder."""
 
     async def __init__(self, run: RayRun) -> None:  # type: ignore[misc]  # Serve awaits it
-        logs = RunFolder(Path(run.places["SEPT_RUN__DIR"])).create().logs
-        environment = {} if visible_gpus() else launch_env.ON_CPU
-        await self.keep(run, "learner", ("learner",), logs, environment, may_finish=True)
+        log = RunFolder(Path(run.environment["SEPT_RUN__DIR"])).create().log_of("learner")
+        extra_env = {} if visible_gpus() else launch_env.ON_CPU
+        await self.start(run, "learner", ("learner",), may_finish=True, log=log, extra_env=extra_env)
 
     def outcome(self) -> str:
         """ "running", "finished", or why it failed."""
-        if not self._keeper.task.done():
+        if not self._part.task.done():
             return "running"
-        error = self._keeper.task.exception()
+        error = self._part.task.exception()
         return "finished" if error is None else str(error)
 
 
-class Generator(KeptPart):
-    """One of the generators; needs nothing of the run but its addresses."""
+class Generator(SupervisedReplica):
+    """One of the generators. It needs only the run's addresses, not its folder."""
 
     async def __init__(self, run: RayRun) -> None:  # type: ignore[misc]  # Serve awaits it
         name = f"generator-{serve.get_replica_context().replica_id.unique_id}"
-        mirror = tempfile.mkdtemp(prefix="sept-mirror-")
-        run = RayRun(run.config, {**run.places, "SEPT_RUN__DIR": mirror}, run.code)
-        await self.keep(run, name, ("generator", "--id", name), None, {}, may_finish=False)
+        folder_of_mirror = tempfile.mkdtemp(prefix="sept-mirror-")
+        run = RayRun(run.config, {**run.environment, "SEPT_RUN__DIR": folder_of_mirror}, run.code)
+        await self.start(run, name, ("generator", "--id", name), may_finish=False)
         self._client = RunClient(endpoints_of(self.settings))
         self._open_requests, self._asked = 0, -math.inf
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """How much there is to generate, for the policy that scales us."""
+        """How much there is to generate: the number that Serve's autoscaling reads."""
         if time.monotonic() - self._asked >= REPORT_EVERY_S:
             self._asked = time.monotonic()
-            with contextlib.suppress(UnavailableError):  # the services are on their way; what was known stands
+            with contextlib.suppress(UnavailableError):  # the services start or restart: keep the last number
                 status = await self._client.status()
                 tasks = status.tasks_queued + status.tasks_leased
                 self._open_requests = tasks * self.settings.sampling.rollouts_per_prompt
@@ -187,10 +188,9 @@ class Generator(KeptPart):
 
 
 def endpoints_of(settings: Settings) -> Endpoints:
-    """Where a run whose settings name every address listens."""
-    token = settings.services.token
+    """The endpoints of a run whose settings name every address."""
     return Endpoints(
         redis_url=redis_url(settings),
         services_url=services_url(settings),
-        token=token.get_secret_value() if token else None,
+        token=token_of(settings),
     )

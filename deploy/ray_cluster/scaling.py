@@ -1,6 +1,7 @@
-"""How many generators the queue asks for, as a policy of Ray Serve. Runs in its controller, imports nothing of ours.
+"""How many generators the queue needs, as an autoscaling policy of Ray Serve.
 
-Serve keeps the number between min_replicas and max_replicas and applies the delays; this only names what is wanted.
+It runs in Serve's controller and imports nothing of sept. Serve keeps the number between min_replicas and max_replicas
+and applies the delays.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class QueuePolicy:
         self._requests_per_generator = requests_per_generator
 
     def __call__(self, context: Context) -> tuple[int, dict[str, Any]]:
-        """The wanted number and no state. As many as there are while nobody has reported yet."""
+        """The number of generators, and no state. The present number until a generator has reported."""
         reports = (context.aggregated_metrics or {}).get(METRIC)
         if not reports:
             return context.target_num_replicas, {}
-        # all look at the same queue; the largest report errs towards generating
+        # all report on the same queue; the largest report rather starts a generator too many
         return math.ceil(max(reports.values()) / self._requests_per_generator), {}

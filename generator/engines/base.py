@@ -1,4 +1,4 @@
-"""What an inference engine is to the generator's loop. Knows no engine by its insides and imports none of them.
+"""What the generator asks of an inference engine: the protocol, and the types that cross it.
 
 Every engine passes the same contract tests (tests/generator/engines/test_engine_contract.py).
 """
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from generator.config import GeneratorConfig
 from services.contracts import Task, VersionSpan
 
 if TYPE_CHECKING:
@@ -19,15 +18,12 @@ if TYPE_CHECKING:
 
 
 Paused = Callable[[], AbstractContextManager[None]]
-"""Accounts the time for which generation stands still."""
-
-SCRIPTED_STEP_S = 0.005
-"""A scripted request gets 200 tokens a second: slow enough to be interrupted, fast enough to be waited for."""
+"""Opens a context that lasts for as long as generation is paused, so that the caller can account for the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One finished response. Producer: engine. Consumer: the loop, which makes a rollout of it."""
+    """One finished response. Producer: engine. Consumer: `generator.leases`, which makes a rollout of it."""
 
     response_tokens: list[int]
     """[R] token ids, the stop token included when there was one; R >= 1."""
@@ -41,26 +37,26 @@ class EngineLoad:
     """How busy an engine was at its last step. Producer: engine. Consumer: `generator.flow`."""
 
     running: int
-    """Sequences that get tokens now."""
+    """Sequences that are being decoded."""
     waiting: int
-    """Sequences that wait for room in the engine."""
+    """Sequences that are queued in the engine."""
     cache_used: float
     """Share of the KV cache in use, 0 .. 1."""
     preemptions: int
-    """How often, since the start, a sequence lost its room in the KV cache and had to be computed again."""
+    """How often, since the start, a sequence was evicted from the KV cache and had to be computed again."""
     fits: int
     """Sequences of the greatest length that the KV cache holds at once; more of the usual length."""
 
 
 class Engine(Protocol):
-    """Token ids in, responses with their weight versions out; weights change while requests are in flight.
+    """Takes token ids and returns responses with their weight versions; weights change while requests are in flight.
 
     Any method may raise EngineError; after the engine has died, every one does, at once.
     """
 
     @property
     def device(self) -> str:
-        """What it computes on, for a person to read: "cpu", "NVIDIA H200"."""
+        """The device that it computes on, for display: "cpu", "NVIDIA H200"."""
 
     @property
     def precision(self) -> str:
@@ -77,43 +73,28 @@ class Engine(Protocol):
         """
 
     async def apply(self, update: WeightUpdate, paused: Paused = nullcontext) -> float:
-        """Serve another version; returns the seconds for which generation stood still, all within a `paused()`.
+        """Serve another version; returns the seconds for which generation was paused, all within a `paused()`.
 
         Requests in flight keep their tokens and their KV. Only when the version is not newer than the served one
-        (a learner went back, or published a version anew) do they start over: spans never descend.
+        (the learner was rolled back, or published a version again) do they start over: spans never descend.
         After an EngineError the weights are undefined and the engine serves no more.
         """
 
     async def score(self, tokens: Sequence[int]) -> list[float] | None:
         """[T - 1] log-probability of each of T tokens after the first, given those before it, by the weights served.
 
-        A request like any other: generation goes on beside it. Fewer where the engine has no room for T tokens; None
-        where it has no probabilities of its own.
+        Generation continues meanwhile. The list is shorter where the engine has no room for T tokens. None where the
+        engine computes no probabilities.
         """
 
     def load(self) -> EngineLoad:
         """How busy the engine was at its last step."""
 
     async def checksums(self) -> dict[str, str] | None:
-        """BLAKE3 per tensor as served, in checkpoint coordinates and types; None where the engine cannot tell."""
+        """BLAKE3 of each tensor as served, in checkpoint coordinates and types; None where that cannot be computed."""
 
     async def stop(self) -> None:
-        """End the engine and its processes; harmless when it never started or has died."""
-
-
-def create_engine(config: GeneratorConfig, *, seed: int = 0, cache: Path | None = None) -> Engine:
-    """The engine that the config names, not yet started.
-
-    `seed` should differ between generators, or they sample alike. In `cache`, weights are handed to the engine's
-    processes (default: the system's folder for temporary files). Importing vLLM takes seconds: call it in a thread.
-    """
-    if config.engine == "scripted":
-        from generator.engines.scripted import ScriptedEngine
-
-        return ScriptedEngine(step_s=SCRIPTED_STEP_S, max_in_flight=config.max_in_flight, follows_weights=True)
-    from generator.engines.vllm import VllmEngine
-
-    return VllmEngine(config, seed=seed, cache=cache)
+        """End the engine and its processes; does nothing when it never started or has died."""
 
 
 def version_spans(versions: Iterable[int]) -> tuple[VersionSpan, ...]:
@@ -123,7 +104,7 @@ def version_spans(versions: Iterable[int]) -> tuple[VersionSpan, ...]:
     (VersionSpan(weight_version=3, start=0, end=2), VersionSpan(weight_version=4, start=2, end=3))
     """
     spans: list[VersionSpan] = []
-    for at, version in enumerate(versions):
-        start = spans.pop().start if spans and spans[-1].weight_version == version else at
-        spans.append(VersionSpan(weight_version=version, start=start, end=at + 1))
+    for position, version in enumerate(versions):
+        start = spans.pop().start if spans and spans[-1].weight_version == version else position
+        spans.append(VersionSpan(weight_version=version, start=start, end=position + 1))
     return tuple(spans)

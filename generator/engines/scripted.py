@@ -1,8 +1,8 @@
 """An engine that answers from a formula instead of a model: for tests of everything around it, without torch or vLLM.
 
-A response depends only on the task id and the sample (and, if asked to, on the weights), never on timing, the number
-of generators or what else is in flight. Weights are held and updated as a real engine would, so that their digests
-can be compared; the spans of a response are those of the versions that really were served while it grew.
+A response depends only on the task id and the sample (and on the weights with `follows_weights`), never on timing, the
+number of generators or other requests. Weights are stored and updated as in a real engine, so that their digests can be
+compared. The spans of a response name the versions that were served while it grew.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from blake3 import blake3
 from generator.engines.base import Completion, EngineLoad, Paused, version_spans
 from services.contracts import Task
 from services.errors import EngineError
+from services.tensors import RawTensor, Tensors, describe, digest_bytes, read_safetensors, version_digest
 from services.weights import delta
-from services.weights.tensors import RawTensor, Tensors, describe, digest_bytes, read_safetensors, version_digest
 
 if TYPE_CHECKING:
     from services.weights.mirror import WeightUpdate
@@ -33,10 +33,10 @@ VOCABULARY = 256
 class ScriptedEngine:
     """Emits one token per request and step.
 
-    ScriptedEngine()                            as fast as the event loop turns
+    ScriptedEngine()                            as fast as the event loop runs
     ScriptedEngine(step_s=0.01)                 100 tokens/s and request
-    ScriptedEngine(follows_weights=True)        other weights, other answers
-    ScriptedEngine(cache_tokens=1000)           a KV cache of so many tokens, and preemptions when it is full
+    ScriptedEngine(follows_weights=True)        other weights give other answers
+    ScriptedEngine(cache_tokens=1000)           a KV cache of 1000 tokens, with preemptions when it is full
     ScriptedEngine(scores=True)                 log-probabilities by a formula (see `scripted_log_probs`)
     """
 
@@ -53,7 +53,7 @@ class ScriptedEngine:
         scores: bool = False,
     ) -> None:
         self._step_s = step_s
-        self._room = asyncio.Semaphore(max_in_flight)
+        self._free_slots = asyncio.Semaphore(max_in_flight)
         self._max_in_flight = max_in_flight
         self._follows_weights = follows_weights
         self._scores = scores
@@ -63,20 +63,20 @@ class ScriptedEngine:
         self._running = self._waiting = self._preemptions = 0
         self._cache_tokens = cache_tokens
         self._cached: dict[object, int] = {}
-        """Tokens that each sequence has in the cache."""
+        """Tokens of each sequence in the cache."""
         self._restarts = 0
-        self._death: str | None = "it was not started"
+        self._stop_reason: str | None = "it was not started"
 
     async def start(self, model_folder: Path, version: int) -> None:
         """A folder without model.safetensors counts as a model without tensors."""
         weights = model_folder / "model.safetensors"
-        self._hold(read_safetensors(weights) if weights.exists() else {})
-        self._version, self._death = version, None
+        self._set_tensors(read_safetensors(weights) if weights.exists() else {})
+        self._version, self._stop_reason = version, None
 
     async def generate(self, task: Task, sample: int) -> Completion:
         self._waiting += 1
         try:
-            await self._room.acquire()
+            await self._free_slots.acquire()
         finally:
             self._waiting -= 1
         self._running += 1
@@ -85,7 +85,7 @@ class ScriptedEngine:
         finally:
             self._running -= 1
             self._cached.pop((task.task_id, sample), None)
-            self._room.release()
+            self._free_slots.release()
 
     async def apply(self, update: WeightUpdate, paused: Paused = nullcontext) -> float:
         started = time.monotonic()
@@ -101,7 +101,7 @@ class ScriptedEngine:
         else:
             for patch in update.patches:
                 delta.apply(patch, tensors[patch.name].data)
-        self._hold(tensors)
+        self._set_tensors(tensors)
         self._version = update.manifest.weight_version
         if self._version <= served:
             self._restarts += 1
@@ -111,7 +111,7 @@ class ScriptedEngine:
         return scripted_log_probs(self._tensors, tokens) if self._scores else None
 
     def load(self) -> EngineLoad:
-        """With a KV cache it promises room for one sequence only: it knows no greatest length."""
+        """With a KV cache it reports that one sequence fits: it has no greatest length to compute the number from."""
         cache_used, fits = 0.0, self._max_in_flight
         if self._cache_tokens is not None:
             cache_used, fits = sum(self._cached.values()) / self._cache_tokens, 1
@@ -124,16 +124,16 @@ class ScriptedEngine:
         self.die("it was stopped")
 
     def die(self, reason: str) -> None:
-        """From now on behave like an engine whose process has ended."""
-        self._death = reason
+        """Behave like an engine whose process has ended."""
+        self._stop_reason = reason
 
-    def _hold(self, tensors: Tensors) -> None:
+    def _set_tensors(self, tensors: Tensors) -> None:
         self._tensors = dict(tensors)
         self._digest = version_digest(describe(tensors)) if self._follows_weights else ""
 
     def _served_version(self) -> int:
-        if self._death is not None or self._version is None:
-            raise EngineError(f"the scripted engine serves no requests: {self._death}")
+        if self._stop_reason is not None or self._version is None:
+            raise EngineError(f"the scripted engine serves no requests: {self._stop_reason}")
         return self._version
 
     async def _respond(self, task: Task, sample: int) -> Completion:
@@ -145,7 +145,9 @@ class ScriptedEngine:
                 restarts = self._restarts
                 tokens, versions = [], []
             if self._cache_tokens is not None:
-                await self._grow((task.task_id, sample), task.prompt_tokens.size + len(tokens) + 1, self._cache_tokens)
+                await self._reserve_cache(
+                    (task.task_id, sample), task.prompt_tokens.size + len(tokens) + 1, self._cache_tokens
+                )
             versions.append(self._served_version())
             tokens.append(self._token(task, sample, len(tokens)))
             finish_reason = _finish_reason(task, tokens)
@@ -153,8 +155,8 @@ class ScriptedEngine:
                 return Completion(tokens, finish_reason, version_spans(versions))
             await asyncio.sleep(self._step_s)
 
-    async def _grow(self, sequence: object, tokens: int, limit: int) -> None:
-        """Have room for the sequence's `tokens` in the cache; while there is none it waits, and has nothing there."""
+    async def _reserve_cache(self, sequence: object, tokens: int, limit: int) -> None:
+        """Reserve `tokens` in the cache for the sequence; while they do not fit, evict it and wait."""
 
         def full() -> bool:
             return sum(self._cached.values()) - self._cached.get(sequence, 0) + tokens > limit
@@ -164,7 +166,7 @@ class ScriptedEngine:
             self._running -= 1
             self._waiting += 1
             try:
-                while full():  # noqa: ASYNC110 - once a step, as an engine's scheduler does
+                while full():  # noqa: ASYNC110 - checked once a step, as by an engine's scheduler
                     await asyncio.sleep(self._step_s)
             finally:
                 self._running += 1
@@ -172,18 +174,18 @@ class ScriptedEngine:
         self._cached[sequence] = tokens
 
     def _token(self, task: Task, sample: int, position: int) -> int:
-        """The scripted token there: at a scripted length, the task's stop token when it has one."""
-        drawn = 0 if task.temperature == 0 else sample
-        length = 1 + _draw(f"{task.task_id} {drawn} length", task.max_response_tokens)
+        """The token at that position: at a scripted length, the task's stop token when it has one."""
+        seed = 0 if task.temperature == 0 else sample
+        length = 1 + _hash_below(f"{task.task_id} {seed} length", task.max_response_tokens)
         if task.stop_token_ids and position + 1 == length:
             return task.stop_token_ids[0]
-        return _draw(f"{task.task_id} {drawn} {position} {self._digest}", VOCABULARY)
+        return _hash_below(f"{task.task_id} {seed} {position} {self._digest}", VOCABULARY)
 
 
 def scripted_log_probs(tensors: Tensors, tokens: Sequence[int]) -> list[float]:
-    """[T - 1] what a scripted engine with these weights scores T tokens with; other weights, other numbers."""
+    """[T - 1] what `score` of a scripted engine with these weights returns for T tokens."""
     digest = version_digest(describe(tensors))
-    return [-_draw(f"{digest} {tokens[: end + 1]}", 10_000) / 1e3 for end in range(1, len(tokens))]
+    return [-_hash_below(f"{digest} {tokens[: end + 1]}", 10_000) / 1e3 for end in range(1, len(tokens))]
 
 
 def _finish_reason(task: Task, tokens: list[int]) -> Literal["stop", "length"] | None:
@@ -192,9 +194,9 @@ def _finish_reason(task: Task, tokens: list[int]) -> Literal["stop", "length"] |
     return "length" if len(tokens) == task.max_response_tokens else None
 
 
-def _draw(key: str, below: int) -> int:
-    """A number in 0 .. below-1 that looks drawn and depends on the key alone."""
-    return int.from_bytes(blake3(key.encode()).digest(length=8), "little") % below
+def _hash_below(key: str, limit: int) -> int:
+    """A pseudo-random number in 0 .. limit-1 that depends on the key alone."""
+    return int.from_bytes(blake3(key.encode()).digest(length=8), "little") % limit
 
 
 def _writable(tensor: RawTensor) -> RawTensor:

@@ -58,16 +58,16 @@ class Curriculum:
             )
         return total
 
-    def epoch_at(self, round_index: int) -> float:
+    def epoch_at(self, round_: int) -> float:
         """Training progress u at the start of the round, in epochs."""
-        return round_index * self._training.prompts_per_round / len(self._prompts)
+        return round_ * self._training.prompts_per_round / len(self._prompts)
 
-    def prompts_of(self, round_index: int) -> list[Prompt]:
+    def prompts_of(self, round_: int) -> list[Prompt]:
         """The round's prompts in training order; rounds past the last of the run are defined too."""
-        if round_index < 0:
-            raise ValueError(f"rounds count from 0, got {round_index}")
+        if round_ < 0:
+            raise ValueError(f"rounds count from 0, got {round_}")
         count = self._training.prompts_per_round
-        positions = np.arange(round_index * count, (round_index + 1) * count)
+        positions = np.arange(round_ * count, (round_ + 1) * count)
         epochs, offsets = np.divmod(positions, len(self._prompts))
         orders = {int(epoch): self._order(int(epoch)) for epoch in np.unique(epochs)}
         return [
@@ -81,36 +81,36 @@ class Curriculum:
             return range(self.rounds_total)
         return range(min(self.rounds_total, ceil(len(self._prompts) / self._training.prompts_per_round)))
 
-    def tasks_of(self, round_index: int) -> list[Task]:
-        """The round's tasks in training order. An id holds round and index, so a prompt that repeats gets two tasks.
+    def tasks_of(self, round_: int) -> list[Task]:
+        """The round's tasks in training order. An id holds round and position, so a prompt that repeats gets two tasks.
 
         With a fixed data set only prompts of the first epoch have tasks, all of them for version 0.
         """
         fixed = self._training.data == "fixed"
-        first_position = round_index * self._training.prompts_per_round
+        first_position = round_ * self._training.prompts_per_round
         return [
             Task(
-                task_id=f"r{round_index:06d}-{index:05d}",
-                round=round_index,
-                index=index,
+                task_id=f"r{round_:06d}-{position:05d}",
+                round=round_,
+                position=position,
                 prompt_tokens=prompt.tokens,
-                temperature=self._temperature(round_index),
+                temperature=self._temperature(round_),
                 top_p=self._sampling.top_p,
                 max_response_tokens=self._sampling.max_response_tokens,
                 stop_token_ids=self._stop_token_ids,
                 samples=self._sampling.rollouts_per_prompt,
-                min_weight_version=0 if fixed else max(0, round_index - self._training.max_staleness),
+                min_weight_version=0 if fixed else max(0, round_ - self._training.max_staleness),
                 max_weight_version=0 if fixed else None,
             )
-            for index, prompt in enumerate(self.prompts_of(round_index))
-            if not fixed or first_position + index < len(self._prompts)
+            for position, prompt in enumerate(self.prompts_of(round_))
+            if not fixed or first_position + position < len(self._prompts)
         ]
 
-    def _temperature(self, round_index: int) -> float:
+    def _temperature(self, round_: int) -> float:
         """tau_s of the round; a fixed data set is sampled at tau_start (the paper's SePT offline)."""
         if self._training.data == "fixed":
             return self._sampling.tau_start
-        return sampling_temperature(self._sampling, self.epoch_at(round_index))
+        return sampling_temperature(self._sampling, self.epoch_at(round_))
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """[N] permutation of the prompts for one epoch."""

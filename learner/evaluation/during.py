@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -18,12 +17,13 @@ from learner.config import EvaluationConfig
 from learner.evaluation.benchmarks import Benchmark
 from learner.evaluation.eval_tasks import BenchmarkRunner, EvalSampling, measurements_of
 from learner.evaluation.generations import Generations
-from learner.evaluation.results import RESULTS, summarise, write_results
+from learner.evaluation.results import summarise, write_results
 from learner.grading.pool import GraderPool
 from learner.monitoring.records import TextOf
 from learner.publisher import Publication
 from learner.rollouts.collector import Collector, Interrupted
 from services.contracts import EvaluationMetrics
+from services.run_folder import RunFolder
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ class Evaluations:
 
     def __init__(
         self,
-        folder: Path,
+        folder: RunFolder,
         config: EvaluationConfig,
         *,
         benchmarks: Sequence[Benchmark],
@@ -73,7 +73,7 @@ class Evaluations:
 
     def is_done(self, version: int) -> bool:
         """Whether the folder has its results."""
-        return (self._folder_of(version) / RESULTS).exists()
+        return self._folder.evaluation_of(version).results.exists()
 
     def start(self, version: int, publication: Future[Publication]) -> Future[Evaluated]:
         """Evaluate the version as soon as it is published; the future raises what kept it from that."""
@@ -94,11 +94,11 @@ class Evaluations:
 
     def _evaluate(self, version: int, publication: Future[Publication]) -> Evaluated:
         digest = publication.result().manifest.digest
-        folder = self._folder_of(version)
+        folder = self._folder.evaluation_of(version)
         meta = {"weight_version": version, "digest": digest, **self._meta}
         # A version that was trained again with other bytes is another one: its earlier answers go.
         generations = Generations(folder, meta, replace=True)
-        (folder / RESULTS).unlink(missing_ok=True)
+        folder.results.unlink(missing_ok=True)
         self._collector = self._new_collector(version)
         self._collector.start()
         try:
@@ -112,14 +112,11 @@ class Evaluations:
             self._collector.stop()
             self._collector = None
         results = summarise(generations.read(), self._config.samples)
-        write_results(folder / RESULTS, results, meta)
+        write_results(folder.results, results, meta)
         metrics = results.metrics(version)
         for found in metrics:
             log.info("evaluated", weight_version=version, temperature=found.temperature, **_first_k(found))
         return metrics
-
-    def _folder_of(self, version: int) -> Path:
-        return self._folder / f"v{version:06d}"
 
 
 def _first_k(metrics: EvaluationMetrics) -> dict[str, float]:

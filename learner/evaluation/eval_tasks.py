@@ -61,7 +61,7 @@ class Measurement:
             Task(
                 task_id=f"e{version}-{digest[:8]}-{self.benchmark.name}-t{self.temperature:g}-{first}.{number}",
                 round=batch,
-                index=first // step * len(prompts) + number,
+                position=first // step * len(prompts) + number,
                 prompt_tokens=prompt.tokens,
                 temperature=self.temperature,
                 top_p=sampling.top_p,
@@ -76,9 +76,9 @@ class Measurement:
             for number, prompt in enumerate(prompts)
         ]
 
-    def problem_of(self, index: int) -> tuple[Prompt, int]:
-        """The problem of the task with that index, and the number of the task's first answer among the n."""
-        chunk, number = divmod(index, len(self.benchmark.prompts))
+    def problem_of(self, position: int) -> tuple[Prompt, int]:
+        """The problem of the task at that position, and the number of the task's first answer among the n."""
+        chunk, number = divmod(position, len(self.benchmark.prompts))
         return self.benchmark.prompts[number], chunk * SAMPLES_PER_TASK
 
 
@@ -122,7 +122,7 @@ class BenchmarkRunner:
         name, temperature = measurement.benchmark.name, measurement.temperature
 
         def is_missing(task: Task) -> bool:
-            problem, first = measurement.problem_of(task.index)
+            problem, first = measurement.problem_of(task.position)
             samples = range(first, first + task.samples)
             return any((name, temperature, problem.row, sample) not in self._generations.known for sample in samples)
 
@@ -149,7 +149,7 @@ class BenchmarkRunner:
     def _grade(self, measurement: Measurement, rollouts: Sequence[Rollout]) -> None:
         """Grade these answers and keep them."""
         texts = [self._text_of(rollout.response_tokens) for rollout in rollouts]
-        asked = [measurement.problem_of(rollout.index) for rollout in rollouts]
+        asked = [measurement.problem_of(rollout.position) for rollout in rollouts]
         pairs = [(text, problem.answer or "") for text, (problem, _) in zip(texts, asked, strict=True)]
         grades = self._pool.grade_many(pairs)
         self._generations.add(

@@ -12,13 +12,14 @@ from learner.config import EvaluationConfig
 from learner.evaluation.benchmarks import Benchmark
 from learner.evaluation.eval_tasks import BenchmarkRunner, EvalSampling, measurements_of
 from learner.evaluation.generations import Generations
-from learner.evaluation.results import RESULTS, summarise, write_results
+from learner.evaluation.results import summarise, write_results
 from learner.grading.pool import GraderPool
 from learner.monitoring.heartbeat import HeartbeatReporter
 from learner.monitoring.records import TextOf
 from learner.outcome import Outcome
 from learner.publisher import Publisher, contents_of_folder
 from learner.rollouts.collector import Collector, Interrupted
+from services.run_folder import EvaluationFolder
 
 GRADERS = 1
 """Grading keeps up with many generators; a second process would take a core from them."""
@@ -28,7 +29,7 @@ GRADERS = 1
 class Evaluator:
     """One evaluation of one model over its parts. Leaving the `with` block closes them."""
 
-    folder: Path
+    folder: EvaluationFolder
     """Where answers and results go. An evaluation goes on from the answers that it holds."""
     model_folder: Path
     benchmarks: Sequence[Benchmark]
@@ -76,5 +77,5 @@ class Evaluator:
             return Outcome.INTERRUPTED
         asked = {(one.benchmark.name, one.temperature) for one in measurements}
         graded = (one for one in generations.read() if (one.benchmark, one.temperature) in asked)
-        write_results(self.folder / RESULTS, summarise(graded, self.config.samples), meta)
+        write_results(self.folder.results, summarise(graded, self.config.samples), meta)
         return Outcome.FINISHED

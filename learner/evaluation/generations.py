@@ -17,9 +17,7 @@ from typing import Any
 from learner.grading.math_grading import Outcome
 from services import durable
 from services.errors import ConfigError
-
-META = "evaluation.json"
-LINES = "generations.jsonl"
+from services.run_folder import EvaluationFolder
 
 Key = tuple[str, float, int, int]
 """(benchmark, temperature, problem, sample)."""
@@ -54,25 +52,24 @@ class Generation:
 class Generations:
     """The answers in one folder."""
 
-    def __init__(self, folder: Path, meta: Mapping[str, Any], *, replace: bool = False) -> None:
+    def __init__(self, folder: EvaluationFolder, meta: Mapping[str, Any], *, replace: bool = False) -> None:
         """Open the folder for answers that were sampled as `meta` says.
 
         If it holds others (another model, another prompt), they are deleted with `replace`; else ConfigError, as the
         results would mix two evaluations.
         """
-        self._path = folder / LINES
-        meta_path = folder / META
-        folder.mkdir(parents=True, exist_ok=True)
-        before = json.loads(meta_path.read_text()) if meta_path.exists() else None
+        self._path = folder.generations
+        folder.path.mkdir(parents=True, exist_ok=True)
+        before = json.loads(folder.meta.read_text()) if folder.meta.exists() else None
         if before is not None and before != dict(meta):
             if not replace:
                 differing = sorted(key for key in {*before, *meta} if before.get(key) != meta.get(key))
                 raise ConfigError(
-                    f"{folder} holds another evaluation: it differs in {', '.join(differing)}",
+                    f"{folder.path} holds another evaluation: it differs in {', '.join(differing)}",
                     hint="name another folder, or restore what differs to go on with this one",
                 )
             self._path.unlink(missing_ok=True)
-        durable.write_file(meta_path, json.dumps(dict(meta), indent=2) + "\n")
+        durable.write_file(folder.meta, json.dumps(dict(meta), indent=2) + "\n")
         self.known = {generation.key for generation in self.read()}
 
     def add(self, generations: Sequence[Generation]) -> None:

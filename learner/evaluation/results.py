@@ -16,7 +16,6 @@ from services import durable
 from services.contracts import EvaluationMetrics
 from services.errors import DataError
 
-RESULTS = "results.json"
 MEAN = "mean"
 
 

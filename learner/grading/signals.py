@@ -49,16 +49,16 @@ class SignalWorker:
     def in_order(
         self, rollouts: Iterable[Rollout], references: Sequence[str], text_of: Callable[[NDArray[np.int32]], str]
     ) -> Iterator[tuple[Rollout, Signal]]:
-        """A round's rollouts with their signals, in the order of the rollouts; `references` are by task index.
+        """A round's rollouts with their signals, in the order of the rollouts; `references` are by position.
 
         A group is submitted when it is complete, and comes out once its signals are known; later groups may arrive
         meanwhile.
         """
         pending: deque[tuple[list[Rollout], Future[list[Signal]]]] = deque()
-        for index, members in groupby(rollouts, key=lambda rollout: rollout.index):
+        for position, members in groupby(rollouts, key=lambda rollout: rollout.position):
             group = list(members)
             answers = tuple(text_of(rollout.response_tokens) for rollout in group)
-            pending.append((group, self.submit(Group(references[index], answers))))
+            pending.append((group, self.submit(Group(references[position], answers))))
             while pending and pending[0][1].done():
                 yield from _signalled(*pending.popleft())
         for group, future in pending:

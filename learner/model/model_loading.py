@@ -84,7 +84,7 @@ def load_model(
         log.info("adapters_added", rank=adapters.rank, adapter_bytes=lora.adapter_bytes(module))
     module.train()
     shard_module(model.loss_module, frozenset(module._no_split_modules or ()), ranks, own_device)
-    return replace(model, ranks=ranks, publishes_adapters=adapters is not None and adapters.publish == "adapters")
+    return replace(model, ranks=ranks)
 
 
 def _read_module(folder: Path, device: torch.device) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -68,7 +69,17 @@ class MicroBatch:
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
-def global_micro_batches(sequences: Iterable[Sequence], budget_tokens: int, ranks: int = 1) -> Iterator[list[Sequence]]:
+class HasLength(Protocol):
+    """A sequence, or something that holds one."""
+
+    @property
+    def fed_tokens(self) -> int: ...
+
+
+Item = TypeVar("Item", bound=HasLength)
+
+
+def global_micro_batches(sequences: Iterable[Item], budget_tokens: int, ranks: int = 1) -> Iterator[list[Item]]:
     """Group the sequences, in their order, into what all ranks train at once: at most `budget_tokens` for each rank.
 
     Next-fit: the first sequence that does not fit closes a group. So a group does not depend on later sequences, and
@@ -76,7 +87,7 @@ def global_micro_batches(sequences: Iterable[Sequence], budget_tokens: int, rank
     more than n (budget - L) tokens; up to that sum it fits, however the others were assigned. A sequence longer than
     the budget gets a group of its own.
     """
-    group: list[Sequence] = []
+    group: list[Item] = []
     tokens = longest = 0
     for sequence in sequences:
         longest = max(longest, sequence.fed_tokens)
@@ -90,20 +101,20 @@ def global_micro_batches(sequences: Iterable[Sequence], budget_tokens: int, rank
 
 
 def assign_to_ranks(
-    group: list[Sequence], budget_tokens: int, ranks: int, cost: Callable[[int], float]
+    lengths: list[int], budget_tokens: int, ranks: int, cost: Callable[[int], float]
 ) -> list[list[int]]:
-    """Each rank's share of a group: indexes into it, ascending; the last ranks may get none.
+    """Each rank's share of a group with these lengths: positions in it, ascending; the last ranks may get none.
 
     All ranks wait for the slowest, so the costliest sequence goes first, to the least loaded rank that has room
     (Graham's LPT rule: at most 4/3 of the optimum if there is room). `cost` is that of a sequence of so many tokens.
     """
     shares: list[list[int]] = [[] for _ in range(ranks)]
     load, tokens = [0.0] * ranks, [0] * ranks
-    for index in sorted(range(len(group)), key=lambda index: (-group[index].fed_tokens, index)):
-        length = group[index].fed_tokens
+    for position in sorted(range(len(lengths)), key=lambda position: (-lengths[position], position)):
+        length = lengths[position]
         with_room = [rank for rank in range(ranks) if not shares[rank] or tokens[rank] + length <= budget_tokens]
         rank = min(with_room, key=lambda rank: (load[rank], rank))
-        shares[rank].append(index)
+        shares[rank].append(position)
         load[rank] += cost(length)
         tokens[rank] += length
     return [sorted(share) for share in shares]

@@ -65,8 +65,6 @@ class TrainedModel:
     ranks: Ranks = field(default_factory=Ranks)
     autocast_dtype: torch.dtype | None = None
     """Type of the forward's matrix products; None: float32 like the weights."""
-    publishes_adapters: bool = False
-    """Whether an update sends the adapters instead of the merged weights."""
 
     @property
     def module(self) -> PreTrainedModel:

@@ -16,8 +16,8 @@ from learner.model.trained_model import TrainedModel
 from learner.parallel.ranks import Order
 from learner.parallel.sharding import gather
 from services.errors import ModelError
+from services.tensors import RawTensor
 from services.weights.adapters import Adapter, pack
-from services.weights.tensors import RawTensor
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """safetensors' names of floating types -> torch's types."""
@@ -51,12 +51,12 @@ def _checkpoint_tensors(model: TrainedModel) -> Iterator[tuple[str, torch.Tensor
 
 
 def wire_adapters(model: TrainedModel) -> dict[str, RawTensor] | None:
-    """The adapters that `wire_tensors` merges; None when updates do not send adapters, and on other ranks."""
-    if not model.publishes_adapters:
+    """The adapters that `wire_tensors` merges; None without adapters, and on other ranks."""
+    layers = lora.adapters_of(model.module)
+    if not layers:
         return None
     model.ranks.send_order(Order.ADAPTERS)
-    layers = lora.adapters_of(model.module).items()
-    factors = {name: lora.factors(layer) for name, layer in layers}
+    factors = {name: lora.factors(layer) for name, layer in layers.items()}
     if not model.ranks.is_leader:
         return None
     return pack({name: Adapter(b.cpu().numpy(), a.cpu().numpy(), scale) for name, (b, a, scale) in factors.items()})

@@ -135,7 +135,7 @@ class CollapseMonitor:
         self._unhealthy: set[int] = set()
         for metrics in recorded:
             known = metrics.model_dump()
-            if all(field.name in known for field in fields(Health)):
+            if all(known.get(field.name) is not None for field in fields(Health)):
                 self._compare(Health(**{field.name: known[field.name] for field in fields(Health)}), metrics.round)
 
     def examine(self, model: TrainedModel, rollouts: Sequence[Rollout]) -> tuple[Health, list[str]]:

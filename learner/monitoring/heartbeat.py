@@ -12,12 +12,10 @@ import structlog
 from learner.outcome import Outcome
 from services.contracts import Heartbeat, Part
 from services.errors import UnavailableError
-from services.streams.heartbeats import Heartbeats
+from services.streams.heartbeats import HEARTBEAT_EVERY_S, LOST_AFTER_S, Heartbeats
 from services.time_accounting import Rate, StateClock
 
 LEARNER_ID = "learner"
-MAX_MISSED_HEARTBEATS = 5
-"""A generator that missed more of them counts as dead."""
 JOIN_S = 5.0
 """Deadline of the last heartbeat: Redis may be what failed."""
 
@@ -34,9 +32,17 @@ class HeartbeatReporter:
     reporter.stop()
     """
 
-    def __init__(self, heartbeats: Heartbeats, *, device: str, every_s: float) -> None:
+    def __init__(
+        self,
+        heartbeats: Heartbeats,
+        *,
+        device: str,
+        every_s: float = HEARTBEAT_EVERY_S,
+        lost_after_s: float = LOST_AFTER_S,
+    ) -> None:
         self._heartbeats = heartbeats
         self._every_s = every_s
+        self._lost_after_s = lost_after_s
         self._device = device
         self._weight_version = 0
         self._outcome: Outcome | None = None
@@ -98,7 +104,7 @@ class HeartbeatReporter:
 
     def has_generator_above(self, weight_version: int) -> bool:
         """Whether a living generator serves a later version than this."""
-        living = [beat for beat, age_s in self._heartbeats.read_all() if age_s <= MAX_MISSED_HEARTBEATS * self._every_s]
+        living = [beat for beat, age_s in self._heartbeats.read_all() if age_s <= self._lost_after_s]
         served = [beat.weight_version or 0 for beat in living if beat.part is Part.GENERATOR]
         return max(served, default=0) > weight_version
 

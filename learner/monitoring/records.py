@@ -61,7 +61,7 @@ class TrainedRound:
         """One a rollout, in training order; `prompts` are the round's."""
         rewards: Iterable[float | None] = self.rewards or repeat(None, len(self.rollouts))
         return [
-            Answer(prompts[rollout.index], rollout, text_of(rollout.response_tokens), nll, reward)
+            Answer(prompts[rollout.position], rollout, text_of(rollout.response_tokens), nll, reward)
             for rollout, nll, reward in zip(self.rollouts, self.stats.nll, rewards, strict=True)
         ]
 
@@ -112,12 +112,12 @@ class Records:
     def cut_back(self, to_round: int) -> None:
         """Drop what was recorded of `to_round` and later rounds, which will be trained again; call it to begin with."""
         kept = [metrics for metrics in self._folder.rounds() if metrics.round < to_round]
-        text = "".join(f"{metrics.model_dump_json()}\n" for metrics in kept)
+        text = "".join(f"{metrics.as_line()}\n" for metrics in kept)
         if self._folder.metrics.exists() and self._folder.metrics.read_bytes() != text.encode():
             durable.write_file(self._folder.metrics, text)
         durable.clear_partial(self._folder.rollouts)
-        for path in self._folder.rollouts.glob("round-*.jsonl"):
-            if path.name >= _file_name(to_round):
+        for round_, path in self._folder.rollout_files():
+            if round_ >= to_round:
                 path.unlink()
         for tracker in self._trackers:
             tracker.begin(to_round)
@@ -125,8 +125,8 @@ class Records:
     def write(self, metrics: RoundMetrics, answers: Sequence[Answer]) -> None:
         """Record one round: answers first, so that every round in metrics.jsonl has its file."""
         lines = [json.dumps(_as_record(answer), ensure_ascii=False) for answer in answers]
-        durable.write_file(self._folder.rollouts / _file_name(metrics.round), "\n".join(lines) + "\n")
-        durable.append_line(self._folder.metrics, metrics.model_dump_json())
+        durable.write_file(self._folder.rollouts_of(metrics.round), "\n".join(lines) + "\n")
+        durable.append_line(self._folder.metrics, metrics.as_line())
         self._track(metrics)
 
     def add_evaluations(self, round_: int, evaluations: tuple[EvaluationMetrics, ...]) -> None:
@@ -135,7 +135,7 @@ class Records:
             metrics.model_copy(update={"evaluations": evaluations}) if metrics.round == round_ else metrics
             for metrics in self._folder.rounds()
         ]
-        durable.write_file(self._folder.metrics, "".join(f"{metrics.model_dump_json()}\n" for metrics in rounds))
+        durable.write_file(self._folder.metrics, "".join(f"{metrics.as_line()}\n" for metrics in rounds))
         for metrics in rounds:
             if metrics.round == round_:
                 self._track(metrics)
@@ -150,16 +150,12 @@ class Records:
             tracker.log(metrics.round, numbers_of(metrics))
 
 
-def _file_name(round_: int) -> str:
-    return f"round-{round_:06d}.jsonl"
-
-
 def _as_record(answer: Answer) -> dict[str, object]:
     rollout = answer.rollout
     return {
         "rollout_id": rollout.rollout_id,
         "round": rollout.round,
-        "index": rollout.index,
+        "position": rollout.position,
         "sample": rollout.sample,
         "question": answer.prompt.question,
         "truth": answer.prompt.answer,

@@ -69,7 +69,7 @@ class Traces:
 
     def rollout_taken(self, rollout: Rollout, completed_at: float) -> None:
         """Note that the trainer takes the rollout now; it was completed at `completed_at`, in Unix seconds."""
-        task = self._tasks.setdefault((rollout.task_id, rollout.index), _TaskTrace([], completed_at, time.time()))
+        task = self._tasks.setdefault((rollout.task_id, rollout.position), _TaskTrace([], completed_at, time.time()))
         task.rollouts.append(rollout)
 
     def round_trained(self, round_: int) -> None:
@@ -93,11 +93,11 @@ class Traces:
         times = [max(0.0, leased_at - first.queued_s), leased_at, task.completed_at, task.taken_at, trained_at]
         # Redis' clock up to the completion, then the learner's: if they differ, no span ends before it begins.
         issued, *_, ended = moments = [round(moment * 1e9) for moment in accumulate(times, max)]
-        self._ids.restart(f"{self._run_id} {first.task_id} {task.completed_at} {round_} {first.index}")
+        self._ids.restart(f"{self._run_id} {first.task_id} {task.completed_at} {round_} {first.position}")
         identity: dict[str, AttributeValue] = {
             "sept.task_id": first.task_id,
             "sept.round": first.round,
-            "sept.index": first.index,
+            "sept.position": first.position,
         }
         root = self._tracer.start_span("task", Context(), attributes=identity, start_time=issued)
         within = set_span_in_context(root, Context())

@@ -83,7 +83,7 @@ class TensorBoard:
 
     def __init__(self, folder: RunFolder) -> None:
         self._writers = _import_tracker("tensorboard", "torch.utils.tensorboard")
-        self._path = folder.path / "tensorboard"
+        self._path = folder.tensorboard
         self._writer: Any = None
 
     def begin(self, round_: int) -> None:

@@ -39,6 +39,10 @@ class _SharedSample(NamedTuple):
     sequence: packing.Sequence
     signal: float
 
+    @property
+    def fed_tokens(self) -> int:
+        return self.sequence.fed_tokens
+
     def to_row(self) -> Payload:
         head = [self.step, self.sequence.prompt_tokens.size, int(np.float64(self.signal).view(np.int64))]
         return np.concatenate([head, self.sequence.prompt_tokens, self.sequence.response_tokens])
@@ -99,40 +103,34 @@ class BatchSharding:
         last: Rollout | None = None
         for rollout, signal in samples:
             if last is not None and (
-                rollout.round != last.round or (rollout.index, rollout.sample) <= (last.index, last.sample)
+                rollout.round != last.round or (rollout.position, rollout.sample) <= (last.position, last.sample)
             ):
                 raise ContractError(
-                    f"rollouts must be of one round, by index and sample: {rollout.rollout_id} came after "
+                    f"rollouts must be of one round, by position and sample: {rollout.rollout_id} came after "
                     f"{last.rollout_id}"
                 )
             last = rollout
             sequence = packing.Sequence(rollout.prompt_tokens, rollout.response_tokens)
-            yield _SharedSample(rollout.index // self._prompts_per_step, sequence, signal).to_row()
+            yield _SharedSample(rollout.position // self._prompts_per_step, sequence, signal).to_row()
 
     def _micro_batches(self, samples: Iterable[_SharedSample]) -> Iterator[GlobalMicroBatch]:
         """Of one optimizer step, on this rank's device."""
-        signals: list[float] = []
-
-        def sequences() -> Iterator[packing.Sequence]:
-            for sample in samples:
-                signals.append(sample.signal)
-                yield sample.sequence
-
         first = 0
-        for together in packing.global_micro_batches(sequences(), self._budget_tokens, self._ranks.size):
-            shares = packing.assign_to_ranks(together, self._budget_tokens, self._ranks.size, self._cost)
+        for group in packing.global_micro_batches(samples, self._budget_tokens, self._ranks.size):
+            lengths = [sample.fed_tokens for sample in group]
+            shares = packing.assign_to_ranks(lengths, self._budget_tokens, self._ranks.size, self._cost)
             mine = shares[self._ranks.rank]
-            batch = packing.pack_sequences([together[index] for index in mine]) if mine else packing.filler_batch()
-            positions = tuple(first + index for index in mine)
+            own = [group[position] for position in mine]
+            batch = packing.pack_sequences([sample.sequence for sample in own]) if own else packing.filler_batch()
             yield GlobalMicroBatch(
                 batch=batch.to(self._device),
-                targets=self._targets(batch, [signals[position] for position in positions]),
-                positions=positions,
+                targets=self._targets(batch, [sample.signal for sample in own]),
+                positions=tuple(first + position for position in mine),
                 micro_batches=sum(map(bool, shares)),
-                lengths=tuple(sequence.fed_tokens for sequence in together),
-                response_lengths=tuple(int(sequence.response_tokens.size) for sequence in together),
+                lengths=tuple(lengths),
+                response_lengths=tuple(int(sample.sequence.response_tokens.size) for sample in group),
             )
-            first += len(together)
+            first += len(group)
 
     def _targets(self, batch: MicroBatch, signals: list[float]) -> Targets:
         tokens = batch.targets.to(self._device, non_blocking=True)

@@ -29,11 +29,11 @@ from learner.parallel.ranks import Order, Ranks
 from learner.parallel.sharding import first_local_row, local_shard
 from services import durable
 from services.errors import CheckpointError
-from services.weights.tensors import digest_file
+from services.run_folder import CheckpointFolder, version_name
+from services.tensors import digest_file
 
 log = structlog.get_logger()
 
-META = "meta.json"
 ROWS = "rows"
 """Key in a state file's header: name -> [first row in the whole tensor, rows of the whole tensor], as JSON."""
 DIGEST_BYTES = 32
@@ -139,11 +139,11 @@ class Checkpoints:
         with ExitStack() as stack:
             name = b""
             if self.ranks.is_leader:
-                name = stack.enter_context(durable.new_folder(self.folder / _folder_name(weight_version))).name.encode()
-            told = self.ranks.broadcast(
+                name = stack.enter_context(durable.new_folder(self.folder / version_name(weight_version))).name.encode()
+            sent = self.ranks.broadcast(
                 np.frombuffer(name, np.uint8).astype(np.int64) if self.ranks.is_leader else None
             )
-            path = self.folder / bytes(told.astype(np.uint8)).decode()
+            path = self.folder / bytes(sent.astype(np.uint8)).decode()
             mine = {
                 name: local_shard(t).detach()
                 for name, t in tensors.items()
@@ -154,7 +154,7 @@ class Checkpoints:
             }
             if self.async_write:
                 mine = {name: t.to("cpu", copy=True) for name, t in mine.items()}
-            digest = self._thread.submit(_write_state, mine, rows, path / _state_name(self.ranks.rank))
+            digest = self._thread.submit(_write_state, mine, rows, CheckpointFolder(path).state_of(self.ranks.rank))
             if not self.async_write:
                 digest.result()
             self._begun = _Begun(stack.pop_all(), path, weight_version, digest)
@@ -173,19 +173,20 @@ class Checkpoints:
         self.ranks.send_order(Order.COMMIT_CHECKPOINT)
         begun, self._begun = self._begun, None
         assert begun is not None, "begin comes first"
-        final = self.folder / _folder_name(begun.weight_version)
+        final = self.folder / version_name(begun.weight_version)
         with begun.folder:
             digests = torch.zeros(self.ranks.size, DIGEST_BYTES, dtype=torch.int64)
             digests[self.ranks.rank] = torch.tensor(list(bytes.fromhex(begun.digest.result())))
             self.ranks.all_reduce_sum(digests)
             if not self.ranks.is_leader:
                 return final
+            files = CheckpointFolder(begun.path)
             meta = {
                 "run_id": self.run_id,
                 "weight_version": begun.weight_version,
-                "digests": {_state_name(rank): bytes(row.tolist()).hex() for rank, row in enumerate(digests)},
+                "digests": {files.state_of(rank).name: bytes(row.tolist()).hex() for rank, row in enumerate(digests)},
             }
-            (begun.path / META).write_text(json.dumps(meta, indent=2) + "\n")
+            files.meta.write_text(json.dumps(meta, indent=2) + "\n")
             before_commit()
         for outdated in self._newest_first()[self.keep :]:
             shutil.rmtree(outdated)
@@ -208,7 +209,7 @@ class Checkpoints:
 
         Raises CheckpointError, and drops nothing, when there is none or its bytes are not what was written.
         """
-        folder = self.folder / _folder_name(weight_version)
+        folder = self.folder / version_name(weight_version)
         if not folder.is_dir():
             held = ", ".join(path.name for path in self._newest_first()) or "none"
             raise CheckpointError(f"there is no checkpoint of version {weight_version}", hint=f"there are: {held}")
@@ -226,10 +227,10 @@ class Checkpoints:
         """What rank 0 found and verified, opened on every rank."""
         self.ranks.send_order(Order.LOAD_CHECKPOINT)
         version = -1 if found is None else found.weight_version
-        told = int(self.ranks.broadcast(np.array([version]) if self.ranks.is_leader else None)[0])
-        if self.ranks.is_leader or told < 0:
+        found_version = int(self.ranks.broadcast(np.array([version]) if self.ranks.is_leader else None)[0])
+        if self.ranks.is_leader or found_version < 0:
             return found
-        return _read(self.folder / _folder_name(told), self.run_id, verify=False)
+        return _read(self.folder / version_name(found_version), self.run_id, verify=False)
 
     def _newest_intact(self) -> Checkpoint | None:
         folders = self._newest_first()
@@ -249,27 +250,21 @@ class Checkpoints:
         return sorted(self.folder.glob("v[0-9]*"), reverse=True)
 
 
-def _folder_name(weight_version: int) -> str:
-    return f"v{weight_version:06d}"
-
-
-def _state_name(rank: int) -> str:
-    return f"state-{rank:05d}.safetensors"
-
-
 def _read(folder: Path, run_id: str, *, verify: bool) -> Checkpoint:
-    meta = json.loads((folder / META).read_text())
+    files = CheckpointFolder(folder)
+    meta = json.loads(files.meta.read_text())
     if meta["run_id"] != run_id:
         raise CheckpointError(f"it belongs to run {meta['run_id']}, this is {run_id}")
-    if folder.name != _folder_name(int(meta["weight_version"])):
+    if folder.name != version_name(int(meta["weight_version"])):
         raise CheckpointError(f"it says that it is version {meta['weight_version']}")
     tensors: dict[str, SavedTensor] = {}
     for number, (name, digest) in enumerate(meta["digests"].items()):
-        if name != _state_name(number):
-            raise CheckpointError(f"it names {name} where {_state_name(number)} belongs")
-        if verify and digest_file(folder / name) != digest:
+        path = files.state_of(number)
+        if name != path.name:
+            raise CheckpointError(f"it names {name} where {path.name} belongs")
+        if verify and digest_file(path) != digest:
             raise CheckpointError(f"{name} has changed since it was written")
-        file: Any = safetensors.safe_open(folder / name, framework="pt")
+        file: Any = safetensors.safe_open(path, framework="pt")
         for tensor, (first, rows) in json.loads(file.metadata()[ROWS]).items():
             tensors.setdefault(tensor, SavedTensor()).add(first, rows, file.get_slice(tensor))
     return Checkpoint(run_id, int(meta["weight_version"]), tensors)

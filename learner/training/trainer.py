@@ -120,7 +120,7 @@ class Trainer:
     def train_round(self, samples: Iterable[TrainingSample] = ()) -> RoundStats:
         """Take the round's `steps_per_round` steps on contiguous mini-batches of its prompts.
 
-        `samples` come in training order: by task index, then sample. They may be an iterator that waits for rollouts:
+        `samples` come in training order: by position, then sample. They may be an iterator that waits for rollouts:
         each is trained as soon as its micro-batch is full, unless the algorithm needs the whole round first. All G
         samples of a prompt are in their prompt's mini-batch. Ranks other than 0 give none.
 

@@ -1,13 +1,11 @@
-"""Who may talk to the endpoint: a bearer token, a browser's session, or on loopback this machine's own programs.
+"""Authentication of requests: a bearer token, a browser's session, or on loopback this machine's own programs.
 
-It is a layer around the whole app, so that a route added later is closed by default. Knows no route but the ones
-that are open.
+It is a layer around the whole app, so that a route added later is closed by default.
 """
 
 from __future__ import annotations
 
 import time
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -15,21 +13,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from services.api.session import is_session, is_token, session_of
-from services.net import is_loopback
+from services.net import hostname_of, is_loopback
 
 LOGIN_PATH = "/login"
 OPEN_PATHS = frozenset({"/healthz", LOGIN_PATH, "/page/login.css", "/page/icon.svg"})
-"""The login, with what it shows, and the sign of life."""
+"""The login page with its files, and the liveness check."""
 POLICY_VIOLATION = 1008
 """WebSocket close code of RFC 6455."""
 
 
-class Guard:
+class AuthMiddleware:
     """ASGI layer that answers 401 or 403 itself and lets nothing else through.
 
     With a token every request must carry it, or the session of a browser that logged in with it; a person who opens
-    the page without one is sent to the login. Without a token (the app is then bound to loopback; the caller sees to
-    it) a web page open in a browser of this machine is kept out: its requests name its own origin, and a host that
+    the page without one is sent to the login. Without a token the caller must bind the app to loopback. Then a web page
+    from elsewhere, open in a browser of this machine, is refused: its requests name its own origin, and a host that
     was made to resolve to 127.0.0.1 is not one of the loopback names.
     """
 
@@ -69,7 +67,7 @@ def _token_refusal(headers: Headers, token: str, scope: Scope) -> Response | Non
 
 def _loopback_refusal(headers: Headers) -> Response | None:
     host = headers.get("host", "")
-    if not is_loopback(_hostname(f"//{host}") or ""):
+    if not is_loopback(hostname_of(f"//{host}")):
         return _refusal(
             403, f"host {host[:80]!r} is not this machine's loopback address", "use 127.0.0.1 or set services.token"
         )
@@ -77,20 +75,13 @@ def _loopback_refusal(headers: Headers) -> Response | None:
 
 
 def _origin_refusal(headers: Headers) -> Response | None:
-    """Another site's page may make a browser send a request, but not hide where it comes from."""
+    """Another site's page can make a browser send a request, but the browser names that site as the origin."""
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
         return _refusal(
             403, f"origin {origin[:80]!r} may not use this endpoint", "open the page from this endpoint itself"
         )
     return None
-
-
-def _hostname(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
 
 
 def _refusal(status: int, error: str, hint: str, headers: dict[str, str] | None = None) -> Response:

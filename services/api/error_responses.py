@@ -1,4 +1,4 @@
-"""How refusals look: one JSON form for every error, and the status that each kind of error means."""
+"""Error responses: one JSON form for all, and the HTTP status of each kind of error."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ STATUS_OF: tuple[tuple[type[SeptError], int], ...] = (
     (UnavailableError, 503),
     (DeadlineError, 504),
 )
-"""The first match counts; any other SeptError is a fault of this side, 500."""
+"""The first match counts; any other SeptError is an error of the server, 500."""
 
 
-class Problem(BaseModel):
+class ErrorBody(BaseModel):
     """Body of every answer from 400 upwards."""
 
     error: str
@@ -48,7 +48,6 @@ DESCRIPTIONS = {
     403: "Not from this machine's own pages",
     404: "No such version or file",
     409: "Contradicts what the store holds, or the bytes are not what the manifest promises",
-    408: "The sender fell silent",
     413: "Longer than allowed",
     416: "Range not satisfiable",
     422: "Does not keep the contract",
@@ -57,8 +56,8 @@ DESCRIPTIONS = {
 
 
 def may_answer(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for the refusals of a route; those of the guard are always among them."""
-    return {status: {"model": Problem, "description": DESCRIPTIONS[status]} for status in (401, 403, *statuses)}
+    """OpenAPI entries for the refusals of a route; those of the authentication are always among them."""
+    return {status: {"model": ErrorBody, "description": DESCRIPTIONS[status]} for status in (401, 403, *statuses)}
 
 
 def install(app: FastAPI) -> None:
@@ -70,7 +69,7 @@ def install(app: FastAPI) -> None:
 
 
 def _answer(status: int, error: str, hint: str = "", headers: Any = None) -> JSONResponse:
-    return JSONResponse(Problem(error=error, hint=hint).model_dump(), status_code=status, headers=headers)
+    return JSONResponse(ErrorBody(error=error, hint=hint).model_dump(), status_code=status, headers=headers)
 
 
 async def _of_ours(request: Request, error: Exception) -> JSONResponse:
@@ -87,7 +86,7 @@ async def _of_redis(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _of_input(request: Request, error: Exception) -> JSONResponse:
-    """Names the places only: repeating the input could fail to serialise (NaN) and would echo what was sent."""
+    """Names the fields only: the input itself may not be serialisable (NaN), and should not be echoed."""
     errors = error.errors() if isinstance(error, RequestValidationError) else []
     places = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in errors[:5])
     return _answer(422, places, "see /openapi.json for what this route takes")

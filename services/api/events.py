@@ -1,4 +1,4 @@
-"""The run's events as server-sent events. Knows no meaning of any of them."""
+"""The run's events as server-sent events."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError
 
+from services.api.change_notifier import ChangeNotifier
 from services.api.error_responses import may_answer
-from services.api.notices import Notices
 from services.contracts import Identifier
 from services.errors import SeptError
 from services.streams.events import AsyncEventLog, Event, check_event_id
@@ -22,12 +22,12 @@ KEEP_ALIVE_S = 15.0
 
 MAX_LAST = 500
 LOOK_BACK = 2000
-"""How far back events of one kind are looked for."""
+"""Events of one kind are searched in so many of the newest events."""
 
 log = structlog.get_logger()
 
 
-def events_router(events: AsyncEventLog, notices: Notices) -> APIRouter:
+def events_router(events: AsyncEventLog, notifier: ChangeNotifier) -> APIRouter:
     """GET /v1/events. One follower wakes all streams, so a stream holds no Redis connection while it waits."""
     router = APIRouter(tags=["status"])
 
@@ -50,7 +50,7 @@ def events_router(events: AsyncEventLog, notices: Notices) -> APIRouter:
         start = last_event_id or after or await events.last_id()
         check_event_id(start)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_follow(events, notices, start), headers=headers, media_type="text/event-stream")
+        return StreamingResponse(_follow(events, notifier, start), headers=headers, media_type="text/event-stream")
 
     @router.get("/v1/events/last", responses=may_answer(422, 503))
     async def last(
@@ -64,19 +64,19 @@ def events_router(events: AsyncEventLog, notices: Notices) -> APIRouter:
     return router
 
 
-async def _follow(events: AsyncEventLog, notices: Notices, after: str) -> AsyncIterator[str]:
-    while not notices.closed:
-        upcoming = notices.upcoming()
+async def _follow(events: AsyncEventLog, notifier: ChangeNotifier, after: str) -> AsyncIterator[str]:
+    while not notifier.closed:
+        change = notifier.next_change()
         try:
             batch = await events.read(after, 0)
         except (SeptError, RedisError) as error:
             log.warning("event_stream_ended", reason=str(error))
-            return  # the browser reconnects and tells where it was
+            return  # the browser reconnects and sends the id of the last event that it got
         for event in batch:
             yield _frame(event)
             after = event.id
         if not batch:
-            await notices.wait(upcoming, KEEP_ALIVE_S)
+            await notifier.wait(change, KEEP_ALIVE_S)
             yield ": still here\n\n"
 
 

@@ -1,4 +1,4 @@
-"""How much a request may send. Knows no route."""
+"""Limits how much a request may send."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class BodyLimit:
-    """ASGI layer that ends a request body at `max_bytes`; PUT is exempt, its route streams and counts by itself."""
+    """ASGI layer that answers 413 to a request body of more than `max_bytes`."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] == "PUT":
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         received = 0

@@ -1,4 +1,4 @@
-"""The status as Prometheus metrics. Knows only the snapshot: one source of numbers for people and machines."""
+"""The status as Prometheus metrics, from the same snapshot that people see."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from services.api.error_responses import may_answer
 from services.api.status import StatusReader
-from services.bottleneck import Verdict
+from services.bottleneck import Bottleneck
 from services.contracts import Heartbeat, StatusSnapshot
 
 RUN_GAUGES = {
@@ -23,7 +23,6 @@ RUN_GAUGES = {
     "rollouts_queued": "Rollouts that no durable checkpoint contains yet",
     "dead_letters": "Entries set aside because they could not be processed",
     "oldest_task_s": "Age of the oldest open task in seconds",
-    "desired_generators": "Generators that were asked for",
 }
 """Fields of StatusSnapshot that become sept_<field>."""
 
@@ -39,28 +38,31 @@ PART_GAUGES = {
 """Fields of Heartbeat that become sept_part_<field>{part, part_id}."""
 
 
-VERDICT_GAUGES = {
+BOTTLENECK_GAUGES = {
     "suggested_generators": "Generators that would balance the run; missing while the present number is right",
     "learner_wait_ratio": "Share of the last rounds' time that the learner waited for rollouts",
     "generator_idle_ratio": "Share of time that the living generators waited for tasks, mean",
 }
-"""Fields of Verdict that become sept_<field>."""
+"""Fields of Bottleneck that become sept_<field>."""
 
 
 class SnapshotCollector(Collector):
-    """Gauges of one snapshot and the verdict on it."""
+    """Gauges of one snapshot and of what limits the run."""
 
-    def __init__(self, snapshot: StatusSnapshot, verdict: Verdict) -> None:
+    def __init__(self, snapshot: StatusSnapshot, bottleneck: Bottleneck) -> None:
         self._snapshot = snapshot
-        self._verdict = verdict
+        self._bottleneck = bottleneck
 
     def collect(self) -> Iterable[Metric]:
         snapshot = self._snapshot
-        for source, gauges in ((snapshot, RUN_GAUGES), (self._verdict, VERDICT_GAUGES)):
+        for source, gauges in ((snapshot, RUN_GAUGES), (self._bottleneck, BOTTLENECK_GAUGES)):
             for field, text in gauges.items():
                 value = getattr(source, field)
                 if value is not None:
                     yield GaugeMetricFamily(f"sept_{field}", text, value)
+        if snapshot.generators_target is not None:
+            text = "Generators that were asked for"
+            yield GaugeMetricFamily("sept_generators_target", text, snapshot.generators_target)
         state = GaugeMetricFamily("sept_state", "1 for the state that the run is in", labels=["state"])
         state.add_metric([snapshot.state], 1)
         yield state
@@ -110,7 +112,7 @@ def metrics_router(reader: StatusReader) -> APIRouter:
     async def metrics() -> Response:
         """The status in Prometheus' text format."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(SnapshotCollector(*await reader.read_and_judge()))
+        registry.register(SnapshotCollector(*await reader.read_with_bottleneck()))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return router

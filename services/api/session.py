@@ -1,8 +1,8 @@
-"""A browser's proof that it once knew the token: a cookie that neither contains the token nor needs to be stored here.
+"""The session cookie of a browser that has logged in. It does not contain the token, and the server stores nothing.
 
     sept_session = EXPIRES.HMAC-SHA256(token, "sept session EXPIRES")
 
-It outlives a restart of the services, and another token ends all sessions.
+It stays valid when the services restart. Another token ends all sessions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 COOKIE: Final = "sept_session"
 LIFETIME_S = 14 * 86_400
-"""A run is watched for days; then the token is asked for again."""
+"""A run is watched for days; afterwards the browser has to log in again."""
 
 
 def is_token(given: str, token: str) -> bool:

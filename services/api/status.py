@@ -1,4 +1,4 @@
-"""What the run is doing now, put together from heartbeats, queues, the store and the run folder. Changes nothing."""
+"""The status of the run now, from heartbeats, queues, published versions and the run folder."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from services.api.error_responses import may_answer
-from services.bottleneck import ROUNDS_JUDGED, Verdict, judge
+from services.bottleneck import ROUNDS_CONSIDERED, Bottleneck, find_bottleneck
 from services.contracts import GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot, WeightManifest
 from services.run_folder import RunFolder, last_lines
 from services.streams.connection import Keys
 from services.streams.control import AsyncControl
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.tasks import QueueGauge
-from services.weights.store import WeightStore
+from services.weights.reader import WeightReader
 
 RunState = Literal["starting", "running", "paused", "finished", "failed", "stopped"]
 
@@ -28,13 +28,15 @@ FINAL_STATES: dict[str, RunState] = {"finished": "finished", "failed": "failed",
 """States of the learner's heartbeat that end the run."""
 
 TAIL_BYTES = 1 << 16
-"""More than the lines of metrics.jsonl that a verdict looks at."""
+"""More than the lines of metrics.jsonl that `find_bottleneck` looks at."""
 
 
 class StatusReader:
     """Reads a snapshot of one run."""
 
-    def __init__(self, folder: RunFolder, store: WeightStore, redis: Redis, keys: Keys, *, lost_after_s: float) -> None:
+    def __init__(
+        self, folder: RunFolder, store: WeightReader, redis: Redis, keys: Keys, *, lost_after_s: float
+    ) -> None:
         self.folder = folder
         self._store = store
         self._redis = redis
@@ -45,9 +47,9 @@ class StatusReader:
 
     async def read(self) -> StatusSnapshot:
         """UnavailableError when Redis does not answer."""
-        return (await self.read_and_judge())[0]
+        return (await self.read_with_bottleneck())[0]
 
-    async def read_and_judge(self) -> tuple[StatusSnapshot, Verdict]:
+    async def read_with_bottleneck(self) -> tuple[StatusSnapshot, Bottleneck]:
         """The status with what limits the run; UnavailableError when Redis does not answer."""
         beats = await AsyncHeartbeats(self._redis, self._keys).read_all()
         depth = await self._gauge.read()
@@ -74,21 +76,21 @@ class StatusReader:
             learner=learner,
             learner_lost=learner_lost,
             generators=generators,
-            desired_generators=control.desired_generators,
+            generators_target=control.generators_target,
             tasks_queued=depth.tasks_queued,
             tasks_leased=depth.tasks_leased,
             rollouts_queued=depth.rollouts_queued,
             dead_letters=depth.dead_letters,
             oldest_task_s=depth.oldest_task_s,
         )
-        return snapshot, judge(rounds, generators)
+        return snapshot, find_bottleneck(rounds, generators)
 
     def _read_disk(self) -> tuple[WeightManifest | None, list[RoundMetrics], int]:
-        rounds = last_rounds(self.folder.metrics, ROUNDS_JUDGED)
+        rounds = last_rounds(self.folder.metrics, ROUNDS_CONSIDERED)
         return self._store.latest(), rounds, rounds_total(self.folder.identity)
 
     def _learner(self, beats: Sequence[tuple[Heartbeat, float]]) -> tuple[Heartbeat | None, float]:
-        """The learner heard of last: one that was started again may have another part id."""
+        """The learner with the newest heartbeat: a restarted one may have another part id."""
         learners = [(beat, age_s) for beat, age_s in beats if beat.part is Part.LEARNER]
         return min(learners, key=lambda pair: pair[1], default=(None, 0.0))
 
@@ -149,7 +151,7 @@ def last_rounds(path: Path, count: int) -> list[RoundMetrics]:
 
 
 def rounds_total(path: Path) -> int:
-    """How many rounds the run is to have, as the learner noted in run.json; 0 while it has not."""
+    """How many rounds the run is to have, as the learner wrote into run.json; 0 before it has."""
     try:
         return int(json.loads(path.read_bytes()).get("rounds_total", 0))
     except (OSError, ValueError, AttributeError, TypeError):

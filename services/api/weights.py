@@ -1,4 +1,4 @@
-"""Routes of weight sync: manifests, files, publishing. Knows the store; never holds a whole file in memory."""
+"""Routes of weight sync: manifests and files of the published versions. A file is never read into memory whole."""
 
 from __future__ import annotations
 
@@ -8,44 +8,38 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import structlog
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 
+from services.api.change_notifier import ChangeNotifier
 from services.api.error_responses import may_answer
-from services.api.notices import Notices
-from services.api.staging import Staging
 from services.contracts import Digest, FileEntry, FileName, WeightManifest
-from services.errors import ContractError, VersionNotFoundError
-from services.streams.events import AsyncEventLog
-from services.weights.store import MAX_VERSION, WeightStore
+from services.errors import VersionNotFoundError
+from services.weights.reader import MAX_VERSION, WeightReader
 
 MAX_POLL_S = 60.0
 """Longest a request for the latest version may wait."""
 
 DISK_CHECK_S = 1.0
-"""A waiting request also looks at the disk this often, so that a lost notice costs a second and not a poll."""
+"""A waiting request also looks at the disk this often, so that a lost notification costs a second and not a poll."""
 
 IMMUTABLE = "public, max-age=31536000, immutable"
 REVALIDATE = "no-cache"
-
-log = structlog.get_logger()
 
 Version = Annotated[int, PathParameter(ge=0, le=MAX_VERSION, description="weight version")]
 IfNoneMatch = Annotated[str | None, Header(description="ETag of what the caller holds")]
 
 
 class WeightFileResponse(FileResponse):
-    """Whole, it leaves by sendfile (`services.sendfile`); parts of it are read in larger pieces than 64 KiB."""
+    """A whole file is sent by sendfile (`services.sendfile`); ranges are read in pieces of 1 MiB instead of 64 KiB."""
 
     chunk_size = 1 << 20
 
 
-def weights_router(store: WeightStore, staging: Staging, notices: Notices, events: AsyncEventLog) -> APIRouter:
-    """The /v1/weights routes over one store."""
+def weights_router(store: WeightReader, notifier: ChangeNotifier) -> APIRouter:
+    """The /v1/weights routes over one run's versions."""
     router = APIRouter(prefix="/v1/weights", tags=["weights"])
-    publishing = asyncio.Lock()
 
     @router.get(
         "/latest",
@@ -57,17 +51,17 @@ def weights_router(store: WeightStore, staging: Staging, notices: Notices, event
         digest: Annotated[Digest | None, Query(description="its digest; unset: any content counts as held")] = None,
         timeout_s: Annotated[float, Query(ge=0, le=MAX_POLL_S, allow_inf_nan=False)] = 30.0,
     ) -> Response:
-        """The newest version's manifest, as soon as it is not exactly the one that the caller holds."""
+        """The newest version's manifest; waits while the caller holds exactly that version."""
         give_up_at = time.monotonic() + timeout_s
         while True:
-            upcoming = notices.upcoming()
+            change = notifier.next_change()
             manifest = await asyncio.to_thread(store.latest)
             if manifest is not None and not _holds(manifest, after, digest):
                 return _manifest_response(manifest)
             remaining_s = give_up_at - time.monotonic()
-            if remaining_s <= 0 or notices.closed:
+            if remaining_s <= 0 or notifier.closed:
                 return Response(status_code=204)
-            await notices.wait(upcoming, min(remaining_s, DISK_CHECK_S))
+            await notifier.wait(change, min(remaining_s, DISK_CHECK_S))
 
     @router.get(
         "/{version}",
@@ -104,27 +98,6 @@ def weights_router(store: WeightStore, staging: Staging, notices: Notices, event
             return Response(status_code=304, headers=headers)
         return WeightFileResponse(path, headers=headers, media_type="application/octet-stream", stat_result=status)
 
-    @router.put("/{version}/files/{name}", status_code=204, responses=may_answer(400, 408, 413, 422, 503))
-    async def stage(request: Request, version: Version, name: FileName) -> None:
-        """Send one file of a version that is about to be published."""
-        length = request.headers.get("content-length")
-        await staging.receive(version, name, request.stream(), int(length) if length and length.isdecimal() else None)
-
-    @router.post(
-        "/{version}", status_code=201, response_model=WeightManifest, responses=may_answer(400, 409, 413, 422, 503)
-    )
-    async def publish(version: Version, manifest: WeightManifest) -> Response:
-        """Make a version visible whose files were sent before; nothing is visible unless all of it is right."""
-        if manifest.weight_version != version:
-            raise ContractError(f"the manifest is of version {manifest.weight_version}, the address of {version}")
-        async with publishing:
-            await asyncio.to_thread(store.adopt, manifest, staging.files(version))
-            await asyncio.to_thread(staging.clear)
-        notices.wake()
-        await events.append("services", "published", weight_version=version, digest=manifest.digest)
-        log.info("version_adopted", weight_version=version, digest=manifest.digest)
-        return _manifest_response(manifest, status=201)
-
     return router
 
 
@@ -132,7 +105,7 @@ def _holds(manifest: WeightManifest, after: int | None, digest: str | None) -> b
     return manifest.weight_version == after and digest in (None, manifest.digest)
 
 
-def _find(store: WeightStore, version: int, name: str, digest: str | None) -> tuple[Path, FileEntry, os.stat_result]:
+def _find(store: WeightReader, version: int, name: str, digest: str | None) -> tuple[Path, FileEntry, os.stat_result]:
     path = store.file_path(version, name)
     entry = next(entry for entry in store.manifest(version).files if entry.name == name)
     try:
@@ -150,7 +123,7 @@ def _etag(digest: str) -> str:
     return f'"{digest}"'
 
 
-def _manifest_response(manifest: WeightManifest, status: int = 200) -> Response:
+def _manifest_response(manifest: WeightManifest) -> Response:
     """Serialised once, here: the framework would validate a large manifest again on its way out."""
     headers = {"ETag": _etag(manifest.digest), "Cache-Control": REVALIDATE}
-    return Response(manifest.model_dump_json(), status, headers, media_type="application/json")
+    return Response(manifest.model_dump_json(), headers=headers, media_type="application/json")

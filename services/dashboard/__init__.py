@@ -1,1 +1,1 @@
-"""The dashboard: what a run did and does, and what people wish of it. Knows files and the status, no part."""
+"""The dashboard: the page, and the routes that only it needs."""

@@ -1,4 +1,4 @@
-"""The page's own files, each served from memory under a strict content security policy. Knows no data."""
+"""The page's own files, served from memory under a strict content security policy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _content(name: str) -> tuple[bytes, str]:
 
 
 def html(name: str, status: int = 200, *, shown: bytes = b"") -> Response:
-    """One of the page's documents; `shown`: the attribute that marks what is hidden until it is called for."""
+    """One of the page's documents; `shown`: attribute of a hidden element that is to be visible."""
     document = _content(name)[0].replace(shown + b" hidden", shown, 1) if shown else _content(name)[0]
     return Response(document, status, SECURITY_HEADERS, media_type="text/html")
 

@@ -1,4 +1,4 @@
-"""Routes for what a run has done so far: rounds, queues, rollouts, versions, settings, troubles. Changes nothing."""
+"""Routes for what a run has done so far: rounds, queues, rollouts, versions, settings, warnings."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from pydantic import BaseModel
 from services.api.error_responses import may_answer
 from services.contracts import Digest, FileEntry, WeightManifest
 from services.dashboard.live import Live
-from services.dashboard.log_warnings import Trouble, last_troubles
-from services.dashboard.queue_history import FILE_NAME
-from services.dashboard.rollout_search import Archive, Found, Place
-from services.dashboard.timeseries import Columns, Window
+from services.dashboard.log_warnings import LogWarning, last_warnings
+from services.dashboard.rollout_search import RolloutSearch, SearchPosition, SearchResult
+from services.dashboard.timeseries import TimeSeries, Window
 from services.errors import VersionNotFoundError
 from services.run_folder import RunFolder
-from services.weights.store import WeightStore
+from services.weights.reader import WeightReader
 
 MAX_BUCKETS = 2000
 MAX_FOUND = 200
 MAX_VERSIONS = 200
-MAX_TROUBLES = 200
+MAX_WARNINGS = 200
 
 Low = Annotated[float | None, Query(alias="from", allow_inf_nan=False, description="first round, or Unix seconds")]
 High = Annotated[float | None, Query(alias="to", allow_inf_nan=False, description="last one")]
@@ -59,11 +58,11 @@ class VersionSummary(BaseModel):
         )
 
 
-def history_router(folder: RunFolder, store: WeightStore, rounds: Columns) -> APIRouter:
+def history_router(folder: RunFolder, store: WeightReader, rounds: TimeSeries) -> APIRouter:
     """GET routes over the run's folder."""
     router = APIRouter(tags=["history"])
-    queue = Columns(folder.path / FILE_NAME)
-    archive = Archive(folder.rollouts)
+    queue = TimeSeries(folder.queue_history)
+    rollouts = RolloutSearch(folder)
     one_search = asyncio.Semaphore(1)
 
     @router.get("/v1/rounds", responses=may_answer(422, 503))
@@ -82,16 +81,16 @@ def history_router(folder: RunFolder, store: WeightStore, rounds: Columns) -> AP
         round: Annotated[int | None, Query(ge=0, description="start here and go back; unset: the newest")] = None,
         line: Annotated[int, Query(ge=0, description="and at this line of it")] = 0,
         limit: Annotated[int, Query(ge=1, le=MAX_FOUND)] = 50,
-    ) -> Found:
+    ) -> SearchResult:
         """Recorded rollouts, the newest round first."""
-        start = None if round is None else Place(round=round, line=line)
+        start = None if round is None else SearchPosition(round=round, line=line)
         async with one_search:
-            return await asyncio.to_thread(archive.search, text, start=start, limit=limit)
+            return await asyncio.to_thread(rollouts.search, text, start=start, limit=limit)
 
     @router.get("/v1/staleness", responses=may_answer(503))
     async def read_staleness() -> dict[int, int]:
         """Rollouts of the newest recorded round by staleness."""
-        return await asyncio.to_thread(archive.staleness)
+        return await asyncio.to_thread(rollouts.staleness)
 
     @router.get("/v1/versions", responses=may_answer(409, 422, 503))
     async def read_versions(limit: Annotated[int, Query(ge=1, le=MAX_VERSIONS)] = 50) -> list[VersionSummary]:
@@ -110,15 +109,15 @@ def history_router(folder: RunFolder, store: WeightStore, rounds: Columns) -> AP
         except FileNotFoundError:
             raise HTTPException(404, "this run's folder has no config.toml") from None
 
-    @router.get("/v1/troubles", responses=may_answer(422, 503))
-    async def read_troubles(limit: Annotated[int, Query(ge=1, le=MAX_TROUBLES)] = 50) -> list[Trouble]:
+    @router.get("/v1/warnings", responses=may_answer(422, 503))
+    async def read_warnings(limit: Annotated[int, Query(ge=1, le=MAX_WARNINGS)] = 50) -> list[LogWarning]:
         """The last warnings and errors in the logs of a local run, newest first."""
-        return await asyncio.to_thread(last_troubles, folder.logs, limit)
+        return await asyncio.to_thread(last_warnings, folder, limit)
 
     return router
 
 
-def _versions(folder: RunFolder, store: WeightStore, limit: int) -> list[VersionSummary]:
+def _versions(folder: RunFolder, store: WeightReader, limit: int) -> list[VersionSummary]:
     checkpointed = set(folder.checkpointed())
     found = []
     for version in reversed(store.versions()[-limit:]):
@@ -142,7 +141,7 @@ def live_router(live: Live) -> APIRouter:
         },
     )
     async def follow() -> Response:
-        """The status, the wishes and the verdict, about once a second, as server-sent events."""
+        """The status, the requests and the bottleneck, about once a second, as server-sent events."""
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(live.frames(), headers=headers, media_type="text/event-stream")
 

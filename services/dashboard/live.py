@@ -1,4 +1,4 @@
-"""What every open page is told once a second, made once for all of them. Knows nothing of how it is shown."""
+"""The frame that every open page gets once a second, made once for all of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import structlog
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
-from services.api.control import Wishes
-from services.api.notices import Notices
+from services.api.change_notifier import ChangeNotifier
+from services.api.control import ControlRequests
 from services.api.status import StatusReader
-from services.bottleneck import Verdict
+from services.bottleneck import Bottleneck
 from services.contracts import StatusSnapshot
-from services.dashboard.timeseries import Columns
+from services.dashboard.timeseries import TimeSeries
 from services.errors import SeptError
 from services.streams.control import AsyncControl
 
@@ -25,14 +25,14 @@ log = structlog.get_logger()
 
 
 class Frame(BaseModel):
-    """One look at the run. Without `status`, `trouble` says why there is none."""
+    """One look at the run. Without `status`, `error` says why there is none."""
 
     time: float
     """Unix seconds."""
-    trouble: str = ""
+    error: str = ""
     status: StatusSnapshot | None = None
-    wishes: Wishes | None = None
-    verdict: Verdict | None = None
+    requests: ControlRequests | None = None
+    bottleneck: Bottleneck | None = None
     recorded: int = 0
     """Rounds in metrics.jsonl."""
     generation: int = 0
@@ -46,15 +46,15 @@ class Live:
         self,
         reader: StatusReader,
         control: AsyncControl,
-        rounds: Columns,
-        notices: Notices,
+        rounds: TimeSeries,
+        notifier: ChangeNotifier,
         *,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reader = reader
         self._control = control
         self._rounds = rounds
-        self._notices = notices
+        self._notifier = notifier
         self._now = now
         self._lock = asyncio.Lock()
         self._frame = Frame(time=0.0)
@@ -63,13 +63,13 @@ class Live:
 
     async def frames(self) -> AsyncIterator[str]:
         """Server-sent events, about one a second, until the app goes down."""
-        told = ""
-        while not self._notices.closed:
+        sent = ""
+        while not self._notifier.closed:
             text = (await self.look())[1]
-            if text != told:
+            if text != sent:
                 yield f"data: {text}\n\n"
-                told = text
-            await self._notices.wait(self._notices.upcoming(), EVERY_S)
+                sent = text
+            await self._notifier.wait(self._notifier.next_change(), EVERY_S)
 
     async def look(self) -> tuple[Frame, str]:
         """The present frame and its JSON, no older than a second."""
@@ -82,18 +82,18 @@ class Live:
 
     async def _read(self) -> Frame:
         try:
-            status, verdict = await self._reader.read_and_judge()
+            status, bottleneck = await self._reader.read_with_bottleneck()
             state = await self._control.state()
             await asyncio.to_thread(self._rounds.refresh)
         except (SeptError, RedisError) as error:
             reason = error.message if isinstance(error, SeptError) else f"Redis: {type(error).__name__}"
             log.warning("status_not_read", reason=reason)
-            return Frame(time=time.time(), trouble=reason)
+            return Frame(time=time.time(), error=reason)
         return Frame(
             time=time.time(),
             status=status,
-            wishes=Wishes.of(state),
-            verdict=verdict,
+            requests=ControlRequests.of(state),
+            bottleneck=bottleneck,
             recorded=self._rounds.lines,
             generation=self._rounds.generation,
         )

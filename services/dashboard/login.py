@@ -1,4 +1,4 @@
-"""Login and logout of a browser: the token goes in once by POST, a session cookie comes back. Knows no other route."""
+"""Login and logout of a browser: it sends the token once by POST and gets a session cookie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Remembers across restarts how full the queues were: queue.jsonl, a line every few seconds. Reads the status only."""
+"""Records how full the queues were into queue.jsonl, a line every few seconds, so that it survives restarts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ from services.streams.connection import is_cancelled
 EVERY_S = 10.0
 """A line is about 250 bytes: 2 MB a day."""
 
-FILE_NAME = "queue.jsonl"
-
 log = structlog.get_logger()
 
 
 def line_of(snapshot: StatusSnapshot, time_s: float) -> dict[str, Any]:
-    """What one look at the run leaves behind."""
+    """The record of one status."""
     living = [status.heartbeat for status in snapshot.generators if not status.lost]
     busy = sum(beat.state == "generating" for beat in living)
     learner = snapshot.learner if not snapshot.learner_lost else None
@@ -46,7 +44,7 @@ def line_of(snapshot: StatusSnapshot, time_s: float) -> dict[str, Any]:
 
 
 async def record(path: Path, read: Callable[[], Awaitable[StatusSnapshot]], *, every_s: float = EVERY_S) -> None:
-    """Append a line every `every_s` until cancelled; rides out a Redis that is away and a disk that is full."""
+    """Append a line every `every_s` until cancelled; errors of Redis and of the disk are logged and skipped."""
     while not is_cancelled():
         try:
             line = line_of(await read(), time.time())

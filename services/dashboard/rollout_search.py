@@ -1,19 +1,18 @@
-"""Finds rollouts in the run's recorded rounds. Reads rollouts/round-*.jsonl, newest first; changes nothing."""
+"""Finds rollouts in the recorded rounds of a run, newest first."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-MAX_BYTES_SEARCHED = 64 << 20
-"""A search reads little more than this; its answer says where to go on."""
+from services.run_folder import RunFolder
 
-_FILE = re.compile(r"round-([0-9]{6,9})\.jsonl")
+MAX_BYTES_SEARCHED = 64 << 20
+"""A search reads little more than this; its answer says where to continue."""
 
 
 class RolloutRecord(BaseModel):
@@ -37,62 +36,62 @@ class RolloutRecord(BaseModel):
     generator_id: str
 
 
-class Place(BaseModel):
+class SearchPosition(BaseModel):
     """Where a search stopped."""
 
     round: int
     line: int
 
 
-class Found(BaseModel):
+class SearchResult(BaseModel):
     """Answer of a search."""
 
     records: list[RolloutRecord]
     first_round: int | None
     """Oldest recorded round; None: nothing is recorded."""
     last_round: int | None
-    go_on: Place | None
+    next_position: SearchPosition | None
     """Search from here for more; None: everything was searched."""
 
 
-class Archive:
+class RolloutSearch:
     """The rollouts of one run's folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
 
-    def search(self, text: str = "", *, start: Place | None = None, limit: int = 50) -> Found:
+    def search(self, text: str = "", *, start: SearchPosition | None = None, limit: int = 50) -> SearchResult:
         """Rollouts whose question or answer contains `text`, in any case; newest round first, then in task order.
 
         `start` is a round and a line in it: earlier rounds follow.
         """
-        files = self._files()
+        files = self._folder.rollout_files()
         wanted = text.casefold()
         records: list[RolloutRecord] = []
         read_bytes = 0
-        go_on: Place | None = None
-        for place, size, record in self._walk(files, start):
+        next_position: SearchPosition | None = None
+        for position, size, record in self._walk(files, start):
             read_bytes += size
             if len(records) == limit or read_bytes > MAX_BYTES_SEARCHED:
-                go_on = place
+                next_position = position
                 break
             if record and (wanted in record.question.casefold() or wanted in record.answer.casefold()):
                 records.append(record)
-        return Found(
+        return SearchResult(
             records=records,
             first_round=files[0][0] if files else None,
             last_round=files[-1][0] if files else None,
-            go_on=go_on,
+            next_position=next_position,
         )
 
     def staleness(self) -> dict[int, int]:
         """How many rollouts of the newest recorded round have which staleness."""
-        newest = self._files()[-1:]
+        newest = self._folder.rollout_files()[-1:]
         return dict(sorted(Counter(record.staleness for _, _, record in self._walk(newest, None) if record).items()))
 
     def _walk(
-        self, files: list[tuple[int, Path]], start: Place | None
-    ) -> Iterator[tuple[Place, int, RolloutRecord | None]]:
+        self, files: list[tuple[int, Path]], start: SearchPosition | None
+    ) -> Iterator[tuple[SearchPosition, int, RolloutRecord | None]]:
         """Every line from `start` on with its place and size; None for one that is no rollout."""
         for number, path in reversed(files):
             if start is not None and number > start.round:
@@ -100,13 +99,7 @@ class Archive:
             first = start.line if start is not None and number == start.round else 0
             for line_number, line in enumerate(_lines(path)):
                 if line_number >= first:
-                    yield Place(round=number, line=line_number), len(line), _parse(line)
-
-    def _files(self) -> list[tuple[int, Path]]:
-        if not self._folder.is_dir():
-            return []
-        matches = [(match, path) for path in self._folder.iterdir() if (match := _FILE.fullmatch(path.name))]
-        return sorted((int(match[1]), path) for match, path in matches)
+                    yield SearchPosition(round=number, line=line_number), len(line), _parse(line)
 
 
 def _lines(path: Path) -> list[bytes]:

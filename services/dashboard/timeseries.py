@@ -1,4 +1,4 @@
-"""Numbers of an append-only .jsonl file by column, read once and then only at the end. Knows no meaning of a column."""
+"""Numbers of an append-only .jsonl file by column. A refresh reads only what was appended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 DIGITS = 6
-"""Significant digits that are passed on: more than a screen has pixels."""
+"""Significant digits that are sent: more than a screen has pixels."""
 KEY_DIGITS = 13
 """Of the column that orders the lines: milliseconds of Unix time."""
 
@@ -41,13 +41,13 @@ class Window(BaseModel):
     columns: dict[str, Band]
 
 
-class Columns:
+class TimeSeries:
     """A growing file as one float array per field; 8 bytes a number, so that days of history stay small.
 
-    columns = Columns(folder.metrics)
+    columns = TimeSeries(folder.metrics)
     columns.window("round", low=100, high=200, buckets=400)
 
-    For many threads at once: every page that is open asks.
+    Safe for many threads: every open page reads it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +60,7 @@ class Columns:
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
-        """Take in the lines added since the last time; start over when the file is another or shorter."""
+        """Read the lines appended since the last time; start over when the file was replaced or is shorter."""
         with self._lock:
             self._take_in()
 

@@ -1,1 +1,1 @@
-"""Redis streams: tasks out, rollouts back, heartbeats and events beside them."""
+"""Everything that a run keeps in Redis: tasks, rollouts, heartbeats, events, control requests."""

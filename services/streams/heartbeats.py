@@ -1,6 +1,6 @@
-"""Owns the last heartbeat of every part; knows nothing of what follows when one falls silent.
+"""The last heartbeat of every part.
 
-Redis stamps each with its own clock, so that an age never depends on two machines agreeing on the time.
+Redis stamps each with its own clock, so an age does not depend on two machines agreeing on the time.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from services.contracts import Heartbeat
 from services.streams import scripts
 from services.streams.connection import Keys
 
+HEARTBEAT_EVERY_S = 1.0
+"""A part sends its heartbeat this often."""
+LOST_AFTER_S = 5.0
+"""A part whose last heartbeat is older counts as lost: four may be late or missing."""
+
 log = structlog.get_logger()
 
 
 class Heartbeats:
-    """For parts that live in threads."""
+    """For the learner, from threads."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
@@ -41,13 +46,9 @@ class Heartbeats:
             self._client.hdel(self._keys.heartbeats, *unreadable)
         return beats
 
-    def forget(self, part_id: str) -> None:
-        """Removes a part that left, so that it is not shown as lost."""
-        self._client.hdel(self._keys.heartbeats, part_id)
-
 
 class AsyncHeartbeats:
-    """For parts that live in an event loop; methods as those of Heartbeats."""
+    """For everybody else, from event loops."""
 
     def __init__(self, client: redis.asyncio.Redis, keys: Keys) -> None:
         self._client = client

@@ -1,7 +1,7 @@
-"""Owns the learner's reading of rollouts: a cursor over a stream that shrinks only when a checkpoint is durable.
+"""The learner's reader of rollouts: a cursor over a stream that shrinks only when a checkpoint is durable.
 
-It knows nothing of rounds, and the same rollout may come more than once (after `rewind`, or of a task that was issued
-again): whoever collects goes by `Rollout.rollout_id`.
+The same rollout can come more than once (after `rewind`, or from a task that was issued again). The caller removes
+duplicates by `Rollout.rollout_id`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class RolloutReader:
                 return rollouts
 
     def delete(self, entry_ids: Sequence[bytes]) -> None:
-        """Forgets rollouts whose training a durable checkpoint contains: one round trip."""
+        """Deletes rollouts whose training a durable checkpoint contains: one round trip."""
         if not entry_ids:
             return
         pipe: Any = self._client.pipeline(transaction=False)

@@ -1,15 +1,15 @@
-"""Owns the Lua of the task queue: each script is one atomic step in one round trip; knows nothing of contracts.
+"""Lua scripts on Redis: each is one atomic step in one round trip.
 
-KEYS and ARGV are listed at the head of each. `owned` in RENEW and RELEASE is what keeps a lease from being stolen
-back: XCLAIM by itself would hand an entry to anyone who asks.
+KEYS and ARGV are listed above each. RENEW and RELEASE check who owns an entry before they claim it, as XCLAIM alone
+would give a lease to any caller.
 """
 
 GROUP = "generators"
 """The consumer group of the task stream."""
 RELEASED = "-released"
-"""Consumer that owns leases which were given back; no generator id starts with a hyphen."""
+"""Consumer that owns released leases; no generator id starts with a hyphen."""
 RELEASED_IDLE_MS = 86_400_000
-"""Idle time given to a released entry: longer than any lease, so that the next one to ask gets it."""
+"""Idle time set on a released entry: longer than any lease, so that the next `lease` gets it."""
 
 _OPEN_GROUP = """
 local function open_group(tasks, group, mark_key, mark)
@@ -54,7 +54,7 @@ return issued
 )
 
 # KEYS tasks open; ARGV task ids. Returns those that are not open. One whose entry is gone (Redis evicted the stream and
-# kept the rest, or a copy of it was restored in part) would be nobody's for ever, so it is struck off.
+# kept the rest, or a copy of it was restored in part) could never be leased, so it is removed.
 UNKNOWN = """
 local unknown = {}
 for _, task_id in ipairs(ARGV) do
@@ -86,7 +86,7 @@ return closed
 )
 
 # KEYS tasks counters; ARGV group consumer lease_ms cursor count.
-# Returns {next cursor, TIME, {{id, deliveries, fields}, ...}}: expired leases first, they hold up the oldest round.
+# Returns {next cursor, TIME, {{id, deliveries, fields}, ...}}: expired leases first: the oldest round waits for them.
 LEASE = """
 local tasks, group, consumer, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[5])
 local expired = redis.call('XAUTOCLAIM', tasks, group, consumer, ARGV[3], ARGV[4], 'COUNT', count)
@@ -118,7 +118,7 @@ return owned
 """
 
 # KEYS tasks; ARGV group consumer released idle_ms, then entry ids. Returns how many the consumer owned.
-# The delivery is taken back too: being drained is not the task's fault.
+# The delivery is not counted: the task did not cause the drain.
 RELEASE = """
 local released = 0
 for i = 5, #ARGV do
@@ -147,7 +147,7 @@ return #owned
 """
 
 # KEYS tasks open rollouts; ARGV group entry_id task_id, then (meta prompt response) of each rollout.
-# Returns 1, or 0 when the task is no longer pending: a twin was first, or the learner closed it.
+# Returns 1, or 0 when the task is no longer pending: another generator was first, or the learner closed it.
 COMPLETE = (
     _FORGET
     + """
@@ -194,8 +194,8 @@ return {redis.call('XLEN', KEYS[1]), owned, released, redis.call('XLEN', KEYS[2]
   tonumber(redis.call('HGET', KEYS[4], 'reissued') or 0), redis.call('TIME'), oldest and oldest[1] or ''}
 """
 
-# KEYS control; ARGV wish value. Takes the wish away if it is still that one; returns 1, else 0.
-FULFIL = """
+# KEYS control; ARGV field value. Removes the request if it still has that value; returns 1, else 0.
+CLEAR_REQUEST = """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 return redis.call('HDEL', KEYS[1], ARGV[1])
 """

@@ -1,8 +1,8 @@
-"""Owns the task queue: issued by the learner, leased and completed by generators, exactly one completion per issue.
+"""The task queue: issued by the learner, leased and completed by generators, exactly one completion per issue.
 
-It knows nothing of how tasks are made or sampled, nor who runs. The queue is one stream with one consumer group: an
-entry that is delivered but not acknowledged is a lease, its idle time the lease's age. Completing is one script that
-acknowledges the task and adds its rollouts, so there is no moment at which a task is lost or done twice.
+The queue is one stream with one consumer group. An entry that is delivered but not acknowledged is a lease; its idle
+time is the lease's age. One script acknowledges a task and adds its rollouts, so at no moment is a task lost or done
+twice.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from services.streams.wire import (
 )
 
 MAX_DELIVERIES = 5
-"""A task whose lease ended this often without a completion is given up: it probably kills who runs it."""
+"""A task whose lease ended this often without a completion becomes a dead letter: it probably kills its generator."""
 ISSUE_CHUNK = 256
 """Tasks per script call: one round trip for a usual round, and no script that blocks Redis for long."""
 
@@ -48,7 +48,7 @@ class Lease:
     """A task that one generator may work on until the lease expires."""
 
     entry_id: bytes
-    """Names this issue of the task in the stream."""
+    """Identifies this issue of the task in the stream."""
     task: Task
     deliveries: int
     """1 for the first generator that gets it."""
@@ -58,11 +58,11 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """How much waits where, seen at one instant."""
+    """Lengths of the queues at one instant."""
 
     tasks_queued: int
     tasks_leased: int
-    """Delivered to a generator and not completed; an expired lease counts until somebody takes it over."""
+    """Delivered to a generator and not completed; an expired lease counts until another generator takes it."""
     rollouts_queued: int
     """Held in Redis: not yet read, or read and waiting for a durable checkpoint."""
     dead_letters: int
@@ -88,14 +88,14 @@ class TaskIssuer:
     def alive(self) -> bool:
         """False, once, when Redis may have lost tasks since the last call: it restarted or came back empty.
 
-        The queue is open again after that. The caller then rewinds its RolloutReader, reads what is there, and issues
-        again what is neither open (`unknown`) nor among the rollouts.
+        The queue is open again after that. The caller then rewinds its RolloutReader, reads all rollouts, and issues
+        again the tasks that are neither open (`unknown`) nor answered.
         """
         known, self._incarnation = self._incarnation, self._identity()
         return self._incarnation == known
 
     def issue(self, tasks: Sequence[Task]) -> int:
-        """Appends the tasks that are not open yet, in order; returns how many those were."""
+        """Appends the tasks that are not open yet, in order; returns how many. Idempotent."""
         issued = 0
         for start in range(0, len(tasks), ISSUE_CHUNK):
             args: list[str | bytes] = [scripts.GROUP, secrets.token_hex(16)]
@@ -172,7 +172,7 @@ class TaskLeaser:
                 return leases
 
     async def renew(self, leases: Iterable[Lease]) -> set[bytes]:
-        """Restarts the clock of the leases still owned and returns their entry ids; the others went elsewhere."""
+        """Renews the leases still owned and returns their entry ids; another generator has the others."""
         entry_ids = [lease.entry_id for lease in leases]
         if not entry_ids:
             return set()
@@ -186,10 +186,10 @@ class TaskLeaser:
         return owned
 
     async def complete(self, lease: Lease, rollouts: Sequence[Rollout]) -> bool:
-        """Exchanges the task for its rollouts, atomically.
+        """Replaces the task by its rollouts, atomically.
 
         False when that is no longer possible, and then nothing is stored: another generator was first, or the learner
-        closed the task. The first to complete wins even if its lease has expired, as its work is as good.
+        closed the task. The first to complete wins even if its lease has expired, as its rollouts are as good.
 
         Raises:
             ContractError: `rollouts` are not samples 0 .. G-1 of the task.
@@ -204,14 +204,14 @@ class TaskLeaser:
         return bool(first)
 
     async def release(self, leases: Iterable[Lease]) -> None:
-        """Gives the leases still owned back at once; the delivery does not count."""
+        """Releases the leases still owned at once; the delivery does not count."""
         entry_ids = [lease.entry_id for lease in leases]
         self._held.difference_update(entry_ids)
         if entry_ids:
             await self._unless_no_group(self._release, *entry_ids)
 
     async def leave(self) -> None:
-        """Releases everything and signs off, what a cancelled `lease` had been handed unseen included."""
+        """Releases all leases, also those that a cancelled `lease` was given, and removes this consumer."""
         self._held.clear()
         while await self._unless_no_group(self._leave, 1000):
             pass
@@ -226,7 +226,7 @@ class TaskLeaser:
         return bool(await self._reject(keys, [scripts.GROUP, entry_id, task_id, MAX_DEAD_LETTERS, *letter]))
 
     async def _take(self, count: int) -> list[_Delivery]:
-        """What can be had now, in one round trip."""
+        """The tasks that are available now, in one round trip."""
         args: list[str | bytes | int] = [
             scripts.GROUP,
             self._generator_id,
@@ -256,7 +256,7 @@ class TaskLeaser:
         leases = []
         for entry_id, times, fields, queued_s in deliveries:
             if entry_id in self._held:
-                continue  # our own lease expired while we still work on it: claiming it back has renewed it
+                continue  # our own lease had expired while we still work on it: claiming it has renewed it
             if times > MAX_DELIVERIES:
                 reason = f"delivered {times} times without completion, the limit is {MAX_DELIVERIES}"
                 await self.reject(entry_id, fields, reason)
@@ -271,13 +271,13 @@ class TaskLeaser:
         return leases
 
     async def _unless_no_group(self, script: Any, *args: Any) -> int:
-        given_back = [scripts.GROUP, self._generator_id, scripts.RELEASED, scripts.RELEASED_IDLE_MS, *args]
+        released = [scripts.GROUP, self._generator_id, scripts.RELEASED, scripts.RELEASED_IDLE_MS, *args]
         try:
-            return cast(int, await script([self._keys.tasks], given_back))
+            return cast(int, await script([self._keys.tasks], released))
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            return 0  # nothing is left to give back
+            return 0  # nothing is left to release
 
     async def _open_group(self) -> None:
         try:
@@ -312,7 +312,7 @@ class QueueGauge:
 
 
 def _age_s(entry_id: bytes, now: Sequence[Any]) -> float:
-    """Seconds from the entry's birth to `now`, the answer of TIME: (seconds, microseconds)."""
+    """Age of the entry at `now`, the answer of TIME: (seconds, microseconds)."""
     return max(0.0, int(now[0]) + int(now[1]) / 1e6 - entered_at(entry_id))
 
 

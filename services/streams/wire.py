@@ -1,8 +1,8 @@
-"""Owns how tasks and rollouts look as stream entries; knows nothing of queues or of who sends them.
+"""Encoding of tasks and rollouts as stream entries.
 
 An entry is {b"meta": JSON without the token ids, b"prompt": int32 LE, b"response": int32 LE (rollouts only)}, so token
-ids, nearly all of the bytes, are never printed as decimal text. Decoding takes bytes from anyone: whatever is wrong
-with them ends in ContractError, before memory is spent on it.
+ids, nearly all of the bytes, are never printed as decimal text. Decoding trusts no byte: anything malformed raises
+ContractError before memory is spent on it.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def decode_rollout(fields: Fields) -> Rollout:
 
 
 def entered_at(entry_id: bytes) -> float:
-    """When the entry of that id came into its stream: Unix seconds by Redis' clock."""
+    """When the entry was added to its stream: Unix seconds by Redis' clock."""
     return int(entry_id.split(b"-")[0]) / 1000
 
 
 def claimed_task_id(fields: Fields) -> str:
-    """The task id that an unreadable entry claims to have, or "": good for finding its traces, not to be believed."""
+    """The task id that an unreadable entry claims to have, or "": for logs, as it may be false."""
     try:
         claimed = from_json(fields.get(META, b"")[:MAX_META_BYTES])
     except ValueError:

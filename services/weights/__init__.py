@@ -1,1 +1,1 @@
-"""Weight versions: raw tensors, exact deltas, the store on disk, the client and the mirror of a puller."""
+"""Weight versions: raw tensors, exact deltas, versions on disk, and how generators fetch them."""

@@ -1,13 +1,13 @@
-"""Low-rank adapters as they travel, and the weights that they make of a base. Knows no store, no network, no training.
+"""The wire form of low-rank adapters, and the weights that they make of a base version.
 
-Of a layer travel B [out, R] and A [R, in] as integers of at most 15 bits with sign, and a scale s. Over W0, the base's:
+Sent are B [out, R] and A [R, in] of each layer, as integers of at most 15 bits with sign, and a scale s. W0: the base.
 
     d  = float32(s * (B A)) + 0          B A in float64
     W' = wire type(float32(W0) + d)      every step rounded to nearest, ties to even
 
 B A sums R products of at most 2**28: while R < 2**25 that is exact in float64, whatever the order, the library and the
-device. So a learner in torch and a mirror in numpy make the same bits. Adding 0 makes every zero a positive one, as the
-sign of a zero would depend on the order; W' does not tell a W0 of -0 from one of 0.
+device. So a learner in torch and a mirror in numpy make the same bits. Adding 0 makes every zero positive: its sign
+would depend on the order. A W0 of -0 and one of 0 give the same W'.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.errors import WeightError
+from services.tensors import RawTensor, Tensors
 from services.weights.delta import Patch
 from services.weights.delta.sections import bits_of
-from services.weights.tensors import RawTensor, Tensors
 
 FRACTION_BITS = 14
 """Integers are at most 2**FRACTION_BITS in magnitude."""
 
 LEFT, RIGHT, SCALE = ".lora_B", ".lora_A", ".lora_scale"
-"""After the name of the weight: names of what travels."""
+"""Suffixes of the weight's name in the file of adapters."""
 
 BLOCK_ELEMENTS = 1 << 18
 """Merged at a time: float64 products of so many stay in a processor's cache."""
@@ -38,7 +38,7 @@ NUMPY_DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """What one layer's weight gains: scale * left @ right."""
+    """What is added to one layer's weight: scale * left @ right."""
 
     left: NDArray[np.int16]
     """B [out, R]."""

@@ -1,4 +1,4 @@
-"""Versions made from versions: patches laid over tensors, and the proof of the result. Knows no store, no network."""
+"""Makes one version of another by applying patches to tensors, and verifies the result against a manifest."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from services.contracts import FileEntry, FileKind, TensorEntry, WeightManifest
 from services.errors import DigestError, WeightError
+from services.tensors import RawTensor, Tensors, digest_bytes, read_safetensors
 from services.weights import adapters, delta
-from services.weights.tensors import RawTensor, Tensors, digest_bytes, read_safetensors
 
 
 def change_of(manifest: WeightManifest) -> FileEntry:
@@ -19,12 +19,13 @@ def change_of(manifest: WeightManifest) -> FileEntry:
     return change
 
 
-def lay(
+def apply_change(
     kind: FileKind, path: Path, tensors: dict[str, RawTensor], owned: set[str], base: Tensors | None = None
 ) -> list[delta.Patch]:
-    """Make a version of `tensors`, its parent's, by a file of this kind; return what was patched, as `patch` does.
+    """Turn `tensors`, the parent's, into the version that a file of this kind makes; return the patches, as `patch`.
 
-    Adapters may be laid over any version like their parent when `base` is the parent's. The result is to be verified.
+    Adapters can be applied to any version of the same layout when `base` holds the parent's tensors. The caller
+    verifies the result.
     """
     if kind is FileKind.ADAPTERS:
         packed = read_safetensors(path)
@@ -33,24 +34,24 @@ def lay(
 
 
 def patch(tensors: dict[str, RawTensor], patches: Iterable[delta.Patch], owned: set[str]) -> list[delta.Patch]:
-    """Lay the patches over `tensors` one by one and return them.
+    """Apply the patches to `tensors` one by one and return them.
 
     Names in `owned` are changed in place. Any other tensor may be shared or a read-only view of a file: it is
     replaced by a private copy first, and its name joins `owned`. So memory holds one copy, whatever the chain's length.
     """
-    laid = []
+    applied = []
     for change in patches:
         tensor = tensors[change.name]
         if change.name not in owned:
             tensor = tensors[change.name] = RawTensor(tensor.dtype, tensor.shape, tensor.data.copy())
             owned.add(change.name)
         delta.apply(change, tensor.data)
-        laid.append(change)
-    return laid
+        applied.append(change)
+    return applied
 
 
-def verify(tensors: Tensors, entries: Sequence[TensorEntry]) -> None:
-    """WeightError unless the tensors are those of the entries; DigestError, naming one, unless their bytes are too."""
+def verify_tensors(tensors: Tensors, entries: Sequence[TensorEntry]) -> None:
+    """WeightError unless names, types and shapes are those of the entries; DigestError unless the bytes are, too."""
     expected = {entry.name: entry for entry in entries}
     if tensors.keys() != expected.keys():
         strangers = sorted(tensors.keys() ^ expected.keys())

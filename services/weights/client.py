@@ -1,15 +1,14 @@
-"""The weight-sync endpoint from the other side: asks, fetches, publishes over HTTP. Knows no tensors, keeps nothing.
+"""HTTP client of the weight-sync endpoint: asks for manifests and downloads files.
 
-A request that fails on the way is tried again until the endpoint has been silent for `deadline_s`; a download goes on
-where it broke off. What arrives has the size and digest that its manifest promises, or the call fails.
+A request that fails on the way is retried until the endpoint has been silent for `deadline_s`; a download resumes
+where it broke off. What arrives has the size and digest in its manifest, or the call fails.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -21,8 +20,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from services import durable
 from services.contracts import FileEntry, WeightManifest
 from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
-from services.net import is_loopback
-from services.weights.tensors import digest_file
+from services.net import hostname_of, is_loopback
+from services.tensors import digest_file
 
 CONNECT_S = 5.0
 SILENCE_S = 30.0
@@ -32,7 +31,6 @@ FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 5.0
 
 CHUNK_BYTES = 1 << 20
-OCTETS = "application/octet-stream"
 MAX_REASON_BYTES = 1 << 16
 MAX_MANIFEST_BYTES = 64 << 20
 """A manifest of a model with 100,000 tensors has about 20 MB."""
@@ -82,7 +80,7 @@ class WeightClient:
             headers=headers,
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
             transport=transport,
-            trust_env=not is_loopback(httpx.URL(self._url).host),  # no proxy leads to this machine itself
+            trust_env=not is_loopback(hostname_of(self._url)),  # no proxy leads to this machine itself
         )
 
     async def __aenter__(self) -> Self:
@@ -123,15 +121,6 @@ class WeightClient:
             )
         await asyncio.to_thread(part.replace, to)
         return to
-
-    async def publish(self, manifest: WeightManifest, files: Mapping[str, Path]) -> None:
-        """Send a version made on this machine: its files (by name) first, then the manifest that makes it visible."""
-        at = f"/v1/weights/{manifest.weight_version}"
-        for entry in manifest.files:
-            content = partial(_stream, files[entry.name])
-            await self._send("PUT", f"{at}/files/{entry.name}", content, entry.size_bytes, OCTETS)
-        body = manifest.model_dump_json().encode()
-        await self._send("POST", at, lambda: body, len(body), "application/json")
 
     async def _get(
         self, path: str, params: Mapping[str, str | int | float] | None = None, wait_s: float = 0.0
@@ -176,18 +165,6 @@ class WeightClient:
                             )
                 finally:
                     await asyncio.to_thread(file.close)
-
-        await self._persist(attempt, self._deadline_s)
-
-    async def _send(
-        self, method: str, path: str, content: Callable[[], bytes | AsyncIterator[bytes]], size: int, kind: str
-    ) -> None:
-        """`content` is called for every attempt, as each sends from the start."""
-
-        async def attempt(_: _Patience) -> None:
-            headers = {"Content-Length": str(size), "Content-Type": kind}
-            async with self._http.stream(method, path, content=content(), headers=headers) as response:
-                await _check(response)
 
         await self._persist(attempt, self._deadline_s)
 
@@ -236,15 +213,6 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
         if len(body) > limit:
             raise ContractError(f"the answer to {response.request.url.path} exceeds the limit of {limit} bytes")
     return bytes(body)
-
-
-async def _stream(path: Path) -> AsyncIterator[bytes]:
-    file = await asyncio.to_thread(path.open, "rb")
-    try:
-        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-            yield chunk
-    finally:
-        await asyncio.to_thread(file.close)
 
 
 def _size(path: Path) -> int:

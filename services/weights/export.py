@@ -1,4 +1,4 @@
-"""A published version as a model folder that transformers and vLLM load. Needs no running part."""
+"""Writes a published version as a model folder that transformers and vLLM load; no part has to run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 import structlog
 
 from services import durable
-from services.config import WeightSyncConfig
 from services.contracts import FileKind
 from services.errors import UnavailableError, VersionNotFoundError
 from services.run_folder import RunFolder
-from services.weights.store import WeightStore
-from services.weights.tensors import write_safetensors
+from services.tensors import write_safetensors
+from services.weights.reader import WeightReader
 
 log = structlog.get_logger()
 
@@ -28,8 +27,7 @@ def export_version(folder: RunFolder, out: Path, weight_version: int | None = No
     """
     if out.exists():
         raise UnavailableError(f"{out} exists already", hint="name a folder that does not exist yet")
-    sync = WeightSyncConfig()  # how versions are kept matters only to who writes them
-    store = WeightStore(folder.weights, folder.run_id, anchor_every=sync.anchor_every, keep_versions=sync.keep_versions)
+    store = WeightReader(folder.weights, folder.run_id)
     held = store.versions()
     if not held:
         raise VersionNotFoundError(f"{folder.weights} holds no version yet", hint="wait for the learner's first one")

@@ -1,9 +1,9 @@
-"""A puller's verified copy of one version in host memory, moved on by deltas, adapters or snapshots. Knows no engine.
+"""A generator's verified copy of one version in host memory, updated by deltas, adapters or snapshots.
 
-folder/fetched/     downloads, gone once they are part of the copy
+folder/fetched/     downloads, deleted once they are part of the copy
 folder/resources/   config and tokenizer files, by digest
-folder/model/       a Hugging Face folder of some version, with its manifest: what an engine starts from, and what
-                    the next process takes up again
+folder/model/       a Hugging Face folder of some version, with its manifest: an engine starts from it, and so does
+                    the mirror of the next process
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pydantic import ValidationError
 from services import durable
 from services.contracts import FileEntry, FileKind, WeightManifest
 from services.errors import VersionNotFoundError, WeightError
-from services.weights.chain import change_of, lay, verify
+from services.tensors import RawTensor, Tensors, read_safetensors, write_safetensors
+from services.weights.chain import apply_change, change_of, verify_tensors
 from services.weights.client import WeightClient
 from services.weights.delta import Patch
-from services.weights.tensors import RawTensor, Tensors, read_safetensors, write_safetensors
 
 WEIGHTS_NAME = "model.safetensors"
 MANIFEST_NAME = "weight_manifest.json"
@@ -37,17 +37,17 @@ class WeightUpdate:
 
     manifest: WeightManifest
     patches: list[Patch] | None
-    """To be laid over the version held before, in this order; None: replace everything."""
+    """To be applied to the version held before, in this order; None: replace everything."""
     changed: frozenset[str]
     """Names of the tensors that differ."""
     fetched_bytes: int
     tensors: Mapping[str, RawTensor]
-    """The whole version. Lent, not given: the mirror's next `advance` changes these bytes in place."""
+    """The whole version. Valid until the mirror's next `advance`, which changes these bytes in place."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """The version that adapters change, kept for the next ones: views of its snapshot's file, which nothing patches."""
+    """The version that adapters change, kept for the next adapters: views of its snapshot's file, never patched."""
 
     digest: str
     tensors: Tensors
@@ -61,7 +61,7 @@ class _Copy:
     tensors: dict[str, RawTensor]
     owned: set[str] = field(default_factory=set)
     base: _Base | None = None
-    """Once adapters were laid."""
+    """Set once adapters were applied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ class WeightMirror:
     async def advance(self, manifest: WeightManifest) -> WeightUpdate:
         """Become `manifest`'s version by whichever route costs fewer bytes.
 
-        A route that does not lead to the promised bytes is given up for the nearest snapshot. WeightError (or one of
-        its kind) when that fails too; the mirror then holds nothing, and the next call starts afresh.
+        If a route does not lead to the digests of the manifest, the nearest snapshot is used instead. WeightError when
+        that fails too; the mirror then holds nothing, and the next call starts afresh.
         """
         if not self._opened:
             self._copy = await asyncio.to_thread(self._open, manifest.run_id)
@@ -138,9 +138,9 @@ class WeightMirror:
     # Choosing a route
 
     async def _choose(self, target: WeightManifest, held: _Copy | None) -> _Route:
-        """Walk from the target towards its ancestors until what is held or no cheaper route can come.
+        """Walk from the target to its ancestors until the version held, or until no cheaper route is possible.
 
-        Adapters whose base is held lead from any version: a generator fetches the newest ones and no others.
+        Adapters whose base is held apply to any version: a generator fetches only the newest ones.
         """
         changes: list[WeightManifest] = []
         cost = 0
@@ -177,7 +177,7 @@ class WeightMirror:
             return None
         return parent if parent.digest == step.parent_digest else None
 
-    # Following it
+    # Taking the route
 
     async def _travel(self, route: _Route, target: WeightManifest) -> list[Patch]:
         """Fetch everything, then build and verify in a thread; the copy held stays until all bytes are here."""
@@ -211,7 +211,7 @@ class WeightMirror:
         try:
             manifest = WeightManifest.model_validate_json((model / MANIFEST_NAME).read_bytes())
             tensors = read_safetensors(model / WEIGHTS_NAME)
-            verify(tensors, manifest.tensors)
+            verify_tensors(tensors, manifest.tensors)
         except FileNotFoundError:
             return None
         except (WeightError, ValidationError) as error:
@@ -240,8 +240,8 @@ def _build(
         if kind is FileKind.ADAPTERS and not _is_base(copy.base, step):
             copy.base = _Base(str(step.parent_digest), dict(copy.tensors))
             copy.owned = set()  # what the base holds too is replaced, and patched no more
-        patches += lay(kind, path, copy.tensors, copy.owned, copy.base.tensors if copy.base else None)
-    verify(copy.tensors, target.tensors)
+        patches += apply_change(kind, path, copy.tensors, copy.owned, copy.base.tensors if copy.base else None)
+    verify_tensors(copy.tensors, target.tensors)
     return copy, patches
 
 
@@ -250,7 +250,7 @@ def _is_base(base: _Base | None, step: WeightManifest) -> bool:
 
 
 def _empty(folder: Path) -> None:
-    """Views of a snapshot stay valid without its name; what was wrong is fetched again, what was right is in memory."""
+    """Views of a snapshot stay valid after its file is unlinked."""
     for path in folder.iterdir():
         path.unlink()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.entropy import entropy_bound_bytes
-from services.weights.tensors import RawTensor
+from services.tensors import RawTensor
 
 
 def elements(*bits: int) -> dict[str, RawTensor]:

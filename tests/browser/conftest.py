@@ -5,67 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, sync_playwright
 
-ROOT = Path(__file__).parents[2]
-OUTPUT = ROOT / "test-output" / "page"
-"""Screenshots, for a person to look at."""
+from tests.support.browser import ROOT, TOKEN, Sept, Visit, Visitor, answers, eventually, sept
+
 AXE = ROOT / ".cache" / "axe"
 AXE_VERSION = "4.14.1"
-TOKEN = "the token of the browser tests"
 START_S = 240.0
-PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1440, "height": 900}
-
-
-@dataclass
-class Sept:
-    """A process of `sept` and where its services listen."""
-
-    url: str
-    folder: Path
-    http: httpx.Client = field(repr=False)
-
-    def status(self) -> dict[str, Any]:
-        answer: dict[str, Any] = self.http.get("/v1/status").raise_for_status().json()
-        return answer
-
-
-def eventually(what: str, look: Callable[[], Any], deadline_s: float) -> Any:
-    """The first true answer of `look`; fails by name when there is none in time."""
-    give_up_at = time.monotonic() + deadline_s
-    while time.monotonic() < give_up_at:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.1)  # the other side is another process: there is nothing to await
-    pytest.fail(f"waited {deadline_s:.0f} s for {what}")
-
-
-@contextmanager
-def sept(*arguments: str, log: Path, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
-    """One `sept` command, ended by SIGTERM with everything that it started."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | environ
-    command = [sys.executable, "-m", "sept", *arguments]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(90)
 
 
 def make_model(folder: Path) -> None:
@@ -103,13 +57,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sept]:
             yield started
 
 
-def answers(http: httpx.Client) -> bool:
-    try:
-        return http.get("/healthz").is_success
-    except httpx.TransportError:
-        return False
-
-
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Not for the session: while Playwright runs, tests with an event loop of their own cannot."""
@@ -120,23 +67,6 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=120_000)
         yield browser
         browser.close()
-
-
-@dataclass
-class Visit:
-    """An open page with everything that it complained about and asked for."""
-
-    page: Page
-    context: BrowserContext
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def shot(self, name: str) -> None:
-        OUTPUT.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=OUTPUT / f"{name}.png", full_page=True)
-
-
-Visitor = Callable[..., Visit]
 
 
 @pytest.fixture

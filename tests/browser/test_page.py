@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PHONE, TOKEN, Sept, Visit, Visitor, eventually, sept
+from tests.support.browser import PHONE, TOKEN, Sept, Visit, Visitor, eventually, sept
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -165,7 +165,7 @@ def test_scaling_to_three_shows_three_rows_with_versions(run: Sept, inside: Visi
             re.compile(r"^\d+$"), timeout=120_000
         )
     seen.shot("desktop-three-generators")
-    run.http.post("/v1/control/generators", json={"count": 1}).raise_for_status()
+    run.http.post("/v1/control/generators", json={"generators_target": 1}).raise_for_status()
     expect(part(page, "generator-2")).to_have_count(0, timeout=120_000)
 
 

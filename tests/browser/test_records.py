@@ -9,8 +9,8 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
-from services.streams.embedded import free_port
-from tests.browser.conftest import Sept, Visitor, answers, eventually, sept
+from services.net import free_port
+from tests.support.browser import Sept, Visitor, answers, eventually, sept
 from tests.support.recorded_run import HOSTILE_ANSWER, record
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

@@ -10,12 +10,14 @@ import pytest
 
 from deploy.locks import learner_lock
 from services.errors import DeadlineError
+from services.run_folder import RunFolder
 
 HOLDER = """
 import sys
 from pathlib import Path
 from deploy.locks import learner_lock
-with learner_lock(Path(sys.argv[1]), 30):
+from services.run_folder import RunFolder
+with learner_lock(RunFolder(Path(sys.argv[1])), 30):
     print("training", flush=True)
     sys.stdin.readline()
 """
@@ -27,8 +29,8 @@ def test_a_second_learner_waits_for_the_end_of_the_first(tmp_path: Path) -> None
         assert first.stdout is not None and first.stdin is not None
         assert first.stdout.readline() == "training\n"
         expected = r"another learner: .* is still being trained by it"
-        with pytest.raises(DeadlineError, match=expected), learner_lock(tmp_path, 0.1):
+        with pytest.raises(DeadlineError, match=expected), learner_lock(RunFolder(tmp_path), 0.1):
             pass
         first.kill()
-    with learner_lock(tmp_path, 30):
+    with learner_lock(RunFolder(tmp_path), 30):
         pass

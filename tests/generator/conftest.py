@@ -1,4 +1,4 @@
-"""Fixtures of tests that run a whole generator."""
+"""The world of tests that run a whole generator."""
 
 from __future__ import annotations
 

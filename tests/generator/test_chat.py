@@ -1,4 +1,4 @@
-"""People talk to the real engine while it works: whose weights answered is said, and the share is kept."""
+"""Chat with the real engine while it works on tasks: answers name their version, and chat keeps to its share."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import pytest
 import pytest_asyncio
 
 from generator.config import GeneratorConfig
-from generator.engines.base import create_engine
+from generator.engines.create import create_engine
 from generator.engines.scripted import ScriptedEngine
 from services.contracts import Task
 from services.errors import ConfigError
-from services.weights.tensors import read_safetensors
-from tests.generator.engines.test_engine_contract import FIRST_VERSION, Rig
+from services.tensors import read_safetensors
+from tests.support.engine_rig import FIRST_VERSION, Rig
 from tests.support.vllm_models import VOCABULARY, write_tiny_model
 
 # vLLM's own imports warn of deprecations
@@ -39,12 +39,12 @@ async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     folder = tmp_path_factory.mktemp("model")
     write_tiny_model(folder)
     write_tokenizer(folder)
-    config = GeneratorConfig(max_model_len=3000, max_in_flight=8, cpu_cache_gib=0.25, chat="127.0.0.1:0")
-    engine = await asyncio.to_thread(create_engine, config, seed=1)
+    config = GeneratorConfig(max_in_flight=8, cpu_cache_gib=0.25, chat="127.0.0.1:0")
+    engine = await asyncio.to_thread(create_engine, config, max_model_len=3000, seed=1)
     await engine.start(folder, FIRST_VERSION)
     yield Rig(engine, folder, FIRST_VERSION, read_safetensors(folder / "model.safetensors"))
     await engine.stop()
-    gc.collect()  # vLLM leaves its sockets' context to the collector, which would complain during another test
+    gc.collect()  # vLLM leaves its sockets' context to the collector, which would warn during another test
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -62,10 +62,10 @@ def write_tokenizer(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def chat(rig: Rig, *, places: int = 2, token: str | None = TOKEN) -> AsyncIterator[httpx.AsyncClient]:
+async def chat(rig: Rig, *, slots: int = 2, token: str | None = TOKEN) -> AsyncIterator[httpx.AsyncClient]:
     from generator.chat import open_chat
 
-    async with open_chat(rig.engine, "run", address="127.0.0.1:0", places=places, token=TOKEN) as url:
+    async with open_chat(rig.engine, "run", address="127.0.0.1:0", slots=slots, token=TOKEN) as url:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as http:
             yield http
@@ -81,7 +81,7 @@ async def pieces(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             yield json.loads(line.removeprefix("data: "))
 
 
-async def test_an_answer_names_the_version_that_gave_it(rig: Rig) -> None:
+async def test_an_answer_names_its_version(rig: Rig) -> None:
     async with chat(rig) as http:
         (listed,) = (await http.get("/v1/models")).raise_for_status().json()["data"]
         assert (listed["id"], listed["root"]) == ("run", f"run@v{rig.version}")
@@ -93,59 +93,59 @@ async def test_an_answer_names_the_version_that_gave_it(rig: Rig) -> None:
 
 async def test_an_answer_that_spans_an_update_names_both_versions_and_loses_nothing(rig: Rig) -> None:
     async with chat(rig) as http:
-        before, said = rig.version, []
+        before, received = rig.version, []
         fields = HELLO | {"max_tokens": 600, "stream": True, "ignore_eos": True}
         async with http.stream("POST", "/v1/chat/completions", json=fields) as answer:
             async for piece in pieces(answer):
-                said.append(piece)
-                if len(said) == 5:
+                received.append(piece)
+                if len(received) == 5:
                     await rig.update()
-        assert sum(len(piece["choices"][0]["delta"].get("content") or "") for piece in said) == 600
-        assert {piece["model"] for piece in said} == {f"run@v{before}"}
-        assert said[-1]["system_fingerprint"] == f"v{before}-v{before + 1}"
+        assert sum(len(piece["choices"][0]["delta"].get("content") or "") for piece in received) == 600
+        assert {piece["model"] for piece in received} == {f"run@v{before}"}
+        assert received[-1]["system_fingerprint"] == f"v{before}-v{before + 1}"
         assert (await ask(http)).json()["model"] == f"run@v{rig.version}"
 
 
-async def test_what_exceeds_the_share_is_sent_away_and_tasks_go_on(rig: Rig) -> None:
-    task = Task(task_id="t", round=0, index=0, prompt_tokens=[1, 2], temperature=1.0, max_response_tokens=50,
+async def test_requests_beyond_the_share_are_rejected_and_tasks_continue(rig: Rig) -> None:
+    task = Task(task_id="t", round=0, position=0, prompt_tokens=[1, 2], temperature=1.0, max_response_tokens=50,
                 min_weight_version=0)  # fmt: skip
-    async with chat(rig, places=1) as http:
+    async with chat(rig, slots=1) as http:
         fields = HELLO | {"max_tokens": 2000, "stream": True, "ignore_eos": True}
         async with http.stream("POST", "/v1/chat/completions", json=fields) as answer:
             await anext(pieces(answer))
-            refused = await ask(http)
-            assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+            rejected = await ask(http)
+            assert (rejected.status_code, rejected.headers["Retry-After"]) == (429, "1")
             assert len((await rig.engine.generate(task, 0)).response_tokens) == 50
-        await rig.until(lambda: rig.engine.load().running == 0)  # whoever hangs up is no longer answered
+        await rig.until(lambda: rig.engine.load().running == 0)  # a closed connection aborts the request
         assert (await ask(http)).status_code == 200
 
 
 @pytest.mark.parametrize("field", [{"n": 2}, {"seed": 1}, {"use_beam_search": True}, {"prompt_logprobs": 1}])
-async def test_what_would_cost_the_run_more_than_an_answer_is_refused(rig: Rig, field: dict[str, Any]) -> None:
+async def test_fields_that_cost_the_run_more_than_one_request_are_rejected(rig: Rig, field: dict[str, Any]) -> None:
     async with chat(rig) as http:
         answer = await ask(http, **field)
     assert answer.status_code == 400
     assert next(iter(field)) in answer.json()["error"]["message"]
 
 
-async def test_nobody_is_answered_without_the_token(rig: Rig) -> None:
+async def test_requests_without_the_token_are_rejected(rig: Rig) -> None:
     async with chat(rig, token=None) as http:
         assert (await ask(http)).status_code == 401
         assert (await http.get("/v1/models")).status_code == 401
 
 
-async def test_a_port_that_is_taken_leaves_the_generator_without_chat_and_whole(rig: Rig) -> None:
+async def test_a_generator_runs_without_chat_when_the_port_is_in_use(rig: Rig) -> None:
     from generator.chat import open_chat
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        async with open_chat(rig.engine, "run", address=address, places=1, token=TOKEN) as url:
+        async with open_chat(rig.engine, "run", address=address, slots=1, token=TOKEN) as url:
             assert url == ""
 
 
-async def test_a_scripted_engine_has_nothing_to_say() -> None:
+async def test_a_scripted_engine_offers_no_chat() -> None:
     from generator.chat import open_chat
 
     with pytest.raises(ConfigError, match="vLLM's engine"):
-        async with open_chat(ScriptedEngine(), "run", address="127.0.0.1:0", places=1, token=None):
+        async with open_chat(ScriptedEngine(), "run", address="127.0.0.1:0", slots=1, token=None):
             pass

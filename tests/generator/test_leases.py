@@ -1,4 +1,4 @@
-"""Leases are taken as the engine has room, kept while they are worked on, and handed in or given back: never lost."""
+"""Leases are taken as the engine has room, renewed during the work, and completed or released: never lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from generator.engines.scripted import ScriptedEngine
 from services.config import DeadlinesConfig
 from services.contracts import Task
 from services.streams.tasks import TaskLeaser
-from tests.support.generator_world import PATIENCE_S, SLOW_S, World, task, until, until_beat, until_leased, until_state
+from tests.support.generator_world import (
+    PATIENCE_S,
+    SLOW_S,
+    World,
+    task,
+    until,
+    until_heartbeat,
+    until_leased,
+    until_state,
+)
 from tests.support.stream_builders import expire
 
 
@@ -25,43 +34,44 @@ async def test_the_limit_is_in_sequences_whatever_g_is(world: World, samples: in
             most = max(most, self.load().running + self.load().waiting + 1)
             return await super().generate(task, sample)
 
-    world.engine = Counting(step_s=0.001)
+    engine = Counting(step_s=0.001)
     manifest = world.publish(0)
     world.issue(*(task(index, samples=samples) for index in range(8)))
-    async with world.going(world.generator(max_in_flight=8), manifest):
+    async with world.running(world.generator(max_in_flight=8, engine=engine), manifest):
         await world.rollouts(8 * samples)
-    assert most == 8, "never more than the limit, and all of it is used"
+    assert most == 8, "the limit is reached and never exceeded"
 
 
-async def test_a_long_answer_holds_up_neither_its_siblings_slots_nor_others(world: World) -> None:
-    """Three slots: one sample of the first task grows for as long as the test lasts, all other tasks get done."""
+async def test_a_long_response_blocks_neither_the_slots_of_its_task_nor_those_of_others(world: World) -> None:
+    """Three slots: one sample of the first task never ends, and all other tasks are completed."""
 
     class OneLong(ScriptedEngine):
         async def generate(self, task: Task, sample: int) -> Completion:
-            if (task.index, sample) == (0, 0):
+            if (task.position, sample) == (0, 0):
                 await asyncio.Event().wait()
             return await super().generate(task, sample)
 
-    world.engine = OneLong()
-    world.deadlines = DeadlinesConfig(drain_s=0.05)
+    engine = OneLong()
     manifest = world.publish(0)
     world.issue(*(task(index, samples=3) for index in range(6)))
-    async with world.going(world.generator(max_in_flight=3), manifest):
+    async with world.running(
+        world.generator(max_in_flight=3, engine=engine, deadlines=DeadlinesConfig(drain_s=0.05)), manifest
+    ):
         rollouts = await world.rollouts(15)
-    assert {rollout.index for rollout in rollouts} == {1, 2, 3, 4, 5}
+    assert {rollout.position for rollout in rollouts} == {1, 2, 3, 4, 5}
 
 
 class Gated(ScriptedEngine):
-    """Holds every answer until its gate is open."""
+    """Holds every response back until the gate of its task is open."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun: list[int] = []
+        self.started: list[int] = []
         self.gates = [asyncio.Event() for _ in range(40)]
 
     async def generate(self, task: Task, sample: int) -> Completion:
-        self.begun.append(task.index)
-        await self.gates[task.index].wait()
+        self.started.append(task.position)
+        await self.gates[task.position].wait()
         return await super().generate(task, sample)
 
     def open(self) -> None:
@@ -69,96 +79,94 @@ class Gated(ScriptedEngine):
             gate.set()
 
 
-async def test_a_few_tasks_wait_for_the_next_slots_and_no_more(world: World) -> None:
-    """A limit of eight: a quarter of it is leased ahead, and a heartbeat counts what is in the engine."""
-    world.engine = engine = Gated()
+async def test_a_quarter_of_the_limit_is_prefetched_and_no_more(world: World) -> None:
+    """Of ten leased tasks eight are in the engine; the heartbeat counts these."""
+    engine = Gated()
     manifest = world.publish(0)
     world.issue(*(task(index) for index in range(40)))
-    async with world.going(world.generator(max_in_flight=8), manifest):
+    async with world.running(world.generator(max_in_flight=8, engine=engine), manifest):
         await until_leased(world, 10)
-        await until_beat(world, lambda beat: beat.in_flight == 8)
-        assert engine.begun == list(range(8))
+        await until_heartbeat(world, lambda beat: beat.in_flight == 8)
+        assert engine.started == list(range(8))
         engine.open()
         await world.rollouts(40)
 
 
-async def test_a_free_slot_is_taken_without_a_word_to_redis(world: World) -> None:
-    world.engine = engine = Gated()
+async def test_a_free_slot_is_taken_without_a_request_to_redis(world: World) -> None:
+    engine = Gated()
     manifest = world.publish(0)
     world.issue(*(task(index, max_response_tokens=1) for index in range(3)))
-    async with world.going(world.generator(max_in_flight=1), manifest):
+    async with world.running(world.generator(max_in_flight=1, engine=engine), manifest):
         await until_leased(world, 2)
-        await until(lambda: engine.begun == [0])
+        await until(lambda: engine.started == [0])
         engine.gates[0].set()
-        for _ in range(5):  # turns of the event loop: Redis would need more to answer
+        for _ in range(5):  # passes of the event loop: an answer of Redis takes more
             await asyncio.sleep(0)
-        assert engine.begun == [0, 1]
+        assert engine.started == [0, 1]
         engine.open()
 
 
 async def test_a_small_kv_cache_bounds_what_is_in_flight(world: World) -> None:
-    """Thirty tokens hold three answers: the engine gets few at a time, though 64 would be allowed, and all get done."""
-    world.engine = ScriptedEngine(step_s=0.001, cache_tokens=30)
+    """Thirty tokens hold three responses: few are in flight, though 64 are allowed, and all are completed."""
+    engine = ScriptedEngine(step_s=0.001, cache_tokens=30)
     manifest = world.publish(0)
     world.issue(*(task(index, max_response_tokens=8) for index in range(60)))
-    async with world.going(world.generator(max_in_flight=64), manifest):
+    async with world.running(world.generator(max_in_flight=64, engine=engine), manifest):
         await world.rollouts(60)
-    assert world.engine.load().preemptions < 20
+    assert engine.load().preemptions < 20
 
 
-async def test_a_drained_generator_ends_what_it_began(world: World) -> None:
-    world.engine = ScriptedEngine(step_s=SLOW_S)
+async def test_a_drained_generator_finishes_what_is_being_sampled(world: World) -> None:
+    engine = ScriptedEngine(step_s=SLOW_S)
     manifest = world.publish(0)
     world.issue(*(task(index) for index in range(4)))
-    generator = world.generator(max_in_flight=2)
-    async with world.going(generator, manifest):
-        await until(lambda: world.engine.load().running == 2)
+    generator = world.generator(max_in_flight=2, engine=engine)
+    async with world.running(generator, manifest):
+        await until(lambda: engine.load().running == 2)
     assert len(await world.rollouts(2)) == 2
-    assert await world.leftover() == [("r000000-00002", 1), ("r000000-00003", 1)]
+    assert await world.leasable() == [("r000000-00002", 1), ("r000000-00003", 1)]
 
 
-async def test_a_drained_generator_gives_back_at_once_what_it_has_not_begun(world: World) -> None:
-    world.engine = engine = Gated()
+async def test_a_drained_generator_releases_at_once_what_is_not_being_sampled(world: World) -> None:
+    engine = Gated()
     manifest = world.publish(0)
     world.issue(*(task(index) for index in range(8)))
-    generator = world.generator(max_in_flight=4)
-    async with world.going(generator, manifest):
+    generator = world.generator(max_in_flight=4, engine=engine)
+    async with world.running(generator, manifest):
         await until_leased(world, 5)
-        await until(lambda: len(engine.begun) == 4)
+        await until(lambda: len(engine.started) == 4)
         generator.drain()
         await until_leased(world, 4)
-        assert engine.begun == [0, 1, 2, 3]
+        assert engine.started == [0, 1, 2, 3]
         engine.open()
-    assert {rollout.index for rollout in await world.rollouts(4)} == {0, 1, 2, 3}
-    assert await world.leftover() == [(f"r000000-{index:05d}", 1) for index in (4, 5, 6, 7)]
+    assert {rollout.position for rollout in await world.rollouts(4)} == {0, 1, 2, 3}
+    assert await world.leasable() == [(f"r000000-{index:05d}", 1) for index in (4, 5, 6, 7)]
 
 
 async def test_a_drained_generator_does_not_wait_for_versions_or_tasks(world: World) -> None:
-    """Nobody will publish any more; what waits goes to others at once, and the delivery does not count."""
+    """A lease that waits for a version is released at once, and its delivery does not count."""
     manifest = world.publish(0)
-    world.deadlines = DeadlinesConfig(drain_s=600)
     world.issue(task(0, min_weight_version=1, round=1))
-    async with world.going(world.generator(), manifest):
+    async with world.running(world.generator(deadlines=DeadlinesConfig(drain_s=600)), manifest):
         await until_state(world, "waiting_for_weights")
-    assert await world.leftover() == [("r000000-00000", 1)]
+    assert await world.leasable() == [("r000000-00000", 1)]
 
 
-async def test_work_that_outlasts_the_drain_is_given_back(world: World) -> None:
-    world.engine = ScriptedEngine(step_s=60)
-    world.deadlines = DeadlinesConfig(drain_s=0.05)
+async def test_work_that_outlasts_the_drain_is_released(world: World) -> None:
+    engine = ScriptedEngine(step_s=60)
     manifest = world.publish(0)
     world.issue(task(0))
-    async with world.going(world.generator(), manifest):
-        await until(lambda: world.engine.load().running == 1)
-    assert await world.leftover() == [("r000000-00000", 1)]
+    async with world.running(world.generator(engine=engine, deadlines=DeadlinesConfig(drain_s=0.05)), manifest):
+        await until(lambda: engine.load().running == 1)
+    assert await world.leasable() == [("r000000-00000", 1)]
 
 
-async def test_leases_that_wait_are_renewed_too(world: World) -> None:
-    """The second task waits longer than a lease lasts, and is still nobody else's."""
-    world.engine = ScriptedEngine(step_s=SLOW_S)
+async def test_leases_that_wait_for_a_slot_are_renewed_too(world: World) -> None:
+    """The second task waits longer than a lease lasts, and no other generator gets it."""
+    engine = ScriptedEngine(step_s=SLOW_S)
     manifest = world.publish(0)
     world.issue(task(0, max_response_tokens=80), task(1, max_response_tokens=20))
-    async with world.going(world.generator(lease_s=1.0, max_in_flight=1), manifest):
+    async with world.running(world.generator(lease_s=1.0, max_in_flight=1, engine=engine), manifest):
         await until_leased(world, 2)
         await world.rollouts(1)
         other = TaskLeaser(world.endpoint.redis, world.endpoint.keys, "another", 1.0)
@@ -168,17 +176,17 @@ async def test_leases_that_wait_are_renewed_too(world: World) -> None:
 
 
 async def test_leases_are_renewed_for_as_long_as_the_work_takes(world: World) -> None:
-    world.engine = ScriptedEngine(step_s=SLOW_S)
+    engine = ScriptedEngine(step_s=SLOW_S)
     manifest = world.publish(0)
     world.issue(task(0, max_response_tokens=40))
-    async with world.going(world.generator(lease_s=0.2), manifest):
+    async with world.running(world.generator(lease_s=0.2, engine=engine), manifest):
         (rollout,) = await world.rollouts(1)
     assert rollout.generate_s > 0.2
-    assert await world.leftover() == []
+    assert await world.leasable() == []
 
 
 async def take_over(world: World) -> None:
-    """Another generator gets the one task there is, as if its lease had expired."""
+    """Another generator leases the only task, as if its lease had expired."""
     endpoint = world.endpoint
     other = TaskLeaser(endpoint.redis, endpoint.keys, "another", 0.001)
     ((entry_id, _),) = world.client.xrange(endpoint.keys.tasks)  # type: ignore[misc]
@@ -187,64 +195,64 @@ async def take_over(world: World) -> None:
     assert len(await other.lease(1, 0)) == 1
 
 
-async def test_work_whose_lease_another_took_is_stopped(world: World) -> None:
-    world.engine = ScriptedEngine(step_s=60)
+async def test_work_whose_lease_another_generator_took_is_stopped(world: World) -> None:
+    engine = ScriptedEngine(step_s=60)
     manifest = world.publish(0)
     world.issue(task(0))
-    async with world.going(world.generator(lease_s=0.3), manifest) as running:
-        await until(lambda: world.engine.load().running == 1)
+    async with world.running(world.generator(lease_s=0.3, engine=engine), manifest) as running:
+        await until(lambda: engine.load().running == 1)
         await take_over(world)
-        await until(lambda: world.engine.load().running == 0)
-        assert not running.done(), "it goes on with other work"
+        await until(lambda: engine.load().running == 0)
+        assert not running.done(), "it continues with other work"
 
 
-async def test_work_that_was_lost_while_it_waited_for_a_version_is_stopped_too(world: World) -> None:
+async def test_work_that_waits_for_a_version_is_stopped_too_when_its_lease_is_lost(world: World) -> None:
     manifest = world.publish(0)
     world.issue(task(0, min_weight_version=1, round=1))
-    async with world.going(world.generator(lease_s=1.0), manifest) as running:
+    async with world.running(world.generator(lease_s=1.0), manifest) as running:
         await until_state(world, "waiting_for_weights")
         await take_over(world)
         await until_state(world, "waiting_for_tasks")
         assert not running.done()
 
 
-async def test_a_task_that_was_lost_may_come_again(world: World) -> None:
-    """The other lets its lease expire; what is left of the first work on it does not touch the second."""
-    world.engine = engine = Gated()
+async def test_a_lost_task_can_be_leased_again(world: World) -> None:
+    """The other generator's lease expires; the end of the first work does not remove the second lease."""
+    engine = Gated()
     manifest = world.publish(0)
     world.issue(task(0))
-    async with world.going(world.generator(lease_s=0.6), manifest):
-        await until(lambda: engine.begun == [0])
+    async with world.running(world.generator(lease_s=0.6, engine=engine), manifest):
+        await until(lambda: engine.started == [0])
         await take_over(world)
-        await until(lambda: engine.begun == [0, 0])
+        await until(lambda: engine.started == [0, 0])
         engine.open()
         await world.rollouts(1)
-    assert await world.leftover() == []
+    assert await world.leasable() == []
 
 
-async def test_an_answer_to_a_closed_task_is_dropped_and_the_next_is_asked_for(world: World) -> None:
-    world.engine = engine = Gated()
+async def test_a_response_to_a_closed_task_is_dropped_and_the_next_task_is_leased(world: World) -> None:
+    engine = Gated()
     manifest = world.publish(0)
     world.issue(task(0))
-    async with world.going(world.generator(), manifest):
-        await until(lambda: engine.begun == [0])
+    async with world.running(world.generator(engine=engine), manifest):
+        await until(lambda: engine.started == [0])
         assert world.issuer.close([task(0).task_id]) == 1
         engine.open()
         world.issue(task(1))
         (rollout,) = await world.rollouts(1)
-    assert rollout.index == 1
-    assert await world.leftover() == []
+    assert rollout.position == 1
+    assert await world.leasable() == []
 
 
-async def test_a_task_that_starts_over_keeps_its_place(world: World) -> None:
-    """Version 1 is taken back under the two leases that a limit of one allows: no third is taken while they wait."""
-    world.engine = ScriptedEngine(step_s=SLOW_S / 2)
+async def test_tasks_that_start_over_count_as_outstanding(world: World) -> None:
+    """Version 1 is retracted under the two leases that a limit of one allows: no third is taken while they wait."""
+    engine = ScriptedEngine(step_s=SLOW_S / 2)
     world.publish(0)
     manifest = world.publish(1)
     world.issue(*(task(index, min_weight_version=1, round=1, max_response_tokens=40) for index in range(4)))
-    async with world.going(world.generator(max_in_flight=1), manifest):
-        await until(lambda: world.engine.load().running == 1)
-        await world.serves(0, world.take_back(after=0).digest)
+    async with world.running(world.generator(max_in_flight=1, engine=engine), manifest):
+        await until(lambda: engine.load().running == 1)
+        await world.serves(0, world.retract_after(0).digest)
         await until_state(world, "waiting_for_weights")
         await until_leased(world, 2)
         world.publish(1, seed=50)
@@ -252,14 +260,14 @@ async def test_a_task_that_starts_over_keeps_its_place(world: World) -> None:
     assert {rollout.spans[0].weight_version for rollout in rollouts} == {1}
 
 
-async def test_a_generator_that_is_cancelled_gives_back_what_waits_and_what_has_begun(world: World) -> None:
-    world.engine = engine = Gated()
+async def test_a_cancelled_generator_releases_all_its_leases(world: World) -> None:
+    engine = Gated()
     manifest = world.publish(0)
     world.issue(task(0), task(1), task(2, min_weight_version=1, round=1))
-    async with world.going(world.generator(), manifest) as running:
+    async with world.running(world.generator(engine=engine), manifest) as running:
         await until_leased(world, 3)
-        await until(lambda: engine.begun == [0, 1])
+        await until(lambda: engine.started == [0, 1])
         running.cancel()
         await asyncio.wait((running,), timeout=PATIENCE_S)
         assert running.cancelled()
-    assert await world.leftover() == [(f"r000000-{index:05d}", 1) for index in range(3)]
+    assert await world.leasable() == [(f"r000000-{index:05d}", 1) for index in range(3)]

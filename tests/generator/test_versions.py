@@ -1,4 +1,4 @@
-"""The engine follows versions up, anew and down, and serves none that is damaged; tasks wait for the one they need."""
+"""The engine follows versions up, republished and down, and serves none that is damaged; tasks wait for theirs."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import asyncio
 import pytest
 
 from generator.engines.scripted import ScriptedEngine
-from generator.versions import first_version
+from generator.versions import wait_for_first_version
 from services.config import DeadlinesConfig
 from services.errors import DeadlineError
 from tests.support.generator_world import PATIENCE_S, SLOW_S, World, task, until, until_message, until_state
 from tests.support.vllm_models import changed
 
 
-async def test_it_follows_versions_up_anew_and_down(world: World) -> None:
-    """Up; the same version with other bytes; and back to an older one, as after a learner that went back."""
+async def test_it_follows_versions_up_republished_and_down(world: World) -> None:
+    """Newer versions; the same version with other bytes; and an older one, as after a rollback of the learner."""
     store = world.endpoint.store
     manifest = world.publish(0)
-    async with world.going(world.generator(), manifest):
+    async with world.running(world.generator(), manifest):
         await world.serves(0, manifest.digest)
         for version in (1, 2, 3):
             await world.serves(version, world.publish(version).digest)
         await world.serves(3, world.publish(3, seed=99).digest)
-        await world.serves(1, world.take_back(after=1).digest)
+        await world.serves(1, world.retract_after(1).digest)
         served = await world.engine.checksums()
         assert served == {entry.name: entry.digest for entry in store.manifest(1).tensors}
         await world.serves(2, world.publish(2, seed=77).digest)
@@ -31,48 +31,47 @@ async def test_it_follows_versions_up_anew_and_down(world: World) -> None:
         assert served == {entry.name: entry.digest for entry in store.manifest(2).tensors}
 
 
-async def test_a_task_waits_for_the_version_that_it_asks_for(world: World) -> None:
+async def test_a_task_waits_for_the_version_that_it_demands(world: World) -> None:
     manifest = world.publish(0)
     world.issue(task(0, min_weight_version=1, round=1))
-    async with world.going(world.generator(), manifest):
+    async with world.running(world.generator(), manifest):
         await until_state(world, "waiting_for_weights")
         world.publish(1)
         (rollout,) = await world.rollouts(1)
     assert [span.weight_version for span in rollout.spans] == [1]
 
 
-async def test_what_a_version_taken_back_had_begun_is_begun_anew(world: World) -> None:
-    """Version 1 is taken back while a task that asks for it grows; the answer is wholly of the new version 1."""
-    world.engine = ScriptedEngine(step_s=SLOW_S / 2, follows_weights=True)
+async def test_responses_of_a_retracted_version_start_over(world: World) -> None:
+    """Version 1 is retracted while a task that demands it is sampled; the new version 1 samples the whole response."""
+    engine = ScriptedEngine(step_s=SLOW_S / 2, follows_weights=True)
     world.publish(0)
     manifest = world.publish(1)
-    asked = task(0, min_weight_version=1, round=1, max_response_tokens=100)
-    world.issue(asked)
-    async with world.going(world.generator(), manifest):
-        await until(lambda: world.engine.load().running == 1)
-        await world.serves(0, world.take_back(after=0).digest)
+    demanding = task(0, min_weight_version=1, round=1, max_response_tokens=100)
+    world.issue(demanding)
+    async with world.running(world.generator(engine=engine), manifest):
+        await until(lambda: engine.load().running == 1)
+        await world.serves(0, world.retract_after(0).digest)
         await world.serves(1, world.publish(1, seed=50).digest)
         (rollout,) = await world.rollouts(1)
-        expected = await world.engine.generate(asked, 0)
+        expected = await engine.generate(demanding, 0)
     assert [span.weight_version for span in rollout.spans] == [1]
     assert rollout.response_tokens.tolist() == expected.response_tokens
 
 
 async def test_a_version_that_never_comes_ends_in_an_error_that_names_it(world: World) -> None:
-    world.deadlines = DeadlinesConfig(weights_s=0.1)
     manifest = world.publish(0)
     world.issue(task(0, min_weight_version=7, round=7))
-    async with world.going(world.generator(), manifest) as running:
+    async with world.running(world.generator(deadlines=DeadlinesConfig(weights_s=0.1)), manifest) as running:
         with pytest.raises(ExceptionGroup) as failure:
             await asyncio.wait_for(running, PATIENCE_S)
     assert failure.group_contains(DeadlineError, match=r"weight-sync endpoint: version 7 \(this generator serves 0\)")
 
 
-async def test_a_damaged_version_is_not_served_and_said_so(world: World) -> None:
-    """The files of version 1 rot on the endpoint's disk: generation goes on with version 0 until they are mended."""
+async def test_a_damaged_version_is_reported_and_not_served(world: World) -> None:
+    """The files of version 1 are damaged on the endpoint's disk: version 0 generates until they are restored."""
     store = world.endpoint.store
     manifest = world.publish(0)
-    async with world.going(world.generator(), manifest):
+    async with world.running(world.generator(), manifest):
         await world.serves(0, manifest.digest)
         store.publish(1, changed(world.versions[0], 5))
         good = {path: path.read_bytes() for path in (store.folder / "00000001").glob("[dm]*.[bs]*")}
@@ -90,14 +89,14 @@ async def test_a_damaged_version_is_not_served_and_said_so(world: World) -> None
 async def test_a_version_replaced_while_a_generator_joins_does_not_stop_it(world: World) -> None:
     world.publish(0)
     stale = world.publish(1)
-    newest = world.take_back(after=0)
-    async with world.going(world.generator(), stale):
+    newest = world.retract_after(0)
+    async with world.running(world.generator(), stale):
         await world.serves(0, newest.digest)
 
 
 async def test_a_joiner_waits_for_the_learners_first_version(world: World) -> None:
     async with world.endpoint.weights() as client:
-        waiting = asyncio.create_task(first_version(client, PATIENCE_S))
+        waiting = asyncio.create_task(wait_for_first_version(client, PATIENCE_S))
         manifest = world.publish(0)
         assert (await waiting).digest == manifest.digest
 
@@ -105,4 +104,4 @@ async def test_a_joiner_waits_for_the_learners_first_version(world: World) -> No
 async def test_a_first_version_that_never_comes_ends_in_an_error_that_names_the_endpoint(world: World) -> None:
     async with world.endpoint.weights() as client:
         with pytest.raises(DeadlineError, match=r"endpoint: the first version \(no version was published\)"):
-            await first_version(client, 0.1)
+            await wait_for_first_version(client, 0.1)

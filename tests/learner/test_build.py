@@ -5,8 +5,8 @@ from __future__ import annotations
 from learner.build import why_given_up
 from services.streams.connection import Keys, connect
 from services.streams.tasks import TaskIssuer
-from tests.learner.data.test_curriculum import curriculum
 from tests.support.answering import reject
+from tests.support.curricula import curriculum
 
 
 def test_why_a_task_was_given_up_is_the_newest_reason(redis_url: str) -> None:

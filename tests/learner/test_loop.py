@@ -6,7 +6,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,17 +29,22 @@ from learner.config import (
 from learner.loop import Loop
 from learner.monitoring.heartbeat import HeartbeatReporter
 from learner.outcome import Outcome
+from learner.publisher import Publisher
 from services.config import DeadlinesConfig, RunConfig
-from services.contracts import FileKind, Task
+from services.contracts import Canary, FileKind, Task, WeightManifest
 from services.errors import UnavailableError
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
+from services.streams.events import EventLog
 from services.streams.heartbeats import Heartbeats
+from services.tensors import Tensors
 from services.weights.export import export_version
-from services.weights.store import WeightStore
-from tests.learner.monitoring.test_collapse import SOUND
+from services.weights.publisher import WeightPublisher
+from services.weights.reader import WeightReader
 from tests.support import tiny_models
 from tests.support.answering import Answering
+from tests.support.round_records import SOUND
+from tests.support.stream_builders import last_events, request_checkpoint, request_stop
 
 ROUNDS = 4
 PROMPTS = 8
@@ -49,6 +54,20 @@ PATIENCE_S = 60.0
 
 class Killed(BaseException):
     """Nothing catches it, as nothing catches SIGKILL."""
+
+
+class MergedOnly(WeightPublisher):
+    """Sends what changed in the merged weights, whatever is smaller."""
+
+    def publish(
+        self,
+        version: int,
+        tensors: Tensors,
+        model_files: Mapping[str, Path] | None = None,
+        canaries: Sequence[Canary] = (),
+        packed: Tensors | None = None,
+    ) -> WeightManifest:
+        return super().publish(version, tensors, model_files, canaries)
 
 
 @dataclass
@@ -129,7 +148,7 @@ def in_peace(model: Path, redis_server_url: str) -> dict[int, str]:
 
 
 def digests(folder: RunFolder) -> dict[int, str]:
-    store = WeightStore(folder.weights, folder.run_id, anchor_every=3, keep_versions=100)
+    store = WeightReader(folder.weights, folder.run_id)
     return {version: store.manifest(version).digest for version in store.versions()}
 
 
@@ -233,7 +252,7 @@ def test_a_half_trained_round_is_not_remembered(folder: RunFolder, redis_url: st
     half = PROMPTS // STEPS
 
     def withheld(task: Task) -> bool:
-        return task.round == 0 or (task.round == 1 and task.index <= half)
+        return task.round == 0 or (task.round == 1 and task.position <= half)
 
     with life(folder, redis_url, every_rounds=10) as learner:
         with Answering(redis_url, learner.keys, may_answer=withheld), ThreadPoolExecutor() as pool:
@@ -270,9 +289,9 @@ def test_a_learner_stopped_while_it_waits_remembers_all_it_has(
 
 def test_a_requested_stop_comes_after_the_round(folder: RunFolder, redis_url: str, in_peace: dict[int, str]) -> None:
     with life(folder, redis_url, every_rounds=10) as learner:
-        learner.loop.control.set_stop_after_round(True)
+        request_stop(learner.client, learner.keys, True)
         assert learner.go() is Outcome.STOPPED
-        learner.loop.control.set_stop_after_round(False)
+        request_stop(learner.client, learner.keys, False)
     assert [metrics.round for metrics in folder.rounds()] == [0]
     with life(folder, redis_url) as learner:
         assert learner.go() is Outcome.FINISHED
@@ -281,7 +300,7 @@ def test_a_requested_stop_comes_after_the_round(folder: RunFolder, redis_url: st
 
 def answers_of(learner: Life) -> list[dict[str, object]]:
     """What the learner said of the requests, oldest first."""
-    return [event.fields for event in learner.loop.events.tail(100) if event.kind == "control"]
+    return [event.fields for event in last_events(learner.client, learner.keys) if event.kind == "control"]
 
 
 def test_a_checkpoint_is_written_when_somebody_asks(
@@ -290,9 +309,9 @@ def test_a_checkpoint_is_written_when_somebody_asks(
     found: list[list[int]] = []
 
     def ask(task: Task) -> bool:
-        if task.round == 1 and task.index == 0:
-            learner.loop.control.ask_checkpoint()
-        if task.round == 3 and task.index == 0:
+        if task.round == 1 and task.position == 0:
+            request_checkpoint(learner.client, learner.keys)
+        if task.round == 3 and task.position == 0:
             found.append(folder.checkpointed())
         return True
 
@@ -318,7 +337,7 @@ def test_a_run_that_was_rolled_back_draws_anew_and_becomes_the_run_it_would_have
     def ask(tokens: object) -> str:
         if learner.loop._version == 3 and not asked.is_set():
             asked.set()
-            learner.loop.control.ask_rollback(1)
+            learner.loop.control.request_rollback(1)
         return str(tokens)
 
     with life(folder, redis_url, max_staleness=max_staleness, keep=3, text_of=ask) as learner:
@@ -337,6 +356,8 @@ def test_a_run_that_sends_adapters_is_the_run_that_sends_merged_weights(
     """Through a death between publishing and remembering, and a rollback."""
     merged = RunFolder(folder.path.with_name(f"{folder.path.name}-merged")).create()
     with life(merged, redis_url, lora=LoraConfig(rank=2)) as learner:
+        events = EventLog(learner.client, learner.keys)
+        learner.loop.publisher = Publisher(MergedOnly(merged.weights, merged.run_id), events)
         assert learner.go() is Outcome.FINISHED
     texts = 0
 
@@ -346,19 +367,19 @@ def test_a_run_that_sends_adapters_is_the_run_that_sends_merged_weights(
         if texts == 2 * PROMPTS + 3:
             raise Killed
         if texts == 4 * PROMPTS:
-            learner.loop.control.ask_rollback(2)
+            learner.loop.control.request_rollback(2)
         return str(tokens)
 
-    adapters = LoraConfig(rank=2, publish="adapters")
+    adapters = LoraConfig(rank=2)
     with life(folder, redis_url, keep=3, text_of=disturb, lora=adapters) as learner, pytest.raises(Killed):
         learner.go()
     with life(folder, redis_url, keep=3, text_of=disturb, lora=adapters) as learner:
         assert learner.go() is Outcome.FINISHED
         check(folder, learner, digests(merged))
         assert [answer["action"] for answer in answers_of(learner)] == ["rolled_back"]
-    store = WeightStore(folder.weights, folder.run_id, anchor_every=3, keep_versions=100)
+    store = WeightReader(folder.weights, folder.run_id)
     kinds = [{entry.kind for entry in store.manifest(version).files} for version in range(1, ROUNDS + 1)]
-    assert kinds == [{FileKind.ADAPTERS}] * ROUNDS
+    assert kinds[0] == {FileKind.ADAPTERS}, "each life chooses anew, the first one these"
     for each in (folder, merged):
         export_version(each, each.path / "exported")
     exported = [each.path / "exported" / "model.safetensors" for each in (folder, merged)]
@@ -370,9 +391,9 @@ def test_a_rollback_that_was_cut_short_is_done_again(
 ) -> None:
     """The learner died when later checkpoints were gone, and everything else was as before."""
     with life(folder, redis_url, every_rounds=1) as learner:
-        learner.loop.control.set_stop_after_round(True)
+        request_stop(learner.client, learner.keys, True)
         assert learner.go() is Outcome.STOPPED
-        learner.loop.control.set_stop_after_round(False)
+        request_stop(learner.client, learner.keys, False)
     with life(folder, redis_url, every_rounds=1) as learner:
         with Answering(redis_url, learner.keys, may_answer=lambda task: task.round < 3), ThreadPoolExecutor() as pool:
             running = pool.submit(learner.loop.run)
@@ -380,7 +401,7 @@ def test_a_rollback_that_was_cut_short_is_done_again(
             learner.loop.stop()
             assert running.result(PATIENCE_S) is Outcome.INTERRUPTED
         learner.loop.checkpoints.go_back(2)
-        learner.loop.control.ask_rollback(2)
+        learner.loop.control.request_rollback(2)
     newest: list[int | None] = []
 
     def look(task: Task) -> bool:
@@ -398,8 +419,8 @@ def test_a_rollback_to_a_version_without_a_checkpoint_is_refused_and_the_run_goe
     folder: RunFolder, redis_url: str, in_peace: dict[int, str]
 ) -> None:
     def ask(task: Task) -> bool:
-        if task.round == 3 and task.index == 0:
-            learner.loop.control.ask_rollback(1)
+        if task.round == 3 and task.position == 0:
+            learner.loop.control.request_rollback(1)
         return True
 
     with life(folder, redis_url) as learner:
@@ -424,7 +445,7 @@ def test_a_paused_run_goes_back_at_once_and_stays_paused(folder: RunFolder, redi
         control = learner.loop.control
         running = pool.submit(learner.loop.run)
         until(lambda: folder.checkpointed() == [1, 2])
-        control.ask_rollback(1)
+        control.request_rollback(1)
         until(lambda: control.state().rollback_to is None)
         assert learner.loop.publisher.newest() == 1
         assert [metrics.round for metrics in folder.rounds()] == [0]
@@ -448,13 +469,13 @@ def test_a_run_that_collapses_warns_pauses_or_goes_back_to_its_newest_healthy_ve
         assert running.result(PATIENCE_S) is Outcome.INTERRUPTED
         learner.client.delete(learner.keys.tasks, learner.keys.open)
     sound = [metrics.model_copy(update=asdict(SOUND)) for metrics in folder.rounds()]
-    folder.metrics.write_text("".join(f"{metrics.model_dump_json()}\n" for metrics in sound))
+    folder.metrics.write_text("".join(f"{metrics.as_line()}\n" for metrics in sound))
     with (
         life(folder, redis_url, on_collapse=action) as learner,
         Answering(redis_url, learner.keys),
         ThreadPoolExecutor() as pool,
     ):
-        events, control = learner.loop.events, learner.loop.control
+        control = learner.loop.control
         running = pool.submit(learner.loop.run)
         if action == "warn":
             assert running.result(PATIENCE_S) is Outcome.FINISHED
@@ -464,7 +485,7 @@ def test_a_run_that_collapses_warns_pauses_or_goes_back_to_its_newest_healthy_ve
                 until(lambda: bool(answers_of(learner)))
             learner.loop.stop()
             running.result(PATIENCE_S)
-        (collapse,) = [event.fields for event in events.tail(100) if event.kind == "collapse"]
+        (collapse,) = [event.fields for event in last_events(learner.client, learner.keys) if event.kind == "collapse"]
         assert "response length" in str(collapse["signs"])
         assert collapse["rollback_to"] == (3 if action == "rollback" else None)
         assert control.state().paused is (action != "warn")

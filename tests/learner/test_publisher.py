@@ -11,8 +11,9 @@ from learner.publisher import Publisher, VersionContents
 from services.errors import UnavailableError, WeightError
 from services.streams.connection import Keys, connect
 from services.streams.events import EventLog
-from services.weights.store import WeightStore
-from services.weights.tensors import RawTensor, Tensors
+from services.tensors import RawTensor, Tensors
+from services.weights.publisher import WeightPublisher
+from tests.support.stream_builders import last_events
 
 KEYS = Keys("publisher")
 
@@ -26,24 +27,23 @@ def contents(value: int) -> VersionContents:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> WeightStore:
-    return WeightStore(tmp_path / "weights", "publisher", anchor_every=4, keep_versions=10)
+def store(tmp_path: Path) -> WeightPublisher:
+    return WeightPublisher(tmp_path / "weights", "publisher")
 
 
-def test_versions_are_stored_and_announced(store: WeightStore, redis_url: str) -> None:
+def test_versions_are_stored_and_announced(store: WeightPublisher, redis_url: str) -> None:
     published: list[int] = []
     with connect(redis_url) as client:
-        events = EventLog(client, KEYS)
-        publisher = Publisher(store, events)
+        publisher = Publisher(store, EventLog(client, KEYS))
         futures = [publisher.submit(version, contents(version), published.append) for version in range(3)]
         publisher.close()
         assert [future.result().manifest.weight_version for future in futures] == [0, 1, 2]
-        assert [event.fields["weight_version"] for event in events.tail(10)] == [0, 1, 2]
+        assert [event.fields["weight_version"] for event in last_events(client, KEYS)] == [0, 1, 2]
     assert published == store.versions() == [0, 1, 2]
     assert futures[2].result().sync_bytes < futures[0].result().sync_bytes, "a delta is smaller than a snapshot"
 
 
-def test_versions_can_be_retracted_and_published_anew(store: WeightStore, redis_url: str) -> None:
+def test_versions_can_be_retracted_and_published_anew(store: WeightPublisher, redis_url: str) -> None:
     with connect(redis_url) as client:
         publisher = Publisher(store, EventLog(client, KEYS))
         assert publisher.newest() is None
@@ -56,7 +56,7 @@ def test_versions_can_be_retracted_and_published_anew(store: WeightStore, redis_
         publisher.close()
 
 
-def test_what_cannot_be_published_fails_the_future(store: WeightStore, redis_url: str) -> None:
+def test_what_cannot_be_published_fails_the_future(store: WeightPublisher, redis_url: str) -> None:
     with connect(redis_url) as client:
         publisher = Publisher(store, EventLog(client, KEYS))
         with pytest.raises(WeightError, match="outside"):

@@ -13,7 +13,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from deploy.operate.client import RunClient
-from deploy.ray_cluster.app import APP, STORE, plan, source_env
+from deploy.ray_cluster.app import APP, STORE, build_application, source_env
 from services.contracts import StatusSnapshot
 from tests.support.ray_runs import RayWorld
 from tests.support.watching import alive
@@ -66,7 +66,9 @@ def test_it_follows_the_queue_and_survives_the_loss_of_nodes(tmp_path: Path, red
     ray.init(address=cluster.address, runtime_env=source_env(), log_to_driver=False)
     world = RayWorld.make(tmp_path, redis_url, rounds=400, response_tokens=96)
     serve.start(http_options={"host": "127.0.0.1", "port": world.port})
-    application = plan(world.settings(), world.options(most=3, downscale_after_s=3.0), ray.cluster_resources(), nodes=4)
+    application = build_application(
+        world.settings(), world.options(most=3, downscale_after_s=3.0), ray.cluster_resources(), nodes=4
+    )
     serve.run(application, name=APP, route_prefix="/")
 
     world.until("first rounds", lambda status: status.round >= 1, STARTS_S)

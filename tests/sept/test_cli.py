@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,11 @@ def test_set_may_be_given_often(capsys: pytest.CaptureFixture[str]) -> None:
     assert "training.steps_per_round (3)" in capsys.readouterr().err
 
 
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of("--version") == exit_codes.OK
+    assert capsys.readouterr().out == importlib.metadata.version("sept") + "\n"
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(ConfigError):
         main(["--debug", "run", "none.toml"])
@@ -101,7 +107,7 @@ def test_a_part_without_a_run_to_join_says_so(tmp_path: Path) -> None:
     config.write_text(f'[run]\ndir = "{tmp_path / "run"}"\n[generator]\nengine = "scripted"\n')
     done = sept("generator", "--config", str(config))
     assert done.returncode == exit_codes.BAD_CONFIG
-    assert "no run is going" in done.stderr
+    assert "no run is active" in done.stderr
 
 
 @pytest.mark.parametrize(

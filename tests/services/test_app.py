@@ -12,10 +12,10 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from services.app import create_app
+from services.app import MAX_BODY_BYTES, create_app
 from services.streams.connection import Keys
 from services.streams.events import AsyncEventLog
-from tests.support.endpoint import LOOPBACK, Endpoint, served
+from tests.support.endpoint import BASE_URL, Endpoint, served
 
 
 async def test_health_and_readiness(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
@@ -28,7 +28,7 @@ async def test_health_and_readiness(endpoint: Endpoint, http: httpx.AsyncClient)
 async def test_without_redis_health_answers_and_the_rest_says_why(endpoint: Endpoint) -> None:
     async with Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0)) as absent:
         app = create_app(folder=endpoint.folder, store=endpoint.store, redis=absent, keys=Keys("run"), token=None)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=LOOPBACK) as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE_URL) as http:
             assert (await http.get("/healthz")).status_code == 200
             assert (await http.get("/v1/weights/latest", params={"timeout_s": 0})).status_code == 204
             for path in ("/readyz", "/v1/status", "/metrics", "/v1/events"):
@@ -66,7 +66,7 @@ async def test_events_after_something_that_is_no_event_are_refused(http: httpx.A
 
 
 async def test_a_body_beyond_the_limit_is_refused(http: httpx.AsyncClient) -> None:
-    answer = await http.post("/v1/weights/0", content=bytes((64 << 20) + 1))
+    answer = await http.post("/v1/control/generators", content=bytes(MAX_BODY_BYTES + 1))
     assert answer.status_code == 413
 
 

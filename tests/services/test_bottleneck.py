@@ -1,4 +1,4 @@
-"""The verdict names the side that is short of work and counts the generators that would balance it."""
+"""What limits a run is named, and the generators that would balance it are counted."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.bottleneck import MAX_GROWTH, ROUNDS_JUDGED, judge
+from services.bottleneck import MAX_GROWTH, ROUNDS_CONSIDERED, find_bottleneck
 from services.contracts import GeneratorStatus, Part, RoundMetrics
-from tests.services.api.test_status import heartbeat
+from tests.support.heartbeats import heartbeat
 from tests.support.recorded_run import metrics
 
 
@@ -41,31 +41,31 @@ def generators(idle: float, count: int = 2, *, lost: int = 0) -> list[GeneratorS
     ],
 )
 def test_what_limits_a_run(wait: float, idle: float, count: int, bottleneck: str, suggested: int | None) -> None:
-    verdict = judge(rounds(wait), generators(idle, count))
-    assert (verdict.bottleneck, verdict.suggested_generators) == (bottleneck, suggested)
-    assert verdict.learner_wait_ratio == pytest.approx(wait)
-    assert verdict.generator_idle_ratio == pytest.approx(idle)
+    found = find_bottleneck(rounds(wait), generators(idle, count))
+    assert (found.kind, found.suggested_generators) == (bottleneck, suggested)
+    assert found.learner_wait_ratio == pytest.approx(wait)
+    assert found.generator_idle_ratio == pytest.approx(idle)
 
 
 def test_too_few_rounds_say_nothing() -> None:
-    assert judge(rounds(0.5, count=2), generators(0.0)).bottleneck == "unknown"
+    assert find_bottleneck(rounds(0.5, count=2), generators(0.0)).kind == "unknown"
 
 
 def test_without_a_living_generator_there_is_nothing_to_weigh() -> None:
-    verdict = judge(rounds(0.5), generators(0.0, 0, lost=2))
-    assert (verdict.bottleneck, verdict.reason) == ("unknown", "no generator is alive")
+    found = find_bottleneck(rounds(0.5), generators(0.0, 0, lost=2))
+    assert (found.kind, found.reason) == ("unknown", "no generator is alive")
 
 
 def test_the_lost_do_not_count() -> None:
-    assert judge(rounds(0.5), generators(0.0, 2, lost=5)).suggested_generators == 4
+    assert find_bottleneck(rounds(0.5), generators(0.0, 2, lost=5)).suggested_generators == 4
 
 
-def test_only_the_newest_rounds_are_judged() -> None:
-    assert judge([*rounds(0.9, 100), *rounds(0.0, ROUNDS_JUDGED)], generators(0.0)).bottleneck == "balanced"
+def test_only_the_newest_rounds_count() -> None:
+    assert find_bottleneck([*rounds(0.9, 100), *rounds(0.0, ROUNDS_CONSIDERED)], generators(0.0)).kind == "balanced"
 
 
 @given(wait=st.floats(0, 3), idle=st.floats(0, 1), count=st.integers(1, 100))
 def test_a_suggestion_is_always_within_reach(wait: float, idle: float, count: int) -> None:
-    suggested = judge(rounds(wait), generators(idle, count)).suggested_generators
+    suggested = find_bottleneck(rounds(wait), generators(idle, count)).suggested_generators
     assert suggested is None or 1 <= suggested <= count * MAX_GROWTH
     assert suggested != count

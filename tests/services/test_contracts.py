@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from services.contracts import MAX_TOKENS, Rollout, Task, WeightManifest
+from services.contracts import MAX_TOKENS, Rollout, RoundMetrics, Task, WeightManifest
+from tests.support.recorded_run import metrics
 
 DIGEST = "0" * 64
 
@@ -14,7 +15,7 @@ def rollout(**changes: Any) -> Rollout:
         "task_id": "r000003-00001",
         "sample": 0,
         "round": 3,
-        "index": 1,
+        "position": 1,
         "prompt_tokens": [1, 2],
         "response_tokens": [3, 4, 5],
         "finish_reason": "stop",
@@ -72,12 +73,20 @@ def test_an_unknown_field_or_schema_is_refused_by_name() -> None:
             Rollout.model_validate(values | change)
 
 
+def test_a_round_s_line_is_read_back_and_knows_no_other_field() -> None:
+    line = metrics(3, entropy=0.5).as_line()
+    assert RoundMetrics.model_validate_json(line) == metrics(3, entropy=0.5)
+    assert "null" not in line
+    with pytest.raises(ValidationError, match="surprise"):
+        metrics(3, surprise=1)
+
+
 def test_a_task_id_cannot_hold_a_path() -> None:
     with pytest.raises(ValidationError, match="task_id"):
         Task(
             task_id="../x",
             round=0,
-            index=0,
+            position=0,
             prompt_tokens=np.array([1]),
             temperature=1,
             max_response_tokens=1,

@@ -11,10 +11,10 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
-from services.errors import ConfigError, UnavailableError
+from services.config import DeadlinesConfig, ServicesConfig
+from services.errors import ConfigError
 from services.run_folder import RunFolder
-from services.server import bind, serve, url_of
+from services.server import serve
 
 
 def start(tmp_path: Path, services: ServicesConfig) -> None:
@@ -22,9 +22,7 @@ def start(tmp_path: Path, services: ServicesConfig) -> None:
         folder=RunFolder(tmp_path),
         redis_url="redis://127.0.0.1:1/0",
         services=services,
-        weight_sync=WeightSyncConfig(),
         deadlines=DeadlinesConfig(),
-        heartbeat=HeartbeatConfig(),
     )
 
 
@@ -35,28 +33,10 @@ def test_beyond_loopback_a_token_is_required(tmp_path: Path, host: str, token: S
         start(tmp_path, ServicesConfig(host=host, port=0, token=token))
 
 
-def test_a_port_in_use_is_named_with_the_remedy() -> None:
-    with bind("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-        with pytest.raises(UnavailableError, match=f"127.0.0.1:{port}") as raised:
-            bind("127.0.0.1", port)
-    assert "services.port" in raised.value.hint
-
-
-def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(UnavailableError):
-        bind("192.0.2.1", 0)
-
-
-def test_the_address_is_a_url() -> None:
-    with bind("127.0.0.1", 0) as listener:
-        assert url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
 SERVE = """
 import sys
 from pathlib import Path
-from services.config import DeadlinesConfig, HeartbeatConfig, ServicesConfig, WeightSyncConfig
+from services.config import DeadlinesConfig, ServicesConfig
 from services.run_folder import RunFolder
 from services.server import serve
 
@@ -64,9 +44,7 @@ serve(
     folder=RunFolder(Path(sys.argv[1])),
     redis_url=sys.argv[2],
     services=ServicesConfig(port=0),
-    weight_sync=WeightSyncConfig(),
     deadlines=DeadlinesConfig(),
-    heartbeat=HeartbeatConfig(),
     listening=lambda url: Path(sys.argv[3]).write_text(url),
 )
 """

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deploy.settings import load, write_resolved
+from deploy.load_settings import load
+from deploy.resolved_settings import write_resolved
 from learner.evaluation.generations import Generation
 from learner.evaluation.results import as_json, summarise
 from learner.grading.math_grading import Outcome

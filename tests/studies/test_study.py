@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.errors import ConfigError
-from studies.report import Finding, judge, over_seeds, write_report
+from studies.report import RunResult, judge_claim, over_seeds, write_report
 from studies.study import baseline_of, load_study, planned
 
 CONFIG = Path("deploy/config")
@@ -36,12 +36,12 @@ def study_file(path: Path, text: str = FILE) -> Path:
     return path / "study.toml"
 
 
-def finding(method: str, seed: int, average: float) -> Finding:
+def run_result(method: str, seed: int, average: float) -> RunResult:
     curve: dict[str, Any] = {
         "pass_at_k": {str(k): {"value": average} for k in (1, 8, 32)},
         "average": {"value": average},
     }
-    return Finding(method, seed, {"best_temperature": 1.0, "samples": 32, "temperatures": {"1": {"mean": curve}}}, [])
+    return RunResult(method, seed, {"best_temperature": 1.0, "samples": 32, "temperatures": {"1": {"mean": curve}}}, [])
 
 
 @pytest.mark.parametrize("name", ["study-addition", "study-staleness"])
@@ -94,23 +94,23 @@ def test_the_interval_over_seeds_is_students() -> None:
 )
 def test_verdicts_follow_from_the_interval_of_the_difference(better: tuple[float, ...], verdict: str) -> None:
     worse = {0: 90.0, 1: 90.5, 2: 90.2}
-    assert judge("x", dict(enumerate(better)), worse).verdict == verdict
+    assert judge_claim("x", dict(enumerate(better)), worse).verdict == verdict
 
 
 def test_one_seed_decides_nothing() -> None:
-    assert judge("x", {0: 99.0}, {0: 1.0}).verdict == "undecided"
+    assert judge_claim("x", {0: 99.0}, {0: 1.0}).verdict == "undecided"
 
 
 def test_the_untrained_model_is_compared_with_every_seed() -> None:
-    assert judge("x", {0: 95.0, 1: 96.0, 2: 95.5}, {0: 90.0}).difference.mean == pytest.approx(5.5)
-    assert judge("x", {0: 90.0}, {0: 95.0, 1: 96.0, 2: 95.5}).difference.mean == pytest.approx(-5.5)
+    assert judge_claim("x", {0: 95.0, 1: 96.0, 2: 95.5}, {0: 90.0}).difference.mean == pytest.approx(5.5)
+    assert judge_claim("x", {0: 90.0}, {0: 95.0, 1: 96.0, 2: 95.5}).difference.mean == pytest.approx(-5.5)
 
 
 def test_the_report_has_table_verdicts_and_figure(tmp_path: Path) -> None:
-    findings = [finding("a", seed, 0.95 + seed / 1000) for seed in range(3)] + [
-        finding("b", seed, 0.90 + seed / 1000) for seed in range(3)
+    results = [run_result("a", seed, 0.95 + seed / 1000) for seed in range(3)] + [
+        run_result("b", seed, 0.90 + seed / 1000) for seed in range(3)
     ]
-    paths = write_report(tmp_path, "Title", {"a": "A", "b": "B"}, [("a beats b", "a", "b")], findings)
+    paths = write_report(tmp_path, "Title", {"a": "A", "b": "B"}, [("a beats b", "a", "b")], results)
     assert [path.name for path in paths] == ["report.md", "report.json", "report.png"]
     text = paths[0].read_text()
     assert "| A | 1 | 3 | 95.1 ± 0.2 |" in text

@@ -27,7 +27,7 @@ def rollout_of(task: Task, sample: int = 0, *, version: int | None = None, vocab
         task_id=task.task_id,
         sample=sample,
         round=task.round,
-        index=task.index,
+        position=task.position,
         prompt_tokens=task.prompt_tokens,
         response_tokens=response,
         finish_reason="length",

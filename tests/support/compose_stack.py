@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from services.contracts import StatusSnapshot
-from services.streams.embedded import free_port
+from services.net import free_port
 from tests.support.watching import Watched
 
 ROOT = Path(__file__).parents[2]

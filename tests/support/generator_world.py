@@ -1,4 +1,4 @@
-"""A run without a learner around one generator: real queues, a real endpoint, and the test in the learner's place."""
+"""A run around one generator, with real queues and a real endpoint; the test acts as the learner."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from generator.config import GeneratorConfig
 from generator.engines.base import Engine
 from generator.engines.scripted import ScriptedEngine
 from generator.loop import Generator
-from services.config import DeadlinesConfig, HeartbeatConfig
+from services.config import DeadlinesConfig
 from services.contracts import Heartbeat, Rollout, Task, WeightManifest
 from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import QueueGauge, TaskIssuer, TaskLeaser
+from services.tensors import Tensors
 from services.time_accounting import StateClock
 from services.weights.mirror import WeightMirror
-from services.weights.tensors import Tensors
 from tests.support.endpoint import Endpoint
 from tests.support.vllm_models import changed
 from tests.support.weight_samples import first_version
@@ -34,13 +34,13 @@ SLOW_S = 0.02
 
 @dataclass
 class World:
-    """A run without a learner: the test publishes and issues in its place."""
+    """A run without a learner: the test publishes versions and issues tasks."""
 
     endpoint: Endpoint
     folder: Path
     client: redis.Redis
     engine: ScriptedEngine = field(default_factory=lambda: ScriptedEngine(follows_weights=True))
-    deadlines: DeadlinesConfig = field(default_factory=lambda: DeadlinesConfig(drain_s=5, weights_s=60))
+    """The engine of a generator that is given none."""
 
     def __post_init__(self) -> None:
         self.issuer = TaskIssuer(self.client, self.endpoint.keys)
@@ -50,19 +50,25 @@ class World:
     def publish(self, version: int, *, seed: int = 0) -> WeightManifest:
         self.versions[version] = changed(self.versions.get(0) or first_version(), seed or version + 1)
         manifest = self.endpoint.store.publish(version, self.versions[version])
-        self.endpoint.app.state.notices.wake()
+        self.endpoint.app.state.notifier.notify()
         return manifest
 
-    def take_back(self, after: int) -> WeightManifest:
-        """Drop the later versions, as a learner that goes back; the newest that is left."""
-        self.endpoint.store.drop_after(after)
-        self.endpoint.app.state.notices.wake()
+    def retract_after(self, after: int) -> WeightManifest:
+        """Delete the later versions, as a learner that is rolled back; returns the newest that is left."""
+        self.endpoint.store.retract_after(after)
+        self.endpoint.app.state.notifier.notify()
         return self.endpoint.store.manifest(after)
 
     def generator(
-        self, name: str = "g0", *, lease_s: float = 30.0, max_in_flight: int = 8, engine: Engine | None = None
+        self,
+        name: str = "g0",
+        *,
+        lease_s: float = 30.0,
+        max_in_flight: int = 8,
+        engine: Engine | None = None,
+        deadlines: DeadlinesConfig | None = None,
+        clock: StateClock | None = None,
     ) -> Generator:
-        self.clock = StateClock("starting")
         weights = self.endpoint.weights()
         return Generator(
             name,
@@ -73,15 +79,15 @@ class World:
             AsyncHeartbeats(self.endpoint.redis, self.endpoint.keys),
             AsyncEventLog(self.endpoint.redis, self.endpoint.keys),
             config=GeneratorConfig(engine="scripted", max_in_flight=max_in_flight),
-            deadlines=self.deadlines,
-            heartbeat=HeartbeatConfig(every_s=0.02),
+            deadlines=deadlines or DeadlinesConfig(drain_s=5, weights_s=60),
+            heartbeat_every_s=0.02,
             lease_s=lease_s,
-            clock=self.clock,
+            clock=clock or StateClock("starting"),
         )
 
     @asynccontextmanager
-    async def going(self, generator: Generator, manifest: WeightManifest) -> AsyncIterator[asyncio.Task[None]]:
-        """The generator at work; drained at the end of the block, unless it has ended before."""
+    async def running(self, generator: Generator, manifest: WeightManifest) -> AsyncIterator[asyncio.Task[None]]:
+        """Run the generator for the block; it is drained at the end unless it has ended before."""
         running = asyncio.create_task(generator.run(manifest))
         try:
             yield running
@@ -96,30 +102,30 @@ class World:
         assert self.issuer.issue(tasks) == len(tasks)
 
     async def rollouts(self, count: int) -> list[Rollout]:
-        """So many rollouts, as they come."""
+        """The next `count` rollouts, in the order of their arrival."""
         found: list[Rollout] = []
 
-        def look() -> bool:
+        def all_read() -> bool:
             found.extend(rollout for _, rollout in self.reader.read(0))
             return len(found) >= count
 
-        await until(look)
+        await until(all_read)
         return found
 
-    async def beat(self, name: str = "g0") -> Heartbeat | None:
+    async def heartbeat(self, name: str = "g0") -> Heartbeat | None:
         beats = await AsyncHeartbeats(self.endpoint.redis, self.endpoint.keys).read_all()
         return next((beat for beat, _ in beats if beat.part_id == name), None)
 
     async def serves(self, version: int, digest: str) -> None:
         for _ in range(int(PATIENCE_S * 100)):
-            beat = await self.beat()
+            beat = await self.heartbeat()
             if beat is not None and (beat.weight_version, beat.weight_digest) == (version, digest):
                 return
             await asyncio.sleep(0.01)
-        raise AssertionError(f"version {version} was never served: {beat}")
+        raise AssertionError(f"version {version} was not served: {beat}")
 
-    async def leftover(self) -> list[tuple[str, int]]:
-        """(task, delivery) of what another generator gets at once."""
+    async def leasable(self) -> list[tuple[str, int]]:
+        """(task, delivery) of what another generator can lease at once."""
         other = TaskLeaser(self.endpoint.redis, self.endpoint.keys, "another", 30)
         return [(lease.task.task_id, lease.deliveries) for lease in await other.lease(100, 0)]
 
@@ -128,7 +134,7 @@ def task(index: int, **changes: Any) -> Task:
     settings: dict[str, Any] = {
         "task_id": f"r000000-{index:05d}",
         "round": 0,
-        "index": index,
+        "position": index,
         "prompt_tokens": [index, 7],
         "temperature": 0.6,
         "max_response_tokens": 4,
@@ -142,7 +148,7 @@ async def until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("it never came to that")
+    raise AssertionError("the condition never became true")
 
 
 async def until_leased(world: World, count: int) -> None:
@@ -152,21 +158,21 @@ async def until_leased(world: World, count: int) -> None:
         if leased == count:
             return
         await asyncio.sleep(0.01)
-    raise AssertionError(f"never {count} tasks were leased, but {leased}")
+    raise AssertionError(f"{leased} tasks are leased, not {count}")
 
 
 async def until_state(world: World, state: str) -> None:
-    await until_beat(world, lambda beat: beat.state == state)
+    await until_heartbeat(world, lambda beat: beat.state == state)
 
 
 async def until_message(world: World, start: str) -> None:
-    await until_beat(world, lambda beat: beat.message.startswith(start))
+    await until_heartbeat(world, lambda beat: beat.message.startswith(start))
 
 
-async def until_beat(world: World, right: Callable[[Heartbeat], bool]) -> None:
+async def until_heartbeat(world: World, condition: Callable[[Heartbeat], bool]) -> None:
     for _ in range(int(PATIENCE_S * 100)):
-        beat = await world.beat()
-        if beat is not None and right(beat):
+        beat = await world.heartbeat()
+        if beat is not None and condition(beat):
             return
         await asyncio.sleep(0.01)
-    raise AssertionError(f"no heartbeat was like that: {beat}")
+    raise AssertionError(f"no heartbeat met the condition; the last one: {beat}")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.endpoints import Endpoints
+from deploy.load_settings import load
 from deploy.operate.client import RunClient
 from deploy.ray_cluster.app import Options
-from deploy.settings import Settings, load
+from deploy.settings import Settings
 from services.contracts import StatusSnapshot
 from services.errors import ContractError, UnavailableError
 from tests.support import scripted_run

@@ -54,7 +54,7 @@ def rollout(round_: int, index: int, **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "rollout_id": f"r{round_:06d}-{index:05d}/0",
         "round": round_,
-        "index": index,
+        "position": index,
         "sample": 0,
         "question": f"How much is {round_} + {index}?",
         "truth": str(round_ + index),
@@ -75,7 +75,7 @@ def rollout(round_: int, index: int, **changes: Any) -> dict[str, Any]:
 def write_rollouts(folder: RunFolder, round_: int, lines: list[dict[str, Any]]) -> None:
     """One round's file."""
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
-    durable.write_file(folder.rollouts / f"round-{round_:06d}.jsonl", text)
+    durable.write_file(folder.rollouts_of(round_), text)
 
 
 def record(path: Path, rounds: int = 240) -> RunFolder:
@@ -83,7 +83,7 @@ def record(path: Path, rounds: int = 240) -> RunFolder:
     folder = RunFolder(path).create()
     identity = json.loads(folder.identity.read_text()) | {"rounds_total": 300}
     durable.write_file(folder.identity, json.dumps(identity))
-    durable.write_file(folder.metrics, "".join(f"{metrics(number).model_dump_json()}\n" for number in range(rounds)))
+    durable.write_file(folder.metrics, "".join(f"{metrics(number).as_line()}\n" for number in range(rounds)))
     for number in range(max(0, rounds - 3), rounds):
         write_rollouts(folder, number, [rollout(number, index) for index in range(4)])
     answers = [

@@ -169,7 +169,7 @@ def expected_rounds(config: Path, model: Path, prompts: Path) -> list[tuple[int,
     """What `rounds_of` must find, from the curriculum alone."""
     from transformers import AutoTokenizer
 
-    from deploy.settings import load
+    from deploy.load_settings import load
     from learner.data.curriculum import Curriculum
     from learner.data.prompts import load_prompts
 

@@ -1,21 +1,23 @@
-"""Small valid tasks and rollouts, and an expiry that needs no waiting."""
+"""Small valid tasks and rollouts, and what other processes of a run write into Redis or read from it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import redis
 import redis.asyncio
 
 from services.contracts import Rollout, Task, VersionSpan
 from services.streams import scripts
 from services.streams.connection import Keys
+from services.streams.events import Event, decode_event
 
 
 def make_task(index: int, **changes: Any) -> Task:
     settings: dict[str, Any] = {
         "task_id": f"r000001-{index:05d}",
         "round": 1,
-        "index": index,
+        "position": index,
         "prompt_tokens": [index, 7, 9],
         "temperature": 0.6,
         "max_response_tokens": 16,
@@ -30,7 +32,7 @@ def make_rollouts(task: Task, generator_id: str = "g0") -> list[Rollout]:
             task_id=task.task_id,
             sample=sample,
             round=task.round,
-            index=task.index,
+            position=task.position,
             prompt_tokens=task.prompt_tokens,
             response_tokens=[5, 6, sample],
             finish_reason="stop",
@@ -49,3 +51,19 @@ async def expire(client: redis.asyncio.Redis, keys: Keys, entry_id: bytes) -> No
     pending: Any
     [pending] = await client.xpending_range(keys.tasks, scripts.GROUP, entry_id, entry_id, 1)
     await client.xclaim(keys.tasks, scripts.GROUP, pending["consumer"], 0, [entry_id], idle=86_400_000, justid=True)
+
+
+def request_stop(client: redis.Redis, keys: Keys, stop: bool = True) -> None:
+    """Requests what `sept stop` does, from a thread."""
+    client.hset(keys.control, mapping={"stop_after_round": int(stop)})
+
+
+def request_checkpoint(client: redis.Redis, keys: Keys) -> None:
+    """Requests what `sept checkpoint` does, from a thread."""
+    client.hset(keys.control, mapping={"checkpoint": 1})
+
+
+def last_events(client: redis.Redis, keys: Keys, count: int = 100) -> list[Event]:
+    """The newest events, the oldest of them first."""
+    entries: Any = client.xrevrange(keys.events, count=count)
+    return [decode_event(entry_id, fields) for entry_id, fields in reversed(entries)]

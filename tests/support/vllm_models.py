@@ -1,4 +1,4 @@
-"""What the generator's tests need of weights: versions, updates between them, and a tiny model to serve them."""
+"""Versions of weights, updates between them, and a tiny model to serve them, for the generator's tests."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from services.contracts import WeightManifest
+from services.tensors import RawTensor, describe, version_digest
 from services.weights import delta
 from services.weights.mirror import WeightUpdate
-from services.weights.tensors import RawTensor, describe, version_digest
 
 VOCABULARY = 320
 
@@ -30,7 +30,7 @@ def manifest_of(version: int, tensors: Mapping[str, RawTensor]) -> WeightManifes
 def update_between(
     version: int, old: Mapping[str, RawTensor], new: Mapping[str, RawTensor], *, sparse: bool = True
 ) -> WeightUpdate:
-    """From `old` to `new`, which becomes `version`; as patches, or replacing everything."""
+    """The update from `old` to `new`, which becomes `version`: as patches, or as whole tensors."""
     patches = list(delta.decode(old, delta.encode(old, new)))
     return WeightUpdate(
         manifest=manifest_of(version, new),
@@ -42,15 +42,25 @@ def update_between(
 
 
 def changed(tensors: Mapping[str, RawTensor], seed: int, share: float = 0.1) -> dict[str, RawTensor]:
-    """The tensors with about `share` of their elements replaced by others of the same tensor."""
+    """The tensors with about `share` of their elements replaced by other elements of the same tensor."""
     random = np.random.default_rng(seed)
     result = {}
     for name, tensor in tensors.items():
         bits = tensor.data.view(f"<u{tensor.item_bytes}").copy()
-        places = np.flatnonzero(random.random(bits.size) < share)
-        bits[places] = bits[random.integers(0, bits.size, places.size)]
+        positions = np.flatnonzero(random.random(bits.size) < share)
+        bits[positions] = bits[random.integers(0, bits.size, positions.size)]
         result[name] = RawTensor(tensor.dtype, tensor.shape, bits.view(np.uint8))
     return result
+
+
+def first_tensors() -> dict[str, RawTensor]:
+    """Three BF16 matrices of 6 x 4: q, k and o of an attention layer."""
+    random = np.random.default_rng(0)
+    halves = random.standard_normal((3, 24)).astype("<f4").view("<u4") >> 16
+    return {
+        name: RawTensor("BF16", (6, 4), bits.astype("<u2").view(np.uint8))
+        for name, bits in zip(("q.weight", "k.weight", "o.weight"), halves, strict=True)
+    }
 
 
 def write_tiny_model(folder: Path, *, tied: bool = True, dtype: str = "bfloat16") -> None:
@@ -81,7 +91,7 @@ def write_tiny_model(folder: Path, *, tied: bool = True, dtype: str = "bfloat16"
 
 
 def greedy_gaps(folder: Path, tensors: Mapping[str, RawTensor], prompt: list[int], response: list[int]) -> list[float]:
-    """How far below the best logit each response token lies, by transformers in float32 with these weights."""
+    """How far each response token's logit is below the best one, by transformers in float32 with these weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

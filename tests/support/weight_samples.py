@@ -1,4 +1,4 @@
-"""Small versions of a pretend model, for the tests of this folder and of the endpoint."""
+"""Small versions of a pretend model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from services.tensors import ITEM_BYTES, RawTensor, Tensors
 from services.weights.adapters import Adapter, merge, pack
-from services.weights.tensors import ITEM_BYTES, RawTensor
+from services.weights.publisher import WeightPublisher
 
 SHAPES: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "model.embed_tokens.weight": ("BF16", (64, 16)),
@@ -38,6 +39,16 @@ def next_version(before: Mapping[str, RawTensor], seed: int) -> dict[str, RawTen
         data[rng.integers(0, data.size, 3)] ^= rng.integers(1, 256, 3, dtype=np.uint8)
         after[name] = RawTensor(before[name].dtype, before[name].shape, data)
     return after
+
+
+def publish_versions(store: WeightPublisher, count: int) -> list[Tensors]:
+    """Publish versions 0 .. count - 1 and return them."""
+    history: list[Tensors] = [first_version()]
+    store.publish(0, history[0])
+    for version in range(1, count):
+        history.append(next_version(history[-1], version))
+        store.publish(version, history[-1])
+    return history
 
 
 ADAPTED = ("model.embed_tokens.weight", "model.layers.0.mlp.weight")

@@ -25,8 +25,8 @@ let seen = "", view = "overview";
 // -- the state at a glance ---------------------------------------------------------------------------------------
 
 function onFrame(frame) {
-  if (!frame.status) { tone("bad", "unreachable", frame.trouble); return; }
-  const { status, wishes, verdict } = frame;
+  if (!frame.status) { tone("bad", "unreachable", frame.error); return; }
+  const { status, requests, bottleneck } = frame;
   const lost = status.learner_lost || status.generators.some((generator) => generator.lost);
   tone(lost && status.state === "running" ? "warn" : TONES[status.state], status.state, status.detail);
   document.title = `${status.state} · ${status.run_id}`;
@@ -42,8 +42,8 @@ function onFrame(frame) {
   say(byId("held"), number(status.rollouts_queued));
   say(byId("oldest"), duration(status.oldest_task_s));
   say(byId("dead"), number(status.dead_letters));
-  steering.show(wishes, status);
-  showVerdict(verdict);
+  steering.show(requests, status);
+  showBottleneck(bottleneck);
   overview.showParts(status);
   if (view === "overview") refreshCharts(frame);
 }
@@ -60,11 +60,11 @@ function tone(kind, state, detail) {
   say(byId("detail"), detail);
 }
 
-function showVerdict(verdict) {
+function showBottleneck(bottleneck) {
   const names = { unknown: "Not known yet", generation: "Generation", training: "Training", overlap: "Neither: both wait", balanced: "Nothing: balanced" };
-  say(byId("bottleneck"), names[verdict.bottleneck]);
-  say(byId("reason"), `${verdict.reason[0].toUpperCase()}${verdict.reason.slice(1)}.`);
-  const suggested = verdict.suggested_generators;
+  say(byId("bottleneck"), names[bottleneck.kind]);
+  say(byId("reason"), `${bottleneck.reason[0].toUpperCase()}${bottleneck.reason.slice(1)}.`);
+  const suggested = bottleneck.suggested_generators;
   byId("suggest").hidden = suggested === null;
   byId("suggest").dataset.count = suggested ?? "";
   say(byId("suggest"), `Run ${suggested} generator${suggested === 1 ? "" : "s"}`);

@@ -30,19 +30,19 @@ export async function showSettings() {
 }
 
 export async function showMessages() {
-  const [troubles, audit] = await Promise.all([ask("/v1/troubles"), ask("/v1/events/last", { kind: "control" })]);
+  const [warnings, audit] = await Promise.all([ask("/v1/warnings"), ask("/v1/events/last", { kind: "control" })]);
   const columns = [{ label: "when" }, { label: "part" }, { label: "level" }, { label: "message", long: true, wide: true }];
-  const rows = troubles.map((trouble) => [
-    clock(trouble.time_s), trouble.part, element("span", { class: "pill", "data-tone": trouble.level === "error" ? "bad" : "warn" }, trouble.level), trouble.text,
+  const rows = warnings.map((warning) => [
+    clock(warning.time_s), warning.part, element("span", { class: "pill", "data-tone": warning.level === "error" ? "bad" : "warn" }, warning.level), warning.text,
   ]);
-  byId("troubles").replaceChildren(rows.length ? table(columns, rows, "Warnings and errors") : element("p", { class: "note" }, "No part has written a warning or an error."));
+  byId("warnings").replaceChildren(rows.length ? table(columns, rows, "Warnings and errors") : element("p", { class: "note" }, "No part has written a warning or an error."));
   const asked = audit.map((event) => [clock(event.time_s), describe(event.fields), event.fields.client ?? event.source]);
   byId("audit").replaceChildren(asked.length
-    ? table([{ label: "when" }, { label: "wish", long: true }, { label: "from" }], asked, "What people asked for")
+    ? table([{ label: "when" }, { label: "request", long: true }, { label: "from" }], asked, "What people asked for")
     : element("p", { class: "note" }, "Nobody has asked for anything yet."));
 }
 
-function describe({ action, count, weight_version: version, reason }) {
-  const what = action === "generators" ? `${count} generators` : words(action);
+function describe({ action, generators_target: target, weight_version: version, reason }) {
+  const what = action === "generators" ? `${target} generators` : words(action);
   return [what, version === undefined ? "" : ` version ${version}`, reason ? `: ${reason}` : ""].join("");
 }

@@ -4,11 +4,11 @@ import { byId, element, number, say } from "./format.js";
 import { withMath } from "./math.js";
 import { ask } from "./transport.js";
 
-let goOn = null, shown = 0, asked = 0;
+let next = null, shown = 0, asked = 0;
 
 export function listen() {
   byId("search").addEventListener("submit", (event) => { event.preventDefault(); search(); });
-  byId("older").addEventListener("click", () => search(goOn));
+  byId("older").addEventListener("click", () => search(next));
 }
 
 export async function search(start = null) {
@@ -21,16 +21,16 @@ export async function search(start = null) {
   const cards = found.records.map((record) => card(record, text));
   if (start === null) { byId("records").replaceChildren(...cards); shown = 0; } else byId("records").append(...cards);
   shown += cards.length;
-  goOn = found.go_on;
-  byId("older").hidden = goOn === null;
+  next = found.next_position;
+  byId("older").hidden = next === null;
   say(byId("found"), summary(found));
 }
 
 function summary(found) {
   if (found.last_round === null) return "No round is recorded yet.";
   const recorded = `rounds ${found.first_round} to ${found.last_round} are recorded`;
-  if (shown === 0 && !goOn) return `Nothing found; ${recorded}.`;
-  return goOn ? `${shown} shown, there is more from round ${goOn.round} back; ${recorded}.` : `${shown} found; ${recorded}.`;
+  if (shown === 0 && !next) return `Nothing found; ${recorded}.`;
+  return next ? `${shown} shown, there is more from round ${next.round} back; ${recorded}.` : `${shown} found; ${recorded}.`;
 }
 
 function card(record, wanted) {

@@ -1,27 +1,27 @@
-// What people want of the run: the controls, the questions before what cannot be undone, and the wishes as they stand.
+// What people want of the run: the controls, the questions before what cannot be undone, and the requests as they stand.
 
 import { byId, element, say } from "./format.js";
-import { ask, wish } from "./transport.js";
+import { ask, request } from "./transport.js";
 
 const VERSIONS_EVERY_MS = 5000;
 
 let editing = false, versionsAt = 0, versionsOf = "", newest = 0;
 
-export function show(wishes, status) {
-  byId("pause").hidden = wishes.paused;
-  byId("resume").hidden = !wishes.paused && !wishes.stop_after_round;
-  say(byId("resume"), wishes.paused ? "Resume" : "Do not stop");
-  byId("stop").disabled = wishes.stop_after_round;
-  byId("checkpoint").disabled = wishes.checkpoint;
+export function show(requests, status) {
+  byId("pause").hidden = requests.paused;
+  byId("resume").hidden = !requests.paused && !requests.stop_after_round;
+  say(byId("resume"), requests.paused ? "Resume" : "Do not stop");
+  byId("stop").disabled = requests.stop_after_round;
+  byId("checkpoint").disabled = requests.checkpoint;
   const living = status.generators.filter((generator) => !generator.lost).length;
-  const wanted = wishes.desired_generators;
-  if (!editing) byId("count").value = wanted ?? living;
+  const target = requests.generators_target;
+  if (!editing) byId("count").value = target ?? living;
   const notes = [];
-  if (wishes.stop_after_round) notes.push("The run ends when this round is durable.");
-  if (wishes.checkpoint) notes.push("A checkpoint is written when this round is done.");
-  if (wishes.rollback_to !== null) notes.push(`The run goes back to version ${wishes.rollback_to} when this round is done.`);
-  if (wanted !== null && wanted !== living) notes.push(`${wanted} generators are wanted, ${living} are alive.`);
-  say(byId("wish"), notes.join(" "));
+  if (requests.stop_after_round) notes.push("The run ends when this round is durable.");
+  if (requests.checkpoint) notes.push("A checkpoint is written when this round is done.");
+  if (requests.rollback_to !== null) notes.push(`The run goes back to version ${requests.rollback_to} when this round is done.`);
+  if (target !== null && target !== living) notes.push(`${target} generators are wanted, ${living} are alive.`);
+  say(byId("requests"), notes.join(" "));
   newest = status.weight_version;
   const mark = `${newest} ${status.learner?.state}`;
   if (mark !== versionsOf && performance.now() >= versionsAt) {
@@ -77,13 +77,13 @@ function confirmed(question, consequence, yes) {
 async function stop() {
   const sure = await confirmed("Stop after this round?",
     "The run ends when the round is durable. It can be started again from there, but only on the machine that ran it.", "Stop the run");
-  if (sure) await attempt(() => wish("stop"), "The run ends after this round.");
+  if (sure) await attempt(() => request("stop"), "The run ends after this round.");
 }
 
-async function scale(count) {
-  if (!Number.isInteger(count) || count < 0) return;
-  const sure = count > 0 || await confirmed("No generators?", "Nothing is sampled until there is one again; the learner waits.", "Run none");
-  if (sure) await attempt(() => wish("generators", { count }), `${count} generators are wanted now.`);
+async function scale(target) {
+  if (!Number.isInteger(target) || target < 0) return;
+  const sure = target > 0 || await confirmed("No generators?", "Nothing is sampled until there is one again; the learner waits.", "Run none");
+  if (sure) await attempt(() => request("generators", { generators_target: target }), `${target} generators are wanted now.`);
   editing = false;
 }
 
@@ -91,17 +91,17 @@ async function rollBack(version) {
   const sure = await confirmed(`Go back to version ${version}?`,
     `Every later version up to ${newest}, its checkpoint and its records are given up, and its rounds are sampled anew. This cannot be undone; export a version to keep it.`,
     `Go back to ${version}`);
-  if (sure) await attempt(() => wish("rollback", { weight_version: version }), `The run goes back to version ${version} after this round.`);
+  if (sure) await attempt(() => request("rollback", { weight_version: version }), `The run goes back to version ${version} after this round.`);
 }
 
 function exportVersion(version) {
-  attempt(() => wish("export", { weight_version: version }), `Version ${version} is being written into the run's exports folder; Messages says when it is there.`);
+  attempt(() => request("export", { weight_version: version }), `Version ${version} is being written into the run's exports folder; Messages says when it is there.`);
 }
 
 export function listen() {
-  byId("pause").addEventListener("click", () => attempt(() => wish("pause"), "The run pauses after this round."));
-  byId("resume").addEventListener("click", () => attempt(() => wish("resume"), "The run goes on."));
-  byId("checkpoint").addEventListener("click", () => attempt(() => wish("checkpoint"), "A checkpoint is written after this round."));
+  byId("pause").addEventListener("click", () => attempt(() => request("pause"), "The run pauses after this round."));
+  byId("resume").addEventListener("click", () => attempt(() => request("resume"), "The run goes on."));
+  byId("checkpoint").addEventListener("click", () => attempt(() => request("checkpoint"), "A checkpoint is written after this round."));
   byId("stop").addEventListener("click", stop);
   const count = byId("count");
   const step = (by) => { editing = true; count.value = Math.max(0, Number(count.value) + by); };

@@ -1,11 +1,11 @@
-// Talks to the services: one stream of frames, questions and wishes. A tab that nobody sees is not connected.
+// Talks to the services: one stream of frames, queries and control requests. A tab that nobody sees is not connected.
 
 export async function ask(path, parameters = {}) {
   const query = new URLSearchParams(Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== ""));
   return answered(await fetch(query.size ? `${path}?${query}` : path));
 }
 
-export async function wish(action, body) {
+export async function request(action, body) {
   const options = { method: "POST", headers: body ? { "Content-Type": "application/json" } : {}, body: body && JSON.stringify(body) };
   return answered(await fetch(`/v1/control/${action}`, options));
 }

@@ -1,6 +1,6 @@
-"""From a parent and a delta to patches; trusts no byte of the delta.
+"""Decodes a delta to patches of its parent; trusts no byte of the delta.
 
-Whatever the bytes are, the outcome is patches inside the parent's tensors or a WeightError, and memory stays within a
+For any bytes the outcome is patches inside the parent's tensors or a WeightError, and memory stays within a
 small multiple of one section of the parent.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.errors import WeightError
+from services.tensors import Tensors
 from services.weights.delta.elements import Bits
 from services.weights.delta.sections import (
     CLASS_RECORD,
@@ -31,7 +32,6 @@ from services.weights.delta.sections import (
     sections_of,
 )
 from services.weights.delta.streams import GAP_PRECISION, FrameReader
-from services.weights.tensors import Tensors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,9 +91,9 @@ class _ClassChanges:
         """(the changed ones of the class's next members, their distances)."""
         reached = self._seen + members.size
         end = int(np.searchsorted(self._places, reached))
-        told = self._places[self._placed : end] - self._seen
+        picked = self._places[self._placed : end] - self._seen
         self._seen, self._placed = reached, end
-        changed = np.delete(members, told) if self._inverted else members[told]
+        changed = np.delete(members, picked) if self._inverted else members[picked]
         distances = self._distances[self._moved : self._moved + changed.size]
         self._moved += changed.size
         if distances.size != changed.size:
@@ -175,7 +175,7 @@ class _SectionDecoder:
         if not taken:
             return np.zeros(0, np.int64), np.zeros(0, self._kind.dtype)
         positions = np.concatenate([changed for changed, _ in taken])
-        distances = np.concatenate([told for _, told in taken])
+        distances = np.concatenate([moves for _, moves in taken])
         order = np.argsort(positions)
         positions, distances = positions[order], distances[order]
         return positions + chunk.start, self._kind.move(self._bits(chunk)[positions], distances)

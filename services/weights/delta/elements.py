@@ -1,4 +1,4 @@
-"""Element types as bits: exponent classes, distances along the number line. Knows no tensors and no wire.
+"""Element types as bits: exponent classes, distances along the number line.
 
 All arithmetic is on unsigned integers modulo 2**width, so that NaN payloads, infinities and -0.0 are values like any
 other and every step is exactly reversible.

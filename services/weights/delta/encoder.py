@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.errors import WeightError
+from services.tensors import Tensors
 from services.weights.delta.elements import Bits
 from services.weights.delta.sections import (
     CLASS_RECORD,
@@ -27,7 +28,6 @@ from services.weights.delta.sections import (
     sections_of,
 )
 from services.weights.delta.streams import GAP_PRECISION, FrameWriter, bits_needed
-from services.weights.tensors import Tensors
 
 WHOLE_ABOVE = 0.95
 """Share of a tensor's own bytes above which its changes are not worth coding."""

@@ -1,4 +1,4 @@
-"""What encoder and decoder must agree on: order of tensors, sections, chunks, records of the frame.
+"""What encoder and decoder share: order of tensors, sections, chunks, records of the frame.
 
 Both sides derive it from the parent alone, so none of it is sent.
 """
@@ -17,8 +17,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from services.tensors import RawTensor, Tensors
 from services.weights.delta.elements import KINDS, Bits, ElementKind
-from services.weights.tensors import RawTensor, Tensors
 
 MAGIC = b"SEPTDLT1"
 SECTION_ELEMENTS = 1 << 28

@@ -1,6 +1,6 @@
-"""Integers as entropy-coded bytes plus raw low bits, in one zstd frame; knows nothing of weights.
+"""Integers as entropy-coded bytes plus raw low bits, in one zstd frame.
 
-An integer is told by its leading bits, a symbol of one byte whose frequencies zstd's Huffman stage learns, and by its
+An integer is coded by its leading bits, a symbol of one byte whose frequencies zstd's Huffman stage learns, and by its
 low bits as they are: within one symbol's range they are close to uniform. Every segment is a zstd block of its own, so
 that symbols with different frequencies never share a code table. An arithmetic coder would save 1 to 13 %, most where
 steps are mostly -1 and 1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import yaml
 from yamllint import linter
 from yamllint.config import YamlLintConfig
 
-from deploy.settings import load
+from deploy.load_settings import load
 from learner.parallel.launch_env import ON_CPU
 
 ROOT = Path(__file__).parents[3]
@@ -62,6 +63,21 @@ def test_compose_takes_the_file_and_refuses_without_a_secret(missing: str | None
     else:
         assert done.returncode != 0
         assert f"set {missing} in .env" in done.stderr
+
+
+def test_every_file_that_it_names_exists(services: dict[str, Any]) -> None:
+    volumes = [volume for one in services.values() for volume in one.get("volumes", [])]
+    sources = [re.sub(r"^\$\{\w+:-(.*?)\}", r"\1", volume).partition(":")[0] for volume in volumes]
+    files = {source for source in sources if source.startswith("./")}
+    files |= {one["build"]["dockerfile"] for one in services.values() if "build" in one}
+    assert "./deploy/config/demo.toml" in files
+    assert not [file for file in files if not (ROOT / file).is_file()]
+
+
+def test_every_module_that_a_container_starts_exists() -> None:
+    modules = set(re.findall(r"-m\b[\", ]+([\w.]+)", COMPOSE.read_text() + DOCKERFILE.read_text()))
+    assert modules >= {"deploy.containers.claim_gpus", "studies.demo"}
+    assert all(importlib.util.find_spec(module) for module in modules - {"venv"})
 
 
 def test_every_secret_must_be_given(services: dict[str, Any]) -> None:

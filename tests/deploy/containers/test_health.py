@@ -12,8 +12,12 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+
+from deploy.containers.health import SERVICES_URL
+from services.config import ServicesConfig
 
 HEALTH = Path(__file__).parents[3] / "deploy/containers/health.py"
 TOKEN = "secret"
@@ -76,3 +80,7 @@ def test_a_refused_token_says_so(url: str) -> None:
     code, reason = check("learner", url, token="wrong")
     assert code == 1
     assert "401" in reason
+
+
+def test_the_port_is_that_of_the_services() -> None:
+    assert urlsplit(SERVICES_URL).port == ServicesConfig().port

@@ -12,8 +12,8 @@ from yamllint.config import YamlLintConfig
 
 pytest.importorskip("ray.serve")
 
+from deploy.load_settings import load
 from deploy.ray_cluster.app import Options
-from deploy.settings import load
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "deploy/containers/kubernetes"

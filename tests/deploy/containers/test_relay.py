@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.weight_fanout import NGINX, relay_config
 from services.contracts import WeightManifest
-from services.streams.embedded import free_port
+from services.net import free_port
 from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror
 from tests.support.endpoint import Endpoint, open_endpoint, served
@@ -150,7 +150,7 @@ async def test_a_long_poll_passes_through_and_is_woken(relayed: Relayed) -> None
     async with relayed.client() as client:
         waiting = asyncio.create_task(client.latest(0, held.digest, 30))
         manifest = await asyncio.to_thread(publish, relayed)
-        relayed.endpoint.app.state.notices.wake()
+        relayed.endpoint.app.state.notifier.notify()
         assert await asyncio.wait_for(waiting, PATIENCE_S) == manifest
 
 

@@ -20,19 +20,20 @@ from deploy.doctor.doctor import (
     report,
     versions,
 )
-from deploy.settings import Settings, load
+from deploy.load_settings import load
+from deploy.settings import Settings
 from tests.support import tiny_models
 
 
 def test_the_embedded_server_answers() -> None:
     finding = check_redis()
-    assert (finding.verdict, "speaks Redis" in finding.detail) == ("ok", True)
+    assert (finding.status, "speaks Redis" in finding.detail) == ("ok", True)
 
 
 def test_a_taken_port_fails_with_its_remedy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         finding = check_port("127.0.0.1", taken.getsockname()[1])
-    assert (finding.verdict, finding.remedy) == ("failed", "set services.port to another")
+    assert (finding.status, finding.remedy) == ("failed", "set services.port to another")
 
 
 def test_a_folder_to_be_made_is_judged_by_its_disk(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_a_folder_to_be_made_is_judged_by_its_disk(tmp_path: Path) -> None:
     [("", "failed"), ("./none", "failed"), ("none.jsonl", "failed"), ("org/name", "warning"), (".", "ok")],
 )
 def test_paths_are_files_or_names_on_the_hub(value: str, verdict: str) -> None:
-    assert check_path("model.path", value).verdict == verdict
+    assert check_path("model.path", value).status == verdict
 
 
 def test_the_report_fails_when_a_run_could_not_start(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def fitting(folder: Path, *sets: str) -> Settings:
 
 def test_a_model_that_fits_is_told_with_the_sequences_its_cache_holds(tmp_path: Path) -> None:
     finding = check_fit(fitting(tmp_path))
-    assert (finding.verdict, "sequences of 128 tokens" in finding.detail) == ("ok", True)
+    assert (finding.status, "sequences of 128 tokens" in finding.detail) == ("ok", True)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_a_model_that_does_not_fit_comes_with_its_remedy(
     tmp_path: Path, setting: str, verdict: str, remedy: str
 ) -> None:
     finding = check_fit(fitting(tmp_path, setting))
-    assert (finding.verdict, remedy in finding.remedy) == (verdict, True)
+    assert (finding.status, remedy in finding.remedy) == (verdict, True)
 
 
 def test_how_weights_travel_is_told() -> None:

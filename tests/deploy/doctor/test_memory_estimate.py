@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from deploy.doctor.memory_estimate import Footprint, Room, Shape, footprint, room, shape_of
-from deploy.settings import Settings, load
+from deploy.load_settings import load
+from deploy.settings import Settings
 from services.errors import ModelError
 from tests.support import tiny_models
 
@@ -60,11 +61,11 @@ def test_engines_compute_in_float32_on_cpu_unless_told_otherwise(dtype: str, eng
 def test_on_cpu_everybody_takes_from_the_same_memory() -> None:
     needed = Footprint(learner=5, engine=2, mirror=1, sequence=1)
     has = room(needed, settings("generator.count=2", "generator.cpu_cache_gib=1"), free=100, gpus=[])
-    assert has == Room(cache=2**30, wanted=5 + 2 * (3 + 2**30), free=100)
+    assert has == Room(cache=2**30, needed=5 + 2 * (3 + 2**30), free=100)
 
 
 def test_a_lone_gpu_is_shared() -> None:
     needed = Footprint(learner=50, engine=200, mirror=1, sequence=1)
     chosen = settings("generator.memory_fraction=0.5")
-    assert room(needed, chosen, free=0, gpus=[1000]) == Room(cache=300, wanted=50, free=500)
-    assert room(needed, chosen, free=0, gpus=[1000, 800]) == Room(cache=200, wanted=50, free=800)
+    assert room(needed, chosen, free=0, gpus=[1000]) == Room(cache=300, needed=50, free=500)
+    assert room(needed, chosen, free=0, gpus=[1000, 800]) == Room(cache=200, needed=50, free=800)

@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.console import Console
 
 from deploy import exit_codes
+from deploy.load_settings import load
 from deploy.local.processes import MARK
 from deploy.local.rank_launcher import start_ranks
 from deploy.local.run import run_local
-from deploy.settings import load
 from learner.parallel.launch_env import RANK
 from services.run_folder import RunFolder
 from tests.support import scripted_run
@@ -31,7 +31,7 @@ def test_the_exit_code_is_that_of_the_rank_that_failed(tmp_path: Path) -> None:
 
 async def test_a_learner_of_two_ranks_survives_the_death_of_one(tmp_path: Path) -> None:
     """Services, redis and generators see one learner; the run ends with every round exactly once."""
-    sets = ["training.ranks=2", "services.port=0", "heartbeat.every_s=0.2", "generator.count=1"]
+    sets = ["training.ranks=2", "services.port=0", "generator.count=1"]
     settings = load(scripted_run.write(tmp_path, rounds=ROUNDS), sets, environ={})
     folder = RunFolder(settings.run.dir)
     async with asyncio.timeout(PATIENCE_S):

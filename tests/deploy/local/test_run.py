@@ -11,8 +11,9 @@ from rich.console import Console
 
 from deploy import endpoints
 from deploy.endpoints import Endpoints
-from deploy.local.run import make_plan, run_local
-from deploy.settings import Settings, load
+from deploy.load_settings import load
+from deploy.local.run import plan_run, run_local
+from deploy.settings import Settings
 from services.errors import ConfigError, UnavailableError
 from services.run_folder import RunFolder
 
@@ -31,13 +32,13 @@ async def start(settings: Settings) -> None:
 def test_parts_are_started_from_the_resolved_config_and_without_secrets_in_their_commands(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run").create()
     where = Endpoints(redis_url="redis://:secret@h:1", services_url="http://h:77", token="hush")
-    plan = make_plan(settings_of(tmp_path), folder, None, where)
+    plan = plan_run(settings_of(tmp_path), folder, None, where)
     assert plan.redis is None
     assert plan.services.argv[-2:] == ("--set", "services.port=77")
     assert plan.generator(3).argv[-2:] == ("--id", "generator-3")
     for part in (plan.services, plan.learner, plan.generator(0)):
         assert str(folder.config) in part.argv
-        assert part.log.parent == folder.logs
+        assert part.log == folder.log_of(part.name)
         assert not {"secret", "hush"} & set(" ".join(part.argv).split())
         assert not any(name.startswith("SEPT_") and "__" in name for name in part.env)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.operate.log_tail import Logbook
+from deploy.operate.log_tail import LogTail
 from services.errors import ConfigError
 from services.run_folder import RunFolder
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def write(folder: RunFolder, part: str, text: str) -> None:
-    with (folder.logs / f"{part}.log").open("a") as log:
+    with (folder.log_of(part)).open("a") as log:
         log.write(text)
 
 
@@ -31,30 +31,30 @@ def write(folder: RunFolder, part: str, text: str) -> None:
     [(0, []), (1, ["three"]), (2, ["two", "three"]), (3, ["one", "two", "three"]), (9, ["one", "two", "three"])],
 )
 def test_the_last_lines_come_first(folder: RunFolder, lines: int, expected: list[str]) -> None:
-    book = Logbook(folder, ["learner"], lines=lines)
-    assert list(book.new()) == [("learner", line) for line in expected]
-    assert not list(book.new())
+    tail = LogTail(folder, ["learner"], lines=lines)
+    assert list(tail.new_lines()) == [("learner", line) for line in expected]
+    assert not list(tail.new_lines())
 
 
 def test_every_part_is_read_unless_some_are_named(folder: RunFolder) -> None:
-    assert [part for part, _ in Logbook(folder, lines=1).new()] == ["learner", "services"]
+    assert [part for part, _ in LogTail(folder, lines=1).new_lines()] == ["learner", "services"]
 
 
 def test_a_part_without_a_log_is_refused_with_those_that_have_one(folder: RunFolder) -> None:
     with pytest.raises(ConfigError, match="no log of lerner") as refused:
-        Logbook(folder, ["lerner"], lines=1)
+        LogTail(folder, ["lerner"], lines=1)
     assert "learner, services" in refused.value.hint
 
 
 def test_a_line_is_given_out_when_it_is_whole(folder: RunFolder) -> None:
-    book = Logbook(folder, ["learner"], lines=0)
+    tail = LogTail(folder, ["learner"], lines=0)
     write(folder, "learner", "fo")
-    assert not list(book.new())
+    assert not list(tail.new_lines())
     write(folder, "learner", "ur\nfi")
-    assert list(book.new()) == [("learner", "four")]
+    assert list(tail.new_lines()) == [("learner", "four")]
 
 
-def test_parts_that_come_later_are_followed_until_the_run_ends(folder: RunFolder) -> None:
+def test_parts_that_start_later_are_followed_until_the_run_ends(folder: RunFolder) -> None:
     """What is written between the last look and the end still comes."""
 
     def going() -> Iterator[bool]:
@@ -64,10 +64,10 @@ def test_parts_that_come_later_are_followed_until_the_run_ends(folder: RunFolder
         yield False
 
     states = going()
-    book = Logbook(folder, lines=0)
-    assert list(book.follow(lambda: next(states))) == [("generator-0", "hello"), ("learner", "finished")]
+    tail = LogTail(folder, lines=0)
+    assert list(tail.follow(lambda: next(states))) == [("generator-0", "hello"), ("learner", "finished")]
 
 
 def test_only_the_end_of_a_long_log_is_read(folder: RunFolder) -> None:
     write(folder, "redis", "x" * 3_000_000 + "\nlast\n")
-    assert [line for _, line in Logbook(folder, ["redis"], lines=1).new()] == ["last"]
+    assert [line for _, line in LogTail(folder, ["redis"], lines=1).new_lines()] == ["last"]

@@ -13,8 +13,8 @@ from rich.console import Console
 from deploy.endpoints import Endpoints, write
 from deploy.locks import run_lock
 from deploy.operate.client import RunClient
-from deploy.operate.progress import Progress, in_bytes, round_line, view
-from deploy.operate.run_commands import agreed, find_run, show_logs, watch_status, where_is
+from deploy.operate.progress import Progress, in_bytes, render, round_line
+from deploy.operate.run_commands import confirmed, find_run, require_endpoints, show_logs, watch_status
 from services import durable
 from services.contracts import GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot
 from services.errors import ConfigError, ContractError, SeptError, UnavailableError
@@ -48,7 +48,7 @@ def a_snapshot() -> StatusSnapshot:
         learner=a_beat(Part.LEARNER, "learner"),
         learner_lost=False,
         generators=(generator,),
-        desired_generators=2,
+        generators_target=2,
         tasks_queued=1,
         tasks_leased=2,
         rollouts_queued=3,
@@ -77,7 +77,7 @@ async def test_status_is_asked_with_the_token() -> None:
         assert (await run.status()).round == 3
 
 
-async def test_wishes_go_to_their_routes() -> None:
+async def test_requests_go_to_their_routes() -> None:
     asked: list[tuple[str, bytes]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -96,7 +96,7 @@ async def test_wishes_go_to_their_routes() -> None:
         ("/v1/control/pause", b""),
         ("/v1/control/resume", b""),
         ("/v1/control/stop", b""),
-        ("/v1/control/generators", b'{"count":3}'),
+        ("/v1/control/generators", b'{"generators_target":3}'),
         ("/v1/control/checkpoint", b""),
         ("/v1/control/rollback", b'{"weight_version":8}'),
         ("/v1/control/export", b'{"weight_version":8}'),
@@ -126,21 +126,21 @@ async def test_services_that_do_not_answer_are_named() -> None:
             await run.status()
 
 
-def test_the_run_that_is_going_is_found_before_the_newest(tmp_path: Path) -> None:
+def test_the_active_run_is_found_before_the_newest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no run"):
         find_run(None, runs=tmp_path)
-    going, newest = RunFolder(tmp_path / "going").create(), RunFolder(tmp_path / "newest").create()
-    write(going, WHERE)
-    assert find_run(None, runs=tmp_path).path == going.path
-    going.endpoints.unlink()
+    active, newest = RunFolder(tmp_path / "active").create(), RunFolder(tmp_path / "newest").create()
+    write(active, WHERE)
+    assert find_run(None, runs=tmp_path).path == active.path
+    active.endpoints.unlink()
     assert find_run(newest.path).path == newest.path
     with pytest.raises(ConfigError, match="not a run's folder"):
         find_run(tmp_path)
 
 
-def test_a_run_that_is_not_going_says_how_to_start_it(tmp_path: Path) -> None:
+def test_a_run_that_is_not_active_says_how_to_start_it(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="start it again with `sept run"):
-        where_is(RunFolder(tmp_path))
+        require_endpoints(RunFolder(tmp_path))
 
 
 def test_endpoints_do_not_show_their_secrets() -> None:
@@ -150,30 +150,30 @@ def test_endpoints_do_not_show_their_secrets() -> None:
 
 def test_a_folder_is_run_by_one_supervisor_only(tmp_path: Path) -> None:
     with (
-        run_lock(tmp_path),
+        run_lock(RunFolder(tmp_path)),
         pytest.raises(UnavailableError, match="already being run by process"),
-        run_lock(tmp_path),
+        run_lock(RunFolder(tmp_path)),
     ):
         pass
-    with run_lock(tmp_path):
+    with run_lock(RunFolder(tmp_path)):
         pass
 
 
 def test_the_view_shows_parts_queue_and_rounds() -> None:
-    text = shown(view(a_snapshot(), [a_round(number) for number in range(20)]))
+    text = shown(render(a_snapshot(), [a_round(number) for number in range(20)]))
     for expected in ("r-1", "round 3 of 9", "1 tasks, 2 leased, 3 rollouts, 4 dead letters", "lost", "generator-7"):
         assert expected in text
     assert "1.5 kB" in text
-    assert "waiting for the services" in shown(view(None, []))
+    assert "waiting for the services" in shown(render(None, []))
 
 
 async def test_without_a_terminal_every_round_is_one_line(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path).create()
-    durable.append_line(folder.metrics, a_round(0).model_dump_json())
+    durable.append_line(folder.metrics, a_round(0).as_line())
     console = Console(file=io.StringIO(), force_terminal=False)
     async with client(lambda request: httpx.Response(503)) as run:
         with Progress(folder, run, console) as progress:
-            durable.append_line(folder.metrics, a_round(1).model_dump_json())
+            durable.append_line(folder.metrics, a_round(1).as_line())
             await progress.refresh()
             await progress.refresh()
     assert isinstance(console.file, io.StringIO)
@@ -195,16 +195,16 @@ def test_bytes_in_words(count: float, text: str) -> None:
     assert in_bytes(count) == text
 
 
-def test_what_cannot_be_undone_wants_a_yes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert agreed("all of it goes", yes=True)
+def test_what_cannot_be_undone_needs_a_confirmation(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert confirmed("all of it goes", yes=True)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # no terminal: nobody can be asked
     with pytest.raises(ConfigError, match="all of it goes, and nobody"):
-        agreed("all of it goes", yes=False)
+        confirmed("all of it goes", yes=False)
 
 
-def test_a_run_that_is_not_going_cannot_be_watched(tmp_path: Path) -> None:
+def test_a_run_that_is_not_active_cannot_be_watched(tmp_path: Path) -> None:
     durable.write_file(RunFolder(tmp_path).identity, "{}")
-    with pytest.raises(UnavailableError, match="no run is going"):
+    with pytest.raises(UnavailableError, match="no run is active"):
         watch_status(tmp_path)
 
 
@@ -212,6 +212,6 @@ def test_logs_name_the_part_that_wrote_each_line(tmp_path: Path, capsys: pytest.
     run = RunFolder(tmp_path)
     durable.write_file(run.identity, "{}")
     run.logs.mkdir()
-    (run.logs / "learner.log").write_text("round_trained [info] round=3\n")
+    run.log_of("learner").write_text("round_trained [info] round=3\n")
     show_logs(tmp_path, (), lines=5, follow=True)
     assert capsys.readouterr().out == "learner | round_trained [info] round=3\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 
 pytest.importorskip("ray.serve")
 
-from deploy.ray_cluster.app import STORE, Options, on_ray, scaling, source_env, store_resource
-from deploy.ray_cluster.parts import RayRun, code_digest
+from deploy.load_settings import load
+from deploy.ray_cluster.app import STORE, Options, scaling, settings_for_ray, source_env, store_resource
+from deploy.ray_cluster.parts import PACKAGES, RayRun, code_digest
 from deploy.ray_cluster.scaling import METRIC, QueuePolicy
-from deploy.settings import Settings, load
+from deploy.settings import Settings
 from services.errors import ConfigError
 
 SECRETS = {"SEPT_REDIS__URL": "redis://:hush@redis:6379/0", "SEPT_SERVICES__TOKEN": "secret"}
@@ -36,9 +38,9 @@ class Seen:
     aggregated_metrics: dict[str, dict[Any, float]] | None
 
 
-@pytest.mark.parametrize(("open_requests", "wanted"), [(0, 0), (1, 1), (64, 1), (65, 2), (640, 10)])
-def test_as_many_generators_as_hold_all_open_requests(open_requests: float, wanted: int) -> None:
-    assert QueuePolicy(64)(Seen(3, {METRIC: {"a": 0.0, "b": open_requests}})) == (wanted, {})
+@pytest.mark.parametrize(("open_requests", "generators"), [(0, 0), (1, 1), (64, 1), (65, 2), (640, 10)])
+def test_as_many_generators_as_hold_all_open_requests(open_requests: float, generators: int) -> None:
+    assert QueuePolicy(64)(Seen(3, {METRIC: {"a": 0.0, "b": open_requests}})) == (generators, {})
 
 
 @pytest.mark.parametrize("metrics", [None, {}, {METRIC: {}}])
@@ -58,13 +60,13 @@ def test_the_number_lies_between_what_is_given() -> None:
 def test_a_cluster_needs_redis_and_a_token(missing: str) -> None:
     environ = {name: value for name, value in SECRETS.items() if name != missing}
     with pytest.raises(ConfigError, match=r"(redis\.url|services\.token) is not set"):
-        on_ray(settings_of(environ=environ), options())
+        settings_for_ray(settings_of(environ=environ), options())
 
 
 def test_generators_reach_the_services_through_their_own_nodes_proxy() -> None:
-    assert on_ray(settings_of(), options(http_port=8123)).services.url == "http://127.0.0.1:8123"
+    assert settings_for_ray(settings_of(), options(http_port=8123)).services.url == "http://127.0.0.1:8123"
     given = settings_of("services.url=https://sept.example")
-    assert on_ray(given, options()).services.url == "https://sept.example"
+    assert settings_for_ray(given, options()).services.url == "https://sept.example"
 
 
 def test_on_several_nodes_one_must_say_that_it_has_the_folder() -> None:
@@ -90,3 +92,8 @@ def test_the_source_is_shipped_without_what_runs_leave_behind(tmp_path: Path) ->
     env = source_env(tmp_path)
     assert env["working_dir"] == str(tmp_path)
     assert "/runs" in env["excludes"]
+
+
+def test_the_digest_covers_every_package_of_the_wheel() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    assert list(PACKAGES) == project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]

@@ -1,15 +1,10 @@
-"""The parts of the engine contract that need no engine."""
+"""The types of the engine contract."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-from generator.config import GeneratorConfig
-from generator.engines.base import create_engine, version_spans
-from generator.engines.scripted import ScriptedEngine
+from generator.engines.base import version_spans
 
 
 @pytest.mark.parametrize(
@@ -23,15 +18,3 @@ from generator.engines.scripted import ScriptedEngine
 )
 def test_version_spans_join_equal_neighbours(versions: list[int], spans: list[tuple[int, int, int]]) -> None:
     assert [(span.weight_version, span.start, span.end) for span in version_spans(versions)] == spans
-
-
-def test_the_config_names_the_engine() -> None:
-    assert isinstance(create_engine(GeneratorConfig(engine="scripted")), ScriptedEngine)
-
-
-def test_the_scripted_engine_needs_neither_torch_nor_vllm() -> None:
-    check = (
-        "import sys; from generator.config import GeneratorConfig; from generator.engines.base import create_engine; "
-        "create_engine(GeneratorConfig(engine='scripted')); sys.exit('torch' in sys.modules or 'vllm' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", check], check=False, timeout=60).returncode == 0

@@ -1,61 +1,35 @@
-"""What every engine must do, shown for the scripted and for the vLLM engine."""
+"""What every engine must do, tested with the scripted and with the vLLM engine."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from generator.config import GeneratorConfig
-from generator.engines.base import Completion, Engine, create_engine
+from generator.engines.base import Completion, Engine
+from generator.engines.create import create_engine
 from generator.engines.scripted import ScriptedEngine
-from services.contracts import Task, VersionSpan
+from services.contracts import VersionSpan
 from services.errors import EngineError
-from services.weights.tensors import RawTensor, read_safetensors
-from tests.support.vllm_models import changed, greedy_gaps, update_between, write_tiny_model
+from services.tensors import RawTensor, read_safetensors
+from tests.support.engine_rig import FIRST_VERSION, Rig, task
+from tests.support.vllm_models import greedy_gaps, update_between, write_tiny_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MAX_MODEL_LEN = 3000
 LONG = 2500
 MAX_IN_FLIGHT = 8
-FIRST_VERSION = 3
-DEADLINE_S = 60.0
 
 
 # vLLM's own imports warn of deprecations
 VLLM = pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.filterwarnings("ignore")])
 only_vllm = pytest.mark.parametrize("rig", [VLLM], indirect=True)
-
-
-@dataclass
-class Rig:
-    """A started engine and the newest version that it serves."""
-
-    engine: Engine
-    folder: Path
-    version: int
-    tensors: Mapping[str, RawTensor]
-
-    async def update(self, *, sparse: bool = True, version: int | None = None) -> float:
-        version = self.version + 1 if version is None else version
-        new = changed(self.tensors, seed=version)
-        pause_s = await self.engine.apply(update_between(version, self.tensors, new, sparse=sparse))
-        self.version, self.tensors = version, new
-        return pause_s
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert time.monotonic() < deadline, "the engine did not get there"
-            await asyncio.sleep(0.001)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["scripted", VLLM])
@@ -66,7 +40,8 @@ async def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         write_tiny_model(folder)
         engine = await asyncio.to_thread(
             create_engine,
-            GeneratorConfig(max_model_len=MAX_MODEL_LEN, max_in_flight=MAX_IN_FLIGHT, cpu_cache_gib=0.25),
+            GeneratorConfig(max_in_flight=MAX_IN_FLIGHT, cpu_cache_gib=0.25),
+            max_model_len=MAX_MODEL_LEN,
             seed=1,
         )
     else:
@@ -75,30 +50,17 @@ async def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     await engine.start(folder, FIRST_VERSION)
     yield Rig(engine, folder, FIRST_VERSION, read_safetensors(folder / "model.safetensors"))
     await engine.stop()
-    gc.collect()  # vLLM leaves its sockets' context to the collector, which would complain during another test
+    gc.collect()  # vLLM leaves its sockets' context to the collector, which would warn during another test
 
 
 def write_scripted_model(folder: Path) -> None:
     import numpy as np
 
-    from services.weights.tensors import write_safetensors
+    from services.tensors import write_safetensors
 
     random = np.random.default_rng(0)
     data = random.integers(0, 256, 2 * 40 * 8, dtype=np.uint8)
     write_safetensors(folder / "model.safetensors", {"a": RawTensor("BF16", (40, 8), data)})
-
-
-def task(task_id: str = "r000000-00000", **changes: Any) -> Task:
-    fields: dict[str, Any] = {
-        "task_id": task_id,
-        "round": 0,
-        "index": 0,
-        "prompt_tokens": [5, 9, 200, 31, 7],
-        "temperature": 1.0,
-        "max_response_tokens": 20,
-        "min_weight_version": 0,
-    }
-    return Task.model_validate(fields | changes)
 
 
 def assert_covered(completion: Completion) -> None:
@@ -205,8 +167,8 @@ async def test_many_requests_and_updates_at_once(rig: Rig) -> None:
 
 
 async def test_a_full_engine_scores_by_the_weights_served_while_it_generates(rig: Rig) -> None:
-    asked = [task(f"t{n}", max_response_tokens=LONG) for n in range(MAX_IN_FLIGHT)]
-    requests = [asyncio.create_task(rig.engine.generate(each, 0)) for each in asked]
+    tasks = [task(f"t{n}", max_response_tokens=LONG) for n in range(MAX_IN_FLIGHT)]
+    requests = [asyncio.create_task(rig.engine.generate(each, 0)) for each in tasks]
     await rig.until(lambda: rig.engine.load().running == MAX_IN_FLIGHT)
     tokens = (5, 9, 200, 31, 7)
     before = await rig.engine.score(tokens)
@@ -220,16 +182,16 @@ async def test_a_full_engine_scores_by_the_weights_served_while_it_generates(rig
     assert before is not None and after is not None and again is not None
     assert len(before) == len(after) == len(tokens) - 1
     assert max(*before, *after) <= 0
-    assert again == pytest.approx(before, abs=1e-4), "what else is in the batch changes the last digits only"
+    assert again == pytest.approx(before, abs=1e-4), "other sequences in the batch change the last digits only"
     assert after != pytest.approx(before, abs=1e-2)
     await rig.until(lambda: rig.engine.load().running == 0)
 
 
 @only_vllm
-async def test_of_a_sequence_that_is_too_long_the_beginning_is_scored(rig: Rig) -> None:
+async def test_only_the_beginning_of_a_sequence_that_is_too_long_is_scored(rig: Rig) -> None:
     scored = await rig.engine.score([n % 311 for n in range(MAX_MODEL_LEN + 100)])
     assert scored is not None
-    assert len(scored) == MAX_MODEL_LEN - 2, "one is given, and one place is for the token that vLLM samples"
+    assert len(scored) == MAX_MODEL_LEN - 2, "the first token has no score, and vLLM samples one token"
 
 
 async def test_an_idle_engine_reports_no_load(rig: Rig) -> None:
@@ -241,7 +203,7 @@ async def test_an_idle_engine_reports_no_load(rig: Rig) -> None:
 
 @only_vllm
 async def test_new_requests_see_nothing_of_older_weights(rig: Rig) -> None:
-    """The prompt fills cache blocks under the old weights; after the update every answer is the new weights' own."""
+    """The prompt fills cache blocks under the old weights; after the update no response uses them."""
     prompt = [(7 * n) % 311 for n in range(300)]
     question = task(prompt_tokens=prompt, temperature=0, max_response_tokens=30)
     for _ in range(2):
@@ -255,7 +217,7 @@ async def test_new_requests_see_nothing_of_older_weights(rig: Rig) -> None:
 
 
 async def test_a_dead_engine_fails_at_once(rig: Rig) -> None:
-    """Comes last: it kills the engine."""
+    """Must be the last test: it kills the engine."""
     request = asyncio.create_task(rig.engine.generate(task(max_response_tokens=LONG), 0))
     await rig.until(lambda: rig.engine.load().running == 1)
     kill(rig.engine)
@@ -269,13 +231,12 @@ async def test_a_dead_engine_fails_at_once(rig: Rig) -> None:
 
 def kill(engine: Engine) -> None:
     if isinstance(engine, ScriptedEngine):
-        engine.die("a test wants to see it")
+        engine.die("the test killed it")
         return
-    from generator.engines.vllm import VllmEngine
+    from generator.engines.vllm.engine import VllmEngine
 
     assert isinstance(engine, VllmEngine)
-    assert engine._llm is not None
-    for process in engine._llm.engine_core.resources.engine_manager.processes:
+    for process in engine.llm.engine_core.resources.engine_manager.processes:
         process.kill()
 
 

@@ -1,4 +1,4 @@
-"""What only the scripted engine promises; the rest is the contract."""
+"""What the scripted engine promises beyond the contract."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from generator.config import GeneratorConfig
-from generator.engines.base import create_engine
 from generator.engines.scripted import ScriptedEngine
 from services.errors import EngineError
-from services.weights.tensors import RawTensor, write_safetensors
-from tests.generator.engines.test_engine_contract import task
+from services.tensors import RawTensor, write_safetensors
+from tests.support.engine_rig import task
 from tests.support.vllm_models import changed, update_between
 
 WEIGHTS = {"a": RawTensor("F32", (8,), np.arange(32, dtype=np.uint8))}
@@ -37,7 +35,7 @@ async def test_responses_with_a_stop_token_have_scripted_lengths(tmp_path: Path)
     assert len({len(completion.response_tokens) for completion in completions}) > 5
 
 
-async def test_other_weights_give_other_answers_when_asked_to(tmp_path: Path) -> None:
+async def test_other_weights_give_other_responses_with_follows_weights(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model.safetensors", WEIGHTS)
     engine = ScriptedEngine(follows_weights=True)
     await engine.start(tmp_path, 0)
@@ -58,19 +56,19 @@ async def test_requests_beyond_the_limit_wait(tmp_path: Path) -> None:
     assert (engine.load().running, engine.load().waiting) == (0, 0)
 
 
-async def test_a_full_cache_makes_sequences_wait_and_changes_no_answer(tmp_path: Path) -> None:
-    roomy, tight = ScriptedEngine(step_s=0.001), ScriptedEngine(step_s=0.001, cache_tokens=60)
-    answers = []
-    for engine in (roomy, tight):
+async def test_a_full_cache_makes_sequences_wait_and_changes_no_response(tmp_path: Path) -> None:
+    large, small = ScriptedEngine(step_s=0.001), ScriptedEngine(step_s=0.001, cache_tokens=60)
+    responses = []
+    for engine in (large, small):
         await engine.start(tmp_path, 0)
-        answers.append(await asyncio.gather(*(engine.generate(task(), n) for n in range(5))))
-    assert answers[0] == answers[1]
-    assert (roomy.load().cache_used, roomy.load().preemptions) == (0, 0)
-    assert tight.load().preemptions > 0
-    assert (tight.load().running, tight.load().waiting, tight.load().cache_used) == (0, 0, 0)
+        responses.append(await asyncio.gather(*(engine.generate(task(), n) for n in range(5))))
+    assert responses[0] == responses[1]
+    assert (large.load().cache_used, large.load().preemptions) == (0, 0)
+    assert small.load().preemptions > 0
+    assert (small.load().running, small.load().waiting, small.load().cache_used) == (0, 0, 0)
 
 
-async def test_an_engine_that_was_not_started_refuses() -> None:
-    engine = create_engine(GeneratorConfig(engine="scripted"))
+async def test_an_engine_that_was_not_started_raises() -> None:
+    engine = ScriptedEngine()
     with pytest.raises(EngineError, match="not started"):
         await engine.generate(task(), 0)

@@ -1,35 +1,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
-import numpy as np
 import pytest
 
-from learner.config import SamplingConfig, TrainingConfig
-from learner.data.curriculum import Curriculum
-from learner.data.prompts import Prompt
 from services.errors import ConfigError, DataError
-
-
-def prompts(count: int) -> list[Prompt]:
-    return [Prompt(i, f"question {i}", None, np.array([i, i + 1], dtype=np.int32)) for i in range(count)]
-
-
-def curriculum(
-    count: int, per_round: int, *, seed: int = 3, sampling: dict[str, Any] | None = None, **training: Any
-) -> Curriculum:
-    return Curriculum(
-        prompts(count),
-        seed=seed,
-        training=TrainingConfig(prompts_per_round=per_round, steps_per_round=1, **training),
-        sampling=SamplingConfig(**(sampling or {})),
-        stop_token_ids=[7, 9],
-    )
-
-
-def indexes(course: Curriculum, rounds: range) -> list[int]:
-    return [prompt.row for number in rounds for prompt in course.prompts_of(number)]
+from tests.support.curricula import curriculum, indexes
 
 
 def test_every_epoch_is_a_new_permutation() -> None:
@@ -59,7 +35,7 @@ def test_a_round_depends_only_on_seed_and_number() -> None:
     assert curriculum(50, 8, seed=4).tasks_of(5) != late
 
 
-def test_tasks_carry_round_index_limits_and_settings() -> None:
+def test_tasks_carry_round_position_limits_and_settings() -> None:
     sampling = {
         "top_p": 0.9,
         "max_response_tokens": 55,
@@ -69,7 +45,7 @@ def test_tasks_carry_round_index_limits_and_settings() -> None:
     }
     course = curriculum(6, 3, sampling=sampling)
     task = course.tasks_of(2)[1]
-    assert (task.task_id, task.round, task.index) == ("r000002-00001", 2, 1)
+    assert (task.task_id, task.round, task.position) == ("r000002-00001", 2, 1)
     assert (task.temperature, task.top_p, task.max_response_tokens, task.samples) == (0.7, 0.9, 55, 4)
     assert task.stop_token_ids == (7, 9)
     assert task.prompt_tokens.tolist() == course.prompts_of(2)[1].tokens.tolist()

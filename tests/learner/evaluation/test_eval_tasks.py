@@ -19,6 +19,7 @@ from learner.grading.pool import GraderPool
 from learner.rollouts.collector import Collector
 from services.contracts import Purpose, Task
 from services.errors import ConfigError, DataError
+from services.run_folder import EvaluationFolder
 from services.streams.connection import Keys, connect
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
@@ -62,7 +63,7 @@ def test_tasks_cover_every_sample_of_every_problem_once() -> None:
     measurement = Measurement(benchmark(), 0.6)
     tasks = measurement.tasks(7, 7, DIGEST, SAMPLING)
     assert sum(task.samples for task in tasks) == 3 * SAMPLES
-    assert len({task.task_id for task in tasks}) == len({task.index for task in tasks}) == len(tasks)
+    assert len({task.task_id for task in tasks}) == len({task.position for task in tasks}) == len(tasks)
     assert {(task.min_weight_version, task.max_weight_version, task.round) for task in tasks} == {(7, 7, 7)}
     assert {task.purpose for task in tasks} == {Purpose.EVALUATION}
     assert [task.samples for task in tasks] == [SAMPLES_PER_TASK] * 3 + [SAMPLES - SAMPLES_PER_TASK] * 3
@@ -78,7 +79,7 @@ def test_other_weights_or_temperatures_have_other_tasks() -> None:
 
 def test_every_answer_is_graded_and_kept_once(tmp_path: Path, redis_url: str, pool: GraderPool) -> None:
     measurements = measurements_of([benchmark(), benchmark("more", ("0",))], [0.6, 1.0])
-    generations = Generations(tmp_path, {"digest": DIGEST})
+    generations = Generations(EvaluationFolder(tmp_path), {"digest": DIGEST})
     with collector_of(redis_url, "run") as collector, Answering(redis_url, Keys("run")):
         runner = BenchmarkRunner(collector, pool, generations, first_token, SAMPLING)
         runner.run(measurements, version=5, digest=DIGEST, deadline_s=30)
@@ -109,7 +110,7 @@ def test_what_is_there_is_not_drawn_again(tmp_path: Path, redis_url: str, pool: 
 
     for samples in (SAMPLES_PER_TASK, SAMPLES):
         sampling = EvalSampling(samples, 8, 1.0, (2,))
-        generations = Generations(tmp_path, {"digest": DIGEST})
+        generations = Generations(EvaluationFolder(tmp_path), {"digest": DIGEST})
         with collector_of(redis_url, "run") as collector, Answering(redis_url, Keys("run"), may_answer=note):
             BenchmarkRunner(collector, pool, generations, first_token, sampling).run(
                 measurements, version=0, digest=DIGEST, deadline_s=30
@@ -120,7 +121,7 @@ def test_what_is_there_is_not_drawn_again(tmp_path: Path, redis_url: str, pool: 
 
 def test_answers_are_forgotten_by_redis_once_they_are_kept(tmp_path: Path, redis_url: str, pool: GraderPool) -> None:
     with collector_of(redis_url, "run") as collector, Answering(redis_url, Keys("run")):
-        BenchmarkRunner(collector, pool, Generations(tmp_path, {}), first_token, SAMPLING).run(
+        BenchmarkRunner(collector, pool, Generations(EvaluationFolder(tmp_path), {}), first_token, SAMPLING).run(
             measurements_of([benchmark()], [1.0]), version=0, digest=DIGEST, deadline_s=30
         )
     with connect(redis_url) as client:
@@ -128,14 +129,14 @@ def test_answers_are_forgotten_by_redis_once_they_are_kept(tmp_path: Path, redis
 
 
 def test_the_answers_of_two_models_are_not_mixed(tmp_path: Path) -> None:
-    Generations(tmp_path, {"digest": "a", "top_p": 1.0})
+    Generations(EvaluationFolder(tmp_path), {"digest": "a", "top_p": 1.0})
     with pytest.raises(ConfigError, match="differs in digest"):
-        Generations(tmp_path, {"digest": "b", "top_p": 1.0})
-    assert Generations(tmp_path, {"digest": "b"}, replace=True).known == set()
+        Generations(EvaluationFolder(tmp_path), {"digest": "b", "top_p": 1.0})
+    assert Generations(EvaluationFolder(tmp_path), {"digest": "b"}, replace=True).known == set()
 
 
 def test_an_incomplete_evaluation_has_no_results(tmp_path: Path, redis_url: str, pool: GraderPool) -> None:
-    generations = Generations(tmp_path, {})
+    generations = Generations(EvaluationFolder(tmp_path), {})
     with collector_of(redis_url, "run") as collector, Answering(redis_url, Keys("run")):
         BenchmarkRunner(collector, pool, generations, first_token, SAMPLING).run(
             measurements_of([benchmark()], [1.0]), version=0, digest=DIGEST, deadline_s=30

@@ -17,7 +17,7 @@ from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import Trainer
 from services.contracts import Canary
 from services.errors import ModelError
-from services.weights.tensors import RawTensor, read_safetensors, write_safetensors
+from services.tensors import RawTensor, read_safetensors, write_safetensors
 from tests.support import tiny_models
 from tests.support.ranks_together import together
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from learner.algorithms.base import Targets
@@ -25,9 +24,9 @@ from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import Trainer
 from services.contracts import FileKind
 from services.errors import ConfigError, ModelError
+from services.tensors import RawTensor, write_safetensors
 from services.weights.adapters import Adapter, decode, pack
 from services.weights.chain import patch
-from services.weights.tensors import RawTensor, write_safetensors
 from tests.support import tiny_models
 from tests.support.endpoint import open_store
 from tests.support.ranks_together import together
@@ -152,14 +151,14 @@ def test_adapters_that_are_not_finite_are_not_published() -> None:
         factors(layer_of(torch.zeros(2, 4), diverged, 1.0))
 
 
-SENT = LoraConfig(rank=4, alpha=8, publish="adapters")
+SENT = LoraConfig(rank=4, alpha=8)
 
 
 def publish_a_round(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
     store = open_store(folder / "weights")
     store.publish(0, wire_tensors(model), packed=wire_adapters(model))
     trainer.train_round(tiny_models.samples())
-    store.publish(1, wire_tensors(model), packed=wire_adapters(model))
+    store.publish(2, wire_tensors(model), packed=wire_adapters(model))  # without version 1 there is no delta
     write_safetensors(folder / "merged.safetensors", wire_tensors(model))
 
 
@@ -171,19 +170,14 @@ def test_an_update_sends_only_adapters(tmp_path: Path, ranks: int, family: tiny_
         together(publish_a_round, tmp_path, tiny_models.training(ranks=ranks, learning_rate=1e-2), SENT) == [0] * ranks
     )
     store = open_store(tmp_path / "weights")
-    (sent,) = store.manifest(1).files
+    (sent,) = store.manifest(2).files
     assert sent.kind is FileKind.ADAPTERS
     trained = load_model(str(tmp_path / "model"), device="cpu", adapters=SENT)
     assert sent.size_bytes < adapter_bytes(trained.module), "half of it, and names that are long for layers so small"
-    write_safetensors(tmp_path / "loaded.safetensors", store.load(1))
+    write_safetensors(tmp_path / "loaded.safetensors", store.load(2))
     assert (tmp_path / "loaded.safetensors").read_bytes() == (tmp_path / "merged.safetensors").read_bytes()
-    assert store.manifest(0).digest != store.manifest(1).digest
+    assert store.manifest(0).digest != store.manifest(2).digest
 
 
-def test_without_lora_there_are_no_adapters_to_send() -> None:
-    with pytest.raises(ValidationError, match=r"lora\.rank = 0"):
-        LoraConfig(publish="adapters")
-
-
-def test_with_merged_weights_no_adapters_are_sent(tmp_path: Path) -> None:
-    assert wire_adapters(tiny_models.load(tmp_path, adapters=ADAPTERS)) is None
+def test_without_lora_there_are_no_adapters_to_send(tmp_path: Path) -> None:
+    assert wire_adapters(tiny_models.load(tmp_path)) is None

@@ -9,7 +9,7 @@ import torch
 
 from learner.model.model_loading import load_model, resolve_device
 from services.errors import ConfigError, ModelError
-from services.weights.tensors import read_safetensors, write_safetensors
+from services.tensors import read_safetensors, write_safetensors
 from tests.support import tiny_models
 
 

@@ -69,7 +69,7 @@ def test_every_sequence_is_assigned_once_in_order_within_the_budget(sizes: list[
     found = list(global_micro_batches(map(of_length, sizes), budget, ranks))
     assert [length for group in found for length in lengths(group)] == sizes
     for group in found:
-        shares = assign_to_ranks(group, budget, ranks, lambda length: length + length**2)
+        shares = assign_to_ranks(lengths(group), budget, ranks, lambda length: length + length**2)
         assert len(shares) == ranks
         assert sorted(index for share in shares for index in share) == list(range(len(group)))
         for share in shares:
@@ -79,8 +79,8 @@ def test_every_sequence_is_assigned_once_in_order_within_the_budget(sizes: list[
 
 def test_ranks_are_balanced_by_cost_not_by_tokens() -> None:
     group = list(map(of_length, [40, 20, 20, 10, 10]))
-    assert assign_to_ranks(group, 100, 2, lambda length: length**2) == [[0], [1, 2, 3, 4]]
-    assert assign_to_ranks(group, 100, 2, float) == [[0, 3], [1, 2, 4]]
+    assert assign_to_ranks(lengths(group), 100, 2, lambda length: length**2) == [[0], [1, 2, 3, 4]]
+    assert assign_to_ranks(lengths(group), 100, 2, float) == [[0, 3], [1, 2, 4]]
 
 
 def test_a_filler_batch_is_one_token_that_predicts_one() -> None:

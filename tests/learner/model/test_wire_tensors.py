@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from learner.model.model_loading import load_model
 from learner.model.wire_tensors import wire_tensors
-from services.weights.tensors import read_safetensors, write_safetensors
+from services.tensors import read_safetensors, write_safetensors
 from tests.support import tiny_models
 
 FAMILIES = ["qwen2", "llama"]

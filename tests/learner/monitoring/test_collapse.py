@@ -7,20 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from learner.monitoring.collapse import CollapseMonitor, Health, find_signs, measure_health, repetition
-from tests.learner.monitoring.test_records import metrics_of
-from tests.learner.training.test_trainer import own_logits, plain_model
+from learner.monitoring.collapse import CollapseMonitor, find_signs, measure_health, repetition
 from tests.support import tiny_models
-
-SOUND = Health(
-    response_length_mean=100.0,
-    truncated_ratio=0.1,
-    repetition_ratio=0.1,
-    distinct_ratio=1.0,
-    entropy=0.5,
-    nll_tau_1=0.4,
-    nll_tau_s=0.3,
-)
+from tests.support.plain_model import own_logits, plain_model
+from tests.support.round_records import SOUND, metrics_of
 
 
 @pytest.mark.parametrize(

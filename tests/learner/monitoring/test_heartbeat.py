@@ -11,7 +11,7 @@ from learner.outcome import Outcome
 from services.contracts import Heartbeat, Part
 from services.streams.connection import Keys, connect
 from services.streams.heartbeats import Heartbeats
-from tests.services.api.test_status import heartbeat
+from tests.support.heartbeats import heartbeat
 
 KEYS = Keys("report")
 
@@ -60,7 +60,8 @@ def test_a_living_generator_above_a_version_is_seen(heartbeats: Heartbeats) -> N
     heartbeats.send(heartbeat(Part.GENERATOR, "generator-0", "generating", weight_version=4))
     assert report.has_generator_above(3)
     assert not report.has_generator_above(4)
-    assert not HeartbeatReporter(heartbeats, device="cpu", every_s=0).has_generator_above(3), "it has fallen silent"
+    silent = HeartbeatReporter(heartbeats, device="cpu", every_s=60, lost_after_s=0)
+    assert not silent.has_generator_above(3), "it has fallen silent"
 
 
 def test_time_is_accounted_to_what_it_was_spent_on(heartbeats: Heartbeats) -> None:

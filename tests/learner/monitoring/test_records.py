@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from learner.data.prompts import Prompt
-from learner.monitoring.records import Answer, Records, summarise
-from services.contracts import RoundMetrics, VersionSpan
+from learner.monitoring.records import Records, summarise
+from services.contracts import VersionSpan
 from services.run_folder import RunFolder
+from tests.support.round_records import answers_of, metrics_of
 from tests.support.tiny_models import rollout
-
-
-def metrics_of(round_: int) -> RoundMetrics:
-    values: dict[str, Any] = {name: 0 for name, field in RoundMetrics.model_fields.items() if field.is_required()}
-    return RoundMetrics(**(values | {"round": round_, "weight_version": round_ + 1}))
-
-
-def answers_of(round_: int) -> list[Answer]:
-    given = rollout(0, [1, 2], [3, 4, 5]).model_copy(update={"round": round_})
-    prompt = Prompt(row=9, question="1+1=", answer=None, tokens=np.array([1, 2], dtype=np.int32))
-    return [Answer(prompt, given, "zwei", 0.25)]
 
 
 @pytest.fixture
@@ -81,7 +68,7 @@ def test_a_line_torn_by_a_crash_is_dropped(torn: str, folder: RunFolder) -> None
     records.write(metrics_of(1), answers_of(1))
     assert rounds(folder) == [0, 1]
     records.cut_back(1)
-    assert folder.metrics.read_text() == metrics_of(0).model_dump_json() + "\n"
+    assert folder.metrics.read_text() == metrics_of(0).as_line() + "\n"
 
 
 def test_a_half_written_file_of_answers_is_removed(folder: RunFolder) -> None:

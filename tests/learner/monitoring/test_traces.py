@@ -74,7 +74,7 @@ def test_spans_say_who_sampled_with_what_and_which_round_trained_it() -> None:
     )
     assert root.resource.attributes["service.name"] == "sept"
     assert root.resource.attributes["sept.run_id"] == "run-7"
-    assert root.attributes == {"sept.task_id": "r000000-00001", "sept.round": 5, "sept.index": 1}
+    assert root.attributes == {"sept.task_id": "r000000-00001", "sept.round": 5, "sept.position": 1}
     assert generating.attributes == {
         "sept.generator_id": "g",
         "sept.temperature": 1.0,
@@ -94,7 +94,7 @@ def test_every_task_has_a_trace_of_its_own() -> None:
 
 
 def test_an_answer_of_a_fixed_data_set_that_a_round_trains_twice_has_two_traces() -> None:
-    repeats = [sampled(5, 1).model_copy(update={"index": index}) for index in (1, 7)]
+    repeats = [sampled(5, 1).model_copy(update={"position": index}) for index in (1, 7)]
     spans = exported_spans(repeats, round_=5, completed_at=COMPLETED_AT)
     assert len(ids(spans)) == 10
     generating = [span.attributes for span in spans if span.name == "generating"]

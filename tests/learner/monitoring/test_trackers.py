@@ -19,7 +19,7 @@ from learner.monitoring.trackers import numbers_of, open_trackers
 from services.contracts import EvaluationMetrics
 from services.errors import ConfigError
 from services.run_folder import RunFolder
-from tests.learner.monitoring.test_records import answers_of, metrics_of
+from tests.support.round_records import answers_of, metrics_of
 
 # TensorBoard's protobuf files and numpy calls warn of deprecations
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

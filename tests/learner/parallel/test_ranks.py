@@ -27,7 +27,7 @@ from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import RoundStats, Trainer
 from services.contracts import Rollout
 from services.errors import ConfigError
-from services.weights.tensors import read_safetensors, write_safetensors
+from services.tensors import read_safetensors, write_safetensors
 from tests.support import tiny_models
 from tests.support.ranks_together import made, together
 

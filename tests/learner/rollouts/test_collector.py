@@ -10,13 +10,14 @@ import pytest
 import redis
 
 from learner.rollouts.collector import MAX_REISSUES, Collector, Interrupted
-from services.contracts import Purpose, Rollout, Task
+from services.contracts import Purpose, Rollout
 from services.errors import ContractError, DeadlineError, UnavailableError
 from services.streams.connection import Keys, connect
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
 from services.streams.wire import encode_rollout
 from tests.support.answering import answer, reject, rollout_of
+from tests.support.collected import expected, ids, tasks_of
 
 KEYS = Keys("collector")
 PATIENCE_S = 20.0
@@ -55,32 +56,8 @@ def collector(client: redis.Redis) -> Iterator[Open]:
         made.stop()
 
 
-def tasks_of(round_: int, count: int = 4, samples: int = 2) -> list[Task]:
-    return [
-        Task(
-            task_id=f"r{round_:06d}-{index:05d}",
-            round=round_,
-            index=index,
-            prompt_tokens=[round_, index, 7],
-            temperature=0.6,
-            max_response_tokens=8,
-            samples=samples,
-            min_weight_version=max(0, round_ - 1),
-        )
-        for index in range(count)
-    ]
-
-
 def send(client: redis.Redis, rollout: Rollout) -> None:
     client.xadd(KEYS.rollouts, encode_rollout(rollout))  # type: ignore[arg-type]
-
-
-def ids(rollouts: Iterator[Rollout]) -> list[str]:
-    return [rollout.rollout_id for rollout in rollouts]
-
-
-def expected(round_: int, count: int = 4) -> list[str]:
-    return [f"r{round_:06d}-{index:05d}.{sample}" for index in range(count) for sample in range(2)]
 
 
 def test_rollouts_come_in_task_order_whatever_order_they_arrive_in(collector: Open, redis_url: str) -> None:
@@ -149,8 +126,8 @@ def test_a_late_twin_is_ignored(collector: Open, client: redis.Redis, redis_url:
         ("another prompt", lambda rollout: rollout.model_copy(update={"prompt_tokens": rollout.response_tokens})),
         ("another task", lambda rollout: rollout.model_copy(update={"task_id": "r000002-00077"})),
         ("a sample too many", lambda rollout: rollout.model_copy(update={"sample": 2})),
-        ("weights too old", lambda rollout: rollout_of(tasks_of(2)[rollout.index], rollout.sample, version=0)),
-        ("weights of its future", lambda rollout: rollout_of(tasks_of(2)[rollout.index], rollout.sample, version=3)),
+        ("weights too old", lambda rollout: rollout_of(tasks_of(2)[rollout.position], rollout.sample, version=0)),
+        ("weights of its future", lambda rollout: rollout_of(tasks_of(2)[rollout.position], rollout.sample, version=3)),
     ],
 )
 @pytest.mark.parametrize("known", [True, False])

@@ -16,8 +16,8 @@ from services.contracts import Task
 from services.streams.connection import Keys, connect, connect_async
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import Lease, TaskIssuer, TaskLeaser
-from tests.learner.rollouts.test_collector import expected, ids, tasks_of
 from tests.support.answering import answers
+from tests.support.collected import expected, ids, tasks_of
 from tests.support.stream_builders import expire
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import pytest
 
 from learner.rollouts.fixed_data import FixedData
 from services.contracts import Rollout, Task, VersionSpan
-from tests.learner.data.test_curriculum import curriculum, indexes
+from tests.support.curricula import curriculum, indexes
 
 
 def answers(task: Task) -> list[Rollout]:
@@ -18,7 +18,7 @@ def answers(task: Task) -> list[Rollout]:
             task_id=task.task_id,
             sample=sample,
             round=task.round,
-            index=task.index,
+            position=task.position,
             prompt_tokens=task.prompt_tokens,
             response_tokens=[int(task.prompt_tokens[0]), sample],
             finish_reason="stop",
@@ -45,7 +45,7 @@ def test_every_prompt_is_drawn_once_and_every_round_filled_in_the_curriculums_or
     seen = defaultdict(set)
     for round_ in range(course.rounds_total):
         rollouts = list(data.of(round_))
-        assert [(r.round, r.index, r.sample) for r in rollouts] == [
+        assert [(r.round, r.position, r.sample) for r in rollouts] == [
             (round_, index, sample) for index in range(per_round) for sample in range(2)
         ]
         assert [int(r.response_tokens[0]) for r in rollouts[::2]] == indexes(course, range(round_, round_ + 1))

@@ -14,8 +14,8 @@ from services.errors import CheckpointError
 from services.streams.connection import Keys, connect
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
-from tests.learner.data.test_curriculum import curriculum
 from tests.support.answering import answer
+from tests.support.curricula import curriculum
 
 KEYS = Keys("supply")
 PER_ROUND = 4

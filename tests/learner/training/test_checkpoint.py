@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner.training.checkpoint import META, Checkpoint, Checkpoints
+from learner.training.checkpoint import Checkpoint, Checkpoints
 from services.errors import CheckpointError
 
-STATE = "state-00000.safetensors"
+STATE, META = "state-00000.safetensors", "meta.json"
 
 
 def state(value: float) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from learner.algorithms.base import Targets
 from learner.algorithms.grpo import advantages
@@ -27,6 +27,7 @@ from learner.training.trainer import Trainer
 from services.contracts import Rollout
 from services.errors import CheckpointError, ContractError, ModelError
 from tests.support import tiny_models
+from tests.support.plain_model import own_logits, plain_model
 
 FAMILIES = ["qwen2", "llama"]
 Weights = dict[str, torch.Tensor]
@@ -44,14 +45,6 @@ def largest_difference(ours: Weights, theirs: Weights) -> float:
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
-def plain_model(folder: Path) -> PreTrainedModel:
-    """The same weights in transformers' own eager form."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
-    return model
-
-
 def own_loss(model: Any, rollouts: Sequence[Rollout]) -> torch.Tensor:
     """Mean NLL per response token with transformers' labels and loss, one unpadded sequence at a time."""
     count = sum(rollout.response_tokens.size for rollout in rollouts)
@@ -62,13 +55,6 @@ def own_loss(model: Any, rollouts: Sequence[Rollout]) -> torch.Tensor:
         labels[:, : rollout.prompt_tokens.size] = -100
         total = total + model(input_ids=ids, labels=labels, num_items_in_batch=count, use_cache=False).loss
     return total
-
-
-def own_logits(model: Any, rollout: Rollout) -> torch.Tensor:
-    """[R, V] of transformers' forward at the places that predict the response."""
-    ids = torch.tensor(np.concatenate([rollout.prompt_tokens, rollout.response_tokens]), dtype=torch.int64)
-    logits: torch.Tensor = model(input_ids=ids[None, :-1], use_cache=False).logits[0]
-    return logits[rollout.prompt_tokens.size - 1 :]
 
 
 def plain_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip: float) -> float:
@@ -273,7 +259,7 @@ def test_training_learns_what_it_is_shown(tmp_path: Path) -> None:
     ids=["index", "twin", "sample", "round"],
 )
 def test_rollouts_out_of_order_are_refused(tmp_path: Path, rollouts: list[Rollout]) -> None:
-    with pytest.raises(ContractError, match="by index and sample"):
+    with pytest.raises(ContractError, match="by position and sample"):
         Trainer(tiny_models.load(tmp_path), tiny_models.training()).train_round(map(TrainingSample, rollouts))
 
 

@@ -14,9 +14,9 @@ from services.config import DeadlinesConfig, RunConfig
 from services.errors import CheckpointError, DataError
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
-from services.streams.control import Control
 from tests.support import tiny_models
 from tests.support.answering import Answering
+from tests.support.stream_builders import request_stop
 
 PROMPTS = 6
 SAMPLES = 4
@@ -76,9 +76,9 @@ def test_grpo_trains_on_rewards_that_are_recorded_with_the_answers(tmp_path: Pat
         right = [answer["answer"].split()[-1:] == ["31"] for answer in answers_of(folder, metrics.round)]
         assert set(rewards) <= {0.0, 1.0}
         assert all(reward == 1.0 for reward, is_right in zip(rewards, right, strict=True) if is_right)
-        assert metrics.model_extra is not None
-        assert metrics.model_extra.keys() == {"reward_mean", "peak_memory_bytes"}
-        assert metrics.model_extra["reward_mean"] == pytest.approx(sum(rewards) / 16)
+        assert (metrics.peak_memory_bytes or 0) > 0
+        assert metrics.entropy is None
+        assert metrics.reward_mean == pytest.approx(sum(rewards) / 16)
 
 
 def test_grpo_without_reference_answers_is_refused_before_anything_is_sampled(
@@ -112,11 +112,11 @@ def test_a_fixed_data_set_outlives_the_learner(tmp_path: Path, model: Path, redi
 
     folder = RunFolder(tmp_path / "parts" / "run").create()
     with connect(redis_url) as client:
-        control = Control(client, Keys(folder.run_id))
-        control.set_stop_after_round(True)
+        keys = Keys(folder.run_id)
+        request_stop(client, keys)
         learn(tmp_path / "parts", model, redis_url, data="fixed", rounds=4)
         assert len(list(folder.rounds())) == 1
-        control.set_stop_after_round(False)
+        request_stop(client, keys, False)
     learn(tmp_path / "parts", model, redis_url, data="fixed", rounds=4)
     assert [metrics.loss for metrics in folder.rounds()] == [metrics.loss for metrics in whole.rounds()]
 
@@ -133,6 +133,5 @@ def test_health_is_recorded_and_goes_on_after_a_resume(tmp_path: Path, model: Pa
     for rounds in (1, 2):
         folder = learn(tmp_path, model, redis_url, health=HealthConfig(), rounds=rounds)
     for metrics in folder.rounds():
-        assert metrics.model_extra is not None
-        assert metrics.model_extra["entropy"] > 0
-        assert metrics.model_extra["nll_tau_s"] != metrics.model_extra["nll_tau_1"]
+        assert (metrics.entropy or 0) > 0
+        assert metrics.nll_tau_s != metrics.nll_tau_1

@@ -39,7 +39,7 @@ def address(tmp_path_factory: pytest.TempPathFactory, redis_server_url: str) -> 
 
     async def serve() -> None:
         path = tmp_path_factory.mktemp("openapi") / "run"
-        async with open_endpoint(path, redis_server_url, token=TOKEN, max_upload_bytes=1 << 16) as endpoint:
+        async with open_endpoint(path, redis_server_url, token=TOKEN) as endpoint:
             endpoint.store.publish(0, first_version())
             endpoint.store.publish(NEWEST, first_version())
             async with served(endpoint.app) as address:

@@ -15,12 +15,8 @@ from services.contracts import Heartbeat, Part, RoundMetrics, StatusSnapshot
 from services.streams.control import AsyncControl
 from services.streams.heartbeats import AsyncHeartbeats
 from tests.support.endpoint import Endpoint
+from tests.support.heartbeats import heartbeat
 from tests.support.weight_samples import first_version
-
-
-def heartbeat(part: Part, part_id: str, state: str, **fields: object) -> Heartbeat:
-    base = {"part": part, "part_id": part_id, "state": state, "shares": {state: 1.0}}
-    return Heartbeat.model_validate(base | {"host": "h", "pid": 1, "device": "cpu"} | fields)
 
 
 def round_metrics(number: int) -> RoundMetrics:
@@ -48,7 +44,7 @@ async def test_a_run_without_parts_waits_for_its_learner(endpoint: Endpoint, htt
 
 async def test_a_running_run_is_told_whole(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
     manifest = endpoint.store.publish(0, first_version())
-    lines = [round_metrics(number).model_dump_json() for number in range(3)]
+    lines = [round_metrics(number).as_line() for number in range(3)]
     durable.write_file(endpoint.folder.metrics, "\n".join(lines) + "\n")
     identity = json.loads(endpoint.folder.identity.read_text()) | {"rounds_total": 9}
     durable.write_file(endpoint.folder.identity, json.dumps(identity))
@@ -92,7 +88,7 @@ def test_a_learner_without_a_version_is_still_starting() -> None:
 @pytest.mark.parametrize("rest", ["", "\n", '\n{"round": 9', "\n\n"])
 def test_the_last_whole_lines_count(tmp_path: Path, rest: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = [round_metrics(number).model_dump_json() for number in range(200)]
+    lines = [round_metrics(number).as_line() for number in range(200)]
     path.write_text("\n".join(lines) + rest)
     assert last_rounds(path, 3) == [round_metrics(number) for number in (197, 198, 199)]
 
@@ -121,7 +117,7 @@ async def test_a_running_run_says_what_its_learner_does(
 
 async def test_the_metrics_are_the_status(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
     endpoint.store.publish(0, first_version())
-    durable.write_file(endpoint.folder.metrics, round_metrics(4).model_dump_json() + "\n")
+    durable.write_file(endpoint.folder.metrics, round_metrics(4).as_line() + "\n")
     await send(
         endpoint,
         heartbeat(Part.LEARNER, "learner-1", "training"),

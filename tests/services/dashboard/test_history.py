@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.api.notices import Notices
+from services.api.change_notifier import ChangeNotifier
 from services.api.status import StatusReader
 from services.dashboard.live import Live
-from services.dashboard.timeseries import Columns
+from services.dashboard.timeseries import TimeSeries
 from services.streams.control import AsyncControl
 from tests.support.endpoint import Endpoint, open_endpoint
 from tests.support.recorded_run import KNOWN_QUESTION, record, write_rollouts
@@ -52,39 +52,39 @@ async def test_rollouts_are_searched(http: httpx.AsyncClient) -> None:
     found = (await http.get("/v1/rollouts", params={"text": "frac{1}{2}"})).json()
     assert [one["question"] for one in found["records"]] == [KNOWN_QUESTION]
     older = (await http.get("/v1/rollouts", params={"round": 28, "limit": 1})).json()
-    assert (older["records"][0]["round"], older["go_on"]) == (28, {"round": 28, "line": 1})
+    assert (older["records"][0]["round"], older["next_position"]) == (28, {"round": 28, "line": 1})
     assert (await http.get("/v1/rollouts", params={"limit": 0})).status_code == 422
 
 
-async def test_staleness_versions_settings_and_troubles(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
+async def test_staleness_versions_settings_and_warnings(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
     assert (await http.get("/v1/staleness")).json() == {"0": 2, "1": 1}
     manifest = endpoint.store.publish(0, first_version())
     (version,) = (await http.get("/v1/versions")).json()
     assert (version["weight_version"], version["digest"]) == (0, manifest.digest)
     assert version["full_bytes"] == manifest.full_bytes
     assert "tau_start = 0.6" in (await http.get("/v1/config")).text
-    assert [one["text"] for one in (await http.get("/v1/troubles")).json()][:1] == [
+    assert [one["text"] for one in (await http.get("/v1/warnings")).json()][:1] == [
         "lease_lost part=learner task_id=r000001-00001"
     ]
     endpoint.folder.config.unlink()
     assert (await http.get("/v1/config")).status_code == 404
 
 
-async def test_wishes_are_the_last_events_of_their_kind(http: httpx.AsyncClient) -> None:
+async def test_requests_are_the_last_events_of_their_kind(http: httpx.AsyncClient) -> None:
     await http.post("/v1/control/pause")
-    await http.post("/v1/control/generators", json={"count": 3})
+    await http.post("/v1/control/generators", json={"generators_target": 3})
     events = (await http.get("/v1/events/last", params={"kind": "control", "limit": 5})).json()
     assert [event["fields"]["action"] for event in events] == ["generators", "pause"]
     assert (await http.get("/v1/events/last", params={"kind": "published"})).json() == []
 
 
-def live(endpoint: Endpoint, notices: Notices) -> Live:
+def live(endpoint: Endpoint, notifier: ChangeNotifier) -> Live:
     reader = StatusReader(endpoint.folder, endpoint.store, endpoint.redis, endpoint.keys, lost_after_s=5.0)
-    return Live(reader, AsyncControl(endpoint.redis, endpoint.keys), Columns(endpoint.folder.metrics), notices)
+    return Live(reader, AsyncControl(endpoint.redis, endpoint.keys), TimeSeries(endpoint.folder.metrics), notifier)
 
 
 async def test_listeners_share_one_look(endpoint: Endpoint) -> None:
-    shared = live(endpoint, Notices())
+    shared = live(endpoint, ChangeNotifier())
     looks = await asyncio.gather(*(shared.look() for _ in range(10)))
     assert len({id(text) for _, text in looks}) == 1
     frame = looks[0][0]
@@ -93,21 +93,21 @@ async def test_listeners_share_one_look(endpoint: Endpoint) -> None:
 
 
 async def test_frames_are_server_sent_events_and_end_with_the_app(endpoint: Endpoint) -> None:
-    notices = Notices()
-    frames = live(endpoint, notices).frames()
+    notifier = ChangeNotifier()
+    frames = live(endpoint, notifier).frames()
     first = await anext(frames)
     assert first.startswith("data: ")
     assert first.endswith("\n\n")
-    assert json.loads(first[6:])["verdict"]["bottleneck"] == "unknown"
-    notices.close()
+    assert json.loads(first[6:])["bottleneck"]["kind"] == "unknown"
+    notifier.close()
     assert [frame async for frame in frames] == []
 
 
 async def test_without_redis_a_frame_says_so(endpoint: Endpoint) -> None:
-    await endpoint.redis.set(endpoint.keys.desired, b"many")
-    frame, _ = await live(endpoint, Notices()).look()
+    await endpoint.redis.set(endpoint.keys.generators_target, b"many")
+    frame, _ = await live(endpoint, ChangeNotifier()).look()
     assert frame.status is None
-    assert "desired number of generators" in frame.trouble
+    assert "target number of generators" in frame.error
 
 
 async def test_a_round_cut_back_while_searched_is_no_error(endpoint: Endpoint, http: httpx.AsyncClient) -> None:

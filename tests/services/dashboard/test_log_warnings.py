@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from services.dashboard.log_warnings import last_troubles, parse_line
+from services.dashboard.log_warnings import last_warnings, parse_line
+from services.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -19,12 +20,12 @@ from services.dashboard.log_warnings import last_troubles, parse_line
         ("2026-01-02 03:04:05,500 ERROR asyncio Task was destroyed", "error", "asyncio Task was destroyed"),
     ],
 )  # fmt: skip
-def test_a_trouble_is_recognised(line: str, level: str, text: str) -> None:
+def test_a_warning_is_recognised(line: str, level: str, text: str) -> None:
     part = "supervisor" if "part_died" in line else "g"
-    time_s, trouble = parse_line(part, line)
-    assert trouble is not None
-    assert (trouble.part, trouble.level, trouble.text) == (part, level, text)
-    assert trouble.time_s == time_s
+    time_s, warning = parse_line(part, line)
+    assert warning is not None
+    assert (warning.part, warning.level, warning.text) == (part, level, text)
+    assert warning.time_s == time_s
     assert time_s is not None
 
 
@@ -43,11 +44,12 @@ def test_what_is_none_is_left_out(line: str) -> None:
 
 
 def test_last_words_have_the_time_of_the_line_before(tmp_path: Path) -> None:
-    (tmp_path / "learner.log").write_text(
+    folder = RunFolder(tmp_path).create()
+    folder.log_of("learner").write_text(
         "2026-01-02T03:04:05Z [info     ] trained\nsept: the disk is full\n\nhint: make room\n"
     )
-    (tmp_path / "supervisor.log").write_text(json.dumps({"time": 1.0, "event": "part_died", "part": "learner"}) + "\n")
-    found = last_troubles(tmp_path, 10)
+    folder.log_of("supervisor").write_text(json.dumps({"time": 1.0, "event": "part_died", "part": "learner"}) + "\n")
+    found = last_warnings(folder, 10)
     assert [(one.level, one.text) for one in found] == [
         ("error", "sept: the disk is full"),
         ("warning", "hint: make room"),
@@ -58,10 +60,11 @@ def test_last_words_have_the_time_of_the_line_before(tmp_path: Path) -> None:
 
 def test_a_line_ends_at_its_newline_only(tmp_path: Path) -> None:
     """Not at the other characters that Unicode breaks lines at, which answers may hold."""
+    folder = RunFolder(tmp_path).create()
     event = {"time": 1.0, "event": "part_died", "reason": "said \u2028 and \x85"}
-    (tmp_path / "supervisor.log").write_text(json.dumps(event, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert [one.text for one in last_troubles(tmp_path, 10)] == ["part_died reason=said and"]
+    folder.log_of("supervisor").write_text(json.dumps(event, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [one.text for one in last_warnings(folder, 10)] == ["part_died reason=said and"]
 
 
-def test_without_logs_there_are_no_troubles(tmp_path: Path) -> None:
-    assert last_troubles(tmp_path / "missing", 10) == []
+def test_without_logs_there_are_no_warnings(tmp_path: Path) -> None:
+    assert last_warnings(RunFolder(tmp_path / "missing"), 10) == []

@@ -10,7 +10,7 @@ from typing import Any
 from services.contracts import GeneratorStatus, Part, StatusSnapshot
 from services.dashboard.queue_history import line_of, record
 from services.errors import UnavailableError
-from tests.services.api.test_status import heartbeat
+from tests.support.heartbeats import heartbeat
 
 
 def snapshot(**changes: Any) -> StatusSnapshot:
@@ -23,7 +23,7 @@ def snapshot(**changes: Any) -> StatusSnapshot:
     values = {
         "run_id": "run", "state": "running", "detail": "", "round": 1, "rounds_total": 2, "weight_version": 1,
         "weight_digest": None, "last_round": None, "learner": heartbeat(Part.LEARNER, "learner", "training"),
-        "learner_lost": False, "generators": tuple(rows), "desired_generators": None, "tasks_queued": 3,
+        "learner_lost": False, "generators": tuple(rows), "generators_target": None, "tasks_queued": 3,
         "tasks_leased": 4, "rollouts_queued": 5, "dead_letters": 0, "oldest_task_s": 1.5,
     }  # fmt: skip
     return StatusSnapshot.model_validate(values | changes)

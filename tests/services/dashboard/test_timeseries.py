@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.dashboard.timeseries import Columns
+from services.dashboard.timeseries import TimeSeries
 
 
 def write(path: Path, *lines: dict[str, Any], end: str = "\n") -> None:
@@ -20,14 +20,14 @@ def write(path: Path, *lines: dict[str, Any], end: str = "\n") -> None:
 
 
 def test_what_is_not_there_yet_is_empty(tmp_path: Path) -> None:
-    window = Columns(tmp_path / "missing").window("round")
+    window = TimeSeries(tmp_path / "missing").window("round")
     assert (window.lines, window.columns) == (0, {})
 
 
 def test_lines_are_taken_in_as_they_come(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, {"round": 0, "loss": 1.0, "name": "x", "done": True})
-    columns = Columns(path)
+    columns = TimeSeries(path)
     columns.refresh()
     write(path, {"round": 1, "loss": 0.5}, {"round": 2, "lo"[:1]: 0}, end="")
     columns.refresh()
@@ -41,19 +41,19 @@ def test_lines_are_taken_in_as_they_come(tmp_path: Path) -> None:
 def test_a_field_that_comes_later_is_unknown_before(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, {"round": 0}, {"round": 1, "pass_at_1": 0.5}, {"round": 2, "pass_at_1": math.nan})
-    assert Columns(path).window("round").columns["pass_at_1"].mean == [None, 0.5, None]
+    assert TimeSeries(path).window("round").columns["pass_at_1"].mean == [None, 0.5, None]
 
 
 def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"round": 0}\n{"rou\n[1]\n\n{"round": 3}\n')
-    assert Columns(path).window("round").columns["round"].mean == [0, 3]
+    assert TimeSeries(path).window("round").columns["round"].mean == [0, 3]
 
 
 def test_many_pages_at_once_read_every_line_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, *({"round": number} for number in range(20_000)))
-    columns = Columns(path)
+    columns = TimeSeries(path)
     with ThreadPoolExecutor(8) as pages:
         windows = list(pages.map(lambda _: columns.window("round", buckets=20_000), range(8)))
     assert {window.lines for window in windows} == {20_000}
@@ -63,7 +63,7 @@ def test_many_pages_at_once_read_every_line_once(tmp_path: Path) -> None:
 def test_a_file_that_was_cut_back_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, {"round": 0}, {"round": 1})
-    columns = Columns(path)
+    columns = TimeSeries(path)
     columns.refresh()
     before = columns.generation
     shorter = tmp_path / "shorter"
@@ -77,7 +77,7 @@ def test_a_file_that_was_cut_back_is_read_anew(tmp_path: Path) -> None:
 def test_a_window_is_a_stretch_of_the_key(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, *({"round": number} for number in range(100)))
-    window = Columns(path).window("round", low=10, high=12)
+    window = TimeSeries(path).window("round", low=10, high=12)
     assert window.columns["round"].mean == [10, 11, 12]
     assert (window.lines, window.per_bucket) == (100, 1)
 
@@ -85,14 +85,14 @@ def test_a_window_is_a_stretch_of_the_key(tmp_path: Path) -> None:
 def test_times_keep_their_milliseconds(tmp_path: Path) -> None:
     path = tmp_path / "queue.jsonl"
     write(path, {"time": 1790000000.125}, {"time": 1790000010.25})
-    assert Columns(path).window("time").columns["time"].mean == [1790000000.125, 1790000010.25]
+    assert TimeSeries(path).window("time").columns["time"].mean == [1790000000.125, 1790000010.25]
 
 
 @given(values=st.lists(st.integers(-1000, 1000), min_size=1, max_size=200), buckets=st.integers(1, 50))
 def test_joined_lines_keep_mean_least_and_greatest(tmp_path_factory: Any, values: list[int], buckets: int) -> None:
     path = tmp_path_factory.mktemp("columns") / "metrics.jsonl"
     write(path, *({"round": number, "loss": value} for number, value in enumerate(values)))
-    window = Columns(path).window("round", buckets=buckets)
+    window = TimeSeries(path).window("round", buckets=buckets)
     loss, size = window.columns["loss"], window.per_bucket
     assert len(loss.mean) <= buckets
     groups = [values[at : at + size] for at in range(0, len(values), size)]

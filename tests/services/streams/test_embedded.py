@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.errors import ConfigError
+from services.net import free_port
 from services.streams.connection import connect
-from services.streams.embedded import EmbeddedRedis, free_port
+from services.streams.embedded import EmbeddedRedis
 
 PASSWORD = "correct-horse-battery"
 

@@ -25,7 +25,7 @@ def add(client: redis.Redis, keys: Keys, index: int) -> None:
 
 
 def indexes(reader: RolloutReader, count: int = 256) -> list[int]:
-    return [rollout.index for _, rollout in reader.read(0, count)]
+    return [rollout.position for _, rollout in reader.read(0, count)]
 
 
 def test_each_rollout_is_read_once_in_order(client: redis.Redis, keys: Keys, reader: RolloutReader) -> None:
@@ -54,7 +54,7 @@ def test_reading_waits_for_the_next_rollout(client: redis.Redis, keys: Keys, rea
     sender.start()
     [(_, rollout)] = reader.read(block_s=60)
     sender.join()
-    assert rollout.index == 7
+    assert rollout.position == 7
 
 
 def test_reading_ends_with_nothing_when_its_time_is_over(reader: RolloutReader) -> None:

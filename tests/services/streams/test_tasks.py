@@ -72,7 +72,7 @@ async def test_an_open_task_is_not_issued_twice(issuer: TaskIssuer, alice: TaskL
 async def test_more_tasks_than_one_script_call_takes_keep_their_order(issuer: TaskIssuer, alice: TaskLeaser) -> None:
     tasks = [make_task(index) for index in range(ISSUE_CHUNK + 5)]
     assert issuer.issue(tasks) == len(tasks)
-    assert [lease.task.index for lease in await alice.lease(len(tasks), 0)] == list(range(len(tasks)))
+    assert [lease.task.position for lease in await alice.lease(len(tasks), 0)] == list(range(len(tasks)))
 
 
 async def test_completion_exchanges_the_task_for_all_its_rollouts(
@@ -109,7 +109,7 @@ async def test_an_expired_lease_goes_to_another_before_new_tasks(
     first, second = await alice.lease(2, 0)
     await expire(async_client, keys, second.entry_id)
     taken = await bob.lease(2, 0)
-    assert [(lease.task.index, lease.deliveries) for lease in taken] == [(1, 2), (2, 1)]
+    assert [(lease.task.position, lease.deliveries) for lease in taken] == [(1, 2), (2, 1)]
     assert await alice.renew([first, second]) == {first.entry_id}
     assert await bob.renew(taken) == {lease.entry_id for lease in taken}
     assert (await gauge.read()).reissued == 1
@@ -181,7 +181,7 @@ async def test_all_expired_leases_are_found_behind_many_living_ones(
     leases = await alice.lease(60, 0)
     await expire(async_client, keys, leases[-1].entry_id)
     found = [lease for _ in range(8) for lease in await bob.lease(1, 0)]
-    assert [lease.task.index for lease in found] == [59]
+    assert [lease.task.position for lease in found] == [59]
 
 
 async def test_released_tasks_are_free_at_once_and_keep_their_delivery_count(
@@ -193,7 +193,7 @@ async def test_released_tasks_are_free_at_once_and_keep_their_delivery_count(
     depth = await gauge.read()
     assert (depth.tasks_queued, depth.tasks_leased) == (1, 1)
     assert await alice.renew([kept, given]) == {kept.entry_id}
-    assert [(lease.task.index, lease.deliveries) for lease in await bob.lease(2, 0)] == [(1, 1)]
+    assert [(lease.task.position, lease.deliveries) for lease in await bob.lease(2, 0)] == [(1, 1)]
     await alice.release([given])  # bob's now: nothing happens
     assert await alice.lease(2, 0) == []
     assert (await gauge.read()).reissued == 0
@@ -218,7 +218,7 @@ async def test_a_closed_task_is_gone_and_its_late_completion_refused(
     assert issuer.close([*IDS[:2], "other"]) == 2
     assert issuer.issue(TASKS[:1]) == 1
     assert not await alice.complete(lease, make_rollouts(lease.task))
-    assert [again.task.index for again in await alice.lease(5, 0)] == [2, 0]
+    assert [again.task.position for again in await alice.lease(5, 0)] == [2, 0]
     assert reader.read(0) == []
     assert (await gauge.read()).tasks_queued == 0
     assert issuer.close([]) == 0

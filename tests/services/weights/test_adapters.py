@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.errors import WeightError
+from services.tensors import RawTensor
 from services.weights.adapters import LEFT, RIGHT, SCALE, Adapter, decode, merge, pack
-from services.weights.tensors import RawTensor
 from tests.support.weight_samples import adapted_version, base_version
 
 LARGEST = 1 << 14

@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.contracts import FileEntry, FileKind, WeightManifest
+from services.contracts import FileEntry, FileKind
 from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
+from services.tensors import digest_bytes
 from services.weights.client import CHUNK_BYTES, WeightClient
-from services.weights.tensors import digest_bytes
 
 CONTENT = bytes(range(256)) * (3 * CHUNK_BYTES // 256)
 ENTRY = FileEntry(name="delta.bin", kind=FileKind.DELTA, size_bytes=len(CONTENT), digest=digest_bytes(CONTENT))
@@ -161,19 +161,3 @@ async def test_the_token_and_what_is_held_are_sent() -> None:
     request = server.requests[0]
     assert request.headers["authorization"] == "Bearer secret"
     assert dict(request.url.params) == {"timeout_s": "0.5", "after": "7", "digest": ENTRY.digest}
-
-
-async def test_files_are_sent_before_the_manifest(tmp_path: Path) -> None:
-    (tmp_path / "delta").write_bytes(CONTENT)
-    manifest = WeightManifest(
-        run_id="run", weight_version=2, digest="0" * 64, tensors=(), files=(ENTRY,), created_at=0.0
-    )
-    server = Server(nothing)
-    async with server.client() as client:
-        await client.publish(manifest, {"delta.bin": tmp_path / "delta"})
-    put, post = server.requests
-    assert (put.method, put.url.path, put.headers["content-length"]) == (
-        "PUT", "/v1/weights/2/files/delta.bin", str(len(CONTENT)),
-    )  # fmt: skip
-    assert (post.method, post.url.path) == ("POST", "/v1/weights/2")
-    assert WeightManifest.model_validate_json(post.content) == manifest

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from benchmarks.entropy import entropy_bound_bytes
 from services.contracts import TensorEntry
 from services.errors import WeightError
+from services.tensors import ITEM_BYTES, RawTensor
 from services.weights.delta import Patch, apply, decode, encode
 from services.weights.delta.elements import KINDS
 from services.weights.delta.sections import CHUNK_ELEMENTS, CLASS_RECORD, HEADER, LENGTH, MAGIC, sections_of
 from services.weights.delta.streams import GAP_PRECISION, FrameReader, FrameWriter
-from services.weights.tensors import ITEM_BYTES, RawTensor
 from tests.support import weight_samples
 
 Version = Mapping[str, RawTensor]

@@ -9,9 +9,9 @@ import pytest
 
 from services.errors import UnavailableError, VersionNotFoundError
 from services.run_folder import RunFolder
+from services.tensors import RawTensor, read_safetensors
 from services.weights.export import export_version
-from services.weights.store import WeightStore
-from services.weights.tensors import RawTensor, read_safetensors
+from services.weights.publisher import WeightPublisher
 
 
 def tensors(fill: int) -> dict[str, RawTensor]:
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "run").create()
     config = tmp_path / "config.json"
     config.write_text("{}")
-    store = WeightStore(folder.weights, folder.run_id, anchor_every=20, keep_versions=60)
+    store = WeightPublisher(folder.weights, folder.run_id)
     store.publish(0, tensors(0), {"config.json": config})
     store.publish(1, tensors(1))
     return folder

@@ -12,10 +12,10 @@ import pytest
 
 from services.contracts import FileKind, WeightManifest
 from services.errors import UnavailableError, VersionNotFoundError, WeightError
+from services.tensors import RawTensor, Tensors, digest_file, read_safetensors
 from services.weights import delta
 from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror, WeightUpdate
-from services.weights.tensors import RawTensor, Tensors, digest_file, read_safetensors
 from tests.support.endpoint import Endpoint, open_endpoint
 from tests.support.weight_samples import adapted_version, base_version, bits, first_version, next_version
 

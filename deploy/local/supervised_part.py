@@ -1,0 +1,116 @@
+"""One part of a local run, kept running: started, restarted with a growing delay, given up after too many deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy import exit_codes
+from deploy.local.processes import Process, ProcessSpec, last_log_lines
+from deploy.local.supervisor_log import SupervisorLog
+from services.errors import UnavailableError
+
+KILL_GRACE_S = 15.0
+"""A part that has not left this long after its own drain deadline is killed: an engine's processes take 3 s to end, and
+several times that on a busy machine."""
+
+SHOWN_LINES = 15
+"""Lines of its log that the error about a part shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """When to start a dead part again, and when to stop trying.
+
+    RestartPolicy(first_delay_s=0.5)    # 0.5, 1, 2, 4 ... s between restarts, at most longest_delay_s
+    RestartPolicy(settled_s=60)         # after 60 s of life the deaths before count no more
+    RestartPolicy(max_failures=5)       # the fifth failure in a row is the last
+    RestartPolicy(max_kills=30)         # being killed from outside (kill -9, out of memory) says less about the part
+    """
+
+    first_delay_s: float = 0.5
+    longest_delay_s: float = 30.0
+    settled_s: float = 60.0
+    max_failures: int = 5
+    max_kills: int = 30
+
+    def delay_s(self, deaths: int) -> float:
+        """Seconds to wait after the given number of deaths in a row."""
+        return min(self.longest_delay_s, self.first_delay_s * 2.0 ** min(deaths - 1, 30))
+
+
+class SupervisedPart:
+    """A task that keeps one part running until it finishes, is stopped, or dies too often."""
+
+    def __init__(
+        self, spec: ProcessSpec, run: Path, policy: RestartPolicy, log: SupervisorLog, *, may_finish: bool
+    ) -> None:
+        self.spec = spec
+        self._run_folder = run
+        self._policy = policy
+        self._log = log
+        self._may_finish = may_finish
+        self._process: Process | None = None
+        self._stopping = asyncio.Event()
+        self._failures = 0
+        self._kills = 0
+        self.task = asyncio.create_task(self._keep(), name=spec.name)
+
+    async def _keep(self) -> None:
+        while not self._stopping.is_set():
+            self._process = await Process.start(self.spec, run=self._run_folder)
+            self._log.record("part_started", part=self.spec.name, pid=self._process.pid)
+            if self._stopping.is_set():  # stopped while it was being started: it has nothing to drain yet
+                self._process.kill()
+            code = await self._process.wait()
+            if self._stopping.is_set() or (code == exit_codes.OK and self._may_finish):
+                self._log.record("part_ended", part=self.spec.name, exit_code=code)
+                return
+            await self._wait_before_restart(code, self._process.lived_s)
+
+    async def _wait_before_restart(self, code: int, lived_s: float) -> None:
+        if lived_s >= self._policy.settled_s:
+            self._failures = self._kills = 0
+        if code == -signal.SIGKILL:
+            self._kills += 1
+        else:
+            self._failures += 1
+        permanent = code in exit_codes.PERMANENT
+        if permanent or self._failures >= self._policy.max_failures or self._kills >= self._policy.max_kills:
+            raise self._gave_up(code, lived_s)
+        delay_s = self._policy.delay_s(self._failures + self._kills)
+        self._log.record(
+            "part_died",
+            part=self.spec.name,
+            ended=exit_codes.in_words(code),
+            lived_s=round(lived_s, 1),
+            restart_in_s=round(delay_s, 1),
+        )
+        try:
+            await asyncio.wait_for(self._stopping.wait(), delay_s)
+        except TimeoutError:
+            return  # not stopped: start it again
+
+    def _gave_up(self, code: int, lived_s: float) -> UnavailableError:
+        lines = "\n".join(f"    {line}" for line in last_log_lines(self.spec.log, SHOWN_LINES))
+        deaths = self._failures + self._kills
+        times = "" if deaths == 1 else f" {deaths} times in a row, the last time"
+        return UnavailableError(
+            f"{self.spec.name} died{times} after {lived_s:.1f} s ({exit_codes.in_words(code)}). "
+            f"The end of its log:\n{lines or '    (it wrote nothing)'}",
+            hint=f"fix what it names, then start again: the run resumes. The whole log: {self.spec.log}",
+        )
+
+    def terminate(self) -> None:
+        """Let the part drain, and do not start it again."""
+        self._stopping.set()
+        if self._process is not None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End the part now."""
+        self._stopping.set()
+        if self._process is not None:
+            self._process.kill()

@@ -1,0 +1,81 @@
+"""The settings of a run as resolved, kept in its folder: what starts the run again and lets more parts join it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from deploy.load_settings import values_of_file
+from deploy.settings import FIXED_IN_A_RUN, Settings, setting_fields
+from services import durable
+from services.errors import ConfigError
+
+LOCAL_OR_HUB = ("model.path", "data.path")
+"""Settings that are a local path where one exists, else the name of something on the Hugging Face hub."""
+
+
+def to_resolved(settings: Settings) -> str:
+    """The settings as TOML that `load` reads back, without secrets and without run.dir.
+
+    run.dir is the folder that the file is in, so that a run may be moved. Local paths become absolute, so that
+    the file means the same from anywhere.
+    """
+    lines = ["# The settings of this run as resolved; secrets are left out."]
+    for section, values in settings:
+        lines += ["", f"[{section}]"]
+        for key, value in values:
+            if value is not None and not isinstance(value, SecretStr) and f"{section}.{key}" != "run.dir":
+                lines.append(f"{key} = {to_toml(_absolute(f'{section}.{key}', value))}")
+    return "\n".join(lines) + "\n"
+
+
+def write_resolved(settings: Settings, path: Path) -> list[str]:
+    """Write the resolved settings; returns the keys whose values differ from the run's last start.
+
+    ConfigError if one of them may not change within a run.
+    """
+    resolved = to_resolved(settings)
+    changed = _changed(values_of_file(path), tomllib.loads(resolved)) if path.exists() else []
+    durable.write_file(path, resolved)
+    return changed
+
+
+def _changed(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
+    def differs(section: str, key: str) -> bool:
+        return before.get(section, {}).get(key) != now.get(section, {}).get(key)
+
+    changed = [key for key in setting_fields() if differs(*key.split("."))]
+    for key in changed:
+        if key in FIXED_IN_A_RUN:
+            section, name = key.split(".")
+            raise ConfigError(
+                f"{key} was {before.get(section, {}).get(name)!r} when this run started and is "
+                f"{now.get(section, {}).get(name)!r} now",
+                hint="give run.dir another folder to start another run, or restore the value to resume this one",
+            )
+    return changed
+
+
+def to_toml(value: bool | int | float | str | Path | tuple[Any, ...]) -> str:
+    """The value as a TOML literal."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(to_toml, value))}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    escaped = "".join(
+        f"\\{char}" if char in '"\\' else char if char.isprintable() else f"\\U{ord(char):08x}" for char in str(value)
+    )
+    return f'"{escaped}"'
+
+
+def _absolute(key: str, value: Any) -> Any:
+    """A local path means the same from anywhere; a Hugging Face id stays as it is."""
+    if key == "evaluation.benchmarks":
+        named = [text.partition("=") for text in value]
+        return tuple(f"{name}{equals}{_absolute('data.path', path)}" for name, equals, path in named)
+    return str(Path(value).resolve()) if key in LOCAL_OR_HUB and value and Path(value).exists() else value

@@ -1,0 +1,208 @@
+"""Loads weight updates from a local file and digests the weights served. Runs in vLLM's worker processes only, which
+import it because `worker_extension_cls` names `ServedWeights`.
+
+Importing it registers the weight-transfer engine "sept". vLLM's engine core labels the tokens with versions, not this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from vllm.config import VllmConfig, WeightTransferConfig
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
+from vllm.model_executor.model_loader.checkpoint_weight_patch import (
+    CheckpointWeightPatch,
+    load_checkpoint_weight_patches,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from generator.engines.vllm.handover import BACKEND, GENERATOR_PID, INDICES, VALUES
+from services.tensors import digest_bytes
+
+PACKING_LAYERS = (LinearBase, ParallelLMHead)
+"""Layers that may compute with a packed copy of their weight."""
+
+SERVED_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""torch's types by safetensors' names, of the tensors whose served values can be compared with published ones."""
+
+
+@dataclass
+class NoInitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is untyped here
+    """The first update needs no preparation."""
+
+
+@dataclass
+class FileUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """One update, complete in one safetensors file on this machine."""
+
+    path: str
+    patched_shapes: dict[str, list[int]] = field(default_factory=dict)
+    """Checkpoint shapes of the tensors that the file patches; empty: the file holds whole tensors."""
+
+
+class FileWeightTransfer(WeightTransferEngine[NoInitInfo, FileUpdate]):  # type: ignore[misc]
+    """Loads an update from a file through the model's own loader, so that fused and sharded layers come out right.
+
+    Patches go into the parameters in place. Whole tensors go through the layerwise reload, which also repeats what
+    the layer does to its weights after loading (packing on CPU, quantisation) and keeps the tensors' addresses.
+    """
+
+    init_info_cls = NoInitInfo
+    update_info_cls = FileUpdate
+    supports_draft_weight_update = False
+
+    def __init__(
+        self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: nn.Module
+    ) -> None:
+        super().__init__(config, vllm_config, device, model)
+        if GENERATOR_PID in os.environ:
+            _end_after(int(os.environ[GENERATOR_PID]))
+        # it warns of every layer that an update does not change
+        logging.getLogger(initialize_layerwise_reload.__module__).setLevel(logging.ERROR)
+
+    def init_transfer_engine(self, init_info: NoInitInfo) -> None:
+        """Nothing to set up."""
+
+    def start_weight_update(self) -> None:
+        """Nothing to do before the file is written."""
+
+    def receive_weights(self, update_info: FileUpdate) -> None:
+        if update_info.patched_shapes:
+            self._patch(Path(update_info.path), update_info.patched_shapes)
+        else:
+            self._reload(Path(update_info.path))
+
+    def finish_weight_update(self) -> None:
+        """Nothing to do: `receive_weights` leaves the model complete."""
+
+    def shutdown(self) -> None:
+        """Keeps nothing between updates; the worker ends now."""
+        gc.freeze()  # else the collector searches a million objects for cycles, three times, which takes seconds
+
+    def _patch(self, path: Path, shapes: dict[str, list[int]]) -> None:
+        with safe_open(path, framework="pt", device=str(self.device)) as file:
+            # the values are whole elements at ascending positions, as the mirror verified: no need to sort them again
+            load_checkpoint_weight_patches(
+                self.model,
+                [_read_patch(file, name, shape) for name, shape in shapes.items()],
+                validate_unique_indices=False,
+            )
+
+    def _reload(self, path: Path) -> None:
+        with torch.device(self.device), safe_open(path, framework="pt") as file:
+            initialize_layerwise_reload(self.model)
+            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+            finalize_layerwise_reload(self.model, self.model_config)
+            _repack_tied_heads(self.model)
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransfer)
+
+
+def _end_after(generator_pid: int) -> None:
+    """End vLLM's processes when the generator's process has ended; a generator that was killed cannot do it."""
+    core = os.getpid() if os.getppid() == generator_pid else os.getppid()
+
+    def watch() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            ended = select.poll()
+            ended.register(os.pidfd_open(generator_pid), select.POLLIN)
+            ended.poll()
+        os.kill(core, signal.SIGTERM)
+
+    threading.Thread(target=watch, name="end-with-generator", daemon=True).start()
+
+
+def _repack_tied_heads(model: nn.Module) -> None:
+    """Recompute what output layers derive from the embedding whose weight they share.
+
+    No weight is loaded into such a head, so the layerwise reload skips it, and its packed copy (on CPU) would still
+    compute with the old weights.
+    """
+    embeddings = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    embedding_weights = {id(module.weight) for module in embeddings if not isinstance(module, ParallelLMHead)}
+    for module in embeddings:
+        unquantised = isinstance(module.quant_method, UnquantizedEmbeddingMethod)
+        if isinstance(module, ParallelLMHead) and unquantised and id(module.weight) in embedding_weights:
+            module.quant_method.process_weights_after_loading(module)
+
+
+class ServedWeights:
+    """Methods that vLLM adds to its worker class; `model_runner` is the worker's own."""
+
+    model_runner: Any
+
+    def served_digests(self, types: dict[str, str]) -> dict[str, str]:
+        """BLAKE3 of each tensor as the model computes with it, cast to its type in the checkpoint (`types`, by name).
+
+        Cast back, a value that came from that type is exact. Tensors that the model does not serve are left out.
+        """
+        digests: dict[str, str] = {}
+        with torch.no_grad():
+            for name, tensor in served_tensors(self.model_runner.get_model()):
+                if types.get(name) in SERVED_TYPES:
+                    digest = _digest(tensor.to(SERVED_TYPES[types[name]]))
+                    if digests.setdefault(name, digest) != digest:
+                        raise RuntimeError(f"the layers that share {name} serve different weights")
+        return digests
+
+
+def served_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights in checkpoint coordinates: fused layers are split and padding is cut off. A tensor that two layers
+    share is yielded once for each of them. Works without tensor parallelism only.
+    """
+    fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+    first_paths: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            packed = name == "weight" and isinstance(module, PACKING_LAYERS)
+            tensor = _effective_weight(module, parameter) if packed else parameter.data
+            if isinstance(module, VocabParallelEmbedding):
+                tensor = tensor[: module.org_vocab_size]
+            prefix, _, leaf = first_paths.setdefault(id(parameter), path).rpartition(".")
+            if leaf in fused:
+                parts = torch.split(tensor, module.output_sizes, dim=0)
+                for part_leaf, part in zip(fused[leaf], parts, strict=True):
+                    yield f"{prefix}.{part_leaf}.{name}", part
+            else:
+                yield f"{prefix}.{leaf}.{name}".lstrip("."), tensor
+
+
+def _effective_weight(layer: Any, weight: nn.Parameter) -> torch.Tensor:
+    """[out, in] weight that the layer multiplies by, also where it is packed: the layer's output for the identity.
+
+    Exact, except for the sign of zeros.
+    """
+    width = layer.input_size if isinstance(layer, LinearBase) else layer.embedding_dim
+    identity = torch.eye(width, dtype=weight.dtype, device=weight.device)
+    output: torch.Tensor = layer.quant_method.apply(layer, identity, None)
+    return output.T
+
+
+def _read_patch(file: Any, name: str, shape: list[int]) -> CheckpointWeightPatch:
+    values = file.get_tensor(VALUES + name)
+    return CheckpointWeightPatch(name, tuple(shape), values.dtype, values, file.get_tensor(INDICES + name))
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return digest_bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

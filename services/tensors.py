@@ -1,0 +1,216 @@
+"""Tensors as raw bytes: safetensors files and digests.
+
+Arithmetic never happens here, so a tensor is its element type by name, its shape and its little-endian bytes; types
+that numpy lacks (BF16, F8) need nothing special.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from services import durable
+from services.contracts import TensorEntry
+from services.errors import WeightError
+
+ITEM_BYTES: Mapping[str, int] = {
+    "F64": 8, "I64": 8, "U64": 8,
+    "F32": 4, "I32": 4, "U32": 4,
+    "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Bytes per element of each safetensors type this project carries."""
+
+MAX_HEADER_BYTES = 100_000_000
+"""A longer header is refused before it is read; the limit is safetensors' own."""
+
+MAX_DIMENSIONS = 32
+MAX_ELEMENTS = 1 << 56
+"""Bounds the arithmetic on shapes that come from outside."""
+
+PIECE_BYTES = 1 << 22
+"""Read at a time of a file whose digest is asked."""
+
+LENGTH_BYTES = 8
+HEADER_ALIGNMENT = 8
+FILE_MODE = 0o644
+
+Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawTensor:
+    """One tensor in checkpoint coordinates; `data` holds `nbytes` raw little-endian bytes, flat."""
+
+    dtype: str
+    """safetensors' name of the element type, a key of `ITEM_BYTES`."""
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ITEM_BYTES:
+            raise WeightError(
+                f"element type {self.dtype!r} is not supported", hint=f"use one of {', '.join(ITEM_BYTES)}"
+            )
+        if self.data.dtype != np.uint8 or self.data.ndim != 1:
+            raise WeightError(f"tensor data must be flat uint8, got {self.data.dtype} of shape {self.data.shape}")
+        expected = math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        if self.data.size != expected:
+            raise WeightError(f"{self.dtype} of shape {self.shape} takes {expected} bytes, got {self.data.size}")
+
+    @property
+    def item_bytes(self) -> int:
+        return ITEM_BYTES[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.data.size)
+
+
+Tensors = Mapping[str, RawTensor]
+"""Tensors by their names in the checkpoint."""
+
+
+def digest_bytes(data: Buffer) -> str:
+    """BLAKE3 of the bytes, 64 hex digits."""
+    return blake3(data.data if isinstance(data, np.ndarray) else data, max_threads=blake3.AUTO).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """BLAKE3 of the file's bytes, 64 hex digits. Read in pieces: mapped, it would count as memory of the process."""
+    hasher, piece = blake3(max_threads=blake3.AUTO), memoryview(bytearray(PIECE_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(piece):
+            hasher.update(piece[:size])
+    return hasher.hexdigest()
+
+
+def describe(tensors: Tensors) -> tuple[TensorEntry, ...]:
+    """The manifest's entries of these tensors, sorted by name."""
+    return tuple(describe_one(name, tensors[name]) for name in sorted(tensors))
+
+
+def describe_one(name: str, tensor: RawTensor) -> TensorEntry:
+    """One manifest entry; WeightError when the name is empty or too long."""
+    fields = {"name": name, "dtype": tensor.dtype, "shape": tensor.shape, "digest": digest_bytes(tensor.data)}
+    try:
+        return TensorEntry.model_validate(fields)
+    except ValidationError as error:
+        raise WeightError(f"tensor name {name[:80]!r} does not fit a manifest") from error
+
+
+def version_digest(entries: Sequence[TensorEntry]) -> str:
+    """Identity of a version's content: BLAKE3 over names, types, shapes and digests, whatever their order."""
+    rows = sorted([entry.name, entry.dtype, list(entry.shape), entry.digest] for entry in entries)
+    return digest_bytes(json.dumps(rows, separators=(",", ":")).encode())
+
+
+def read_safetensors(path: Path) -> dict[str, RawTensor]:
+    """Read-only views into the memory-mapped file; WeightError when it is not sound safetensors."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        layout, data_start = _read_header(file, size, path)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    raw = np.frombuffer(mapped, dtype=np.uint8)[data_start:]
+    tensors = {}
+    reached = 0
+    for name, dtype, shape, begin, end in sorted(layout, key=lambda row: (row[3], row[4])):
+        if begin != reached or end < begin or end > raw.size:
+            raise WeightError(f"{path.name}: tensor {name!r} lies at {begin}..{end}, expected to start at {reached}")
+        tensors[name] = RawTensor(dtype, shape, raw[begin:end])
+        reached = end
+    if reached != raw.size:
+        raise WeightError(f"{path.name}: {raw.size - reached} bytes belong to no tensor")
+    return tensors
+
+
+def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[list[tuple[str, str, tuple[int, ...], int, int]], int]:
+    prefix = file.read(LENGTH_BYTES)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < LENGTH_BYTES or length > min(size - LENGTH_BYTES, MAX_HEADER_BYTES):
+        raise WeightError(f"{path.name}: a header of {length} bytes does not fit a file of {size} bytes")
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=_unique)
+        if not isinstance(header, dict):
+            raise TypeError("the header is not an object")
+        header.pop("__metadata__", None)
+        return [_read_row(name, row) for name, row in header.items()], LENGTH_BYTES + length
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise WeightError(f"{path.name}: malformed safetensors header: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return members
+
+
+def _read_row(name: str, row: Any) -> tuple[str, str, tuple[int, ...], int, int]:
+    begin, end = row["data_offsets"]
+    shape = tuple(row["shape"])
+    dtype = row["dtype"]
+    numbers_sound = all(type(number) is int and 0 <= number < MAX_ELEMENTS for number in (begin, end, *shape))
+    if not numbers_sound or len(shape) > MAX_DIMENSIONS or not isinstance(dtype, str):
+        raise ValueError(f"tensor {name[:80]!r} has a malformed type, shape or position")
+    return name, dtype, shape, begin, end
+
+
+def write_safetensors(path: Path, tensors: Tensors, *, lasting: bool = True) -> None:
+    """Writes under a temporary name and renames, so the file is complete or absent.
+
+    `lasting` False: it need not outlive a power cut, as it is read at once and thrown away.
+    """
+    with durable.explained(path):
+        handle, name = tempfile.mkstemp(prefix=durable.TEMPORARY_PREFIX, dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                for block in _blocks(tensors):
+                    file.write(block)
+                file.flush()
+                if lasting:
+                    os.fsync(file.fileno())
+            temporary.chmod(FILE_MODE)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if lasting:
+            durable.fsync_folder(path.parent)
+
+
+def encoded_bytes(tensors: Tensors) -> int:
+    """Size of the file that `write_safetensors` writes."""
+    return sum(memoryview(block).nbytes for block in _blocks(tensors))
+
+
+def _blocks(tensors: Tensors) -> Iterator[bytes | memoryview]:
+    """Header, then data; widest elements first, so that every tensor is aligned to its element."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].item_bytes, name))
+    # transformers refuses a file without this marker; it names the layout of linear weights, not a library
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    reached = 0
+    for name in order:
+        tensor = tensors[name]
+        offsets = [reached, reached + tensor.nbytes]
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        reached += tensor.nbytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % HEADER_ALIGNMENT)
+    yield len(encoded).to_bytes(LENGTH_BYTES, "little")
+    yield encoded
+    for name in order:
+        yield np.ascontiguousarray(tensors[name].data).data

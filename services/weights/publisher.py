@@ -1,0 +1,252 @@
+"""Publishes versions into a run's weight folder and retires old ones. One process writes: the learner.
+
+The layout of the folder is in `services.weights.reader`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from pydantic import TypeAdapter, ValidationError
+
+from services import durable
+from services.contracts import Canary, FileEntry, FileKind, FileName, TensorEntry, WeightManifest
+from services.errors import WeightError
+from services.tensors import (
+    Tensors,
+    describe,
+    digest_file,
+    encoded_bytes,
+    read_safetensors,
+    version_digest,
+    write_safetensors,
+)
+from services.weights import adapters, delta
+from services.weights.reader import (
+    ADAPTERS_NAME,
+    DELTA_NAME,
+    MANIFEST_NAME,
+    MAX_VERSION,
+    SNAPSHOT_NAME,
+    WeightReader,
+)
+
+ANCHOR_EVERY = 20
+"""Every so many versions a delta comes with a full snapshot. At 0.1 % a delta, 20 of them are 2 % of a snapshot."""
+
+KEEP_VERSIONS = 60
+"""The newest so many are kept, and older ones that these are built from."""
+
+WEIGHT_KINDS = {
+    SNAPSHOT_NAME: FileKind.SNAPSHOT,
+    DELTA_NAME: FileKind.DELTA,
+    ADAPTERS_NAME: FileKind.ADAPTERS,
+}
+RESERVED_NAMES = frozenset({MANIFEST_NAME, *WEIGHT_KINDS})
+
+_FILE_NAME: TypeAdapter[str] = TypeAdapter(FileName)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Change:
+    """What makes a version of another: a delta, or the tensors of a file of adapters."""
+
+    parent: WeightManifest
+    content: bytes | Tensors
+
+    @property
+    def kind(self) -> FileKind:
+        return FileKind.DELTA if isinstance(self.content, bytes) else FileKind.ADAPTERS
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.content) if isinstance(self.content, bytes) else encoded_bytes(self.content)
+
+
+class WeightPublisher(WeightReader):
+    """The only writer of one run's versions.
+
+    `keep_versions`: the newest so many are kept, and older ones that these are built from. Version 0 always stays: it
+    holds the model files. `anchor_every`: a delta to a version divisible by it comes with a full snapshot.
+    """
+
+    def __init__(
+        self, folder: Path, run_id: str, *, keep_versions: int = KEEP_VERSIONS, anchor_every: int = ANCHOR_EVERY
+    ) -> None:
+        super().__init__(folder, run_id)
+        self._keep_versions = keep_versions
+        self._anchor_every = anchor_every
+        self._last: tuple[WeightManifest, Tensors] | None = None
+        self._preferred: FileKind | None = None
+        self._cleared = False
+
+    def publish(
+        self,
+        version: int,
+        tensors: Tensors,
+        model_files: Mapping[str, Path] | None = None,
+        canaries: Sequence[Canary] = (),
+        packed: Tensors | None = None,
+    ) -> WeightManifest:
+        """Make a version visible; `model_files` (config, tokenizer) belong to version 0.
+
+        `packed`: adapters (`services.weights.adapters`) that make `tensors` of version 0. The first version that can
+        be sent both as adapters and as a delta decides which of the two this process sends: the smaller one.
+
+        Publishing the same content again changes nothing. Other content replaces the version and drops the later
+        ones. `tensors` are kept until the next publish, so their bytes must not change.
+        """
+        if not 0 <= version <= MAX_VERSION:
+            raise WeightError(f"weight version {version} is outside 0 .. {MAX_VERSION}")
+        self._clear_leftovers()
+        entries = describe(tensors)
+        existing = self.find(version)
+        if existing is not None and existing.digest == version_digest(entries):
+            self._last = (existing, tensors)
+            return existing
+        change = self._change(version, entries, tensors, packed) if version else None
+        self.retract_after(version)
+        with durable.new_folder(self.folder_of(version)) as folder:
+            self._write_files(folder, version, tensors, change, model_files or {})
+            manifest = WeightManifest(
+                run_id=self.run_id,
+                weight_version=version,
+                parent_version=change.parent.weight_version if change else None,
+                parent_digest=change.parent.digest if change else None,
+                digest=version_digest(entries),
+                tensors=entries,
+                files=tuple(_describe_files(folder)),
+                canaries=tuple(canaries),
+                created_at=time.time(),
+            )
+            durable.write_file(folder / MANIFEST_NAME, manifest.model_dump_json())
+        self._last = (manifest, tensors)
+        self.retire()
+        return manifest
+
+    def retire(self) -> None:
+        """Drop versions older than the newest `keep_versions`, but none that one of these is built from, and not 0."""
+        versions = self.versions()
+        if len(versions) <= self._keep_versions:
+            return
+        needed = {0}
+        for version in versions[-self._keep_versions :]:
+            step = self.manifest(version)
+            while step.weight_version not in needed:
+                needed.add(step.weight_version)
+                if step.file(FileKind.SNAPSHOT) is None:
+                    step = self.parent_of(step)
+        for version in versions:
+            if version not in needed:
+                self._drop(version)
+
+    def retract_after(self, version: int) -> None:
+        """Drop every later version, newest first, so that what remains is a complete history at any moment."""
+        for later in reversed(self.versions()):
+            if later > version:
+                self._drop(later)
+
+    # What is sent
+
+    def _change(
+        self, version: int, entries: Sequence[TensorEntry], tensors: Tensors, packed: Tensors | None
+    ) -> _Change | None:
+        """The delta or the adapters to send; None where only a snapshot will do."""
+        by_adapters = None
+        if packed and self._preferred is not FileKind.DELTA:
+            by_adapters = self._adapters(entries, tensors, packed)
+        if by_adapters is not None and self._preferred is FileKind.ADAPTERS:
+            return by_adapters
+        by_delta = self._delta(version - 1, entries, tensors)
+        if by_adapters is None or by_delta is None:
+            return by_adapters or by_delta
+        chosen = min(by_adapters, by_delta, key=lambda change: change.size_bytes)
+        self._preferred = chosen.kind
+        log.info(
+            "update_kind_chosen",
+            kind=chosen.kind.value,
+            adapters_bytes=by_adapters.size_bytes,
+            delta_bytes=by_delta.size_bytes,
+        )
+        return chosen
+
+    def _delta(self, parent_version: int, entries: Sequence[TensorEntry], tensors: Tensors) -> _Change | None:
+        """The delta, unless it has no parent to apply to or would not be smaller than a snapshot."""
+        parent = self.find(parent_version)
+        if parent is None or _layout(parent.tensors) != _layout(entries):
+            return None
+        change = delta.encode(self._tensors_of(parent), tensors)
+        return _Change(parent, change) if len(change) < parent.full_bytes else None
+
+    def _adapters(self, entries: Sequence[TensorEntry], tensors: Tensors, packed: Tensors) -> _Change | None:
+        """The adapters, if version 0 exists and they make exactly these tensors of it, as every mirror needs."""
+        base = self.find(0)
+        if base is None or _layout(base.tensors) != _layout(entries):
+            return None
+        names = set(adapters.adapted(packed))
+        frozen = [[entry for entry in side if entry.name not in names] for side in (base.tensors, entries)]
+        base_tensors = read_safetensors(self.folder_of(0) / SNAPSHOT_NAME)
+        if frozen[0] != frozen[1] or any(True for _ in adapters.decode(base_tensors, tensors, packed)):
+            log.warning("adapters_not_sent", reason="version 0 with the adapters is not what is published")
+            return None
+        return _Change(base, packed)
+
+    def _tensors_of(self, manifest: WeightManifest) -> Tensors:
+        if self._last is not None and self._last[0].digest == manifest.digest:
+            return self._last[1]
+        return self.load(manifest.weight_version)
+
+    # On disk
+
+    def _write_files(
+        self, folder: Path, version: int, tensors: Tensors, change: _Change | None, model_files: Mapping[str, Path]
+    ) -> None:
+        content = change.content if change else None
+        if content is None or (isinstance(content, bytes) and version % self._anchor_every == 0):
+            write_safetensors(folder / SNAPSHOT_NAME, tensors)
+        if isinstance(content, bytes):
+            durable.write_file(folder / DELTA_NAME, content)
+        elif content is not None:
+            write_safetensors(folder / ADAPTERS_NAME, content)
+        for name, source in model_files.items():
+            _check_model_name(name)
+            shutil.copyfile(source, folder / name)
+
+    def _drop(self, version: int) -> None:
+        """One rename takes the version away; its files are deleted afterwards."""
+        outgoing = Path(tempfile.mkdtemp(prefix=durable.TEMPORARY_PREFIX, dir=self.folder))
+        self.folder_of(version).replace(outgoing)
+        durable.fsync_folder(self.folder)
+        shutil.rmtree(outgoing)
+
+    def _clear_leftovers(self) -> None:
+        if not self._cleared:
+            durable.clear_partial(self.folder)
+            self._cleared = True
+
+
+def _layout(entries: Sequence[TensorEntry]) -> list[tuple[str, str, tuple[int, ...]]]:
+    return sorted((entry.name, entry.dtype, entry.shape) for entry in entries)
+
+
+def _describe_files(folder: Path) -> Iterator[FileEntry]:
+    for path in sorted(folder.iterdir()):
+        kind = WEIGHT_KINDS.get(path.name, FileKind.MODEL)
+        yield FileEntry(name=path.name, kind=kind, size_bytes=path.stat().st_size, digest=digest_file(path))
+
+
+def _check_model_name(name: str) -> None:
+    try:
+        _FILE_NAME.validate_python(name)
+    except ValidationError as error:
+        raise WeightError(f"model file {name!r} is not a plain file name") from error
+    if name in RESERVED_NAMES:
+        raise WeightError(f"model file {name!r} is a name that the weight folder uses itself")

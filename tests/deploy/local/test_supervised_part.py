@@ -1,0 +1,65 @@
+"""Parts of a run on tiny real processes: restarted, given up, killed when they do not drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local.supervised_part import RestartPolicy
+from deploy.local.supervisor import Supervisor
+from services.errors import UnavailableError
+from tests.support.supervised_parts import STUBBORN, Asked, Watcher, is_alive, watching
+
+
+@pytest.fixture
+async def watcher(tmp_path: Path) -> AsyncIterator[Watcher]:
+    async with watching(tmp_path) as watcher:
+        yield watcher
+
+
+async def test_a_part_that_is_killed_starts_again(watcher: Watcher) -> None:
+    supervisor = watcher.supervisor(watcher.plan())
+    run = asyncio.create_task(supervisor.run())
+    await watcher.until_up("generator-0")
+    first = watcher.pid("generator-0")
+    os.kill(first, signal.SIGKILL)
+    await watcher.until(lambda: watcher.starts("generator-0") == 2)
+    assert watcher.pid("generator-0") != first
+    supervisor.request_stop(signal.SIGTERM)
+    assert await run == signal.SIGTERM
+    assert any("ended=killed by SIGKILL" in text for text in watcher.said)
+
+
+async def test_a_part_that_keeps_failing_ends_the_run_with_the_end_of_its_log(watcher: Watcher) -> None:
+    failing = watcher.plan(services="print('no space left on device'); raise SystemExit(1)")
+    with pytest.raises(UnavailableError, match=r"services died 3 times in a row.*exit code 1") as caught:
+        await watcher.supervisor(failing).run()
+    assert "no space left on device" in caught.value.message
+    assert not any(is_alive(watcher.pid(part)) for part in ("redis", "services", "learner", "generator-0"))
+
+
+async def test_a_bad_config_is_not_tried_twice(watcher: Watcher) -> None:
+    with pytest.raises(UnavailableError, match=r"learner died after .* s \(exit code 2\)"):
+        await watcher.supervisor(watcher.plan("raise SystemExit(2)")).run()
+    assert watcher.starts("learner") == 1
+
+
+async def test_a_part_that_does_not_drain_is_killed(watcher: Watcher) -> None:
+    supervisor = Supervisor(
+        watcher.plan(STUBBORN), run=watcher.folder, generators_target=Asked(), log=watcher.log, drain_s=0.0, grace_s=0.1
+    )
+    run = asyncio.create_task(supervisor.run())
+    await watcher.until_up("learner")
+    supervisor.request_stop(signal.SIGINT)
+    await run
+    assert "part_killed part=learner" in watcher.said
+
+
+def test_delays_between_restarts_grow_to_a_limit() -> None:
+    policy = RestartPolicy(first_delay_s=0.5, longest_delay_s=3.0)
+    assert [policy.delay_s(deaths) for deaths in (1, 2, 3, 4, 5000)] == [0.5, 1.0, 2.0, 3.0, 3.0]

@@ -1,0 +1,46 @@
+"""The resolved settings of a run: they read back, and what is fixed in a run may not change."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.load_settings import load
+from deploy.resolved_settings import to_toml, write_resolved
+from services.errors import ConfigError
+from services.run_folder import RunFolder
+
+
+def refused(sets: list[str], environ: dict[str, str] | None = None, config: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(config, sets, environ=environ or {})
+    return str(caught.value)
+
+
+def test_resolved_settings_read_back_and_belong_to_their_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r").create()
+    settings = load(None, [f"run.dir={folder.path}", "data.system_prompt=a\nb", "services.token=hush"], environ={})
+    assert write_resolved(settings, folder.config) == []
+    assert "hush" not in folder.config.read_text()
+    moved = folder.path.rename(tmp_path / "moved")
+    again = load(moved / "config.toml", environ={})
+    assert again.run.dir == moved
+    assert again.data == settings.data
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_text_survives_toml(text: str) -> None:
+    assert tomllib.loads(f"key = {to_toml(text)}") == {"key": text}
+
+
+def test_changed_settings_are_named_and_fixed_ones_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    write_resolved(load(None, environ={}), path)
+    assert write_resolved(load(None, ["training.rounds=9"], environ={}), path) == ["training.rounds"]
+    with pytest.raises(ConfigError, match=r"run\.seed was 0 .* is 1 now"):
+        write_resolved(load(None, ["run.seed=1"], environ={}), path)

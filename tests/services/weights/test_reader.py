@@ -1,0 +1,69 @@
+"""Published versions are read back to the bit, and what is damaged or of another run is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.contracts import FileKind
+from services.errors import DigestError, VersionNotFoundError, WeightError
+from services.tensors import RawTensor
+from services.weights.publisher import WeightPublisher
+from services.weights.reader import WeightReader
+from tests.support.endpoint import open_store
+from tests.support.weight_samples import bits, publish_versions, tensor
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightPublisher:
+    return open_store(tmp_path / "weights")
+
+
+def test_an_empty_folder_has_no_latest_version(tmp_path: Path) -> None:
+    reader = WeightReader(tmp_path / "missing", "run")
+    assert reader.latest() is None
+    assert reader.versions() == []
+
+
+def test_every_version_is_read_back_to_the_bit_by_another_process(store: WeightPublisher) -> None:
+    history = publish_versions(store, 10)
+    reader = WeightReader(store.folder, "run")
+    assert [bits(reader.load(version)) for version in range(10)] == [bits(tensors) for tensors in history]
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "manifest.json", "..", "delta.bin", ""])
+def test_only_files_that_the_manifest_lists_are_found(store: WeightPublisher, name: str) -> None:
+    publish_versions(store, 1)
+    with pytest.raises(VersionNotFoundError):
+        store.file_path(0, name)
+
+
+def test_a_damaged_file_is_found_by_its_tensors(store: WeightPublisher) -> None:
+    publish_versions(store, 1)
+    path = store.file_path(0, "model.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DigestError):
+        WeightReader(store.folder, "run").load(0)
+
+
+def test_a_folder_of_another_run_is_refused(store: WeightPublisher) -> None:
+    publish_versions(store, 1)
+    with pytest.raises(WeightError, match="of run 'run', not of 'other'"):
+        WeightReader(store.folder, "other").latest()
+
+
+def test_every_element_type_passes_through_snapshots_and_deltas(store: WeightPublisher) -> None:
+    kinds_ = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8"]
+    before = {name: tensor(name, (40, 50)) for name in kinds_}
+    after = {}
+    for name, old in before.items():
+        data = old.data.copy()
+        data[np.array([0, data.size // 2, data.size - 1])] ^= 0x55
+        after[name] = RawTensor(old.dtype, old.shape, data)
+    store.publish(0, before)
+    assert [entry.kind for entry in store.publish(1, after).files] == [FileKind.DELTA]
+    assert bits(WeightReader(store.folder, "run").load(1)) == bits(after)
