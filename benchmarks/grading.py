@@ -2,19 +2,20 @@
 
     python -m benchmarks.grading math500=data/math500.parquet minerva=data/minerva.parquet
 
-Every reference is graded as an answer to itself, and as an answer to other problems of its benchmark: the NEIGHBOURS whose
-references are closest to it in the alphabet, and so look most alike, and as many drawn at random. The table counts what
-each grader finds equal; the disagreements follow.
+Every reference is graded as an answer to itself, and as an answer to other problems of its benchmark: the NEIGHBOURS
+whose references are closest to it in the alphabet, and so look most alike, and as many drawn at random. The table
+counts what each grader finds equal; the disagreements follow.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from learner.data.dataset import read_questions
 from learner.grading.math_grading import same_answer
@@ -49,6 +50,7 @@ class Agreement:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("benchmarks", nargs="+", metavar="NAME=PATH")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args(argv)
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     tables = [compare(*text.split("=", 1)) for text in arguments.benchmarks]
@@ -62,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for agreement in table:
             for answer, truth, ours in agreement.disagreements:
                 print(f"{agreement.name}\t{'ours' if ours else 'math-verify'} finds equal\t{answer!r}\t{truth!r}")
+    if arguments.json:
+        names = ("to_itself", "to_others")
+        print(json.dumps([{name: asdict(part) for name, part in zip(names, table, strict=True)} for table in tables]))
     return 0
 
 

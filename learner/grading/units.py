@@ -125,8 +125,13 @@ def parse_unit(text: str, *, letters: bool = True) -> Unit | None:
 
 def _flattened(text: str) -> str:
     """Plain words and symbols, with / for a fraction and for "per"."""
-    text = plain_words(_FRACTION.sub(r"\1/\2", text)).replace(r"\cdot", "*").replace(r"\times", "*")
-    text = text.replace(r"\mu", "μ").replace(r"\Omega", "Ω")
+    text = (
+        plain_words(_FRACTION.sub(r"\1/\2", text))
+        .replace(r"\cdot", "*")
+        .replace(r"\times", "*")
+        .replace(r"\Omega", "Ω")
+    )
+    text = re.sub(r"(?<=years) old$", "", re.sub(r"\\mu\s*", "μ", text))
     text = _TEMPERATURE.sub(lambda match: rf"^\circ{(match[1] or match[2] or match[3] or match[4])[0].upper()}", text)
     text = re.sub(r"\bper\b(?: an?\b)?|\beach\b", "/", text)
     text = re.sub("(平方|立方)(?=.)", r"\1 ", text)
