@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from learner.grading.numbers import Number, equal_numbers
+from learner.grading.exact_numbers import Number, equal_numbers
 
 PRECISION = 50
 AGREEING_DIGITS = 30

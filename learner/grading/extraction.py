@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass
 
 from learner.data.answers import last_boxed, last_boxed_list, stated_answer
+from learner.grading.exact_numbers import read_number
 from learner.grading.notation import ascii_notation, normalised, without_markdown
-from learner.grading.numbers import read_number
 from learner.grading.structure import read_option
 from learner.grading.units import parse_unit, split_unit
 

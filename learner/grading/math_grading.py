@@ -20,10 +20,10 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from learner.grading.exact_numbers import equal_numbers, read_number
 from learner.grading.expressions import equal_expressions
 from learner.grading.extraction import Candidate, find_candidate, unboxed_answer
 from learner.grading.notation import as_written, normalised, plain_words
-from learner.grading.numbers import equal_numbers, read_number
 from learner.grading.structure import (
     Listed,
     approximations,

@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import pytest
 
-from learner.grading.numbers import Number, equal_numbers, read_number
+from learner.grading.exact_numbers import Number, equal_numbers, read_number
 
 
 @pytest.mark.parametrize(
