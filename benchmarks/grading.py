@@ -3,8 +3,8 @@
     python -m benchmarks.grading math500=data/math500.parquet minerva=data/minerva.parquet
 
 Every reference is graded as an answer to itself, and as an answer to other problems of its benchmark: the NEIGHBOURS
-whose references are closest to it in the alphabet, and so look most alike, and as many drawn at random. The table
-counts what each grader finds equal; the disagreements follow.
+whose references are closest to it in the alphabet, and so look most alike. The table counts what each grader finds
+equal; the disagreements follow.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -83,12 +82,10 @@ def compare(name: str, path: str) -> tuple[Agreement, Agreement]:
 
 
 def other_pairs(truths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Distinct references as (answer, reference): next to each other in the alphabet, and drawn at random."""
-    generator = random.Random(0)
+    """Distinct references next to each other in the alphabet, as (answer, reference)."""
     for position, truth in enumerate(truths):
         first = max(0, position - NEIGHBOURS // 2)
-        near = truths[first : position + NEIGHBOURS // 2 + 1]
-        for answer in dict.fromkeys([*near, *generator.sample(truths, min(NEIGHBOURS, len(truths)))]):
+        for answer in truths[first : position + NEIGHBOURS // 2 + 1]:
             if answer != truth:
                 yield answer, truth
 
