@@ -100,11 +100,11 @@ def _template(settings: LearnerSettings) -> ChatTemplate | None:
 
 def _check_prompts(settings: LearnerSettings, template: Callable[[], ChatTemplate | None]) -> Found:
     data, algorithm = settings.data, ALGORITHMS[settings.training.algorithm]
-    questions, found = _read(data.path, data.split, data.limit)
-    without = next((question for question in questions if not question.answer), None)
-    if algorithm.needs_references and without is not None:
+    questions, found, whole = _read(data.path, data.split, data.limit)
+    if algorithm.needs_references and whole and not any(question.answer for question in questions):
         raise DataError(
-            f"training.algorithm {algorithm.name} needs a reference answer to every prompt, {without.where} has none",
+            f"training.algorithm {algorithm.name} needs reference answers, and none of the {len(questions)} prompts "
+            f"of {data.path} has one that can be checked",
             hint="give the rows an answer, or train with algorithm nll, which needs none",
         )
     _check_rendering(questions, data, template())
@@ -116,29 +116,33 @@ def _check_benchmarks(settings: LearnerSettings, template: Callable[[], ChatTemp
     details = []
     chosen = template()
     for name, path, split in resolve_benchmarks(evaluation.benchmarks):
-        questions, found = _read(path, split, evaluation.limit)
-        without = next((question for question in questions if not question.answer), None)
-        if without is not None:
-            raise DataError(f"{without.where} has no reference answer", hint=f"give every problem of {name} one")
+        questions, found, whole = _read(path, split, evaluation.limit)
+        if whole and not any(question.answer for question in questions):
+            raise DataError(
+                f"none of the {len(questions)} problems of {path} has a reference answer that can be checked",
+                hint="give the rows an answer; proofs cannot be graded",
+            )
         _check_rendering(questions, settings.data, chosen)
         details.append(Found(f"{name}: {found.detail}", found.complete))
     return Found("; ".join(found.detail for found in details), all(found.complete for found in details))
 
 
-def _read(path: str, split: str, limit: int | None) -> tuple[list[Question], Found]:
-    """The rows that can be read within CHECKED_FOR_S; none of a data set on the hub."""
+def _read(path: str, split: str, limit: int | None) -> tuple[list[Question], Found, bool]:
+    """The rows that can be read within CHECKED_FOR_S, and whether these are all; none of a data set on the hub."""
     source = parse_source(path)
     if not is_local(source.path):
-        return [], Found(f"{path} will be loaded from the Hugging Face hub", complete=False)
+        return [], Found(f"{path} will be loaded from the Hugging Face hub", complete=False), False
     for file in local_files(source.path, split) or []:
         if not file.is_file():
             raise DataError(f"{file} is no file", hint="check data.path")
         if format_of(file) == ".json" and file.stat().st_size > PARSED_BYTES:
-            return [], Found(f"{path} is there; it is too large to be read in advance", complete=False)
+            return [], Found(f"{path} is there; it is too large to be read in advance", complete=False), False
+    started = time.monotonic()
     questions = list(_within(CHECKED_FOR_S, islice(iterate_questions(source, split), limit)))
     if not questions:
         raise DataError(f"{path} holds no rows", hint=f"name a data set with prompts: {ACCEPTED}")
-    return questions, Found(f"{path}: the first {len(questions)} rows can be read")
+    whole = time.monotonic() - started < CHECKED_FOR_S
+    return questions, Found(f"{path}: the first {len(questions)} rows can be read"), whole
 
 
 def _within(seconds: float, questions: Iterator[Question]) -> Iterator[Question]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy import exit_codes
+from deploy.unattended import hang_up_means, work_unattended
 from sept.arguments import Config, Sets
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ def evaluator(*, config: Config, sets: Sets = ()) -> int:
 
 
 def _joined(config: Path, sets: tuple[str, ...]) -> Settings:
+    """The settings of a part that works on without its terminal: it drains when that is closed."""
     from deploy.load_settings import load
 
+    work_unattended(by_thread=False)
+    hang_up_means(signal.SIGTERM)
     return load(config, sets, join=True)

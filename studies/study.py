@@ -206,7 +206,9 @@ def check_results(results: Mapping[str, Any], settings: Settings, path: Path) ->
         before = results.get("benchmarks", {}).get(name)
         if before is not None and is_local(parse_source(place).path):
             questions = read_questions(place, split=split, limit=settings.evaluation.limit)
-            digest = problems_digest((question.row, question.text, question.answer) for question in questions)
+            digest = problems_digest(
+                (question.row, question.text, question.answer) for question in questions if question.answer
+            )
             differing += [f"benchmark {name}"] if digest != before["problems"] else []
     if differing:
         raise ConfigError(

@@ -6,7 +6,7 @@ Accepted rows, by their columns:
 
     prompt = [{role, content}, ...], reward_model = {ground_truth}     verl
     question, answer                                                   GSM8K ("... #### 72") and plain ones
-    problem, answer and/or solution                                    the answer, else the solution's last box
+    problem, answer and/or final_answer, solution                      the answer, else what the solution states
     prompt, completion                                                 plain text
     messages = [{role, content}, ...]                                  the last reply is the reference answer
     conversations = [{from, value}, ...]                               ShareGPT, likewise
@@ -14,6 +14,7 @@ Accepted rows, by their columns:
 
 A conversation may be JSON text. The answer may be missing: self-training needs none. Other names of columns stand
 after the path (`learner.data.readers.source`).
+A proof, or a word for a missing answer ("notfound"), is none.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 import structlog
 
-from learner.data.answers import final_answer
+from learner.data.answers import final_answer, is_checkable
 from learner.data.conversations import Message, check_text, conversation_in, field_in, prompt_and_reply, structure_in
 from learner.data.readers.places import read_rows
 from learner.data.readers.rows import Record, Row, in_words
@@ -44,6 +45,8 @@ QUESTION_COLUMNS = (
     "query",
 )
 ANSWER_COLUMNS = ("answer", "final_answer", "solution", "completion", "response", "output")
+WORKED_COLUMNS = ("solution", "response", "output")
+"""Those that hold how the answer is found, too."""
 ACCEPTED = (
     "a row has `question`, `problem`, `prompt`, `messages`, `conversations` or `instruction`, and for its answer "
     "`reward_model.ground_truth`, `answer`, `final_answer`, `solution`, `completion`, `response`, `output` or nothing; "
@@ -170,12 +173,13 @@ def _answer(row: Row, source: Source, reply: str | None) -> str | None:
     if isinstance(truth, dict):  # in verl's MATH it also holds the question and the solution
         truth = truth.get("target")
     if truth is not None:
-        return _text(truth, row.where)
+        text = _text(truth, row.where)
+        return text if text and is_checkable(text) else None
     for column in ANSWER_COLUMNS:
         text = _text(row.record.get(column), row.where)
         if text:
-            return final_answer(text)
-    return final_answer(reply) if reply and reply.strip() else None
+            return final_answer(text, worked=column in WORKED_COLUMNS)
+    return final_answer(reply, worked=True) if reply and reply.strip() else None
 
 
 def _with_column(row: Row, column: str) -> Any:
