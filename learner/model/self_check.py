@@ -22,7 +22,7 @@ TOLERANCE = 1e-3
 
 
 def check_model(model: TrainedModel) -> None:
-    """Raise ModelError unless packed log-probabilities equal those of the model's own forward. Call before sharding."""
+    """Raise ModelError unless packed log-probabilities equal those of the model's own forward. Every rank calls it."""
     vocabulary = model.loss_module.head.weight.shape[0]
     tokens = (np.arange(1, 24, dtype=np.int64) * 7919 % vocabulary).astype(np.int32)
     sequences = [Sequence(tokens[:5], tokens[5:12]), Sequence(tokens[12:13], tokens[13:])]
@@ -47,6 +47,6 @@ def _own_log_probs(model: TrainedModel, sequence: Sequence) -> torch.Tensor:
     """[R] log-probabilities of the response by the model's ordinary forward."""
     tokens = torch.from_numpy(np.concatenate([sequence.prompt_tokens, sequence.response_tokens]).astype(np.int64))
     tokens = tokens.to(model.device)
-    logits_TV = model.module(input_ids=tokens[None, :-1], use_cache=False).logits[0]
+    logits_TV = model.loss_module.own_logits(tokens[:-1])
     log_probs: torch.Tensor = logits_TV.float().log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
     return log_probs[sequence.prompt_tokens.size - 1 :]
