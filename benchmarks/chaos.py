@@ -139,7 +139,7 @@ async def _ready(run: Run, round_: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RunCheck:
     """What a finished run's folder says."""
 
     lost: int
@@ -149,7 +149,7 @@ class Verdict:
     """Version -> digest."""
 
 
-def judge(folder: RunFolder, rounds: int) -> Verdict:
+def check_run(folder: RunFolder, rounds: int) -> RunCheck:
     """Counts by the records and, independently of them, by the optimizer's own count of its steps."""
     numbers = [metrics.round for metrics in folder.rounds()]
     trained = Counter(
@@ -165,7 +165,7 @@ def judge(folder: RunFolder, rounds: int) -> Verdict:
     surplus = steps - rounds * STEPS_PER_ROUND
     store = WeightReader(folder.weights, folder.run_id)
     store.load(rounds)  # every tensor's bytes are what the manifest says
-    return Verdict(
+    return RunCheck(
         lost=len(expected - trained.keys()) + max(0, -surplus),
         trained_twice=sum(trained.values()) - len(trained) + len(trained.keys() - expected) + max(0, surplus),
         weights={version: store.manifest(version).digest for version in store.versions()},
@@ -187,10 +187,10 @@ async def chaos(
     rounds = rounds or kills * ROUNDS_PER_KILL
     await asyncio.to_thread(write_inputs, folder, seed=seed, prompts=5 * PROMPTS_PER_ROUND)
     values = settings(folder, engine=engine, rounds=rounds)
-    undisturbed: Verdict | None = None
+    undisturbed: RunCheck | None = None
     if engine == "scripted":
         say("the undisturbed run")
-        undisturbed = judge(await Run(folder / "undisturbed", values).whole(), rounds)
+        undisturbed = check_run(await Run(folder / "undisturbed", values).whole(), rounds)
     generators = [f"generator-{index}" for index in range(values["generator.count"])]
     everyone = list(parts) or ["redis", "services", "learner", *generators]
     if engine == "scripted" and not parts:
@@ -199,16 +199,16 @@ async def chaos(
     schedule = inflicted.schedule(everyone, rounds)
     say(f"the disturbed run: {kills} kills in {rounds} rounds, seed {seed}")
     run = Run(folder / "disturbed", values)
-    verdict = judge(await run.whole(lambda: inflicted.inflict(run, schedule, say)), rounds)
+    check = check_run(await run.whole(lambda: inflicted.inflict(run, schedule, say)), rounds)
     return {
         "engine": engine,
         "seed": seed,
         "kills": sum(inflicted.counts.values()),
         "killed": dict(sorted(inflicted.counts.items())),
         "rounds": rounds,
-        "lost": verdict.lost,
-        "trained_twice": verdict.trained_twice,
-        "bit_identical": None if undisturbed is None else verdict.weights == undisturbed.weights,
+        "lost": check.lost,
+        "trained_twice": check.trained_twice,
+        "bit_identical": None if undisturbed is None else check.weights == undisturbed.weights,
         "recovery_s": {
             part: {"median": round(statistics.median(seconds), 2), "max": round(max(seconds), 2)}
             for part, seconds in sorted(inflicted.recovery_s.items())

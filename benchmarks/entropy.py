@@ -1,4 +1,4 @@
-"""How few bytes a delta could take if changes within an exponent class were independent; knows no codec."""
+"""How few bytes a delta could take if changes within an exponent class were independent."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """One contender's optimizer steps on given sequences: this project's trainer, TRL's SFTTrainer, a bare loop.
 
 Each starts from the same weights and takes the same steps on the same sequences in the same order: AdamW at a constant
-rate without weight decay, the gradient of the mean over the step's response tokens, clipped to norm 1. Knows neither
-where sequences come from nor how contenders are compared.
+rate without weight decay, the gradient of the mean over the step's response tokens, clipped to norm 1.
 
 Legend of shapes: B sequences of one forward pass, T tokens.
 """

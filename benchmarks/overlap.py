@@ -13,7 +13,7 @@ A round has as many prompts as in the paper and takes more than a second, so tha
 with `--prompts-per-round 64 --response-tokens 48`, a version every 0.4 s, updates cost what the log says.
 
 Speeds leave out the first and last rounds, in which one side has nothing to do yet or any more. The model is random and
-about the size of the demo's; the engine is vLLM on CPU unless told otherwise.
+about the size of the demo's; the engine is vLLM on CPU by default.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from typing import Any
 import httpx
 
 from benchmarks.runs import Run, base_settings, pin_process, two_cores, write_inputs
-from deploy.operate.run_commands import require_endpoints
+from deploy import endpoints
 from services.contracts import RoundMetrics
 
 ASKED_EVERY_S = {"/v1/rounds": 3.0, "/v1/queue": 10.0, "/v1/staleness": 10.0, "/v1/versions": 5.0}
@@ -147,7 +147,8 @@ async def measure(folder: Path, *, browsers: int, pairs: int, window_s: float) -
                 if not run.going:
                     raise RuntimeError(f"the run ended: {run.log.read_text()[-2000:]}")
                 await asyncio.sleep(POLL_S)
-        where = require_endpoints(run.folder)
+        where = endpoints.read(run.folder)
+        assert where is not None
         ratios, idle, cores = [], [], []
         for pair in range(pairs):
             seen = {}

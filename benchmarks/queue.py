@@ -1,4 +1,4 @@
-"""Rollouts per second through the queue's own code, beside the same commands sent by a bare client.
+"""Rollouts per second through the queue's own code, against the same commands sent by a bare client.
 
     python -m benchmarks.queue --json
 

@@ -3,10 +3,10 @@
     python -m benchmarks.weight_engine --json                  a small model, made on the spot
     python -m benchmarks.weight_engine --model PATH --versions FOLDER --every-s 20 --seconds 60 --json
 
-Generation is continuous: `--in-flight` requests at any time. In turns, a stretch without updates, one with an update
-every `--every-s`, and one whose updates are heard sing their canaries as well; the medians of `--rounds` of them count.
-Of the loss, `pause_share` is the time that the engine stood still; the rest is what handing the update over and hearing
-the canaries takes from the same cores.
+Generation is continuous: `--in-flight` requests at any time. Three stretches alternate: one without updates, one with
+an update every `--every-s`, and one whose updates check canaries, too; the medians of `--rounds` of them count. Of the
+loss, `pause_share` is the time that the engine stood still; the rest is what handing the update over and checking the
+canaries takes from the same cores.
 """
 
 from __future__ import annotations

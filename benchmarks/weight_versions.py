@@ -1,8 +1,8 @@
-"""Real successive versions of a model, from a short fp32-master AdamW training; knows nothing of deltas or stores.
+"""Real successive versions of a model, from a short fp32-master AdamW training.
 
 Plain next-token loss in tiny batches: what matters here is how AdamW moves bf16 weights at a given learning rate, not
 what the model learns. Version 0 is the model as it was, version n the weights after n updates. With adapters these are
-the merged weights, and the adapters themselves lie beside them.
+the merged weights, and the adapters themselves next to them.
 
 Legend of shapes: B texts, T tokens.
 """

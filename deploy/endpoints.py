@@ -1,7 +1,7 @@
-"""Where an active local run listens: endpoints.json of its folder, readable by its owner only.
+"""Where a local run listens: endpoints.json of its folder, readable by its owner only.
 
-`sept run` writes the file and removes it at the end; `sept generator --config RUN/config.toml` and `sept status` read
-it.
+`sept run` writes the file and removes it at the end. One that was killed leaves it, and another run may listen there by
+now: whoever reads the file must ask the services for their run before it sends anything else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services import durable
-from services.errors import ConfigError
+from services.errors import ConfigError, UnavailableError
 from services.run_folder import RunFolder
 
 
@@ -31,7 +31,7 @@ class Endpoints(BaseModel):
 
 
 def read(folder: RunFolder) -> Endpoints | None:
-    """The run's endpoints; None when no run is active in the folder."""
+    """The endpoints in the folder, unchecked; None when there are none."""
     try:
         return Endpoints.model_validate_json(folder.endpoints.read_text())
     except FileNotFoundError:
@@ -43,12 +43,21 @@ def read(folder: RunFolder) -> Endpoints | None:
         ) from error
 
 
+def not_active(folder: RunFolder, because: str = "") -> UnavailableError:
+    """The error for a request to a run that nobody runs."""
+    return UnavailableError(
+        f"no run is active in {folder.path}" + (f": {because}" if because else ""),
+        hint=f"start it again with `sept run {folder.config}`",
+    )
+
+
 def write(folder: RunFolder, endpoints: Endpoints) -> None:
     """Publish the endpoints to this user's other processes (mode 0600)."""
     durable.write_file(folder.endpoints, endpoints.model_dump_json() + "\n", mode=0o600)
 
 
-def remove(folder: RunFolder) -> None:
-    """The run has ended."""
-    with contextlib.suppress(FileNotFoundError):
-        folder.endpoints.unlink()
+def remove(folder: RunFolder, endpoints: Endpoints) -> None:
+    """The run with these endpoints has ended; the file of another supervisor, which took the folder over, stays."""
+    with contextlib.suppress(ConfigError):
+        if read(folder) == endpoints:
+            folder.endpoints.unlink(missing_ok=True)

@@ -25,6 +25,8 @@ BAD_INPUT = 3
 """A model, data file, message or checkpoint."""
 UNAVAILABLE = 4
 """A peer does not answer, or a wait ended at its deadline."""
+NO_READER = 141
+"""128 + SIGPIPE: whoever read the output has left."""
 STOPPED = 143
 """128 + SIGTERM: a signal ended the work too early; the supervisor starts the part again unless it sent the signal."""
 

@@ -12,6 +12,9 @@ from services import durable
 from services.errors import DeadlineError, UnavailableError
 from services.run_folder import RunFolder
 
+PROBED_S = 0.5
+"""`is_run_locked` holds the lock for an instant: a supervisor that finds it held tries again for so long."""
+
 
 @contextlib.contextmanager
 def run_lock(folder: RunFolder) -> Iterator[None]:
@@ -23,17 +26,34 @@ def run_lock(folder: RunFolder) -> Iterator[None]:
     with durable.explained(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = path.read_text().strip() or "another process"
-            raise UnavailableError(
-                f"{folder.path} is already being run by {holder}",
-                hint="watch it with `sept status`, stop it with Ctrl-C, or give run.dir another folder",
-            ) from None
+        started = time.monotonic()
+        while not _try_lock(handle):
+            if time.monotonic() - started >= PROBED_S:
+                holder = path.read_text().strip() or "another process"
+                raise UnavailableError(
+                    f"{folder.path} is already being run by {holder}",
+                    hint="watch it with `sept status`, stop it with Ctrl-C, or give run.dir another folder",
+                )
+            time.sleep(PROBED_S / 10)
         os.truncate(handle, 0)
         os.write(handle, f"process {os.getpid()}\n".encode())
         yield
+    finally:
+        os.close(handle)
+
+
+def is_run_locked(folder: RunFolder) -> bool:
+    """Whether a supervisor runs the folder now."""
+    try:
+        handle = os.open(folder.supervisor_lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
     finally:
         os.close(handle)
 

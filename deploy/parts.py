@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import secrets
 import socket
 
+from deploy import endpoints
 from deploy.locks import learner_lock
 from deploy.settings import Settings, longest_sequence, redis_url, require, services_url, token_of
 from learner.outcome import Outcome
@@ -60,11 +62,15 @@ def start_generator(settings: Settings, generator_id: str) -> None:
     from generator.run import Peers, run_generator
 
     configure_logs(generator_id)
+    folder, url = RunFolder(settings.run.dir), services_url(settings)
+    found = endpoints.read(folder)
     peers = Peers(
         redis_url=redis_url(settings),
-        services_url=services_url(settings),
+        services_url=url,
         token=token_of(settings),
         lease_s=settings.redis.lease_s,
+        # an address of the folder may be that of another run by now
+        run_id=folder.run_id if found is not None and found.services_url == url else None,
     )
     asyncio.run(
         run_generator(
@@ -73,12 +79,15 @@ def start_generator(settings: Settings, generator_id: str) -> None:
             config=settings.generator,
             max_model_len=longest_sequence(settings),
             deadlines=settings.deadlines,
-            cache=RunFolder(settings.run.dir).mirror_of(generator_id),
+            cache=folder.mirror_of(generator_id),
         )
     )
 
 
 def own_generator_id() -> str:
-    """A name for a generator that was started by hand: this host and process."""
+    """A name for a generator that was started by hand: this host and process.
+
+    The end is random, as several hosts may have one name, and containers number their processes alike.
+    """
     host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40].strip("-") or "host"
-    return f"generator-{host}-{os.getpid()}"
+    return f"generator-{host}-{os.getpid()}-{secrets.token_hex(4)}"

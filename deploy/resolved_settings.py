@@ -59,6 +59,17 @@ def _changed(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) 
     return changed
 
 
+def takes_effect(key: str) -> str:
+    """When a setting takes effect that was changed before a run was resumed."""
+    if key.startswith("sampling.") or key == "training.max_staleness":
+        return "with the first round whose tasks are not issued yet"
+    if key.startswith("weight_sync."):
+        return "with the next version"
+    if key.startswith(("training.", "lora.", "health.")):
+        return "with the next round"
+    return "now"
+
+
 def to_toml(value: bool | int | float | str | Path | tuple[Any, ...]) -> str:
     """The value as a TOML literal."""
     if isinstance(value, tuple):

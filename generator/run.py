@@ -26,6 +26,9 @@ from services.time_accounting import StateClock
 from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror
 
+SAME_STOP_S = 1.0
+"""Signals this close together are one request: systemd sends its own to a part that the supervisor stops, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Peers:
@@ -35,6 +38,8 @@ class Peers:
     services_url: str
     token: str | None
     lease_s: float
+    run_id: str | None = None
+    """The run that must answer there; None: whichever does."""
 
 
 async def run_generator(
@@ -57,6 +62,11 @@ async def run_generator(
             asyncio.to_thread(create),
             wait_for_first_version(client, deadlines.startup_s),
         )
+        if peers.run_id not in (None, manifest.run_id):
+            raise UnavailableError(
+                f"the services at {peers.services_url} are those of run {manifest.run_id}, not of {peers.run_id}",
+                hint="the run is not active any more: start it with `sept run`, or set services.url to its address",
+            )
         redis = await connect_async(peers.redis_url, deadline_s=deadlines.startup_s)
         keys = Keys(manifest.run_id)
         generator = Generator(
@@ -116,13 +126,18 @@ def _seed(generator_id: str) -> int:
 
 
 def _stop_on_signals(generator: Generator) -> None:
+    """The first SIGTERM or SIGINT drains; one that comes later than `SAME_STOP_S` after it ends the process."""
     loop = asyncio.get_running_loop()
+    asked_at: list[float] = []
 
-    def stop() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+    def stop(number: signal.Signals) -> None:
+        if not asked_at:
+            asked_at.append(loop.time())
+            generator.drain()
+        elif loop.time() - asked_at[0] >= SAME_STOP_S:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
-        generator.drain()
+            signal.raise_signal(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop, number)

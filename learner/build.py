@@ -16,7 +16,7 @@ from learner.evaluation.benchmarks import load_benchmarks
 from learner.evaluation.during import Evaluations
 from learner.evaluation.eval_tasks import describe_asking, sampling_of
 from learner.evaluation.evaluator import Evaluator
-from learner.grading.signals import SignalWorker, check_references
+from learner.grading.signals import SignalWorker, with_references
 from learner.loop import Loop
 from learner.model import hf_checkpoint
 from learner.model.model_loading import load_model
@@ -67,8 +67,7 @@ def build_learner(
     model = trainer.model
     reporter.update(device=str(model.device))
     tokenizer = AutoTokenizer.from_pretrained(model.folder)
-    prompts = load_prompts(settings.data, tokenizer)
-    check_references(trainer.algorithm, prompts)
+    prompts = with_references(trainer.algorithm, load_prompts(settings.data, tokenizer))
     curriculum = Curriculum(
         prompts,
         seed=settings.run.seed,

@@ -161,7 +161,7 @@ class EvaluationConfig(Section):
 
 
 class LearnerSettings(Section):
-    """What a learner and an evaluator are told: every section but those of the other parts."""
+    """What a learner and an evaluator need: every section but those of the other parts."""
 
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()

@@ -230,7 +230,7 @@ class Loop:
         return not (self._stopping.is_set() or self._is_over())
 
     def _is_over(self) -> bool:
-        return self._version == self.curriculum.rounds_total
+        return self._version >= self.curriculum.rounds_total  # more: a person has lowered the number since
 
     def _handle_requests(self) -> ControlState:
         """Between two rounds: roll back and write a checkpoint where that is requested or due. The requests as read."""
@@ -342,6 +342,10 @@ class Loop:
             self._version = self._saved_version = checkpoint.weight_version
             self._steps = self.trainer.steps
             log.info("resuming", weight_version=self._version, rounds_total=self.curriculum.rounds_total)
+            if self._version > self.curriculum.rounds_total:
+                log.warning(
+                    "nothing_left_to_train", rounds_done=self._version, rounds_total=self.curriculum.rounds_total
+                )
         self.records.cut_back(self._version)
         self.reporter.update(weight_version=self._version)
         if self._must_retract(self.publisher.newest()):

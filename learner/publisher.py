@@ -82,7 +82,7 @@ class Publisher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
 
     def newest(self) -> int | None:
-        """The version that generators are told is the newest; None before the first."""
+        """The newest version that generators can see; None before the first."""
         manifest = self._store.latest()
         return manifest.weight_version if manifest else None
 

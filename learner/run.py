@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -23,6 +24,9 @@ from services.streams.events import EventLog
 from services.streams.heartbeats import Heartbeats
 
 log = structlog.get_logger()
+
+SAME_STOP_S = 1.0
+"""Signals this close together are one request: systemd sends its own to a part that the supervisor stops, too."""
 
 LAST_EVENT_S = 3.0
 """How long a learner that ends tries to tell Redis why."""
@@ -84,13 +88,17 @@ def connected(
 
 
 def stop_on_signals(stop: Callable[[], None]) -> None:
-    """The first SIGTERM or SIGINT calls `stop`, the second ends the process."""
+    """The first SIGTERM or SIGINT calls `stop`; one that comes later than `SAME_STOP_S` after it ends the process."""
+    asked_at: list[float] = []
 
-    def stopping(_number: int, _frame: FrameType | None) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+    def stopping(number: int, _frame: FrameType | None) -> None:
+        if not asked_at:
+            asked_at.append(time.monotonic())
+            log.info("stopping")
+            stop()
+        elif time.monotonic() - asked_at[0] >= SAME_STOP_S:
             signal.signal(number, signal.SIG_DFL)
-        log.info("stopping")
-        stop()
+            signal.raise_signal(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stopping)

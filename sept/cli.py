@@ -6,7 +6,10 @@ Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import errno
 import gc
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, Literal
@@ -69,7 +72,14 @@ def main(tokens: list[str] | None = None) -> None:
     command = [token for token in tokens if token != "--debug"]  # noqa: S105 - no password
     # At exit Python searches the million objects of torch for cycles, which takes seconds.
     atexit.register(gc.freeze)
-    sys.exit(_exit_code_of(lambda: app(command, print_error=False, exit_on_error=False), debug=debug))
+    sys.exit(_exit_code_of(lambda: _run(command), debug=debug))
+
+
+def _run(command: list[str]) -> Any:
+    result = app(command, print_error=False, exit_on_error=False)
+    if sys.stdout is not None:
+        sys.stdout.flush()  # here, where an error still has a meaning
+    return result
 
 
 def _exit_code_of(call: Callable[[], Any], *, debug: bool) -> int:
@@ -82,10 +92,19 @@ def _exit_code_of(call: Callable[[], Any], *, debug: bool) -> int:
         _show(str(error), "sept --help lists the commands, sept COMMAND --help what they take")
         return exit_codes.BAD_CONFIG
     except Exception as error:  # every error is shown here, once
+        if _has_no_reader(error):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left cannot be shown either
+            return exit_codes.NO_READER
         if debug:
             raise
         return _show_error(error)
     return result if isinstance(result, int) else exit_codes.OK
+
+
+def _has_no_reader(error: Exception) -> bool:
+    """Whether standard output failed: `| head` has seen enough, or the terminal is closed. Files name themselves."""
+    shown_here = sys.stdout is sys.__stdout__  # other streams never fail (deploy.unattended)
+    return shown_here and isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO) and not error.filename
 
 
 def _show_error(error: Exception) -> int:
@@ -99,4 +118,5 @@ def _show_error(error: Exception) -> int:
 
 
 def _show(message: str, hint: str) -> None:
-    sys.stderr.write(f"sept: {message}\n" + (f"\nhint: {hint}\n" if hint else ""))
+    with contextlib.suppress(OSError):  # nobody reads it
+        sys.stderr.write(f"sept: {message}\n" + (f"\nhint: {hint}\n" if hint else ""))

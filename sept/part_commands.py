@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy import exit_codes
+from deploy.unattended import hang_up_means, work_unattended
 from sept.arguments import Config, Sets
 
 if TYPE_CHECKING:
@@ -45,13 +47,16 @@ def generator(*, config: Config, id: str | None = None, sets: Sets = ()) -> None
 
 
 def evaluator(*, config: Config, sets: Sets = ()) -> int:
-    """Evaluate in the learner's place; ends when every answer is judged. `sept eval` starts it."""
+    """Evaluate in the learner's place; ends when every answer is graded. `sept eval` starts it."""
     from deploy.parts import start_evaluator
 
     return exit_codes.of_outcome(start_evaluator(_joined(config, sets)))
 
 
 def _joined(config: Path, sets: tuple[str, ...]) -> Settings:
+    """The settings of a part that works on without its terminal: it drains when that is closed."""
     from deploy.load_settings import load
 
+    work_unattended(by_thread=False)
+    hang_up_means(signal.SIGTERM)
     return load(config, sets, join=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from deploy import exit_codes
 from deploy.ray_cluster import defaults
+from deploy.unattended import hang_up_means, work_unattended
 from sept.arguments import Flag, OptionalConfig, Sets
 
 
@@ -17,6 +19,7 @@ def run(config: Path, *, sets: Sets = ()) -> int:
     config
         TOML file; deploy/config holds examples.
     """
+    work_unattended(by_thread=True)
     import asyncio
 
     from rich.console import Console
@@ -52,6 +55,8 @@ def ray(
     http_port
         Where the services listen on every node.
     """
+    work_unattended(by_thread=True)
+    hang_up_means(signal.SIGINT)  # which drains
     from rich.console import Console
 
     from deploy.ray_cluster.app import start_ray
@@ -104,6 +109,7 @@ def evaluate(
     config
         TOML file with other settings; default: that of the run, if MODEL is one.
     """
+    work_unattended(by_thread=True)
     import asyncio
 
     from rich.console import Console
@@ -135,6 +141,7 @@ def study(config: Path) -> int:
     config
         TOML file of the study; deploy/config holds study-*.toml.
     """
+    work_unattended(by_thread=True)
     import asyncio
 
     from rich.console import Console

@@ -26,6 +26,17 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def is_this_machine(host: str) -> bool:
+    """Whether `host` is an address of this machine, or a name that always means it; no name is looked up."""
+    if is_loopback(host) or host.rstrip(".") == "localhost" or host.rstrip(".").endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return not why_not_free(host, 0)
+
+
 # Ports and sockets
 
 

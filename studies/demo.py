@@ -24,6 +24,7 @@ from deploy.load_settings import load
 from deploy.local.run import run_local
 from deploy.operate.progress import in_bytes
 from deploy.settings import Settings
+from deploy.unattended import work_unattended
 from services import durable
 from services.contracts import RoundMetrics
 from services.errors import SeptError
@@ -35,6 +36,7 @@ CONFIG = Path("deploy/config/demo.toml")
 
 def main() -> int:
     """Run the demo; the exit code of `sept run`."""
+    work_unattended(by_thread=False)
     console = Console()
     prepare_only = sys.argv[1:2] == ["--prepare"]
     settings = load(CONFIG, sys.argv[2:] if prepare_only else sys.argv[1:])

@@ -15,6 +15,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from deploy.same_code import SAFE_PATH
 from services.errors import UnavailableError
 
 TASKS = ("leaderboard_ifeval", "leaderboard_bbh", "leaderboard_gpqa", "leaderboard_musr", "leaderboard_mmlu_pro")
@@ -68,7 +69,8 @@ def harness_command(
     model: str, out: Path, tasks: Sequence[str], *, task_folder: Path | None, backend: str, limit: int | None
 ) -> list[str]:
     """The command line of the harness."""
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", backend, "--model_args", f"pretrained={model}"]
+    command = [sys.executable, SAFE_PATH, "-m", "lm_eval", "run"]
+    command += ["--model", backend, "--model_args", f"pretrained={model}"]
     command += ["--tasks", *tasks, "--batch_size", "auto" if backend == "vllm" else "1", "--output_path", str(out)]
     command += ["--include_path", str(task_folder)] if task_folder is not None else []
     command += ["--limit", str(limit)] if limit is not None else []

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.operate.client import RunClient
-from deploy.operate.run_commands import require_endpoints
+from deploy.operate.run_commands import client_of
 from services.run_folder import RunFolder
 from services.weights.reader import WeightReader
 from tests.support import scripted_run
@@ -31,7 +30,7 @@ async def test_a_run_with_generators_ahead_goes_back_and_ends_whole(tmp_path: Pa
             while not (folder.endpoints.exists() and len(list(folder.rounds())) >= 4):
                 assert run.returncode is None, "the run ended before it was asked"
                 await asyncio.wait({asyncio.create_task(run.wait())}, timeout=0.05)
-            async with RunClient(require_endpoints(folder)) as client:
+            async with client_of(folder) as client:
                 await client.roll_back(folder.checkpointed()[-2])
     finally:
         code = await finish(run)

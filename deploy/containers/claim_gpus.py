@@ -4,7 +4,7 @@ Compose gives every replica of a service the same devices. So each container see
 are free: an exclusive lock on one file a GPU in a folder that the containers share. The operating system releases the
 lock when the process ends in whatever way. On a host with one GPU all containers share it.
 
-    python3 -m deploy.containers.claim_gpus generator --config run.toml     # becomes: sept generator --config run.toml
+    python3 -P -m deploy.containers.claim_gpus generator --config run.toml  # becomes: sept generator --config run.toml
 """
 
 from __future__ import annotations

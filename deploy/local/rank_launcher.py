@@ -11,13 +11,13 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from deploy import exit_codes
 from deploy.local.processes import die_with_parent
+from deploy.same_code import sept_command, with_same_code
 from learner.parallel.launch_env import RANK, SIZE, STORE
 
 
@@ -36,8 +36,8 @@ def start_ranks(command: Sequence[str], count: int) -> int:
         shared = {SIZE: str(count), STORE: str(Path(folder) / "store"), "OMP_NUM_THREADS": str(_threads(count))}
         children = [
             subprocess.Popen(
-                [sys.executable, "-m", "sept", *command],
-                env={**os.environ, **shared, RANK: str(rank)},
+                sept_command(*command),
+                env={**with_same_code(os.environ), **shared, RANK: str(rank)},
                 preexec_fn=lambda: die_with_parent(launcher, signal.SIGKILL),
             )
             for rank in range(count)

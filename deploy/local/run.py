@@ -7,7 +7,6 @@ import contextlib
 import os
 import secrets
 import signal
-import sys
 from typing import Any
 
 from rich.console import Console
@@ -19,17 +18,21 @@ from deploy.local.generators_target import GeneratorsTargetInRedis
 from deploy.local.processes import ProcessSpec, kill_leftovers
 from deploy.local.supervisor import RunPlan, Supervisor
 from deploy.local.supervisor_log import SupervisorLog
+from deploy.local.work_reports import WorkReports
 from deploy.locks import run_lock
 from deploy.operate.client import RunClient
 from deploy.operate.progress import Progress
-from deploy.resolved_settings import write_resolved
+from deploy.resolved_settings import takes_effect, write_resolved
+from deploy.same_code import sept_command, with_same_code
 from deploy.settings import ENV_DELIMITER, ENV_PREFIX, Settings, require, token_of
-from services.errors import SeptError, UnavailableError
+from services.api.status import rounds_total
+from services.errors import ConfigError, SeptError, UnavailableError
 from services.net import LOOPBACK, free_port, port_of, reachable_url, why_not_free
 from services.run_folder import RunFolder
 from services.streams.embedded import EmbeddedRedis
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What drains a run: Ctrl-C, `kill`, and the loss of the terminal unless nohup ignores it."""
 
 LEADERS = {"learner": ("model.path", "data.path"), "evaluator": ("model.path", "evaluation.benchmarks")}
 """The part whose end is the run's end -> the settings that it cannot do without."""
@@ -45,21 +48,37 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
     with run_lock(folder):
         killed = kill_leftovers(folder.path)
         changed = write_resolved(settings, folder.config)
-        redis, where = _choose_endpoints(settings, folder)
+        redis, where, port = _choose_endpoints(settings, folder)
         endpoints.write(folder, where)
+        nearby = where.model_copy(update={"services_url": reachable_url(settings.services.host, port)})
         try:
-            async with RunClient(where) as client:
+            async with RunClient(nearby, of_run=folder) as client:
                 with Progress(folder, client, console) as progress:
                     log = SupervisorLog(folder.log_of("supervisor"), progress.note)
                     log.record("run_starting", folder=str(folder.path), run_id=folder.run_id)
                     if killed:
                         log.record("leftovers_killed", processes=len(killed))
-                    if changed:
-                        log.record("settings_changed", keys=",".join(changed))
-                    plan = plan_run(settings, folder, redis, where, leader=leader)
-                    return await _supervise(plan, settings, folder, where, log, progress)
+                    for key in changed:
+                        log.record("settings_changed", key=key, takes_effect=takes_effect(key))
+                    plan = plan_run(settings, folder, redis, port, leader=leader)
+                    stopped_by = await _supervise(plan, settings, folder, where, log, progress)
+                    if stopped_by is None:
+                        _note_surplus(folder, log)
+                    return stopped_by
         finally:
-            endpoints.remove(folder)
+            endpoints.remove(folder, where)
+
+
+def _note_surplus(folder: RunFolder, log: SupervisorLog) -> None:
+    """Say so when the run had more rounds already than it is to have now."""
+    done, total = max(folder.checkpointed(), default=0), rounds_total(folder.identity)
+    if done > total > 0:
+        log.record(
+            "nothing_left_to_train",
+            rounds_done=done,
+            rounds_total=total,
+            remedy="raise training.rounds or training.epochs",
+        )
 
 
 async def _supervise(
@@ -76,7 +95,7 @@ async def _supervise(
         part_events.extend(await last_part_events(where.redis_url, folder.run_id))
 
     count, startup_s = settings.generator.count, settings.deadlines.startup_s
-
+    reports = WorkReports(folder, where.redis_url)
     supervisor = Supervisor(
         plan,
         run=folder.path,
@@ -84,11 +103,13 @@ async def _supervise(
         log=log,
         drain_s=settings.deadlines.drain_s,
         before_drain_of_failed=read_part_events,
+        has_worked=reports.has_worked,
     )
     loop = asyncio.get_running_loop()
-    for number in STOP_SIGNALS:
+    stop_signals = [number for number in STOP_SIGNALS if not _is_ignored_hang_up(number)]
+    for number in stop_signals:
         loop.add_signal_handler(number, supervisor.request_stop, number)
-    follower = asyncio.create_task(progress.follow())
+    followers = [asyncio.create_task(progress.follow()), asyncio.create_task(reports.follow())]
     try:
         return await supervisor.run()
     except SeptError as error:
@@ -96,16 +117,23 @@ async def _supervise(
         log.record("flight_record_written", path=str(record))
         raise
     finally:
-        follower.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await follower
-        await progress.refresh()
-        for number in STOP_SIGNALS:
+        for follower in followers:
+            follower.cancel()
+        await asyncio.gather(
+            *followers, return_exceptions=True
+        )  # what they show or read does not decide how a run ends
+        with contextlib.suppress(OSError):
+            await progress.refresh()
+        for number in stop_signals:
             loop.remove_signal_handler(number)
 
 
+def _is_ignored_hang_up(number: signal.Signals) -> bool:
+    return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+
+
 def plan_run(
-    settings: Settings, folder: RunFolder, redis: EmbeddedRedis | None, where: Endpoints, *, leader: str = "learner"
+    settings: Settings, folder: RunFolder, redis: EmbeddedRedis | None, services_port: int, *, leader: str = "learner"
 ) -> RunPlan:
     """The commands of all parts, each with its log and its share of the machine."""
     gpus, cores = placement.visible_gpus(), len(os.sched_getaffinity(0))
@@ -115,7 +143,7 @@ def plan_run(
         return ProcessSpec(name, command, folder.log_of(name), {**inherited_environment(), **env})
 
     def sept(command: str, *more: str) -> tuple[str, ...]:
-        return (sys.executable, "-m", "sept", command, "--config", str(folder.config), *more)
+        return sept_command(command, "--config", str(folder.config), *more)
 
     def generator(index: int) -> ProcessSpec:
         name = f"generator-{index}"
@@ -123,10 +151,9 @@ def plan_run(
         env = placement.generator_env(index, gpus, count, cores, tensor_parallel=tensor_parallel, ranks=ranks)
         return part(name, sept("generator", "--id", name), env)
 
-    port = port_of(where.services_url) or settings.services.port
     return RunPlan(
         redis=part("redis", tuple(redis.command()), {}) if redis is not None else None,
-        services=part("services", sept("services", "--set", f"services.port={port}"), {}),
+        services=part("services", sept("services", "--set", f"services.port={services_port}"), {}),
         learner=part(leader, sept(leader), placement.learner_env(gpus, count, cores, ranks=ranks)),
         generator=generator,
         generators_target=settings.generator.count,
@@ -135,15 +162,23 @@ def plan_run(
 
 def inherited_environment() -> dict[str, str]:
     """This process's environment without settings: the resolved config holds them, those of --set too."""
-    return {
-        name: value for name, value in os.environ.items() if not (name.startswith(ENV_PREFIX) and ENV_DELIMITER in name)
-    }
+    return with_same_code(
+        {
+            name: value
+            for name, value in os.environ.items()
+            if not (name.startswith(ENV_PREFIX) and ENV_DELIMITER in name)
+        }
+    )
 
 
-def _choose_endpoints(settings: Settings, folder: RunFolder) -> tuple[EmbeddedRedis | None, Endpoints]:
-    """Where Redis and the services will listen: where this run listened before, if that is still free."""
-    before = endpoints.read(folder)
-    port = settings.services.port or _port_of(before.services_url if before else None, settings.services.host)
+def _choose_endpoints(settings: Settings, folder: RunFolder) -> tuple[EmbeddedRedis | None, Endpoints, int]:
+    """The server of Redis, all addresses and the services' port: as this run had them before where they are free."""
+    try:
+        before = endpoints.read(folder)
+    except ConfigError:
+        before = None  # this supervisor holds the lock, so the file is one that another left
+    last_url = before.services_url if before and settings.services.url is None else None
+    port = settings.services.port or _port_of(last_url, settings.services.host)
     if why_not_free(settings.services.host, port):
         raise UnavailableError(
             f"services.port {port} on {settings.services.host} is taken by another program",
@@ -152,10 +187,10 @@ def _choose_endpoints(settings: Settings, folder: RunFolder) -> tuple[EmbeddedRe
     token = token_of(settings)
     url = settings.services.url or reachable_url(settings.services.host, port)
     if settings.redis.url is not None:
-        return None, Endpoints(redis_url=settings.redis.url.get_secret_value(), services_url=url, token=token)
+        return None, Endpoints(redis_url=settings.redis.url.get_secret_value(), services_url=url, token=token), port
     redis_port = _port_of(before.redis_url if before else None, LOOPBACK)
     redis = EmbeddedRedis(folder.redis, redis_port, secrets.token_urlsafe(24))
-    return redis, Endpoints(redis_url=redis.url, services_url=url, token=token)
+    return redis, Endpoints(redis_url=redis.url, services_url=url, token=token), port
 
 
 def _port_of(url: str | None, host: str) -> int:

@@ -1,9 +1,13 @@
-"""One part of a local run, kept running: started, restarted with a growing delay, given up after too many deaths."""
+"""One part of a local run, kept running: started, restarted with a growing delay, given up after too many failures.
+
+Failures count until the part has done work. Having lived for long is not enough: a part may always fail late.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +29,7 @@ class RestartPolicy:
     """When to start a dead part again, and when to stop trying.
 
     RestartPolicy(first_delay_s=0.5)    # 0.5, 1, 2, 4 ... s between restarts, at most longest_delay_s
-    RestartPolicy(settled_s=60)         # after 60 s of life the deaths before count no more
+    RestartPolicy(settled_s=60)         # 60 s of life with work done: the deaths before count no more
     RestartPolicy(max_failures=5)       # the fifth failure in a row is the last
     RestartPolicy(max_kills=30)         # being killed from outside (kill -9, out of memory) says less about the part
     """
@@ -41,17 +45,33 @@ class RestartPolicy:
         return min(self.longest_delay_s, self.first_delay_s * 2.0 ** min(deaths - 1, 30))
 
 
+def never_worked(_part: str, _pid: int) -> bool:
+    """For parts whose work nobody reports: every failure counts."""
+    return False
+
+
 class SupervisedPart:
-    """A task that keeps one part running until it finishes, is stopped, or dies too often."""
+    """A task that keeps one part running until it finishes, is stopped, or dies too often.
+
+    `has_worked` says of the part and the process that has ended whether it did any work.
+    """
 
     def __init__(
-        self, spec: ProcessSpec, run: Path, policy: RestartPolicy, log: SupervisorLog, *, may_finish: bool
+        self,
+        spec: ProcessSpec,
+        run: Path,
+        policy: RestartPolicy,
+        log: SupervisorLog,
+        *,
+        may_finish: bool,
+        has_worked: Callable[[str, int], bool] = never_worked,
     ) -> None:
         self.spec = spec
         self._run_folder = run
         self._policy = policy
         self._log = log
         self._may_finish = may_finish
+        self._has_worked = has_worked
         self._process: Process | None = None
         self._stopping = asyncio.Event()
         self._failures = 0
@@ -68,10 +88,11 @@ class SupervisedPart:
             if self._stopping.is_set() or (code == exit_codes.OK and self._may_finish):
                 self._log.record("part_ended", part=self.spec.name, exit_code=code)
                 return
-            await self._wait_before_restart(code, self._process.lived_s)
+            await self._wait_before_restart(code, self._process)
 
-    async def _wait_before_restart(self, code: int, lived_s: float) -> None:
-        if lived_s >= self._policy.settled_s:
+    async def _wait_before_restart(self, code: int, process: Process) -> None:
+        lived_s = process.lived_s
+        if self._has_worked(self.spec.name, process.pid) and lived_s >= self._policy.settled_s:
             self._failures = self._kills = 0
         if code == -signal.SIGKILL:
             self._kills += 1
@@ -96,7 +117,7 @@ class SupervisedPart:
     def _gave_up(self, code: int, lived_s: float) -> UnavailableError:
         lines = "\n".join(f"    {line}" for line in last_log_lines(self.spec.log, SHOWN_LINES))
         deaths = self._failures + self._kills
-        times = "" if deaths == 1 else f" {deaths} times in a row, the last time"
+        times = "" if deaths == 1 else f" {deaths} times in a row without having worked, the last time"
         return UnavailableError(
             f"{self.spec.name} died{times} after {lived_s:.1f} s ({exit_codes.in_words(code)}). "
             f"The end of its log:\n{lines or '    (it wrote nothing)'}",

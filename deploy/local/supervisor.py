@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deploy.local.processes import ProcessSpec
-from deploy.local.supervised_part import KILL_GRACE_S, RestartPolicy, SupervisedPart
+from deploy.local.supervised_part import KILL_GRACE_S, RestartPolicy, SupervisedPart, never_worked
 from deploy.local.supervisor_log import SupervisorLog
 
 SAME_STOP_S = 1.0
@@ -49,7 +49,8 @@ class Supervisor:
     supervisor = Supervisor(plan, run=folder, generators_target=..., log=...)
     stopped_by = await supervisor.run()     # None: the learner finished; else the signal that asked to stop
 
-    `before_drain_of_failed` is awaited when a run has failed, while its parts still run.
+    `before_drain_of_failed` is awaited when a run has failed, while its parts still run. `has_worked` says of a part
+    and its process, which has ended, whether it did any work.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Supervisor:
         grace_s: float = KILL_GRACE_S,
         same_stop_s: float = SAME_STOP_S,
         before_drain_of_failed: Callable[[], Awaitable[None]] | None = None,
+        has_worked: Callable[[str, int], bool] = never_worked,
     ) -> None:
         self._plan = plan
         self._run_folder = run
@@ -74,6 +76,7 @@ class Supervisor:
         self._grace_s = grace_s
         self._same_stop_s = same_stop_s
         self._before_drain_of_failed = before_drain_of_failed
+        self._has_worked = has_worked
         self._generators: dict[int, SupervisedPart] = {}
         self._leaving: set[SupervisedPart] = set()
         self._over = asyncio.Event()
@@ -112,16 +115,18 @@ class Supervisor:
         if self._stopped_by is not None:
             if now - self._stopped_at < self._same_stop_s:
                 return
-            self._log.record("stopping_now", signal=by.name)
             self._stop_now.set()
+            self._log.record("stopping_now", signal=by.name)
         else:
-            self._log.record("stopping", signal=by.name)
             self._stopped_by = by
             self._stopped_at = now
-        self._over.set()
+            self._over.set()
+            self._log.record("stopping", signal=by.name)
 
     def _start_part(self, spec: ProcessSpec, *, may_finish: bool = False) -> SupervisedPart:
-        part = SupervisedPart(spec, self._run_folder, self._policy, self._log, may_finish=may_finish)
+        part = SupervisedPart(
+            spec, self._run_folder, self._policy, self._log, may_finish=may_finish, has_worked=self._has_worked
+        )
         part.task.add_done_callback(self._on_end)
         return part
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from services import durable
 
 REMEMBERED = 200
 """Events that a flight record holds."""
@@ -27,9 +26,10 @@ class SupervisorLog:
         self._events: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
 
     def record(self, kind: str, **fields: Any) -> None:
+        """Append the event; on a full disk it is only remembered and shown, as a run must not end over its log."""
         event = {"time": round(time.time(), 3), "event": kind, **fields}
         self._events.append(event)
-        with durable.explained(self._path), self._path.open("a") as file:
+        with contextlib.suppress(OSError), self._path.open("a") as file:
             file.write(json.dumps(event) + "\n")
         self._listener(f"{kind} " + " ".join(f"{key}={value}" for key, value in fields.items()))
 

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 from pydantic import ValidationError
 
-from deploy.endpoints import Endpoints
+from deploy.endpoints import Endpoints, not_active
+from deploy.locks import is_run_locked
 from services.contracts import StatusSnapshot
 from services.errors import ContractError, UnavailableError
+from services.http_client import answered_by_another, open_client
+from services.run_folder import RunFolder
 
 TIMEOUT_S = 5.0
+STATUS = "/v1/status"
 
 
 class RunClient:
-    """async with RunClient(endpoints) as run: snapshot = await run.status()"""
+    """async with RunClient(endpoints, of_run=folder) as run: snapshot = await run.status()
 
-    def __init__(self, endpoints: Endpoints, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        headers = {"Authorization": f"Bearer {endpoints.token}"} if endpoints.token else {}
+    `of_run`: the folder whose run must answer. The first request asks the services which run is theirs, and nothing is
+    sent to those of another one. None: whatever run is served there, at an address from settings.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        *,
+        of_run: RunFolder | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self._url = endpoints.services_url
-        self._http = httpx.AsyncClient(base_url=self._url, headers=headers, timeout=TIMEOUT_S, transport=transport)
+        self._http = open_client(self._url, token=endpoints.token, timeout=TIMEOUT_S, transport=transport)
+        self._unverified = of_run
 
     async def __aenter__(self) -> Self:
         return self
@@ -33,12 +48,12 @@ class RunClient:
 
     async def status(self) -> StatusSnapshot:
         """The run as the services see it; UnavailableError when they cannot be asked."""
-        answer = await self._ask("GET", "/v1/status")
+        answer = await self._ask("GET", STATUS)
         try:
             return StatusSnapshot.model_validate_json(answer.content)
         except ValidationError as error:
             raise ContractError(
-                f"{self._url}/v1/status answers what this release cannot read",
+                f"{self._url}{STATUS} answers what this release cannot read",
                 hint="use the same release of sept for every part",
             ) from error
 
@@ -73,6 +88,25 @@ class RunClient:
         await self._ask("POST", "/v1/control/generators", {"generators_target": generators_target})
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        if self._unverified is not None:
+            await self._verify(self._unverified)
+            self._unverified = None
+        return await self._send(method, path, body)
+
+    async def _verify(self, folder: RunFolder) -> None:
+        """UnavailableError unless the services are those of the folder's run."""
+        try:
+            found = json.loads((await self._send("GET", STATUS)).content).get("run_id")
+        except (ValueError, AttributeError):
+            found = None
+        except UnavailableError as error:
+            if is_run_locked(folder):
+                raise  # it is active: its services start, or something is wrong with them
+            raise not_active(folder, f"its last address was {self._url}, and now {error.message}") from error
+        if found != folder.run_id:
+            raise not_active(folder, f"its last address {self._url} belongs to {found or 'another program'} now")
+
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         try:
             answer = await self._http.request(method, path, json=body)
         except httpx.HTTPError as error:
@@ -80,6 +114,11 @@ class RunClient:
                 f"the services at {self._url} do not answer ({type(error).__name__})",
                 hint="is the run active? Start it with `sept run`, and see logs/services.log in its folder",
             ) from error
+        if another := answered_by_another(answer):
+            raise UnavailableError(
+                f"{method} {path} at {self._url} was answered by something else: {another}",
+                hint="check services.url, and what lies in between (ingress, proxy)",
+            )
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             raise UnavailableError(
                 f"the services at {self._url} refuse the token", hint="set SEPT_SERVICES__TOKEN to the run's token"

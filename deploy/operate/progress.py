@@ -50,9 +50,10 @@ class Progress:
         self._console.print(Text(text, style="dim"), soft_wrap=True)
 
     async def follow(self) -> None:
-        """Refresh every second until cancelled."""
+        """Refresh every second until cancelled; what cannot be read or shown now is left out."""
         async for _ in _every(REFRESH_S):
-            await self.refresh()
+            with contextlib.suppress(OSError):
+                await self.refresh()
 
     async def refresh(self) -> None:
         """Update what is shown once."""

@@ -13,7 +13,7 @@ from rich.prompt import Confirm
 from rich.text import Text
 
 from deploy import endpoints
-from deploy.endpoints import Endpoints
+from deploy.locks import is_run_locked
 from deploy.operate.client import RunClient
 from deploy.operate.log_tail import LogTail
 from deploy.operate.progress import REFRESH_S, Progress, headline, parts_table, rounds_table
@@ -31,33 +31,34 @@ def find_run(folder: Path | None, *, runs: Path = RUNS) -> RunFolder:
         if not found.identity.exists():
             raise ConfigError(f"{folder} is not a run's folder", hint="give the run.dir of a run that was started")
         return found
-    # An active run has endpoints; of several active runs, or of none, the one that was started last is meant.
+    # Of several active runs, or of none, the one that was started last is meant.
     paths = sorted(runs.iterdir()) if runs.is_dir() else []
     candidates = [run for path in paths if (run := RunFolder(path)).identity.exists()]
     if not candidates:
         raise ConfigError(f"there is no run under {runs.resolve()}", hint="name its folder with --run")
-    return max(candidates, key=lambda run: (run.endpoints.exists(), _started(run)))
+    return max(candidates, key=lambda run: (is_run_locked(run), _started(run)))
 
 
 def _started(run: RunFolder) -> float:
     return (run.config if run.config.exists() else run.identity).stat().st_mtime
 
 
-def require_endpoints(folder: RunFolder) -> Endpoints:
-    """The run's endpoints; UnavailableError when it is not active."""
+def client_of(folder: RunFolder) -> RunClient:
+    """A client of the folder's run, whose first request is refused when another run answers there.
+
+    UnavailableError when the run is not active.
+    """
     found = endpoints.read(folder)
     if found is None:
-        raise UnavailableError(
-            f"no run is active in {folder.path}", hint=f"start it again with `sept run {folder.config}`"
-        )
-    return found
+        raise endpoints.not_active(folder)
+    return RunClient(found, of_run=folder)
 
 
 def send(run: Path | None, request: Callable[[RunClient], Awaitable[T]]) -> T:
     """Send one request to the run; returns its answer."""
 
     async def ask() -> T:
-        async with RunClient(require_endpoints(find_run(run))) as client:
+        async with client_of(find_run(run)) as client:
             return await request(client)
 
     return asyncio.run(ask())
@@ -66,14 +67,17 @@ def send(run: Path | None, request: Callable[[RunClient], Awaitable[T]]) -> T:
 def show_status(run: Path | None, *, as_json: bool) -> None:
     """Print the run's status; of a run that is not active, its last rounds."""
     folder = find_run(run)
-    snapshot = asyncio.run(_snapshot(require_endpoints(folder))) if as_json or folder.endpoints.exists() else None
-    if as_json and snapshot is not None:
-        sys.stdout.write(snapshot.model_dump_json(indent=2) + "\n")
-        return
     console = Console()
-    if snapshot is None:
-        console.print(f"{folder.path}: no run is active; start it again with `sept run {folder.config}`")
+    try:
+        snapshot = asyncio.run(_snapshot(folder))
+    except UnavailableError as error:
+        if as_json or is_run_locked(folder):
+            raise
+        console.print(Text(f"{error.message}; {error.hint}"), soft_wrap=True)
     else:
+        if as_json:
+            sys.stdout.write(snapshot.model_dump_json(indent=2) + "\n")
+            return
         console.print(headline(snapshot))
         console.print(parts_table(snapshot))
     console.print(rounds_table(list(folder.rounds())))
@@ -85,9 +89,9 @@ def watch_status(run: Path | None) -> None:
 
 
 async def _watch(folder: RunFolder, console: Console) -> None:
-    async with RunClient(require_endpoints(folder)) as client:
+    async with client_of(folder) as client:
         with Progress(folder, client, console) as progress:
-            while folder.endpoints.exists():
+            while is_run_locked(folder):
                 await progress.refresh()
                 await asyncio.sleep(REFRESH_S)
 
@@ -96,7 +100,7 @@ def show_logs(run: Path | None, parts: Sequence[str], *, lines: int, follow: boo
     """Print the last lines of the parts' logs, each after its part's name; `follow`: then new lines until the end."""
     folder = find_run(run)
     tail, console = LogTail(folder, parts, lines=lines), Console(highlight=False)
-    for part, line in tail.follow(folder.endpoints.exists) if follow else tail.new_lines():
+    for part, line in tail.follow(lambda: is_run_locked(folder)) if follow else tail.new_lines():
         console.print(Text.assemble((f"{part} | ", "dim"), Text.from_ansi(line)), soft_wrap=True)
 
 
@@ -109,6 +113,6 @@ def confirmed(what: str, *, yes: bool) -> bool:
     return Confirm.ask(f"{what}. Go on?", default=False)
 
 
-async def _snapshot(where: Endpoints) -> StatusSnapshot:
-    async with RunClient(where) as client:
+async def _snapshot(folder: RunFolder) -> StatusSnapshot:
+    async with client_of(folder) as client:
         return await client.status()

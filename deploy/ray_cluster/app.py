@@ -9,6 +9,7 @@ nodes, those that have it offer the resource sept_store: ray start --resources '
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -227,9 +228,15 @@ def start_ray(config: Path, sets: Sequence[str], options: dict[str, Any], say: C
 
 
 def source_env(root: Path = Path(__file__).parents[2]) -> dict[str, Any]:
-    """Ships a source tree to the other nodes; an installed release is there already."""
+    """Ships a source tree to the other nodes; an installed release is there already.
+
+    Without a folder to ship, Ray would put the driver's working directory into the path of every worker, and whatever
+    modules somebody has there.
+    """
     if not (root / "pyproject.toml").exists():
-        return {}
+        empty = Path(tempfile.mkdtemp(prefix="sept-ray-"))
+        (empty / "EMPTY").touch()
+        return {"working_dir": str(empty)}
     return {
         "working_dir": str(root),
         # with what .gitignore names, and Ray's own .git and .venv

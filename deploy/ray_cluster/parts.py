@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from deploy.local.supervisor_log import SupervisorLog
 from deploy.operate.client import RunClient
 from deploy.placement import visible_gpus
 from deploy.ray_cluster.scaling import METRIC
+from deploy.same_code import sept_command
 from deploy.settings import Settings, redis_url, services_url, token_of
 from learner.parallel import launch_env
 from services.app import create_app
@@ -130,7 +130,7 @@ class SupervisedReplica:
         own = RunFolder(self._folder)
         own.logs.mkdir()
         env = {**inherited_environment(), **(extra_env or {}), **run.environment}
-        argv = (sys.executable, "-m", "sept", *command, "--config", str(own.config))
+        argv = sept_command(*command, "--config", str(own.config))
         spec = ProcessSpec(name, argv, log or own.log_of(name), env)
         supervisor_log = SupervisorLog(own.log_of("supervisor"), lambda text: None)
         self._part = SupervisedPart(spec, self._folder, RestartPolicy(), supervisor_log, may_finish=may_finish)

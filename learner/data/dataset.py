@@ -6,10 +6,10 @@ Accepted rows, by their columns:
 
     prompt = [{role, content}, ...], reward_model = {ground_truth}     verl
     question, answer                                                   GSM8K ("... #### 72") and plain ones
-    problem, answer and/or solution                                    the answer, else the solution's last box
+    problem, answer and/or final_answer, solution                      the answer, else what the solution states
     prompt, completion                                                 plain text
 
-The answer may be missing: self-training needs none.
+The answer may be missing: self-training needs none. A proof, or a word for a missing answer ("notfound"), is none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from learner.data.answers import final_answer
+from learner.data.answers import final_answer, is_checkable
 from services.errors import DataError
 
 Record = Mapping[str, Any]
@@ -187,11 +187,12 @@ def _answer(record: Record, where: str) -> str | None:
     if isinstance(truth, dict):  # in verl's MATH it also holds the question and the solution
         truth = truth.get("target")
     if truth is not None:
-        return _text(truth, where)
-    for column in ("answer", "solution", "completion"):
+        text = _text(truth, where)
+        return text if text and is_checkable(text) else None
+    for column in ("answer", "final_answer", "solution", "completion"):
         text = _text(record.get(column), where)
         if text:
-            return final_answer(text)
+            return final_answer(text, worked=column == "solution")
     return None
 
 

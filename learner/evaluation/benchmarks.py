@@ -67,7 +67,8 @@ def load_benchmarks(
 ) -> list[Benchmark]:
     """The benchmarks, rendered like training prompts: system prompt, question suffix and chat template of [data].
 
-    ConfigError for an unknown or repeated name; DataError for a problem without a reference answer, or longer than
+    Problems without a reference answer, such as proofs, are left out and counted in the log: nothing can be checked.
+    ConfigError for an unknown or repeated name; DataError when no problem is left, and for one longer than
     `data.max_prompt_tokens`: leaving it out would change what the benchmark measures.
     """
     named = [resolve_benchmark(text) for text in given]
@@ -81,14 +82,21 @@ def load_benchmarks(
 def _prompts(
     path: str, split: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
 ) -> list[Prompt]:
-    prompts = tokenize(read_questions(path, split=split, limit=limit), data, tokenizer)
+    questions = read_questions(path, split=split, limit=limit)
+    checkable = [question for question in questions if question.answer]
+    if not checkable:
+        raise DataError(
+            f"none of the {len(questions)} problems of {path} has a reference answer that can be checked",
+            hint="give the rows an answer; proofs cannot be graded",
+        )
+    prompts = tokenize(checkable, data, tokenizer)
     for prompt in prompts:
-        if not prompt.answer:
-            raise DataError(f"{path} row {prompt.row} has no reference answer", hint="give every problem one")
         if prompt.tokens.size > data.max_prompt_tokens:
             raise DataError(
                 f"{path} row {prompt.row} has {prompt.tokens.size} tokens, the limit is {data.max_prompt_tokens}",
                 hint=f"set data.max_prompt_tokens to {prompt.tokens.size} or more",
             )
-    log.info("benchmark_loaded", path=path, problems=len(prompts))
+    log.info(
+        "benchmark_loaded", path=path, problems=len(prompts), left_out_without_reference=len(questions) - len(prompts)
+    )
     return prompts

@@ -1,40 +1,45 @@
-r"""Grades one response against the reference answer, by math-verify.
+r"""Grades one response against the reference answer, as a person would.
 
-The answer is the content of the response's last complete `\boxed{...}`, else what math-verify extracts from the end of
-the text. It is correct when it is written like the reference answer or math-verify finds the two equal. Both are first
-read as a person reads them, where math-verify does not:
+The answer is found (`extraction`), written in one notation (`notation`), and compared with the reference in steps, the
+first of which that applies decides:
 
-- 4.5e33, 4.5 \times 10^{33} and 1\,000 are numbers, compared relative to their size; a full stop or comma at the end
-  is not part of the answer;
-- an angle in degrees equals the same one in radians;
-- "what percent" may be answered with or without the sign;
-- words around a number are its unit (36 hours, 10 \frac{\text{m}}{\text{s}});
-- several boxes in a row are one list.
+    as written                  Evelyn = \text{Evelyn}, true = True
+    the chosen option           (C) 12 = C
+    part by part                (1, 2) = (1,2), 3,2,1 = \{1,2,3\}; an ellipsis only as written
+    the value of an equation    x = 5 = 5, unless both are equations
+    numbers with their units    120 mm = 12 cm, 2.5 million = 2500000, 50\% = 0.5; a unit may be left out
+    formulas                    n(n+1)/2 = \frac{n^2+n}{2}
 
-Two lengths, times or masses in different units are compared after conversion: 12 m is not 12 cm, 120 mm is.
-
-`grade_response` may not end on an answer like 9^{9^{9^9}}: `learner.grading.pool` sets the limits.
+`docs/grading.md` has the rules. `grade_response` may not end on an answer like 9^{9^{9^9}}: `learner.grading.pool` sets
+the limits.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal
 from enum import StrEnum
-from functools import cache
-from typing import Any
 
-from learner.data.answers import last_boxed
-from learner.grading.units import in_base_units
+from learner.grading.exact_numbers import equal_numbers, read_number
+from learner.grading.expressions import equal_expressions
+from learner.grading.extraction import Candidate, find_candidate, unboxed_answer
+from learner.grading.notation import as_written, normalised, plain_words
+from learner.grading.structure import (
+    Listed,
+    approximations,
+    is_name,
+    read_option,
+    sides,
+    split_list,
+    value_of,
+    without_lead,
+)
+from learner.grading.units import ANGLE, PERCENT, Unit, split_unit
 
-TAIL_CHARACTERS = 2_000
-"""Characters at the end of a response without a box that are searched for an answer."""
 MAX_ANSWER_CHARACTERS = 2_000
 """A longer answer is wrong; the longest of the six benchmarks has under 400."""
-RELATIVE_TOLERANCE = Decimal("1e-6")
-TINY_EXPONENT = -3
-"""For numbers below a thousandth, math-verify's six decimals are too few to tell them apart."""
+MAX_DEPTH = 6
+"""Lists within lists beyond this are compared as written."""
 
 
 class Outcome(StrEnum):
@@ -61,172 +66,187 @@ class Grade:
         return self.outcome is Outcome.CORRECT
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """The part of a response that decides its grade; short, however long the response."""
-
-    boxed: str | None
-    """Content of the last complete box."""
-    tail: str
-    """The end of the response; empty where the box alone decides."""
-
-
-def find_candidate(response: str, truth: str) -> Candidate:
-    """The part of the response that can hold an answer equal to this reference answer. Linear in the length."""
-    boxed = last_boxed(response)
-    # One box can hold a list, and so can several boxes in a row: only a reference with a comma may be such a list.
-    needs_tail = boxed is None or "," in truth
-    return Candidate(boxed, response[-TAIL_CHARACTERS:] if needs_tail else "")
-
-
 def grade_response(response: str, truth: str) -> Grade:
     """The grade of a response; deterministic, without limits on time and memory."""
-    return grade_answer(find_candidate(response, truth), truth)
+    return grade_answer(find_candidate(response), truth)
 
 
 def grade_answer(candidate: Candidate, truth: str) -> Grade:
     """The grade of a candidate that `find_candidate` found."""
-    if candidate.boxed is None:
-        whole = candidate.tail.strip()
-        if _as_number(whole) is not None:  # nothing but a number needs no search for it
-            return Grade(Outcome.CORRECT if _equal(whole, truth) else Outcome.WRONG, whole)
-        extracted = _parse(candidate.tail, boxed=False)
-        if not extracted:
-            return Grade(Outcome.NO_ANSWER)
-        shown = next((part for part in extracted if isinstance(part, str)), str(extracted[0]))
-        correct = _equal(shown, truth)
-        return Grade(Outcome.CORRECT if correct else Outcome.WRONG, shown)
-    if len(candidate.boxed) > MAX_ANSWER_CHARACTERS:
-        return Grade(Outcome.WRONG, candidate.boxed[:MAX_ANSWER_CHARACTERS])
-    correct = _equal(candidate.boxed, truth)
-    if not correct and candidate.tail.count("boxed") > 1:
-        correct = _matches(_parse(candidate.tail, boxed=True), _normalised(truth))
-    return Grade(Outcome.CORRECT if correct else Outcome.WRONG, candidate.boxed)
+    shown = candidate.boxed if candidate.boxed is not None else unboxed_answer(candidate.tail)
+    if shown is None:
+        return Grade(Outcome.NO_ANSWER)
+    answer = candidate.tail if candidate.boxed is not None and candidate.tail else shown
+    correct = len(answer) <= MAX_ANSWER_CHARACTERS and same_answer(answer, truth)
+    return Grade(Outcome.CORRECT if correct else Outcome.WRONG, shown[:MAX_ANSWER_CHARACTERS])
 
 
-def _equal(answer: str, truth: str) -> bool:
+def same_answer(answer: str, truth: str) -> bool:
     """Whether two answers, each a piece of LaTeX or plain text, mean the same."""
-    answer, truth = _normalised(answer), _normalised(truth)
-    if _significant_characters(answer) == _significant_characters(truth):
-        return bool(_significant_characters(truth))
-    numbers = _as_number(answer), _as_number(truth)
-    if numbers[0] is not None and numbers[1] is not None:
-        return _close(numbers[0], numbers[1])
-    measured = in_base_units(answer, truth)
-    if measured is not None:
-        return _verified(*measured)
-    readings = ((answer, truth), _as_radians(answer, truth), _without_percent(answer, truth), _bare(answer, truth))
-    return any(_verified(*reading) for reading in dict.fromkeys(readings) if all(reading))
+    given, expected = normalised(answer), normalised(truth)
+    return bool(as_written(expected)) and _same(given, expected, MAX_DEPTH)
 
 
-def _as_number(text: str) -> Decimal | None:
-    """The value of a number written in digits, with or without a power of ten; None for anything else."""
-    match = _PLAIN_NUMBER.fullmatch(text)
-    return Decimal(f"{match[1]}e{match[2] or 0}") if match else None
-
-
-def _close(answer: Decimal, truth: Decimal) -> bool:
-    """Integers exactly, others to a millionth of the larger; by math-verify's six decimals 1e-19 equals 1e-27."""
-    if answer == truth or (answer == answer.to_integral_value() and truth == truth.to_integral_value()):
-        return answer == truth
-    return abs(answer - truth) <= RELATIVE_TOLERANCE * max(abs(answer), abs(truth))
-
-
-def _verified(answer: str, truth: str) -> bool:
-    if not _matches(_parse(f"\\boxed{{{answer}}}", boxed=True), truth):
+def _same(answer: str, truth: str, depth: int) -> bool:
+    if as_written(answer) == as_written(truth):
+        return True
+    if not answer or not truth or depth == 0:
         return False
-    number = _as_number(truth)
-    return number is None or number.is_zero() or number.adjusted() >= TINY_EXPONENT or _matches_tiny(answer, number)
+    decided = _same_option(answer, truth, depth)
+    if decided is None:
+        decided = _same_words(answer, truth)
+    if decided is not None:
+        return decided
+    answer, truth = without_lead(answer), without_lead(truth)
+    return any(
+        _same_value(given, expected, depth) for given in approximations(answer) for expected in approximations(truth)
+    )
 
 
-def _matches_tiny(answer: str, truth: Decimal) -> bool:
-    """Compare with a tiny number relative to its size: with six decimals all numbers below 1e-6 are equal."""
-    value = _without_words(answer.rpartition("=")[2])
-    number = _as_number(value)
-    if number is not None:
-        return _close(number, truth)
-    shift = -truth.adjusted()
-    scaled = _parse(rf"\boxed{{({value}) \cdot 10^{{{shift}}}}}", boxed=True)
-    return _matches(scaled, f"{truth.scaleb(shift):f}")
+_WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[ '-])*")
+_CLOCK = re.compile(r"(\d{1,2}):(\d\d)")
+_COMMA_DECIMAL = re.compile(r"(-?\d+),(\d+)")
 
 
-def _matches(answer: list[Any], truth: str) -> bool:
-    """Whether math-verify finds a parsed answer equal to the normalised reference; it is not symmetric in the two."""
-    import math_verify
-
-    gold = _parse(f"\\boxed{{{truth}}}", boxed=True)
-    # A set written as an inequality is the set: 1 <= x <= 3 answers [1, 3].
-    return bool(math_verify.verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None))
-
-
-def _parse(text: str, *, boxed: bool) -> list[Any]:
-    """What math-verify reads in a text: expressions, or the text itself if it cannot parse it; [] for nothing."""
-    import math_verify
-
-    parsed: list[Any] = math_verify.parse(text, _extraction(boxed), parsing_timeout=None)
-    return parsed
-
-
-@cache
-def _extraction(boxed: bool) -> tuple[Any, ...]:
-    import math_verify
-
-    latex = math_verify.LatexExtractionConfig(boxed_match_priority=0 if boxed else -1)
-    return (latex, math_verify.ExprExtractionConfig())
+def _same_words(answer: str, truth: str) -> bool | None:
+    """Words ignore case and spaces; None where one of the two is a formula or a number."""
+    words = plain_words(answer).strip(". "), plain_words(truth).strip(". ")
+    if not all(_WORDS.fullmatch(text) and not re.search(r"\b(?:and|or)\b", text) for text in words):
+        return None
+    if any(read_number(text) is not None for text in words):
+        return None
+    given, expected = (re.sub("[ -]", "", text).casefold() for text in words)
+    are_words = r"\text" in answer + truth or any(" " in text for text in words)
+    if given == expected and (are_words or len(given) > 2 or given == "no"):
+        return True
+    # ABC and BCA are the same product, but names of different polygons.
+    are_names = all(text.isupper() and len(text) > 2 for text in words)
+    return False if are_words or are_names else None
 
 
-_NUMBER = r"(?:\d+\.?\d*|\.\d+)"
-_PLAIN_NUMBER = re.compile(
-    rf"([+-]?{_NUMBER})(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*\{{?([+-]?\d{{1,4}})\}}?)?", re.ASCII
-)
-_SCIENTIFIC = re.compile(rf"(?<![A-Za-z\\\d.])({_NUMBER})[eE]([+-]?\d+)(?![A-Za-z\d])")
-_THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;:! ]|\{,\})(?=\d{3}(?!\d))")
-_MIXED = re.compile(r"(?<![\d.])(\d+)\s+(\d+)/(\d+)(?![\d.])")
-_BARE_POINT = re.compile(r"(?<=\d)\.(?![\d.])")
-_DEGREES = re.compile(rf"({_NUMBER})\s*\^\s*(?:\\circ|\{{\s*\\circ\s*\}})")
-_TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"
-_WHOLE_TEXT = re.compile(rf"^\s*{_TEXT}\s*$")
-_TEXT_COMMAND = re.compile(_TEXT)
-_EDGE_TEXT = re.compile(rf"^\s*{_TEXT}|(?:\\frac\{{\s*{_TEXT}\s*\}}\{{\s*{_TEXT}\s*\}}|{_TEXT})(?:\^\{{?\d\}}?)?\s*$")
-_UNIT_WORDS = re.compile(r"^([-+]?\\?\$?\s*[\d.,/ ]*\d)\s*(?!(?:pi|sqrt|and|or)\b)[A-Za-z]{3,}(?:\s+[A-Za-z]+)*$")
-_LAYOUT = re.compile(r"\\left|\\right|\\displaystyle|\\?\$")
-_SPACE = re.compile(r"(?:\\[,;:! ]|[\s~])+")
-_SPACE_OUTSIDE_DIGITS = re.compile(r"(?<!\d) | (?!\d)")
+def _same_option(answer: str, truth: str, depth: int) -> bool | None:
+    """Multiple choice by letter, by text or by both; None where neither names an option."""
+    given, expected = read_option(answer), read_option(truth)
+    if given is None and expected is None:
+        return None
+    if given and expected:
+        texts_agree = not (given[1] and expected[1]) or _same(given[1], expected[1], depth - 1)
+        return given[0] == expected[0] and texts_agree
+    text = (given or expected or ("", ""))[1]
+    if not text:
+        return None
+    return _same(text, truth, depth - 1) if given else _same(answer, text, depth - 1)
 
 
-def _normalised(text: str) -> str:
-    """Rewrite notation that math-verify misreads; the meaning stays."""
-    text = text.strip().rstrip(".,;").replace("°", r"^\circ").replace(r"\(", "").replace(r"\)", "")
-    text = _THOUSANDS.sub("", text)
-    text = _MIXED.sub(r"\1\\frac{\2}{\3}", _BARE_POINT.sub("", text))
-    text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
-    return re.sub(r"\bnp\.(\w+)", r"\\\1", text)  # Minerva's references hold a few numpy expressions
+def _same_value(answer: str, truth: str, depth: int) -> bool:
+    numbers = read_number(answer), read_number(truth)
+    if numbers[0] is not None and numbers[1] is not None:
+        return equal_numbers(numbers[0], numbers[1]) or _is_base_left_out(answer, truth)
+    if all(read_number(split_unit(text)[0]) is not None for text in (answer, truth)):
+        return bool(_same_quantity(answer, truth))
+    lists = split_list(answer), split_list(truth)
+    if lists[0] and lists[1]:
+        return _same_lists(lists[0], lists[1], depth)
+    if numbers[1] is not None and numbers[1].decimal and _COMMA_DECIMAL.fullmatch(answer):
+        return _same(answer.replace(",", "."), truth, depth - 1)
+    values = _values(answer, truth)
+    if values is not None:
+        return _same(*values, depth - 1)
+    if lists[0] or lists[1]:
+        return _same_as_list(answer, truth, lists, depth)
+    quantities = _same_quantity(answer, truth)
+    return _same_number_or_formula(answer, truth) if quantities is None else quantities
 
 
-def _significant_characters(text: str) -> str:
-    """The characters that carry meaning, to compare answers as written. A space between digits has one (1 1/2)."""
-    text = _LAYOUT.sub("", _TEXT_COMMAND.sub(r"\1", text)).replace("dfrac", "frac").replace("tfrac", "frac")
-    return _SPACE_OUTSIDE_DIGITS.sub("", _SPACE.sub(" ", text).strip())
+def _is_base_left_out(answer: str, truth: str) -> bool:
+    """The reference says its base and the answer has the same digits: the question asked for that base."""
+    digits, base, _ = truth.partition("_")
+    return bool(base) and answer == digits
 
 
-def _as_radians(answer: str, truth: str) -> tuple[str, str]:
-    return _DEGREES.sub(r"\\frac{\1 \\pi}{180}", answer), _DEGREES.sub(r"\\frac{\1 \\pi}{180}", truth)
+def _values(answer: str, truth: str) -> tuple[str, str] | None:
+    """What to compare instead where one of the two is an equation, or both are of the same name."""
+    given, expected = sides(answer), sides(truth)
+    if len(given) > 1 and len(expected) > 1:
+        same_name = is_name(expected[0]) and as_written(given[0]) == as_written(expected[0])
+        return (given[-1], expected[-1]) if same_name else None
+    values = value_of(answer, named=False), value_of(truth, named=True)
+    return values if values != (answer, truth) else None
 
 
-def _without_percent(answer: str, truth: str) -> tuple[str, str]:
-    """Both without the sign when one of them has it; otherwise unchanged."""
-    if ("%" in answer) == ("%" in truth):
-        return answer, truth
-    return answer.replace("\\%", "").replace("%", ""), truth.replace("\\%", "").replace("%", "")
+def _same_lists(given: Listed, expected: Listed, depth: int) -> bool:
+    if given.opening and expected.opening and (given.opening, given.closing) != (expected.opening, expected.closing):
+        return False
+    brackets = {given.opening + given.closing, expected.opening + expected.closing}
+    if len(given.parts) != len(expected.parts) or (
+        len(brackets) > 1 and not brackets <= {"", "{}"} and "()" not in brackets
+    ):
+        return False
+    in_order = all(_same(*pair, depth - 1) for pair in zip(given.parts, expected.parts, strict=True))
+    if in_order or given.is_ordered or expected.is_ordered:
+        return in_order
+    left = list(expected.parts)
+    for part in given.parts:
+        found = next((other for other in left if _same(part, other, depth - 1)), None)
+        if found is None:
+            return False
+        left.remove(found)
+    return True
 
 
-def _bare(answer: str, truth: str) -> tuple[str, str]:
-    return _without_words(answer), _without_words(truth)
+def _same_as_list(answer: str, truth: str, lists: tuple[Listed | None, Listed | None], depth: int) -> bool:
+    """A set of one element is that element; an interval may be written as an inequality."""
+    listed = lists[0] or lists[1]
+    if listed and len(listed.parts) == 1:
+        only = listed.parts[0]
+        return _same(only, truth, depth - 1) if lists[0] else _same(answer, only, depth - 1)
+    return bool(listed and listed.opening) and equal_expressions(answer, truth)
 
 
-def _without_words(text: str) -> str:
-    """A number without the words around it; text alone stays."""
-    whole = _WHOLE_TEXT.match(text)
-    text = whole[1].strip() if whole else text
-    shorter = _UNIT_WORDS.sub(r"\1", _EDGE_TEXT.sub("", text)).strip()
-    return shorter or text
+def _same_quantity(answer: str, truth: str) -> bool | None:
+    """Numbers with units. A unit may be left out on one side; two units have to measure the same thing.
+
+    Single letters are variables, unless the other side shows that a number with a unit is asked for.
+    """
+    expected, expected_unit = split_unit(truth, letters=False)
+    given, unit = split_unit(answer, letters=expected_unit is not None or read_number(truth) is not None)
+    if unit is not None and expected_unit is None:
+        expected, expected_unit = split_unit(truth)
+    if unit is None and expected_unit is None:
+        return _same_clock(answer, truth)
+    if unit is not None and expected_unit is not None:
+        return unit.agrees_with(expected_unit) and _same_measure((given, unit), (expected, expected_unit))
+    if _same_number_or_formula(given, expected) or _same_clock(given, expected):
+        return True
+    if unit is not None:
+        return unit.dimension in (PERCENT, ANGLE) and _same_number_or_formula(unit.in_base_units(given), expected)
+    assert expected_unit is not None
+    is_ratio = expected_unit.dimension in (PERCENT, ANGLE)
+    return is_ratio and _same_number_or_formula(given, expected_unit.in_base_units(expected))
+
+
+def _same_measure(given: tuple[str, Unit], expected: tuple[str, Unit]) -> bool:
+    (value, unit), (expected_value, expected_unit) = given, expected
+    if (unit.factor, unit.per_pi) == (expected_unit.factor, expected_unit.per_pi):
+        return _same_number_or_formula(value, expected_value) or _same_clock(value, expected_value) is True
+    return _same_number_or_formula(unit.in_base_units(value), expected_unit.in_base_units(expected_value))
+
+
+def _same_clock(answer: str, truth: str) -> bool | None:
+    """Times of the day; 3:00 is 3. None where neither is one."""
+    times = _CLOCK.fullmatch(answer), _CLOCK.fullmatch(truth)
+    if times[0] and times[1]:
+        return answer.lstrip("0") == truth.lstrip("0")
+    if times[0] or times[1]:
+        hours = [re.sub(r"^0?(\d+):00$", r"\1", text) for text in (answer, truth)]
+        return True if hours[0] == hours[1] else None
+    return None
+
+
+def _same_number_or_formula(answer: str, truth: str) -> bool:
+    if as_written(answer) == as_written(truth):
+        return True
+    numbers = read_number(answer), read_number(truth)
+    if numbers[0] is not None and numbers[1] is not None:
+        return equal_numbers(numbers[0], numbers[1])
+    return equal_expressions(answer, truth)

@@ -24,7 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from learner.grading.math_grading import Candidate, Grade, Outcome, find_candidate, grade_answer
+from learner.grading.extraction import Candidate, find_candidate
+from learner.grading.math_grading import Grade, Outcome, grade_answer
 from services.errors import DeadlineError, UnavailableError
 
 START_S = 120.0
@@ -100,7 +101,7 @@ class GraderPool:
 
         DeadlineError or UnavailableError when workers do not start.
         """
-        jobs = [_Job(find_candidate(response, truth), truth) for response, truth in pairs]
+        jobs = [_Job(find_candidate(response), truth) for response, truth in pairs]
         distinct = dict.fromkeys(jobs)
         batch = _Batch(deque(distinct), {}, set())
         while len(batch.grades) < len(distinct):

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from learner.algorithms.base import Algorithm, Group, GroupSignals, Signal
@@ -19,6 +20,8 @@ from learner.data.prompts import Prompt
 from learner.grading.pool import GraderPool
 from services.contracts import Rollout
 from services.errors import DataError
+
+log = structlog.get_logger()
 
 MAX_WORKERS = 8
 """Grading takes milliseconds an answer: more processes than this wait for rollouts, not for each other."""
@@ -74,12 +77,19 @@ def _signalled(group: list[Rollout], signals: Future[list[Signal]]) -> Iterator[
     return zip(group, signals.result(), strict=True)
 
 
-def check_references(algorithm: Algorithm, prompts: Sequence[Prompt]) -> None:
-    """Raise DataError unless every prompt has the reference answer that the algorithm needs."""
-    without = [prompt for prompt in prompts if not prompt.answer] if algorithm.needs_references else []
-    if without:
+def with_references(algorithm: Algorithm, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts that the algorithm can train on: those with a reference answer, where it needs one.
+
+    The others are left out and counted in the log. DataError when none is left.
+    """
+    kept = [prompt for prompt in prompts if prompt.answer or not algorithm.needs_references]
+    if not kept:
         raise DataError(
-            f"training.algorithm {algorithm.name} needs a reference answer to every prompt, {len(without)} of "
-            f"{len(prompts)} have none (the first is row {without[0].row})",
+            f"training.algorithm {algorithm.name} needs reference answers, and none of the {len(prompts)} "
+            "prompts has one that can be checked",
             hint="give the rows an answer, or train with algorithm nll, which needs none",
         )
+    if len(kept) < len(prompts):
+        missing = next(prompt.row for prompt in prompts if not prompt.answer)
+        log.warning("prompts_without_reference_left_out", left_out=len(prompts) - len(kept), first_row=missing)
+    return kept

@@ -1,11 +1,11 @@
-"""Tasks out, rollouts in: what the learner is owed, and each round's rollouts in task order.
+"""Tasks out, rollouts in: which tasks are outstanding, and each round's rollouts in task order.
 
-Owns the learner's side of Redis on a thread of its own, so that rollouts arrive while the learner trains. Accepts a
-rollout once, by identity; keeps its entry in Redis until `release`, which the loop calls when the checkpoint that
-contains its training is durable. Knows nothing of models.
+The collector reads on a thread of its own, so that rollouts arrive while the learner trains. It accepts a rollout once,
+by identity, and keeps its entry in Redis until `release`, which the loop calls when the checkpoint that contains its
+training is durable.
 
 Three threads meet here: the loop's waits in `in_order`, the publisher's calls `expect`, and the collector's own reads
-and finds out what was lost. All state is guarded by `_changed`, and Redis is never talked to while holding it.
+and finds out what was lost. `_changed` guards all state, and no command is sent to Redis while it is held.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ READ_S = 0.2
 LOOK_EVERY_S = 1.0
 """How often Redis is asked whether it is still the same."""
 RECHECK_AFTER_S = 5.0
-"""Silence after which the tasks still owed are checked, and those that nobody has any more are issued again."""
+"""Silence after which outstanding tasks are checked, and those that nobody has any more are issued again."""
 MAX_REISSUES = 3
 """So often a task that was given up, or answered with something else, is issued again before the run ends."""
 JOIN_S = 5.0
@@ -58,8 +58,8 @@ class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked the w
 class Collector:
     """Issues tasks and yields their rollouts in task order, whatever order they arrive in.
 
-    Rollouts for another `purpose` are somebody else's. `reason_of` says what is known of a task that was given up, by
-    task id, for the error that names it.
+    It leaves rollouts for another `purpose` alone. `reason_of` says why a task was given up, by task id, for the error
+    that names it.
 
     Example::
 
@@ -88,7 +88,7 @@ class Collector:
         self._reason_of = reason_of
         self._look_every_s = look_every_s
         self._recheck_after_s = recheck_after_s
-        self._owed: dict[int, dict[int, Task]] = {}
+        self._expected: dict[int, dict[int, Task]] = {}
         self._received: dict[Identity, _Received] = {}
         self._entries: dict[int, list[bytes]] = {}
         self._changed = threading.Condition()
@@ -111,7 +111,7 @@ class Collector:
         self._thread.start()
 
     def discard_from(self, first_round: int) -> None:
-        """Forget every task and every rollout from `first_round` on, here and in Redis: all of it is drawn anew.
+        """Forget every task and every rollout from `first_round` on, here and in Redis: all of it is sampled anew.
 
         Nobody may wait for rollouts or issue tasks meanwhile. A generator's answer to a closed task is refused.
         Raises DeadlineError when Redis keeps the reading from ending.
@@ -119,10 +119,10 @@ class Collector:
         self.stop()
         if self._thread.is_alive():
             raise DeadlineError("Redis", "the end of a read", JOIN_S)
-        self._issuer.close([task.task_id for tasks in self._owed.values() for task in tasks.values()])
+        self._issuer.close([task.task_id for tasks in self._expected.values() for task in tasks.values()])
         with self._changed:
             self._first_round = first_round
-            self._owed.clear()
+            self._expected.clear()
             self._entries.clear()
             self._reissues.clear()
         self._reader.rewind()
@@ -169,14 +169,14 @@ class Collector:
             )
 
     def expect(self, tasks: Sequence[Task]) -> None:
-        """Be owed these tasks of one round, and issue those whose rollouts are not here yet."""
+        """Expect the rollouts of these tasks of one round, and issue the tasks whose rollouts are not here yet."""
         if not tasks:
             return
         with self._issuing:
             with self._changed:
-                self._owed.setdefault(tasks[0].round, {}).update({task.position: task for task in tasks})
+                self._expected.setdefault(tasks[0].round, {}).update({task.position: task for task in tasks})
                 for identity, (rollout, _) in list(self._received.items()):
-                    if identity[0] == tasks[0].round and not self._is_owed(rollout):
+                    if identity[0] == tasks[0].round and not self._answers_its_task(rollout):
                         del self._received[identity]
                 missing = self._missing(tasks)
                 self._changed.notify_all()
@@ -190,9 +190,9 @@ class Collector:
         Raises DeadlineError when nothing at all arrives for `deadline_s`, Interrupted after `interrupt`, ContractError
         when a task was given up for good.
         """
-        self._wait(partial(contains, self._owed, round_), round_, deadline_s, waiting)
+        self._wait(partial(contains, self._expected, round_), round_, deadline_s, waiting)
         with self._changed:
-            tasks = sorted(self._owed[round_].items())
+            tasks = sorted(self._expected[round_].items())
         for identity in (identity for _, task in tasks for identity in _identities(task)):
             self._wait(partial(contains, self._received, identity), round_, deadline_s, waiting)
             with self._changed:
@@ -211,8 +211,8 @@ class Collector:
             entries = [entry for r in [r for r in self._entries if r < before_round] for entry in self._entries.pop(r)]
             for identity in [identity for identity in self._received if identity[0] < before_round]:
                 del self._received[identity]
-            for round_ in [round_ for round_ in self._owed if round_ < before_round]:
-                del self._owed[round_]
+            for round_ in [round_ for round_ in self._expected if round_ < before_round]:
+                del self._expected[round_]
         self._reader.delete(entries)
 
     # -- waiting ---------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ class Collector:
                 self._changed.wait(deadline_s - quiet_s)
 
     def _late(self, round_: int, quiet_s: float) -> DeadlineError:
-        missing = self._missing(list(self._owed.get(round_, {}).values()))
+        missing = self._missing(list(self._expected.get(round_, {}).values()))
         names = ", ".join(task.task_id for task in missing[:3]) + (" ..." if len(missing) > 3 else "")
         return DeadlineError(
             "the generators",
@@ -266,12 +266,12 @@ class Collector:
                     rechecked = now
                     self._issue_lost(blame=True)
         except BaseException as error:
-            self.fail(error)  # whoever waits would otherwise wait for ever
+            self.fail(error)  # else a wait for rollouts would never end
             if not isinstance(error, ContractError):
                 raise
 
     def _after_redis_restarted(self) -> None:
-        """It may have come back empty, or without its last second: read all of it again, then see what is lacking.
+        """Redis may have come back empty, or without its last second: read all of it again, then find what is missing.
 
         Tasks whose completion it has forgotten are closed, as their rollouts are here.
         """
@@ -281,19 +281,19 @@ class Collector:
         self._reader.rewind()
         self._take_in()
         with self._changed:
-            owed = [task for tasks in self._owed.values() for task in tasks.values()]
-            missing = {task.task_id for task in self._missing(owed)}
-        self._issuer.close([task.task_id for task in owed if task.task_id not in missing])
+            expected = [task for tasks in self._expected.values() for task in tasks.values()]
+            missing = {task.task_id for task in self._missing(expected)}
+        self._issuer.close([task.task_id for task in expected if task.task_id not in missing])
         self._issue_lost(blame=False)
 
     def _issue_lost(self, *, blame: bool) -> None:
-        """Issue again what is owed, not here and not in Redis either.
+        """Issue again the expected tasks that are neither here nor in Redis.
 
         `blame`: Redis has lost nothing, so the task was given up there or its answer was refused here.
         """
         with self._issuing:
             with self._changed:
-                missing = self._missing([task for tasks in self._owed.values() for task in tasks.values()])
+                missing = self._missing([task for tasks in self._expected.values() for task in tasks.values()])
             unknown = set(self._issuer.unknown([task.task_id for task in missing]))
             # A task leaves the queue the instant its rollouts appear, so what was just completed is here now.
             self._take_in()
@@ -332,7 +332,7 @@ class Collector:
                     outdated.append(entry_id)
                     continue
                 self._entries.setdefault(rollout.round, []).append(entry_id)
-                if self._is_owed(rollout):
+                if self._answers_its_task(rollout):
                     identity = (rollout.round, rollout.position, rollout.sample)
                     self._received.setdefault(identity, _Received(rollout, entered_at(entry_id)))
             if arrived:
@@ -340,16 +340,16 @@ class Collector:
                 self._changed.notify_all()
         self._reader.delete(outdated)
 
-    def _is_owed(self, rollout: Rollout) -> bool:
+    def _answers_its_task(self, rollout: Rollout) -> bool:
         """Whether the rollout answers the task it names, as far as that task is known yet."""
-        tasks = self._owed.get(rollout.round)
+        tasks = self._expected.get(rollout.round)
         if tasks is None:
             return True
         task = tasks.get(rollout.position)
-        owed = task is not None and _answers(task, rollout)
-        if not owed:
+        answers = task is not None and _answers(task, rollout)
+        if not answers:
             log.warning("foreign_rollout", rollout_id=rollout.rollout_id, generator_id=rollout.generator_id)
-        return owed
+        return answers
 
 
 def _identities(task: Task) -> Iterator[Identity]:

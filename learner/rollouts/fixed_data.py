@@ -1,6 +1,6 @@
-"""The base model's own answers, drawn once before training: SePT (offline). Knows neither queue nor model.
+"""The base model's own answers, sampled once before training: SePT (offline).
 
-Every prompt is answered by version 0 at tau_start, in its place of the first epoch. All later epochs are trained on
+Every prompt is answered by version 0 at tau_start, at its position in the first epoch. All later epochs are trained on
 the same answers in the curriculum's order: standard supervised epochs over a fixed set.
 """
 
@@ -29,7 +29,7 @@ class FixedData:
                 self._drawn.setdefault(prompts[rollout.position].row, []).append(rollout)
 
     def of(self, round_: int) -> Iterator[Rollout]:
-        """The round's rollouts in training order, as if they had been drawn for their places in it."""
+        """The round's rollouts in training order, as if they had been sampled for their positions in it."""
         for position, prompt in enumerate(self._curriculum.prompts_of(round_)):
             for rollout in self._drawn[prompt.row]:
                 yield rollout.model_copy(update={"round": round_, "position": position})

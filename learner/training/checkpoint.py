@@ -138,10 +138,10 @@ class Checkpoints:
             name = b""
             if self.ranks.is_leader:
                 name = stack.enter_context(durable.new_folder(self.folder / version_name(weight_version))).name.encode()
-            told = self.ranks.broadcast(
+            sent = self.ranks.broadcast(
                 np.frombuffer(name, np.uint8).astype(np.int64) if self.ranks.is_leader else None
             )
-            path = self.folder / bytes(told.astype(np.uint8)).decode()
+            path = self.folder / bytes(sent.astype(np.uint8)).decode()
             mine = {
                 name: local_shard(t).detach()
                 for name, t in tensors.items()
@@ -225,10 +225,10 @@ class Checkpoints:
         """What rank 0 found and verified, opened on every rank."""
         self.ranks.send_order(Order.LOAD_CHECKPOINT)
         version = -1 if found is None else found.weight_version
-        told = int(self.ranks.broadcast(np.array([version]) if self.ranks.is_leader else None)[0])
-        if self.ranks.is_leader or told < 0:
+        found_version = int(self.ranks.broadcast(np.array([version]) if self.ranks.is_leader else None)[0])
+        if self.ranks.is_leader or found_version < 0:
             return found
-        return _read(self.folder / version_name(told), self.run_id, verify=False)
+        return _read(self.folder / version_name(found_version), self.run_id, verify=False)
 
     def _newest_intact(self) -> Checkpoint | None:
         folders = self._newest_first()

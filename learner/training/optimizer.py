@@ -1,4 +1,4 @@
-"""AdamW on named parameters, and what of it a checkpoint keeps. Knows no model and no gradient's origin.
+"""AdamW on named parameters, and what of it a checkpoint keeps.
 
     adamw         two float32 moments, 8 bytes a parameter
     adamw_8bit    both in 8 bits with a scale per 256 of them (Dettmers et al., arXiv 2110.02861), by bitsandbytes

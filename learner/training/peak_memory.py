@@ -1,4 +1,4 @@
-"""How much memory this process has needed at most, round by round. Knows nothing of what needs it."""
+"""How much memory this process has needed at most, round by round."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class SnapshotCollector(Collector):
                     yield GaugeMetricFamily(f"sept_{field}", text, value)
         if snapshot.generators_target is not None:
             text = "Generators that were asked for"
-            yield GaugeMetricFamily("sept_desired_generators", text, snapshot.generators_target)
+            yield GaugeMetricFamily("sept_generators_target", text, snapshot.generators_target)
         state = GaugeMetricFamily("sept_state", "1 for the state that the run is in", labels=["state"])
         state.add_metric([snapshot.state], 1)
         yield state

@@ -4,13 +4,15 @@
     keys = Keys("run-7")
     keys.tasks                                              # "sept:{run-7}:tasks"
 
-A client made here survives a server that goes away for less than `deadline_s`: redis-py reconnects and repeats the
-command. So every command sent through it must be idempotent.
+A client made here survives a server that goes away for less than `deadline_s`, or answers for less than that that it
+cannot serve now (`NOT_NOW`): redis-py reconnects and repeats the command. So every command sent through it must be
+idempotent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry as RedisAsyncRetry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry as RedisRetry
 
 from services.errors import UnavailableError
@@ -35,6 +38,20 @@ MAX_CONNECTIONS = 32
 RETRY_BASE_S = 0.025
 RETRY_CAP_S = 0.5
 """First and longest pause between two attempts to reconnect."""
+
+NOT_NOW = {
+    "READONLY": "the server is a read-only replica: let redis.url name the primary, or promote it (REPLICAOF NO ONE)",
+    "OOM": "the server's memory is full: raise its maxmemory, or free memory there",
+    "MISCONF": "the server cannot write its disk: free some space there",
+    "LOADING": "the server still loads its data: wait for that, or raise deadlines.startup_s",
+    "CLUSTERDOWN": "a part of the cluster is away: see `redis-cli cluster info`",
+    "TRYAGAIN": "the cluster moves these keys: wait for that, see `redis-cli cluster info`",
+    "MASTERDOWN": "the replica has lost its primary: start that, or let redis.url name the primary",
+    "NOREPLICAS": "the server wants more replicas than it has: start them, or lower its min-replicas-to-write",
+    "BUSY": "the server runs somebody's script: wait for its end, or stop it (SCRIPT KILL)",
+    "UNBLOCKED": "the server became a replica: let redis.url name the primary",
+}
+"""Error codes of a server that may serve the same command later -> what a person can do about the cause."""
 
 OPTIONS: dict[str, Any] = {
     "decode_responses": False,
@@ -107,6 +124,31 @@ class Keys:
         return self._name("control")
 
 
+_CODE = re.compile(r"(?:^|caused error: (?:\(')?|user_script:\d+: -?)([A-Z]{3,})\b")
+
+
+class _NotNowError(RedisConnectionError):
+    """An answer of `NOT_NOW`: redis-py repeats what failed with a connection error, on a new connection."""
+
+    def __init__(self, code: str, answer: ResponseError) -> None:
+        super().__init__(f"{code} {str(answer).removeprefix(code).strip()}", status_code=code)
+
+
+def _later(error: Exception) -> Exception:
+    """The error as one that is repeated, if it is an answer of `NOT_NOW`."""
+    if not isinstance(error, ResponseError) or isinstance(error, _NotNowError):
+        return error
+    code = _code_of(error)
+    return _NotNowError(code, error) if code in NOT_NOW else error
+
+
+def _code_of(error: Exception) -> str:
+    """The server's error code, also of one that redis-py does not know, in a pipeline or in a script; else empty."""
+    known = getattr(error, "status_code", None)
+    found = _CODE.search(str(error))
+    return str(known) if known else found[1] if found else ""
+
+
 class _Patience:
     """How long a command may be repeated, and the error that ends it."""
 
@@ -119,6 +161,12 @@ class _Patience:
         if isinstance(error, AuthenticationError | AuthorizationError):
             raise _refused(self.address, error) from error
         waited_s = time.monotonic() - started_at
+        if waited_s >= self.deadline_s and (code := _code_of(error)) in NOT_NOW:
+            raise UnavailableError(
+                f"Redis at {self.address} could not serve this for {waited_s:.1f} s (limit {self.deadline_s:g} s): "
+                f"{error}",
+                hint=NOT_NOW[code],
+            ) from error
         if waited_s >= self.deadline_s:
             raise UnavailableError(
                 f"Redis at {self.address} did not answer for {waited_s:.1f} s (limit {self.deadline_s:g} s): {error}",
@@ -141,11 +189,17 @@ class _SyncRetry(RedisRetry):
     def call_with_retry(self, do: Callable[[], T], fail: Callable[..., Any], *args: Any, **options: Any) -> T:
         started_at = time.monotonic()
 
+        def attempt() -> T:
+            try:
+                return do()
+            except ResponseError as error:
+                raise _later(error) from error
+
         def failed(error: Exception, *counts: int) -> None:
             fail(error, *counts)
             self._patience.check(error, started_at)
 
-        return super().call_with_retry(do, failed, *args, **options)
+        return super().call_with_retry(attempt, failed, *args, **options)
 
 
 class _AsyncRetry(RedisAsyncRetry):
@@ -156,11 +210,17 @@ class _AsyncRetry(RedisAsyncRetry):
     async def call_with_retry(self, do: Callable[[], Any], fail: Callable[..., Any], *args: Any, **options: Any) -> Any:
         started_at = time.monotonic()
 
+        async def attempt() -> Any:
+            try:
+                return await do()
+            except ResponseError as error:
+                raise _later(error) from error
+
         async def failed(error: Exception, *counts: int) -> None:
             await fail(error, *counts)
             self._patience.check(error, started_at)
 
-        return await super().call_with_retry(do, failed, *args, **options)
+        return await super().call_with_retry(attempt, failed, *args, **options)
 
 
 def connect(url: str, *, deadline_s: float = 10) -> redis.Redis:

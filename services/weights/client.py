@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from services import durable
 from services.contracts import FileEntry, WeightManifest
 from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
-from services.net import hostname_of, is_loopback
+from services.http_client import answered_by_another, open_client
 from services.tensors import digest_file
 
 CONNECT_S = 5.0
@@ -73,14 +73,13 @@ class WeightClient:
     ) -> None:
         self._url = base_url.rstrip("/")
         self._deadline_s = deadline_s
-        # identity: a compressed answer could neither be resumed nor compared with its size
-        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        self._http = httpx.AsyncClient(
-            base_url=self._url,
-            headers=headers,
+        self._http = open_client(
+            self._url,
+            token=token,
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
+            # a compressed answer could neither be resumed nor compared with its size
+            headers={"Accept-Encoding": "identity"},
             transport=transport,
-            trust_env=not is_loopback(hostname_of(self._url)),  # no proxy leads to this machine itself
         )
 
     async def __aenter__(self) -> Self:
@@ -131,7 +130,12 @@ class WeightClient:
             timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S, read=wait_s + SILENCE_S)
             async with self._http.stream("GET", path, params=params, timeout=timeout) as response:
                 await _check(response)
-                return await _read(response, MAX_MANIFEST_BYTES)
+                body = await _read(response, MAX_MANIFEST_BYTES)
+            if body and b'"weight_version"' not in body:
+                raise _TryAgainError(
+                    f"status {response.status_code} with a body that is not from the services of a run"
+                )
+            return body
 
         return await self._persist(attempt, self._deadline_s + wait_s)
 
@@ -182,13 +186,17 @@ class WeightClient:
             reason = str(error) or type(error).__name__
             raise UnavailableError(
                 f"the weight endpoint {self._url} gave no answer for {seconds:g} s: {reason}",
-                hint="is `sept services` running there, and is services.url its address?",
+                hint="is `sept services` running there, is services.url its address, and does everything in between "
+                "(ingress, proxy) let its answers through?",
             ) from error
 
 
 async def _check(response: httpx.Response) -> None:
-    """Raise what the endpoint's refusal means here."""
+    """Raise what the endpoint's refusal means here; what something in between answers is no refusal."""
     status = response.status_code
+    body = b"" if response.is_success else await _read(response, MAX_REASON_BYTES)
+    if another := answered_by_another(response, body):
+        raise _TryAgainError(another)
     if response.is_success:
         return
     if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
@@ -198,7 +206,7 @@ async def _check(response: httpx.Response) -> None:
         raise UnavailableError(
             f"{what} was refused with status {status}", hint="set services.token to the endpoint's token"
         )
-    reason = (await _read(response, MAX_REASON_BYTES)).decode(errors="replace")
+    reason = body.decode(errors="replace")
     if status == httpx.codes.NOT_FOUND:
         raise VersionNotFoundError(f"{what}: not there (any more)", hint="ask for the latest version")
     if status == httpx.codes.CONFLICT:

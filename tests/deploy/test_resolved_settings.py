@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.load_settings import load
-from deploy.resolved_settings import to_toml, write_resolved
+from deploy.resolved_settings import takes_effect, to_toml, write_resolved
 from services.errors import ConfigError
 from services.run_folder import RunFolder
 
@@ -44,3 +44,10 @@ def test_changed_settings_are_named_and_fixed_ones_refused(tmp_path: Path) -> No
     assert write_resolved(load(None, ["training.rounds=9"], environ={}), path) == ["training.rounds"]
     with pytest.raises(ConfigError, match=r"run\.seed was 0 .* is 1 now"):
         write_resolved(load(None, ["run.seed=1"], environ={}), path)
+
+
+def test_a_changed_setting_says_when_it_takes_effect() -> None:
+    assert takes_effect("sampling.tau_start") == "with the first round whose tasks are not issued yet"
+    assert takes_effect("weight_sync.canary_prompts") == "with the next version"
+    assert takes_effect("training.learning_rate") == "with the next round"
+    assert takes_effect("generator.count") == "now"

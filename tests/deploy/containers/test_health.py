@@ -53,15 +53,19 @@ def url() -> Iterator[str]:
     server.server_close()
 
 
-def check(part: str, url: str, token: str = TOKEN) -> tuple[int, str]:
+def check(part: str, url: str, token: str = TOKEN, **environ: str) -> tuple[int, str]:
     """Exit code and reason, as the engine sees them."""
-    env = {**os.environ, "SEPT_SERVICES__URL": url, "SEPT_SERVICES__TOKEN": token}
+    env = {**os.environ, "SEPT_SERVICES__URL": url, "SEPT_SERVICES__TOKEN": token, **environ}
     done = subprocess.run([sys.executable, str(HEALTH), part], env=env, capture_output=True, text=True)
     return done.returncode, done.stderr.strip()
 
 
 def test_a_part_that_is_heard_is_healthy(url: str) -> None:
     assert check("learner", url) == (0, "")
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_the_container_itself(url: str) -> None:
+    assert check("learner", url, http_proxy="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9") == (0, "")
 
 
 def test_a_part_that_fell_silent_is_not(url: str) -> None:

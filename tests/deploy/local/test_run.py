@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from deploy import endpoints
-from deploy.endpoints import Endpoints
 from deploy.load_settings import load
 from deploy.local.run import plan_run, run_local
 from deploy.settings import Settings
@@ -31,8 +30,8 @@ async def start(settings: Settings) -> None:
 
 def test_parts_are_started_from_the_resolved_config_and_without_secrets_in_their_commands(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run").create()
-    where = Endpoints(redis_url="redis://:secret@h:1", services_url="http://h:77", token="hush")
-    plan = plan_run(settings_of(tmp_path), folder, None, where)
+    secrets = ("services.token=hush", "redis.url=redis://:secret@h:1")
+    plan = plan_run(settings_of(tmp_path, *secrets), folder, None, 77)
     assert plan.redis is None
     assert plan.services.argv[-2:] == ("--set", "services.port=77")
     assert plan.generator(3).argv[-2:] == ("--id", "generator-3")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from deploy.local.supervised_part import RestartPolicy
+from deploy.local.supervised_part import RestartPolicy, SupervisedPart, never_worked
 from deploy.local.supervisor import Supervisor
 from services.errors import UnavailableError
 from tests.support.supervised_parts import STUBBORN, Asked, Watcher, is_alive, watching
@@ -41,6 +41,37 @@ async def test_a_part_that_keeps_failing_ends_the_run_with_the_end_of_its_log(wa
         await watcher.supervisor(failing).run()
     assert "no space left on device" in caught.value.message
     assert not any(is_alive(watcher.pid(part)) for part in ("redis", "services", "learner", "generator-0"))
+
+
+async def late_failures(watcher: Watcher, has_worked: Callable[[str, int], bool]) -> SupervisedPart:
+    """A part that has failed until it was given up, each time after it had lived long enough to count as settled."""
+    policy = RestartPolicy(first_delay_s=0.01, longest_delay_s=0.01, settled_s=0.0, max_failures=3)
+    spec = watcher.script("late", "print('out of ideas', flush=True); raise SystemExit(4)")
+    part = SupervisedPart(spec, watcher.folder, policy, watcher.log, may_finish=True, has_worked=has_worked)
+    await asyncio.wait([part.task], timeout=60)
+    return part
+
+
+async def test_a_part_that_always_fails_late_is_given_up_like_any_other(watcher: Watcher) -> None:
+    part = await late_failures(watcher, never_worked)
+    with pytest.raises(UnavailableError, match=r"late died 3 times in a row without having worked") as caught:
+        await part.task
+    assert watcher.starts("late") == 3
+    assert "out of ideas" in caught.value.message
+
+
+async def test_failures_before_work_that_was_done_do_not_count(watcher: Watcher) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def has_worked(name: str, pid: int) -> bool:
+        asked.append((name, pid))
+        return len(asked) < 8
+
+    part = await late_failures(watcher, has_worked)
+    with pytest.raises(UnavailableError, match="3 times"):
+        await part.task
+    assert watcher.starts("late") == 9  # the count began anew with each of seven; the seventh failure counts
+    assert asked[-1] == ("late", watcher.pid("late"))
 
 
 async def test_a_bad_config_is_not_tried_twice(watcher: Watcher) -> None:

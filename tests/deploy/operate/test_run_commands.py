@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from deploy.endpoints import Endpoints, write
 from deploy.locks import run_lock
 from deploy.operate.client import RunClient
 from deploy.operate.progress import Progress, in_bytes, render, round_line
-from deploy.operate.run_commands import confirmed, find_run, require_endpoints, show_logs, watch_status
+from deploy.operate.run_commands import client_of, confirmed, find_run, send, show_logs, show_status, watch_status
 from services import durable
 from services.contracts import GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot
 from services.errors import ConfigError, ContractError, SeptError, UnavailableError
+from services.net import free_port
 from services.run_folder import RunFolder
 
 WHERE = Endpoints(redis_url="redis://:secret@h:1", services_url="http://h:2", token="hush")
@@ -106,8 +108,13 @@ async def test_requests_go_to_their_routes() -> None:
 @pytest.mark.parametrize(
     ("response", "error", "says"),
     [
-        (httpx.Response(401), UnavailableError, "refuse the token"),
-        (httpx.Response(503, text="Redis is away"), UnavailableError, "503: Redis is away"),
+        (httpx.Response(401, json={"error": "no token", "hint": ""}), UnavailableError, "refuse the token"),
+        (httpx.Response(503, json={"error": "Redis is away"}), UnavailableError, "503: .*Redis is away"),
+        (
+            httpx.Response(404, html="<html>backend</html>"),
+            UnavailableError,
+            "something else: status 404 with text/html",
+        ),
         (httpx.Response(200, text="{}"), ContractError, "cannot read"),
     ],
 )
@@ -130,17 +137,85 @@ def test_the_active_run_is_found_before_the_newest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no run"):
         find_run(None, runs=tmp_path)
     active, newest = RunFolder(tmp_path / "active").create(), RunFolder(tmp_path / "newest").create()
-    write(active, WHERE)
-    assert find_run(None, runs=tmp_path).path == active.path
-    active.endpoints.unlink()
-    assert find_run(newest.path).path == newest.path
+    durable.write_file(newest.config, "")
+    os.utime(newest.config, (2e9, 2e9))
+    write(newest, WHERE)  # left by a supervisor that was killed
+    with run_lock(active):
+        assert find_run(None, runs=tmp_path).path == active.path
+    assert find_run(None, runs=tmp_path).path == newest.path
+    assert find_run(active.path).path == active.path
     with pytest.raises(ConfigError, match="not a run's folder"):
         find_run(tmp_path)
 
 
 def test_a_run_that_is_not_active_says_how_to_start_it(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="start it again with `sept run"):
-        require_endpoints(RunFolder(tmp_path))
+    with pytest.raises(UnavailableError, match="no run is active in") as caught:
+        client_of(RunFolder(tmp_path))
+    assert "start it again with `sept run" in caught.value.hint
+
+
+async def test_another_run_at_the_address_is_asked_for_nothing_but_its_name(tmp_path: Path) -> None:
+    folder, asked = RunFolder(tmp_path).create(), []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.method, request.url.path))
+        return httpx.Response(200, text=a_snapshot().model_dump_json())  # of run r-1
+
+    async with RunClient(WHERE, of_run=folder, transport=httpx.MockTransport(answer)) as run:
+        for request in (run.stop, run.pause, run.status, lambda: run.scale(0)):
+            with pytest.raises(UnavailableError, match=r"no run is active in .* belongs to r-1 now"):
+                await request()
+    assert set(asked) == {("GET", "/v1/status")}
+
+
+async def test_its_own_run_is_asked_once_for_its_name(tmp_path: Path) -> None:
+    folder, asked = RunFolder(tmp_path).create(), []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(200, json={"run_id": folder.run_id})
+
+    async with RunClient(WHERE, of_run=folder, transport=httpx.MockTransport(answer)) as run:
+        await run.pause()
+        await run.stop()
+    assert asked == ["/v1/status", "/v1/control/pause", "/v1/control/stop"]
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(401, json={"error": "no token", "hint": ""}),  # another run with another token
+        httpx.Response(404, html="<html>somebody's web server</html>"),
+        httpx.Response(200, json=["no status"]),
+    ],
+)
+async def test_whoever_else_listens_there_now_is_not_the_run(tmp_path: Path, response: httpx.Response) -> None:
+    folder = RunFolder(tmp_path).create()
+    transport = httpx.MockTransport(lambda request: response)
+    async with RunClient(WHERE, of_run=folder, transport=transport) as run:
+        with pytest.raises(UnavailableError, match="no run is active in"):
+            await run.stop()
+
+
+def test_services_that_are_away_are_named_only_while_a_supervisor_runs_the_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).create()
+    write(folder, WHERE.model_copy(update={"services_url": f"http://127.0.0.1:{free_port()}"}))
+    with pytest.raises(UnavailableError, match="no run is active in"):
+        send(folder.path, lambda run: run.stop())
+    with run_lock(folder), pytest.raises(UnavailableError, match=r"the services at .* do not answer"):
+        send(folder.path, lambda run: run.stop())
+
+
+def test_the_status_of_a_run_that_was_killed_is_its_last_rounds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path).create()
+    write(folder, WHERE.model_copy(update={"services_url": f"http://127.0.0.1:{free_port()}"}))
+    durable.append_line(folder.metrics, a_round(0).as_line())
+    show_status(folder.path, as_json=False)
+    assert "no run is active in" in capsys.readouterr().out
+    with pytest.raises(UnavailableError, match="no run is active in"):
+        show_status(folder.path, as_json=True)
 
 
 def test_endpoints_do_not_show_their_secrets() -> None:

@@ -87,7 +87,7 @@ def test_secrets_do_not_show(tmp_path: Path) -> None:
 
 
 def test_the_source_is_shipped_without_what_runs_leave_behind(tmp_path: Path) -> None:
-    assert source_env(tmp_path) == {}
+    assert [path.name for path in Path(source_env(tmp_path)["working_dir"]).iterdir()] == ["EMPTY"]
     (tmp_path / "pyproject.toml").touch()
     env = source_env(tmp_path)
     assert env["working_dir"] == str(tmp_path)

@@ -57,6 +57,11 @@ def test_a_verl_ground_truth_that_is_a_mapping_holds_the_answer_as_target(tmp_pa
         ({"prompt": "47+85=", "completion": "231"}, "47+85=", "231"),
         ({"prompt": "Write a poem."}, "Write a poem.", None),
         ({"question": "Why?", "answer": None}, "Why?", None),
+        ({"problem": "Show it.", "answer": "proof"}, "Show it.", None),
+        ({"problem": "Find x.", "answer": "notfound", "solution": r"\boxed{3}"}, "Find x.", None),
+        ({"problem": "Prove it.", "solution": "Suppose it is p/q. Then p is even."}, "Prove it.", None),
+        ({"question": "a?", "solution": ["long"], "final_answer": ["$5$"]}, "a?", "$5$"),
+        ({"prompt": "a?", "reward_model": {"ground_truth": "notfound"}}, "a?", None),
     ],
 )
 def test_columns_of_common_data_sets_are_recognised(

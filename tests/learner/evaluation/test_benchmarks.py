@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import structlog
 from transformers import PreTrainedTokenizerBase
 
 from learner.config import DataConfig
@@ -53,9 +54,20 @@ def test_problems_are_rendered_like_training_prompts(tmp_path: Path, tokenizer: 
     assert (benchmark.name, prompt.answer, prompt.question) == ("held", "3", "1+2")
 
 
-def test_a_problem_without_an_answer_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_problems_without_an_answer_are_left_out_and_counted(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = ({"question": "1+2=", "answer": "proof"}, {"question": "3+4=", "answer": "7"}, {"question": "5+6="})
+    path = problems(tmp_path / "held.jsonl", *rows)
+    with structlog.testing.capture_logs() as logs:
+        (benchmark,) = load_benchmarks([f"held={path}"], DataConfig(chat_template="none"), tokenizer, limit=None)
+    assert [prompt.row for prompt in benchmark.prompts] == [1]
+    assert [(log["problems"], log["left_out_without_reference"]) for log in logs] == [(1, 2)]
+
+
+def test_a_benchmark_without_any_answer_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = problems(tmp_path / "held.jsonl", {"question": "1+2="})
-    with pytest.raises(DataError, match="row 0 has no reference answer"):
+    with pytest.raises(DataError, match="none of the 1 problems"):
         load_benchmarks([f"held={path}"], DataConfig(chat_template="none"), tokenizer, limit=None)
 
 

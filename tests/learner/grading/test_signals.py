@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import structlog
 from numpy.typing import NDArray
 
 from learner.algorithms.base import Group
 from learner.algorithms.choose import ALGORITHMS
 from learner.algorithms.grpo import signals
 from learner.data.prompts import Prompt
-from learner.grading.signals import SignalWorker, check_references
+from learner.grading.signals import SignalWorker, with_references
 from services.errors import DataError
 from tests.support import tiny_models
 
@@ -57,9 +58,14 @@ def prompt(index: int, answer: str | None) -> Prompt:
     return Prompt(index, "?", answer, np.array([1], dtype=np.int32))
 
 
-def test_a_prompt_without_an_answer_has_no_reward() -> None:
-    grpo = ALGORITHMS["grpo"]
-    check_references(grpo, [prompt(0, "1")])
-    check_references(ALGORITHMS["nll"], [prompt(0, None)])
-    with pytest.raises(DataError, match=r"1 of 2 .* row 7"):
-        check_references(grpo, [prompt(0, "1"), prompt(7, None)])
+def test_prompts_without_a_reference_are_left_out_and_counted_where_there_are_rewards() -> None:
+    prompts = [prompt(0, "1"), prompt(7, None), prompt(8, "2")]
+    with structlog.testing.capture_logs() as logs:
+        assert with_references(ALGORITHMS["grpo"], prompts) == [prompts[0], prompts[2]]
+    assert [(log["left_out"], log["first_row"]) for log in logs] == [(1, 7)]
+    assert with_references(ALGORITHMS["nll"], prompts) == prompts
+
+
+def test_data_without_any_reference_has_no_rewards() -> None:
+    with pytest.raises(DataError, match="none of the 1 prompts"):
+        with_references(ALGORITHMS["grpo"], [prompt(7, None)])

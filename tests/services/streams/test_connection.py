@@ -6,11 +6,14 @@ import asyncio
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+from redis.exceptions import ResponseError
 
 from services.errors import ConfigError, UnavailableError
 from services.net import free_port
@@ -18,6 +21,7 @@ from services.streams.connection import (
     MAX_BLOCK_S,
     SOCKET_TIMEOUT_S,
     Keys,
+    _code_of,
     block_ms,
     connect,
     connect_async,
@@ -106,6 +110,100 @@ def test_commands_survive_a_restart_of_the_server(tmp_path: Path) -> None:
     second.kill()
     second.wait()
     assert replies == [b"yes"]
+
+
+def refused_commands(client: redis.Redis, code: str) -> int:
+    """How many commands the server has refused with this code."""
+    counts: dict[str, dict[str, int]] = client.info("errorstats")
+    return counts.get(f"errorstat_{code}", {}).get("count", 0)
+
+
+Cause = tuple[str, Callable[[redis.Redis], object], Callable[[redis.Redis], object]]
+READONLY: Cause = ("READONLY", lambda c: c.replicaof("127.0.0.1", 1), lambda c: c.replicaof("NO", "ONE"))
+OOM: Cause = ("OOM", lambda c: c.config_set("maxmemory", 1), lambda c: c.config_set("maxmemory", 0))
+NOREPLICAS: Cause = (
+    "NOREPLICAS",
+    lambda c: c.config_set("min-replicas-to-write", 1),
+    lambda c: c.config_set("min-replicas-to-write", 0),
+)
+
+
+def write_in_pipeline(client: redis.Redis, *, transaction: bool) -> None:
+    pipe = client.pipeline(transaction=transaction)
+    pipe.set("kept", "yes")
+    pipe.execute()
+
+
+SCRIPT = "return redis.call('SET', KEYS[1], 'yes')"
+WRITES: list[Callable[[redis.Redis], object]] = [
+    lambda client: client.set("kept", "yes"),
+    lambda client: client.eval(SCRIPT, 1, "kept"),
+    lambda client: write_in_pipeline(client, transaction=False),
+    lambda client: write_in_pipeline(client, transaction=True),
+]
+
+
+@pytest.mark.parametrize("cause", [READONLY, OOM, NOREPLICAS], ids=lambda cause: cause[0])
+@pytest.mark.parametrize("write", WRITES, ids=["command", "script", "pipeline", "transaction"])
+def test_a_server_that_cannot_serve_now_is_waited_for(
+    guarded: EmbeddedRedis, cause: Cause, write: Callable[[redis.Redis], object]
+) -> None:
+    code, begin, end = cause
+    with connect(guarded.url, deadline_s=30) as client, redis.Redis.from_url(guarded.url) as admin:
+        begin(admin)
+        writing = threading.Thread(target=write, args=(client,))
+        writing.start()
+        deadline = time.monotonic() + 20
+        while refused_commands(admin, code) == 0:
+            assert time.monotonic() < deadline, "the command was not refused"
+        end(admin)
+        writing.join(timeout=20)
+        assert client.get("kept") == b"yes"
+
+
+@pytest.mark.parametrize("write", WRITES, ids=["command", "script", "pipeline", "transaction"])
+def test_one_that_stays_so_is_named_with_the_remedy(
+    guarded: EmbeddedRedis, write: Callable[[redis.Redis], object]
+) -> None:
+    connect(guarded.url).close()  # it has started
+    with connect(guarded.url, deadline_s=0.2) as client, redis.Redis.from_url(guarded.url) as admin:
+        admin.replicaof("127.0.0.1", 1)
+        with pytest.raises(UnavailableError, match=r"could not serve this for .*READONLY") as caught:
+            write(client)
+        assert "REPLICAOF NO ONE" in caught.value.hint
+        assert PASSWORD not in str(caught.value)
+
+
+async def test_one_that_stays_so_is_named_in_an_event_loop(guarded: EmbeddedRedis) -> None:
+    connect(guarded.url).close()  # it has started
+    async with await connect_async(guarded.url, deadline_s=0.2) as client:
+        await client.config_set("maxmemory", 1)
+        with pytest.raises(UnavailableError, match="OOM") as caught:
+            await client.set("kept", "yes")
+        assert "maxmemory" in caught.value.hint
+
+
+def test_a_mistake_is_not_repeated(redis_url: str) -> None:
+    with connect(redis_url, deadline_s=60) as client:
+        client.set("text", "yes")
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            client.lpush("text", "x")
+        with pytest.raises(ResponseError, match="Unknown command"):
+            client.eval("return redis.call('NONSENSE')", 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("MISCONF Errors writing to the AOF file: No space left on device", "MISCONF"),
+        ("Command # 1 (SET a b) of pipeline caused error: ('MISCONF Errors writing',)", "MISCONF"),
+        ("Command # 1 (SET a b) of pipeline caused error: MISCONF Errors writing", "MISCONF"),
+        ("Error running script (call to f_1): @user_script:1: -READONLY You can't write", "READONLY"),
+        ("value is not an integer", ""),
+    ],
+)
+def test_codes_that_the_library_does_not_know_are_read(said: str, code: str) -> None:
+    assert _code_of(ResponseError(said)) == code
 
 
 @pytest.mark.parametrize(

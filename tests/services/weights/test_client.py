@@ -52,6 +52,10 @@ def sending(content: bytes, status: int = 200) -> Answer:
     return lambda _: httpx.Response(status, stream=Line(content))
 
 
+def answering(content: bytes, status: int, kind: str) -> Answer:
+    return lambda _: httpx.Response(status, stream=Line(content), headers={"Content-Type": kind})
+
+
 def from_range(request: httpx.Request) -> httpx.Response:
     start = int(request.headers["range"].removeprefix("bytes=").removesuffix("-"))
     return httpx.Response(206, stream=Line(CONTENT[start:]))
@@ -146,6 +150,33 @@ async def test_a_refusal_is_not_repeated(status: int, error: type[Exception]) ->
         with pytest.raises(error):
             await client.manifest(0)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "instead",
+    [
+        answering(b"<html>default backend</html>", 404, "text/html"),
+        answering(b"Bad Gateway", 502, "text/plain"),
+        answering(b"<form>Log in</form>", 200, "text/html; charset=utf-8"),
+        answering(b'{"status": "ok"}', 200, "application/json"),
+        answering(b"", 302, "text/html"),
+    ],
+)
+async def test_what_an_ingress_answers_instead_is_waited_out_and_named_at_the_deadline(instead: Answer) -> None:
+    server = Server(instead, nothing)
+    async with server.client() as client:
+        assert await client.latest(None, None, 0) is None
+    assert len(server.requests) == 2
+    async with Server(instead).client(deadline_s=0.1) as client:
+        with pytest.raises(UnavailableError, match=r"gave no answer for 0\.1 s: status \d+") as caught:
+            await client.manifest(0)
+    assert "ingress" in caught.value.hint
+
+
+async def test_a_file_is_fetched_when_the_ingress_has_found_its_services(tmp_path: Path) -> None:
+    async with Server(answering(b"<html>starting</html>", 200, "text/html"), whole).client() as client:
+        path = await client.fetch(3, ENTRY, tmp_path / "delta")
+    assert path.read_bytes() == CONTENT
 
 
 async def test_an_answer_that_is_no_manifest_is_refused() -> None:

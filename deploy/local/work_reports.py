@@ -1,0 +1,79 @@
+"""Whether the processes of a local run have done work, which is more than having lived.
+
+A part that fails again and again without work in between must be given up. One that makes progress between its
+failures is worth another start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from redis.exceptions import RedisError
+
+from services.contracts import Part
+from services.errors import UnavailableError
+from services.run_folder import EvaluationFolder, RunFolder
+from services.streams.connection import Keys, connect_async
+from services.streams.heartbeats import AsyncHeartbeats
+
+READ_EVERY_S = 2.0
+"""Less than the time for which a heartbeat shows the tokens of a finished task."""
+ANSWERS_WITHIN_S = 5.0
+
+
+class RunProgress:
+    """What the run has made durable: checkpoints, or an evaluation's answers."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._start = self._read()
+        self._at_last_question: dict[str, tuple[int, int]] = {}
+
+    def has_grown(self, part: str) -> bool:
+        """Whether there is more than at this part's last question, at first: than at the start."""
+        before, now = self._at_last_question.get(part, self._start), self._read()
+        self._at_last_question[part] = now
+        return now > before
+
+    def _read(self) -> tuple[int, int]:
+        answers = EvaluationFolder(self._folder.path).generations
+        try:
+            answered = answers.stat().st_size
+        except OSError:
+            answered = 0
+        return max(self._folder.checkpointed(), default=0), answered
+
+
+class WorkReports:
+    """A generator has worked when a heartbeat of its process counted tokens; any other part when the run has grown."""
+
+    def __init__(self, folder: RunFolder, redis_url: str) -> None:
+        self._progress = RunProgress(folder)
+        self._redis_url = redis_url
+        self._keys = Keys(folder.run_id)
+        self._sampled: set[int] = set()
+
+    def has_worked(self, part: str, pid: int) -> bool:
+        """Whether the process `pid` has done work as this part; ask once, when it has ended."""
+        if part.startswith(Part.GENERATOR.value):
+            return pid in self._sampled
+        return self._progress.has_grown(part)
+
+    async def follow(self) -> None:
+        """Read the heartbeats until cancelled; while Redis does not answer there are none."""
+        while True:
+            try:
+                await self._read_heartbeats()
+            except (RedisError, UnavailableError):
+                await asyncio.sleep(READ_EVERY_S)
+
+    async def _read_heartbeats(self) -> None:
+        client = await connect_async(self._redis_url, deadline_s=ANSWERS_WITHIN_S)
+        try:
+            heartbeats = AsyncHeartbeats(client, self._keys)
+            while True:
+                beats = await heartbeats.read_all()
+                self._sampled |= {beat.pid for beat, _ in beats if beat.part is Part.GENERATOR and beat.tokens_per_s}
+                await asyncio.sleep(READ_EVERY_S)
+        finally:
+            await client.aclose()

@@ -1,0 +1,71 @@
+"""Whether the processes of a run have done work."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import redis
+
+from deploy.local.work_reports import RunProgress, WorkReports
+from services.contracts import Heartbeat, Part
+from services.run_folder import EvaluationFolder, RunFolder
+from services.streams.connection import Keys
+from services.streams.heartbeats import Heartbeats
+
+
+def test_progress_is_a_newer_checkpoint_since_the_last_question(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).create()
+    folder.checkpoint_of(3).path.mkdir()
+    progress = RunProgress(folder)
+    assert not progress.has_grown("learner")
+    folder.checkpoint_of(4).path.mkdir()
+    assert progress.has_grown("learner")
+    assert not progress.has_grown("learner")
+    assert progress.has_grown("redis"), "each part is asked about its own time"
+
+
+def test_progress_of_an_evaluation_is_an_answer_more(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).create()
+    progress = RunProgress(folder)
+    EvaluationFolder(folder.path).generations.write_text("{}\n")
+    assert progress.has_grown("evaluator")
+    assert not progress.has_grown("evaluator")
+
+
+async def test_a_generator_has_worked_when_a_heartbeat_of_its_process_counted_tokens(
+    tmp_path: Path, redis_url: str
+) -> None:
+    folder = RunFolder(tmp_path).create()
+    folder.checkpoint_of(1).path.mkdir()
+    reports = WorkReports(folder, redis_url)
+    with redis.Redis.from_url(redis_url) as client:
+        for pid, tokens_per_s in ((11, 3.0), (12, 0.0)):
+            beat = Heartbeat(
+                part=Part.GENERATOR,
+                part_id=f"generator-{pid}",
+                state="generating",
+                shares={"generating": 1.0},
+                host="h",
+                pid=pid,
+                device="cpu",
+                tokens_per_s=tokens_per_s,
+            )
+            Heartbeats(client, Keys(folder.run_id)).send(beat)
+    following = asyncio.create_task(reports.follow())
+    async with asyncio.timeout(20):
+        while not reports.has_worked("generator-11", 11):
+            await asyncio.wait([following], timeout=0.01)
+    following.cancel()
+    await asyncio.wait([following])
+    assert not reports.has_worked("generator-12", 12)
+    assert not reports.has_worked("generator-11", 13), "the process that follows has not"
+
+
+async def test_without_redis_nobody_is_known_to_have_worked(tmp_path: Path) -> None:
+    reports = WorkReports(RunFolder(tmp_path).create(), "redis://127.0.0.1:1")
+    following = asyncio.create_task(reports.follow())
+    await asyncio.sleep(0)
+    assert not reports.has_worked("generator-0", 1)
+    following.cancel()
+    await asyncio.wait([following])
