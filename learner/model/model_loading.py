@@ -58,6 +58,29 @@ def load_model(
     A collective operation: each rank reads its own rows, and all of them take part in the check. Raises ModelError for
     a checkpoint that is not whole, and for an architecture that this learner would train wrongly (see `self_check`).
     """
+    model = read_model(
+        path,
+        device=device,
+        wire_dtype=wire_dtype,
+        gradient_checkpointing=gradient_checkpointing,
+        adapters=adapters,
+        ranks=ranks,
+    )
+    check_model(model)
+    model.module.train()
+    return model
+
+
+def read_model(
+    path: str,
+    *,
+    device: str,
+    wire_dtype: WireDtype = "auto",
+    gradient_checkpointing: GradientCheckpointing = "off",
+    adapters: LoraConfig | None = None,
+    ranks: Ranks | None = None,
+) -> TrainedModel:
+    """`load_model` without the check of its forward, for which each layer's weights are gathered."""
     folder = hf_checkpoint.resolve_folder(path)
     ranks = ranks or Ranks()
     own_device = ranks.own_device(resolve_device(device))
@@ -71,7 +94,7 @@ def load_model(
     shard_module(loss_module, layers, ranks, own_device, forwards=[LossModule.own_logits.__name__])
     _fill(loss_module, plan, own_device)
     fixed = None if wire_dtype == "auto" else hf_checkpoint.SAFETENSORS_NAMES[wire_dtype]
-    model = TrainedModel(
+    return TrainedModel(
         loss_module=loss_module,
         folder=folder,
         device=own_device,
@@ -81,9 +104,6 @@ def load_model(
         ranks=ranks,
         autocast_dtype=torch.bfloat16 if own_device.type == "cuda" else None,
     )
-    check_model(model)
-    module.train()
-    return model
 
 
 def _empty_module(folder: Path) -> PreTrainedModel:

@@ -49,8 +49,8 @@ class LossModule(torch.nn.Module):
         return summed_loss(token_loss, hidden_NH, self.head, targets, tau)
 
     def own_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[T, V] logits of one sequence [T] by the model's own forward, which knows nothing of packing."""
-        logits: torch.Tensor = self.model(input_ids=input_ids[None], use_cache=False).logits[0]
+        """[S, T, V] logits of sequences [S, T], padded on the right, by the model's own forward without packing."""
+        logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).logits
         return logits
 
 
