@@ -10,14 +10,14 @@ from pathlib import Path
 
 import structlog
 
+from learner.model import hf_checkpoint
 from learner.model.canary import compute_canaries
 from learner.model.trained_model import TrainedModel
 from learner.model.wire_tensors import wire_adapters, wire_tensors
 from learner.model_folder.files import files_left_out, model_files
 from services.contracts import Canary, FileKind, WeightManifest
-from services.errors import ModelError
 from services.streams.events import EventLog
-from services.tensors import RawTensor, Tensors, read_safetensors
+from services.tensors import Tensors, read_safetensors
 from services.weights.publisher import WeightPublisher
 
 log = structlog.get_logger()
@@ -60,12 +60,10 @@ def contents_of_model(model: TrainedModel, version: int, canary_prompts: int) ->
 
 
 def contents_of_folder(folder: Path) -> VersionContents:
-    """The model of a Hugging Face folder, byte for byte; ModelError when it has no safetensors files."""
-    tensors: dict[str, RawTensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        tensors |= read_safetensors(path)
-    if not tensors:
-        raise ModelError(f"{folder} has no safetensors files", hint="save the model with save_pretrained")
+    """The model of a Hugging Face folder, byte for byte, from the files that its index names; else ModelError."""
+    stored = hf_checkpoint.stored_tensors(folder)
+    files = {path: read_safetensors(path) for path in sorted({tensor.path for tensor in stored.values()})}
+    tensors = {name: files[tensor.path][name] for name, tensor in stored.items()}
     return VersionContents(tensors, _files_to_publish(folder))
 
 

@@ -117,36 +117,85 @@ def version_digest(entries: Sequence[TensorEntry]) -> str:
     return digest_bytes(json.dumps(rows, separators=(",", ":")).encode())
 
 
-def read_safetensors(path: Path) -> dict[str, RawTensor]:
-    """Read-only views into the memory-mapped file; WeightError when it is not sound safetensors."""
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """Where a safetensors file holds a tensor."""
+
+    dtype: str
+    """safetensors' name of the element type; quantised files have some that `ITEM_BYTES` lacks."""
+    shape: tuple[int, ...]
+    begin: int
+    """Offset in the file of its first byte."""
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsHeader:
+    """What a safetensors file says of itself."""
+
+    places: Mapping[str, TensorPlace]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> SafetensorsHeader:
+    """The file's header; WeightError when it is malformed, or the file is shorter or longer than it says."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        layout, data_start = _read_header(file, size, path)
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    raw = np.frombuffer(mapped, dtype=np.uint8)[data_start:]
-    tensors = {}
-    reached = 0
-    for name, dtype, shape, begin, end in sorted(layout, key=lambda row: (row[3], row[4])):
-        if begin != reached or end < begin or end > raw.size:
-            raise WeightError(f"{path.name}: tensor {name!r} lies at {begin}..{end}, expected to start at {reached}")
-        tensors[name] = RawTensor(dtype, shape, raw[begin:end])
-        reached = end
-    if reached != raw.size:
-        raise WeightError(f"{path.name}: {raw.size - reached} bytes belong to no tensor")
-    return tensors
+        header, data_start = _read_header(file, size, path)
+    reached = data_start
+    for name, place in sorted(header.places.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if place.begin != reached or not place.begin <= place.end <= size:
+            raise WeightError(
+                f"{path.name}: tensor {name!r} takes bytes {place.begin} to {place.end} of a file of {size}, "
+                f"expected to start at {reached}"
+            )
+        item_bytes = ITEM_BYTES.get(place.dtype)
+        expected = None if item_bytes is None else math.prod(place.shape) * item_bytes
+        if expected not in (None, place.end - place.begin):
+            raise WeightError(f"{path.name}: {name!r} takes {expected} bytes, the header gives it another number")
+        reached = place.end
+    if reached != size:
+        raise WeightError(f"{path.name}: {size - reached} bytes belong to no tensor")
+    return header
 
 
-def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[list[tuple[str, str, tuple[int, ...], int, int]], int]:
+def read_safetensors(path: Path) -> dict[str, RawTensor]:
+    """Read-only views into the memory-mapped file; WeightError when it is not sound safetensors."""
+    places = read_header(path).places
+    with path.open("rb") as file:
+        mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+    return {
+        name: RawTensor(place.dtype, place.shape, mapped[place.begin : place.end])
+        for name, place in sorted(places.items(), key=lambda item: item[1].begin)
+    }
+
+
+def read_bytes(path: Path, start: int, buffer: memoryview) -> None:
+    """Fill the buffer with the file's bytes from `start` on. Mapped bytes would count as memory of the process."""
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        filled = 0
+        while filled < len(buffer):
+            size = file.readinto(buffer[filled:])
+            if not size:
+                raise WeightError(f"{path.name} ends {len(buffer) - filled} bytes too early")
+            filled += size
+
+
+def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[SafetensorsHeader, int]:
+    """The header, and where in the file it ends."""
     prefix = file.read(LENGTH_BYTES)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < LENGTH_BYTES or length > min(size - LENGTH_BYTES, MAX_HEADER_BYTES):
         raise WeightError(f"{path.name}: a header of {length} bytes does not fit a file of {size} bytes")
+    data_start = LENGTH_BYTES + length
     try:
         header = json.loads(file.read(length), object_pairs_hook=_unique)
         if not isinstance(header, dict):
             raise TypeError("the header is not an object")
-        header.pop("__metadata__", None)
-        return [_read_row(name, row) for name, row in header.items()], LENGTH_BYTES + length
+        metadata = header.pop("__metadata__", {})
+        places = {name: _read_row(name, row, data_start) for name, row in header.items()}
+        return SafetensorsHeader(places, metadata), data_start
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise WeightError(f"{path.name}: malformed safetensors header: {error}") from error
 
@@ -158,14 +207,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def _read_row(name: str, row: Any) -> tuple[str, str, tuple[int, ...], int, int]:
+def _read_row(name: str, row: Any, data_start: int) -> TensorPlace:
     begin, end = row["data_offsets"]
     shape = tuple(row["shape"])
     dtype = row["dtype"]
     numbers_sound = all(type(number) is int and 0 <= number < MAX_ELEMENTS for number in (begin, end, *shape))
     if not numbers_sound or len(shape) > MAX_DIMENSIONS or not isinstance(dtype, str):
         raise ValueError(f"tensor {name[:80]!r} has a malformed type, shape or position")
-    return name, dtype, shape, begin, end
+    return TensorPlace(dtype, shape, data_start + begin, data_start + end)
 
 
 def write_safetensors(path: Path, tensors: Tensors, *, lasting: bool = True) -> None:

@@ -17,7 +17,6 @@ from transformers import AutoConfig
 
 from deploy.settings import Settings
 from learner.model import hf_checkpoint
-from services.errors import ModelError
 from services.tensors import ITEM_BYTES
 
 FLOAT32_BYTES = 4
@@ -53,8 +52,6 @@ class Footprint:
 def shape_of(folder: Path) -> Shape:
     """From the headers of the weights and from config.json; ModelError when they cannot be read."""
     tensors = hf_checkpoint.stored_tensors(folder).values()
-    if not tensors:
-        raise ModelError(f"{folder} has no *.safetensors", hint="save the model as safetensors")
     config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return Shape(

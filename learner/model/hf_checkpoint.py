@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import huggingface_hub
-import safetensors
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from learner.model_folder.files import NOT_DOWNLOADED, read_json
-from services.errors import ModelError
+from learner.parallel.file_tensors import FileTensor
+from services.errors import ModelError, WeightError
+from services.tensors import read_header
 
 SAFETENSORS_NAMES = {
     "float64": "F64",
@@ -46,25 +47,38 @@ def _download(model_id: str) -> Path:
         ) from error
 
 
-class StoredTensor(NamedTuple):
-    """A tensor as the header of a checkpoint file describes it."""
+def stored_tensors(folder: Path) -> dict[str, FileTensor]:
+    """The checkpoint's tensors by name, none of them read yet.
 
-    dtype: str
-    """safetensors' name of its type."""
-    shape: tuple[int, ...]
+    As transformers chooses: those of model.safetensors; without that file those that model.safetensors.index.json
+    lists. Other files in the folder do not count: many repositories hold the weights a second time in another layout.
+    Raises ModelError when a file is missing, truncated or not safetensors.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return _tensors_in(single)
+    if not index.is_file():
+        raise ModelError(
+            f"{folder} has neither {single.name} nor {index.name}", hint="save the model with save_pretrained"
+        )
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(Path(str(file)).name == file for file in files.values()):
+        raise ModelError(f"{index} does not map tensors to files beside it", hint="copy or download the model again")
+    tensors = {file: _tensors_in(folder / file) for file in sorted(set(files.values()))}
+    for name, file in files.items():
+        if name not in tensors[file]:
+            raise ModelError(
+                f"{folder / file} lacks {name}, which {index.name} places there",
+                hint="copy or download the model again",
+            )
+    return {name: tensors[file][name] for name, file in files.items()}
 
 
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """The checkpoint's tensors by name, read from headers; empty when it is not stored as safetensors."""
-    found: dict[str, StoredTensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                found |= {name: StoredTensor(s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ModelError(f"{path} cannot be read: {error}", hint="copy or download the model again") from error
-    return found
+def _tensors_in(path: Path) -> dict[str, FileTensor]:
+    try:
+        return {name: FileTensor(path, place) for name, place in read_header(path).places.items()}
+    except (WeightError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", hint="copy or download the model again") from error
 
 
 def config_dtype(folder: Path) -> str:

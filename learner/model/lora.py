@@ -7,13 +7,14 @@ moments and are in checkpoints. Engines serve W' like any other weights. W' is c
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from learner.config import LoraConfig
-from learner.parallel.sharding import gather
+from learner.parallel.sharding import copy_to_shard, gather
 from services.errors import ConfigError, ModelError
 from services.weights.adapters import FRACTION_BITS
 
@@ -27,7 +28,7 @@ BLOCK_ELEMENTS = 1 << 20
 
 
 def add_adapters(module: PreTrainedModel, config: LoraConfig) -> None:
-    """Freeze the model and add adapters to its linear layers: the same on every rank and after every restart."""
+    """Freeze the model, which is on the meta device, and add adapters without values to its linear layers."""
     try:
         import peft
     except ImportError as error:
@@ -41,20 +42,32 @@ def add_adapters(module: PreTrainedModel, config: LoraConfig) -> None:
         lora_dropout=0.0,
         target_modules=list(config.targets) if config.targets else "all-linear",
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        try:
-            peft.inject_adapter_in_model(settings, module, ADAPTER)
-        except ValueError as error:  # no layer has that name, or peft has no adapter for its type
-            raise ConfigError(
-                f"lora.targets = {','.join(config.targets)} does not fit the model: {error}",
-                hint="name linear layers as the model does, such as q_proj,v_proj, or leave it empty for all of them",
-            ) from error
+    try:
+        peft.inject_adapter_in_model(settings, module, ADAPTER, low_cpu_mem_usage=True)
+    except ValueError as error:  # no layer has that name, or peft has no adapter for its type
+        raise ConfigError(
+            f"lora.targets = {','.join(config.targets)} does not fit the model: {error}",
+            hint="name linear layers as the model does, such as q_proj,v_proj, or leave it empty for all of them",
+        ) from error
     if module.get_output_embeddings() in adapters_of(module).values():  # type: ignore[no-untyped-call]
         raise ConfigError(
             f"lora.targets = {','.join(config.targets)} names the head, whose weight is used without its forward",
             hint="leave it out: an adapter there would not be trained",
         )
+
+
+def initialise_adapters(module: PreTrainedModel) -> None:
+    """Give each rank its rows of A, random, and B, zero: the same on any number of ranks and after every restart.
+
+    The random numbers are drawn as peft draws them, which fills A twice.
+    """
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for layer in adapters_of(module).values():
+            a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+            whole_a, whole_b = (torch.nn.Linear(f.shape[1], f.shape[0], bias=False).weight for f in (a, b))
+            copy_to_shard(a, torch.nn.init.kaiming_uniform_(whole_a, a=math.sqrt(5)))
+            copy_to_shard(b, whole_b.zero_())
 
 
 def adapters_of(module: PreTrainedModel) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import structlog
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, initialization
 
 from learner.config import GradientCheckpointing, LoraConfig
 from learner.model import hf_checkpoint, lora
@@ -18,6 +17,7 @@ from learner.model.flops import cost_of
 from learner.model.onednn_linear import use_onednn
 from learner.model.self_check import check_model
 from learner.model.trained_model import LossModule, TrainedModel
+from learner.model.weight_reading import ReadingPlan, compute_buffers, plan_reading, read_weights
 from learner.parallel.ranks import Ranks
 from learner.parallel.sharding import shard_module
 from services.errors import ConfigError, ModelError
@@ -55,56 +55,96 @@ def load_model(
 ) -> TrainedModel:
     """Load a Hugging Face id or folder for training: float32, packed attention, no dropout, sharded over the ranks.
 
-    Raises ModelError for a checkpoint that is not whole, and for an architecture that this learner would train wrongly
-    (see `self_check`).
+    A collective operation: each rank reads its own rows, and all of them take part in the check. Raises ModelError for
+    a checkpoint that is not whole, and for an architecture that this learner would train wrongly (see `self_check`).
     """
+    model = read_model(
+        path,
+        device=device,
+        wire_dtype=wire_dtype,
+        gradient_checkpointing=gradient_checkpointing,
+        adapters=adapters,
+        ranks=ranks,
+    )
+    check_model(model)
+    model.module.train()
+    return model
+
+
+def read_model(
+    path: str,
+    *,
+    device: str,
+    wire_dtype: WireDtype = "auto",
+    gradient_checkpointing: GradientCheckpointing = "off",
+    adapters: LoraConfig | None = None,
+    ranks: Ranks | None = None,
+) -> TrainedModel:
+    """`load_model` without the check of its forward, for which each layer's weights are gathered."""
     folder = hf_checkpoint.resolve_folder(path)
     ranks = ranks or Ranks()
     own_device = ranks.own_device(resolve_device(device))
-    module = _read_module(folder, own_device)
-    if own_device.type == "cpu":
-        use_onednn(module)
-    for layer in module.modules():
-        if isinstance(layer, torch.nn.Dropout):
-            layer.p = 0.0
+    module = _empty_module(folder)
+    stored = hf_checkpoint.stored_tensors(folder)
+    plan = plan_reading(module, stored)
+    cost = cost_of(module)
+    _adapt(module, own_device, gradient_checkpointing, adapters)
+    loss_module = LossModule(module)
+    layers = frozenset(module._no_split_modules or ())
+    shard_module(loss_module, layers, ranks, own_device, forwards=[LossModule.own_logits.__name__])
+    _fill(loss_module, plan, own_device)
     fixed = None if wire_dtype == "auto" else hf_checkpoint.SAFETENSORS_NAMES[wire_dtype]
-    model = TrainedModel(
-        loss_module=LossModule(module),
+    return TrainedModel(
+        loss_module=loss_module,
         folder=folder,
         device=own_device,
-        cost=cost_of(module),
-        wire_dtypes={} if fixed else {name: t.dtype for name, t in hf_checkpoint.stored_tensors(folder).items()},
+        cost=cost,
+        wire_dtypes={} if fixed else {name: tensor.dtype for name, tensor in stored.items()},
         default_wire_dtype=fixed or hf_checkpoint.config_dtype(folder),
+        ranks=ranks,
         autocast_dtype=torch.bfloat16 if own_device.type == "cuda" else None,
     )
-    check_model(model)
-    checkpoint_activations(module, gradient_checkpointing)
-    if adapters is not None and adapters.rank:
-        lora.add_adapters(module, adapters)
-        log.info("adapters_added", rank=adapters.rank, adapter_bytes=lora.adapter_bytes(module))
-    module.train()
-    shard_module(model.loss_module, frozenset(module._no_split_modules or ()), ranks, own_device)
-    return replace(model, ranks=ranks)
 
 
-def _read_module(folder: Path, device: torch.device) -> PreTrainedModel:
-    """The folder's model in float32 on the device; ModelError when the checkpoint lacks a weight."""
+def _empty_module(folder: Path) -> PreTrainedModel:
+    """The folder's model in float32 on the meta device, where tensors have shapes and no memory."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            attn_implementation=PACKED_ATTENTION,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if getattr(config, "quantization_config", None):
+            raise ModelError(
+                f"{folder} holds quantised weights, which cannot be trained", hint="use the model's unquantised release"
+            )
+        with torch.device("meta"), initialization.meta_device_safe_creation_ops():
+            options = {"dtype": torch.float32, "attn_implementation": PACKED_ATTENTION}
+            module: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-untyped-call]
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise ModelError(
             f"{folder} cannot be loaded as a causal language model: {error}",
             hint="model.path must hold config.json and the weights of a causal language model",
         ) from error
-    module, report = loaded
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ModelError(f"{folder} lacks {len(missing)} weights, among them {missing[0]}", hint="copy the model again")
-    read: PreTrainedModel = module.to(device)
-    return read
+    return module
+
+
+def _adapt(
+    module: PreTrainedModel, device: torch.device, recompute: GradientCheckpointing, adapters: LoraConfig | None
+) -> None:
+    """Change the layers to what is trained: products, dropout, kept activations, adapters."""
+    if device.type == "cpu":
+        use_onednn(module)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    checkpoint_activations(module, recompute)
+    if adapters is not None and adapters.rank:
+        lora.add_adapters(module, adapters)
+        log.info("adapters_added", rank=adapters.rank, adapter_bytes=lora.adapter_bytes(module))
+
+
+def _fill(loss_module: LossModule, plan: ReadingPlan, device: torch.device) -> None:
+    """Give the tensors memory on the device, only this rank's rows of those that are sharded, and their values."""
+    module = loss_module.model
+    loss_module.to_empty(device=device)
+    module.tie_weights(recompute_mapping=False)
+    read_weights(module, plan)
+    lora.initialise_adapters(module)
+    compute_buffers(module)

@@ -1,6 +1,6 @@
 """Checks a loaded model: its packed log-probabilities must be those of its own, ordinary forward.
 
-Legend of shapes: T tokens, R response tokens, V vocabulary.
+Legend of shapes: S sequences, T tokens, R response tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOLERANCE = 1e-3
 
 
 def check_model(model: TrainedModel) -> None:
-    """Raise ModelError unless packed log-probabilities equal those of the model's own forward. Call before sharding."""
+    """Raise ModelError unless packed log-probabilities equal those of the model's own forward. Every rank calls it."""
     vocabulary = model.loss_module.head.weight.shape[0]
     tokens = (np.arange(1, 24, dtype=np.int64) * 7919 % vocabulary).astype(np.int32)
     sequences = [Sequence(tokens[:5], tokens[5:12]), Sequence(tokens[12:13], tokens[13:])]
@@ -32,7 +32,7 @@ def check_model(model: TrainedModel) -> None:
     with torch.no_grad():
         packed = exact.token_losses(batch, nll, Targets(batch.targets), tau=1.0).log_probs
         model.module.set_attn_implementation("eager")
-        alone = torch.cat([_own_log_probs(model, sequence) for sequence in sequences])
+        alone = _own_log_probs(model, sequences)
         model.module.set_attn_implementation(PACKED_ATTENTION)
     difference = float((packed - alone).abs().max())
     if not difference <= TOLERANCE:
@@ -43,10 +43,14 @@ def check_model(model: TrainedModel) -> None:
         )
 
 
-def _own_log_probs(model: TrainedModel, sequence: Sequence) -> torch.Tensor:
-    """[R] log-probabilities of the response by the model's ordinary forward."""
-    tokens = torch.from_numpy(np.concatenate([sequence.prompt_tokens, sequence.response_tokens]).astype(np.int64))
-    tokens = tokens.to(model.device)
-    logits_TV = model.module(input_ids=tokens[None, :-1], use_cache=False).logits[0]
-    log_probs: torch.Tensor = logits_TV.float().log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
-    return log_probs[sequence.prompt_tokens.size - 1 :]
+def _own_log_probs(model: TrainedModel, sequences: list[Sequence]) -> torch.Tensor:
+    """[R] log-probabilities of the responses by the model's ordinary forward, which gathers the weights once for all.
+
+    Attention is causal, so what pads a sequence on the right changes nothing before it.
+    """
+    rows = [torch.from_numpy(np.concatenate([s.prompt_tokens, s.response_tokens]).astype(np.int64)) for s in sequences]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+    log_probs_STV = model.loss_module.own_logits(tokens[:, :-1]).float().log_softmax(-1)
+    log_probs_ST = log_probs_STV.gather(-1, tokens[:, 1:, None])[..., 0]
+    kept = [row[s.prompt_tokens.size - 1 : s.fed_tokens] for row, s in zip(log_probs_ST, sequences, strict=True)]
+    return torch.cat(kept)

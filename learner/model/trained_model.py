@@ -48,6 +48,11 @@ class LossModule(torch.nn.Module):
         hidden_NH = out.last_hidden_state[0].index_select(0, batch.rows)
         return summed_loss(token_loss, hidden_NH, self.head, targets, tau)
 
+    def own_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[S, T, V] logits of sequences [S, T], padded on the right, by the model's own forward without packing."""
+        logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+        return logits
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedModel:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Shard
 
@@ -26,8 +26,18 @@ class SavedRows(Protocol):
     def __getitem__(self, rows: Any) -> torch.Tensor: ...
 
 
-def shard_module(root: torch.nn.Module, layer_names: frozenset[str], ranks: Ranks, device: torch.device) -> None:
+def shard_module(
+    root: torch.nn.Module,
+    layer_names: frozenset[str],
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    forwards: Sequence[str] = (),
+) -> None:
     """Shard in place the layers of these class names, and `root`, which holds the remaining parameters.
+
+    Tensors on the meta device stay there: `to_empty` gives them memory for this rank's rows. `forwards` are methods of
+    `root` that compute with the weights besides its forward.
 
     The root is resharded after its forward too: a gathered copy that stays would miss weights loaded in between.
     """
@@ -40,6 +50,8 @@ def shard_module(root: torch.nn.Module, layer_names: frozenset[str], ranks: Rank
         # The sum over the ranks, not their mean: the step divides by the tokens of all. gloo has no other reduction.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+    for name in forwards:
+        register_fsdp_forward_method(root, name)
 
 
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:

@@ -25,12 +25,13 @@ import safetensors.torch
 import structlog
 import torch
 
+from learner.parallel.file_tensors import FileTensor
 from learner.parallel.ranks import Order, Ranks
 from learner.parallel.sharding import first_local_row, local_shard
 from services import durable
-from services.errors import CheckpointError
+from services.errors import CheckpointError, WeightError
 from services.run_folder import CheckpointFolder, version_name
-from services.tensors import digest_file
+from services.tensors import digest_file, read_header
 
 log = structlog.get_logger()
 
@@ -38,7 +39,7 @@ ROWS = "rows"
 """Key in a state file's header: name -> [first row in the whole tensor, rows of the whole tensor], as JSON."""
 DIGEST_BYTES = 32
 
-UNUSABLE = (OSError, ValueError, KeyError, TypeError, CheckpointError, safetensors.SafetensorError)
+UNUSABLE = (OSError, ValueError, KeyError, TypeError, CheckpointError, WeightError)
 """What reading a checkpoint raises whose files are gone or not what was written."""
 
 
@@ -52,25 +53,22 @@ class SavedTensor:
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] = ()
-        self._parts: list[tuple[int, Any]] = []
+        self._parts: list[tuple[int, FileTensor]] = []
 
-    def add(self, first: int, rows: int, part: Any) -> None:
-        """`part`: a slice of safetensors, which holds rows from `first` on; `rows` in all."""
-        shape = tuple(part.get_shape())
-        self.shape = (rows, *shape[1:]) if shape else ()
+    def add(self, first: int, rows: int, part: FileTensor) -> None:
+        """`part` holds rows from `first` on; `rows` in all."""
+        self.shape = (rows, *part.shape[1:]) if part.shape else ()
         self._parts.append((first, part))
         self._parts.sort(key=lambda part: part[0])
 
     def __getitem__(self, rows: Any) -> torch.Tensor:
         """Rows by slice, or all of them by `...`; CheckpointError when some are in no file."""
         if not self.shape:
-            whole: torch.Tensor = self._parts[0][1][...]
-            return whole
+            return self._parts[0][1][...]
         start, stop, _ = (slice(None) if rows is ... else rows).indices(self.shape[0])
         found = []
         for first, part in self._parts:
-            size = part.get_shape()[0]
-            low, high = max(start, first), min(stop, first + size)
+            low, high = max(start, first), min(stop, first + part.shape[0])
             if low < high:
                 found.append(part[low - first : high - first])
         tensor = found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0, *self.shape[1:])
@@ -264,9 +262,9 @@ def _read(folder: Path, run_id: str, *, verify: bool) -> Checkpoint:
             raise CheckpointError(f"it names {name} where {path.name} belongs")
         if verify and digest_file(path) != digest:
             raise CheckpointError(f"{name} has changed since it was written")
-        file: Any = safetensors.safe_open(path, framework="pt")
-        for tensor, (first, rows) in json.loads(file.metadata()[ROWS]).items():
-            tensors.setdefault(tensor, SavedTensor()).add(first, rows, file.get_slice(tensor))
+        header = read_header(path)
+        for tensor, (first, rows) in json.loads(header.metadata[ROWS]).items():
+            tensors.setdefault(tensor, SavedTensor()).add(first, rows, FileTensor(path, header.places[tensor]))
     return Checkpoint(run_id, int(meta["weight_version"]), tensors)
 
 

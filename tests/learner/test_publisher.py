@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from learner.publisher import Publisher, VersionContents
+from learner.publisher import Publisher, VersionContents, contents_of_folder
 from services.errors import UnavailableError, WeightError
 from services.streams.connection import Keys, connect
 from services.streams.events import EventLog
-from services.tensors import RawTensor, Tensors
+from services.tensors import RawTensor, Tensors, write_safetensors
 from services.weights.publisher import WeightPublisher
 from tests.support.stream_builders import last_events
 
@@ -65,3 +66,13 @@ def test_what_cannot_be_published_fails_the_future(store: WeightPublisher, redis
         with pytest.raises(UnavailableError, match="cannot write"):
             publisher.submit(0, contents(0)).result()
         publisher.close()
+
+
+def test_the_files_that_the_index_names_are_published_and_no_other(tmp_path: Path) -> None:
+    named, stray = tensors(1), {"w": tensors(9)["w"], "v": tensors(9)["w"]}
+    write_safetensors(tmp_path / "model-00001-of-00001.safetensors", named)
+    write_safetensors(tmp_path / "model-00002-of-00002.safetensors", stray)
+    weight_map = {"w": "model-00001-of-00001.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    found = contents_of_folder(tmp_path).tensors
+    assert {name: tensor.data.tobytes() for name, tensor in found.items()} == {"w": named["w"].data.tobytes()}

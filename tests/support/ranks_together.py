@@ -26,13 +26,19 @@ JOIN_S = 240.0
 """For a machine on which much else is going on; alone it takes seconds."""
 
 
-def together(job: Job, folder: Path, config: TrainingConfig, adapters: LoraConfig | None = None) -> list[int | None]:
-    """Exit codes of the ranks, of which `config` says how many; the model is in `folder`/model."""
+def together(
+    job: Job, folder: Path, config: TrainingConfig, adapters: LoraConfig | None = None, *, on_every_rank: bool = False
+) -> list[int | None]:
+    """Exit codes of the ranks, of which `config` says how many; the model is in `folder`/model.
+
+    `on_every_rank`: all of them do the job before they follow rank 0.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # imports torch and transformers once for all
     store = str(folder / f"store-{uuid.uuid4().hex}")
     processes = [
-        context.Process(target=_rank, args=(rank, store, job, folder, config, adapters)) for rank in range(config.ranks)
+        context.Process(target=_rank, args=(rank, store, job, folder, config, adapters, on_every_rank))
+        for rank in range(config.ranks)
     ]
     for process in processes:
         process.start()
@@ -43,14 +49,22 @@ def together(job: Job, folder: Path, config: TrainingConfig, adapters: LoraConfi
     return [process.exitcode for process in processes]
 
 
-def _rank(rank: int, store: str, job: Job, folder: Path, config: TrainingConfig, adapters: LoraConfig | None) -> None:
+def _rank(
+    rank: int,
+    store: str,
+    job: Job,
+    folder: Path,
+    config: TrainingConfig,
+    adapters: LoraConfig | None,
+    on_every_rank: bool,
+) -> None:
     os.environ |= {RANK: str(rank), SIZE: str(config.ranks), STORE: store}
     structlog.configure(logger_factory=structlog.PrintLoggerFactory())
     with join_ranks(config.ranks) as ranks:
         model, trainer, checkpoints = made(folder, config, adapters, ranks)
-        if ranks.is_leader:
+        if ranks.is_leader or on_every_rank:
             job(folder, model, trainer, checkpoints)
-        else:
+        if not ranks.is_leader:
             follow(trainer, checkpoints)
 
 
