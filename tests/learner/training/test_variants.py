@@ -84,7 +84,7 @@ def test_grpo_trains_on_rewards_that_are_recorded_with_the_answers(tmp_path: Pat
 def test_grpo_without_reference_answers_is_refused_before_anything_is_sampled(
     tmp_path: Path, model: Path, redis_url: str
 ) -> None:
-    with pytest.raises(DataError, match="6 of 6"):
+    with pytest.raises(DataError, match="none of the 6 prompts"):
         learn(tmp_path, model, redis_url, samples=SAMPLES, algorithm="grpo", rounds=1)
 
 
