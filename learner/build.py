@@ -162,6 +162,7 @@ def build_training(
         wire_dtype=settings.model.wire_dtype,
         gradient_checkpointing=settings.training.gradient_checkpointing,
         adapters=settings.lora,
+        longest=settings.longest_sequence,
         ranks=ranks,
     )
     async_write = model.device.type == "cuda" if async_checkpoints is None else async_checkpoints

@@ -177,3 +177,8 @@ class LearnerSettings(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
+
+    @property
+    def longest_sequence(self) -> int:
+        """Most tokens of a prompt with its response."""
+        return self.data.max_prompt_tokens + self.sampling.max_response_tokens

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import exit_codes, placement
-from deploy.settings import Settings, longest_sequence
+from deploy.settings import Settings
 from learner.input_checks import InputCheck, input_checks
 from services.errors import SeptError
 from services.net import free_port, why_not_free
@@ -205,7 +205,7 @@ def check_fit(settings: Settings) -> Finding:
     what, folder = "model's memory", Path(settings.model.path).expanduser()
     if not settings.model.path or not folder.is_dir():
         return Finding(what, "warning", "not known before the model is here", "download it first")
-    longest, gpus = longest_sequence(settings), _gpu_bytes()
+    longest, gpus = settings.longest_sequence, _gpu_bytes()
     try:
         needed = footprint(shape_of(folder), settings, longest=longest, cuda=bool(gpus))
     except (SeptError, OSError, ValueError) as error:

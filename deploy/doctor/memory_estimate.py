@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 from deploy.settings import Settings
 from learner.model import hf_checkpoint
+from learner.model_folder.config_facts import head_size
 from services.tensors import ITEM_BYTES
 
 FLOAT32_BYTES = 4
@@ -57,7 +58,7 @@ def shape_of(folder: Path) -> Shape:
     return Shape(
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
         published_bytes=sum(math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype] for tensor in tensors),
-        kv_values_per_token=2 * config.num_hidden_layers * heads * hf_checkpoint.head_size(config),
+        kv_values_per_token=2 * config.num_hidden_layers * heads * head_size(config),
     )
 
 

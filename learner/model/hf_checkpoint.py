@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -85,8 +84,3 @@ def config_dtype(folder: Path) -> str:
     """safetensors' name of the type that config.json declares for the weights; F32 when it declares none."""
     config = read_json(folder / "config.json")
     return SAFETENSORS_NAMES.get(str(config.get("dtype") or config.get("torch_dtype")), "F32")
-
-
-def head_size(config: Any) -> int:
-    """Size of an attention head. Most text configs of transformers give only hidden size and number of heads."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

@@ -30,6 +30,8 @@ class LossModule(torch.nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.packs = True
+        """Whether sequences that are computed together get what they get alone; else each is computed by itself."""
 
     @property
     def head(self) -> Head:
@@ -39,17 +41,24 @@ class LossModule(torch.nn.Module):
         return Head(layer.weight, getattr(layer, "bias", None), softcap)
 
     def forward(self, batch: MicroBatch, token_loss: TokenLoss, targets: Targets, tau: float) -> TokenLosses:
+        parts = [batch] if self.packs else batch.alone()
+        hidden = [self._hidden(part) for part in parts]
+        hidden_NH = hidden[0] if len(hidden) == 1 else torch.cat(hidden)
+        return summed_loss(token_loss, hidden_NH, self.head, targets, tau)
+
+    def _hidden(self, batch: MicroBatch) -> torch.Tensor:
+        """[N, H] what the head maps to logits."""
         out = self.model.base_model(
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
             use_cache=False,
             **packing_arguments(batch),
         )
-        hidden_NH = out.last_hidden_state[0].index_select(0, batch.rows)
-        return summed_loss(token_loss, hidden_NH, self.head, targets, tau)
+        hidden_NH: torch.Tensor = out.last_hidden_state[0].index_select(0, batch.rows)
+        return hidden_NH
 
     def own_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[S, T, V] logits of sequences [S, T], padded on the right, by the model's own forward without packing."""
+        """[S, T, V] logits of sequences [S, T] by the model's own forward without packing."""
         logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).logits
         return logits
 
@@ -67,6 +76,8 @@ class TrainedModel:
     """Checkpoint name -> safetensors' name of the type it is published in."""
     default_wire_dtype: str
     """The type of floating tensors that `wire_dtypes` does not name."""
+    checked_lengths: tuple[int, ...] = ()
+    """Tokens of sequences that pass every length at which the model changes what it computes, ascending."""
     ranks: Ranks = field(default_factory=Ranks)
     autocast_dtype: torch.dtype | None = None
     """Type of the forward's matrix products; None: float32 like the weights."""

@@ -149,6 +149,17 @@ async def test_only_rounding_explains_a_difference(scored: list[float] | None, a
     assert (await canary.describe_mismatch(Scoring(), manifest) == "") is agrees
 
 
+async def test_a_long_canary_is_about_its_end() -> None:
+    class Scoring(ScriptedEngine):
+        async def score(self, tokens: Sequence[int]) -> list[float] | None:
+            return [-1.0] * 999 + [-1.01] * canary.COMPARED
+
+    right = (-1.0,) * (999 + canary.COMPARED)
+    long = Canary(tokens=tuple(range(len(right) + 1)), log_probs=right)
+    mismatch = await canary.describe_mismatch(Scoring(), manifest_of(0, {}).model_copy(update={"canaries": (long,)}))
+    assert "differ from the learner's by 0.01" in mismatch
+
+
 async def test_an_engine_that_died_is_an_error_and_not_a_mismatch() -> None:
     manifest = manifest_of(0, {}).model_copy(update={"canaries": tuple(scripted_canaries({}))})
     with pytest.raises(EngineError):
