@@ -32,6 +32,7 @@ def engine_arguments(
     return AsyncEngineArgs(
         model=str(model_folder),
         skip_tokenizer_init=not config.chat,
+        load_format=BACKEND,
         generation_config="vllm",
         dtype=_engine_type(config, published_types),
         seed=seed,

@@ -25,18 +25,15 @@ from vllm.config import VllmConfig, WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.linear import LinearBase
-from vllm.model_executor.layers.vocab_parallel_embedding import (
-    ParallelLMHead,
-    UnquantizedEmbeddingMethod,
-    VocabParallelEmbedding,
-)
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.checkpoint_weight_patch import (
     CheckpointWeightPatch,
     load_checkpoint_weight_patches,
 )
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
 from generator.engines.vllm.handover import BACKEND, GENERATOR_PID, INDICES, VALUES
+from generator.engines.vllm.reload import reload_weights
 from services.tensors import digest_bytes
 
 PACKING_LAYERS = (LinearBase, ParallelLMHead)
@@ -110,10 +107,8 @@ class FileWeightTransfer(WeightTransferEngine[NoInitInfo, FileUpdate]):  # type:
 
     def _reload(self, path: Path) -> None:
         with torch.device(self.device), safe_open(path, framework="pt") as file:
-            initialize_layerwise_reload(self.model)
-            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
-            finalize_layerwise_reload(self.model, self.model_config)
-            _repack_tied_heads(self.model)
+            tensors = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+            reload_weights(self.model, self.model_config, tensors)
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransfer)
@@ -131,20 +126,6 @@ def _end_after(generator_pid: int) -> None:
         os.kill(core, signal.SIGTERM)
 
     threading.Thread(target=watch, name="end-with-generator", daemon=True).start()
-
-
-def _repack_tied_heads(model: nn.Module) -> None:
-    """Recompute what output layers derive from the embedding whose weight they share.
-
-    No weight is loaded into such a head, so the layerwise reload skips it, and its packed copy (on CPU) would still
-    compute with the old weights.
-    """
-    embeddings = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
-    embedding_weights = {id(module.weight) for module in embeddings if not isinstance(module, ParallelLMHead)}
-    for module in embeddings:
-        unquantised = isinstance(module.quant_method, UnquantizedEmbeddingMethod)
-        if isinstance(module, ParallelLMHead) and unquantised and id(module.weight) in embedding_weights:
-            module.quant_method.process_weights_after_loading(module)
 
 
 class ServedWeights:
