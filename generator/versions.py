@@ -18,7 +18,7 @@ from generator import canary
 from generator.engines.base import Engine
 from services.config import DeadlinesConfig
 from services.contracts import WeightManifest
-from services.errors import ContractError, DeadlineError, UnavailableError, WeightError
+from services.errors import ContractError, DeadlineError, ModelError, UnavailableError, WeightError
 from services.streams.connection import is_cancelled
 from services.streams.events import AsyncEventLog
 from services.weights.client import WeightClient
@@ -104,7 +104,14 @@ class Versions:
         """Start the engine with `manifest`'s version, or with the newest if that one is retracted meanwhile."""
         manifest, model_folder = await self._fetch(manifest)
         await self._engine.start(model_folder, manifest.weight_version)
-        await self._check_canaries(manifest)
+        if mismatch := await canary.describe_mismatch(self._engine, manifest):
+            await self._note_mismatch(manifest, mismatch)
+            raise ModelError(
+                f"the engine computes another function than the learner with the weights of version "
+                f"{manifest.weight_version}, freshly loaded: {mismatch}",
+                hint="they differ in a layer, in positions beyond a length, or in the rounding of the engine's type "
+                "(try generator.dtype = float32); train a model that both compute alike",
+            )
         self.served, self.digest = manifest.weight_version, manifest.digest
         log.info("engine_started", weight_version=self.served)
 
@@ -196,12 +203,7 @@ class Versions:
         mismatch = await canary.describe_mismatch(self._engine, manifest)
         if not mismatch:
             return 0.0
-        self.canary_failures += 1
-        self.message = f"canary: {mismatch}"
-        log.warning("canary_failed", weight_version=manifest.weight_version, reason=mismatch)
-        await self._events.append(
-            self._generator_id, "canary_failed", weight_version=manifest.weight_version, message=mismatch
-        )
+        await self._note_mismatch(manifest, mismatch)
         pause_s = await self._engine.apply(await self._mirror.renew(manifest), self._paused)
         mismatch = await canary.describe_mismatch(self._engine, manifest)
         if mismatch:
@@ -209,6 +211,14 @@ class Versions:
                 f"weight version {manifest.weight_version} is not the learner's, reloaded from its snapshot too: "
                 f"{mismatch}",
                 hint="what is published differs from what is trained: look for the cause in the learner, or in a type "
-                "that this engine computes differently; weight_sync.canary_prompts = 0 turns the check off",
+                "that this engine computes differently",
             )
         return pause_s
+
+    async def _note_mismatch(self, manifest: WeightManifest, mismatch: str) -> None:
+        self.canary_failures += 1
+        self.message = f"canary: {mismatch}"
+        log.warning("canary_failed", weight_version=manifest.weight_version, reason=mismatch)
+        await self._events.append(
+            self._generator_id, "canary_failed", weight_version=manifest.weight_version, message=mismatch
+        )

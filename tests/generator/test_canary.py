@@ -17,7 +17,7 @@ from generator.engines.base import Completion, Paused
 from generator.engines.create import create_engine
 from generator.engines.scripted import ScriptedEngine, scripted_log_probs
 from services.contracts import Canary, Task, WeightManifest
-from services.errors import EngineError, WeightError
+from services.errors import EngineError, ModelError, WeightError
 from services.streams.connection import connect
 from services.tensors import RawTensor, Tensors
 from services.weights.mirror import WeightUpdate
@@ -124,8 +124,9 @@ async def test_weights_that_are_not_the_learners_end_the_generator(world: World)
 
 async def test_a_generator_does_not_start_with_weights_that_are_not_the_learners(world: World) -> None:
     generator = world.generator()
-    with pytest.raises(WeightError, match="version 0 is not the learner's"):
+    with pytest.raises(ModelError, match=r"another function than the learner.*version 0, freshly loaded"):
         await generator.run(publish(world, 0, learners=changed(first_version(), 9)))
+    assert [event.fields["weight_version"] for event in await canary_failures(world)] == [0]
 
 
 @pytest.mark.parametrize(

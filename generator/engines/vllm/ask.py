@@ -1,0 +1,62 @@
+"""Says whether vLLM serves a model, without its weights: a program of its own, since vLLM keeps state in its process.
+
+    echo '{"model": "...", "config": {...}, "max_model_len": 1024, "published_types": ["BF16"]}' \\
+        | python -m generator.engines.vllm.ask ANSWER
+
+writes the file ANSWER: an object, with "refusal" and "hint" if vLLM refuses. It builds the model on the meta device,
+where tensors have shapes and no memory, with all that vLLM checks on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed.parallel_state import init_distributed_environment, initialize_model_parallel
+from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.platforms import current_platform
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from generator.config import GeneratorConfig
+from generator.engines.vllm.options import engine_arguments
+from generator.engines.vllm.root_cause import logging_config, start_error
+from services.errors import ConfigError, ModelError
+
+
+def build_without_weights(question: dict[str, Any], folder: Path) -> None:
+    """Raises what vLLM raises. `folder` is for files that it needs."""
+    arguments = engine_arguments(
+        GeneratorConfig(**question["config"]),
+        Path(question["model"]),
+        max_model_len=question["max_model_len"],
+        seed=0,
+        published_types=question["published_types"],
+        logging=logging_config(folder),
+    )
+    config: VllmConfig = arguments.create_engine_config()
+    with set_current_vllm_config(config):
+        init_distributed_environment(1, 0, f"file://{folder}/rendezvous", 0, "gloo")
+        initialize_model_parallel()
+        with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
+            initialize_model(config)
+
+
+def answer(question: dict[str, Any]) -> dict[str, str]:
+    """What is written: empty unless vLLM refuses for good."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            build_without_weights(question, Path(folder))
+        except Exception as error:  # of vLLM and of the model's code
+            refusal = start_error(error, question["model"], Path(folder), cpu=current_platform.is_cpu())
+            if isinstance(refusal, (ModelError, ConfigError)):
+                return {"refusal": refusal.message, "hint": refusal.hint}
+    return {}
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(json.dumps(answer(json.load(sys.stdin))), encoding="utf-8")
