@@ -65,7 +65,7 @@ class TrainingConfig(Section):
     """[training]: algorithm, rounds and optimizer."""
 
     algorithm: Annotated[str, OneOf(ALGORITHMS)] = "nll"
-    """nll is SePT; entropy (EM-FT) and grpo (RLVR) are the paper's baselines."""
+    """nll is SePT; entropy (EM-FT) and grpo (RLVR) are the paper's baselines; docs/algorithms.md explains the others."""
     data: Literal["online", "fixed"] = "online"
     """online: every round is sampled from the newest model; fixed: all are sampled from version 0 (SePT offline)."""
     tau_t: float = Field(default=1.0, gt=0)
