@@ -35,11 +35,14 @@ class SignalWorker:
     future.result()                         [Signal(weight=0.7, reward=1.0), Signal(weight=-0.7, reward=0.0)]
     """
 
-    def __init__(self, signals: GroupSignals, *, workers: int | None = None, time_limit_s: float = 10.0) -> None:
-        """Starts the grading processes; `time_limit_s` is for one answer. `workers`: half of the cores by default."""
+    def __init__(
+        self, signals: GroupSignals, *, workers: int | None = None, time_limit_s: float = 10.0, strict: bool = False
+    ) -> None:
+        """Starts the grading processes; `time_limit_s` is for one answer. `workers`: half of the cores by default.
+        `strict`: as in `GraderPool`."""
         self._signals = signals
         self._pool = GraderPool(
-            workers or max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // 2)), time_limit_s=time_limit_s
+            workers or max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // 2)), time_limit_s=time_limit_s, strict=strict
         ).__enter__()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="signals")
 

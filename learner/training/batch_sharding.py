@@ -41,21 +41,24 @@ class _SharedSample(NamedTuple):
     """Of its prompt in the round."""
     sequence: packing.Sequence
     signal: float
+    temperature: float
+    """At which it was sampled."""
 
     @property
     def fed_tokens(self) -> int:
         return self.sequence.fed_tokens
 
     def to_row(self) -> Payload:
-        signal = int(np.float64(self.signal).view(np.int64))
-        head = [self.step, self.position, self.sequence.prompt_tokens.size, signal]
+        floats = np.array([self.signal, self.temperature]).view(np.int64)
+        head = [self.step, self.position, self.sequence.prompt_tokens.size, *floats]
         return np.concatenate([head, self.sequence.prompt_tokens, self.sequence.response_tokens])
 
     @classmethod
     def from_row(cls, row: Payload) -> _SharedSample:
-        step, position, prompt_tokens, signal = (int(number) for number in row[:4])
-        prompt, response = np.split(row[4:].astype(np.int32), [prompt_tokens])
-        return cls(step, position, packing.Sequence(prompt, response), float(np.int64(signal).view(np.float64)))
+        step, position, prompt_tokens = (int(number) for number in row[:3])
+        signal, temperature = row[3:5].view(np.float64).tolist()
+        prompt, response = np.split(row[5:].astype(np.int32), [prompt_tokens])
+        return cls(step, position, packing.Sequence(prompt, response), signal, temperature)
 
 
 class Response(NamedTuple):
@@ -84,6 +87,8 @@ class GlobalMicroBatch:
     """Fed tokens of each sequence of all ranks."""
     responses: tuple[Response, ...]
     """Of all ranks, in training order."""
+    temperature: float
+    """At which the responses were sampled."""
 
     def with_signals(self, signals: Sequence[float]) -> GlobalMicroBatch:
         """The same with these signals, by position within the optimizer step."""
@@ -140,7 +145,7 @@ class BatchSharding:
             last = rollout
             sequence = packing.Sequence(rollout.prompt_tokens, rollout.response_tokens)
             step = rollout.position // self._prompts_per_step
-            yield _SharedSample(step, rollout.position, sequence, signal).to_row()
+            yield _SharedSample(step, rollout.position, sequence, signal, rollout.temperature).to_row()
 
     def _micro_batches(self, samples: Iterable[_SharedSample]) -> Iterator[GlobalMicroBatch]:
         """Of one optimizer step, on this rank's device."""
@@ -161,6 +166,7 @@ class BatchSharding:
                     Response(first + index, sample.position, sample.sequence.response_tokens, sample.signal)
                     for index, sample in enumerate(group)
                 ),
+                temperature=group[0].temperature,
             )
             first += len(group)
 

@@ -21,6 +21,8 @@ from learner.algorithms.base import (
     group_seed,
 )
 from learner.algorithms.nll import nll
+from learner.config import TrainingConfig
+from learner.data.schedule import training_temperature
 from learner.model.trained_model import TrainedModel
 from learner.training.batch_sharding import GlobalMicroBatch, Response
 
@@ -28,10 +30,10 @@ from learner.training.batch_sharding import GlobalMicroBatch, Response
 class FirstPass:
     """Without gradients, over the micro-batches as they will be trained; all ranks take part."""
 
-    def __init__(self, model: TrainedModel, algorithm: Algorithm, tau: float) -> None:
+    def __init__(self, model: TrainedModel, algorithm: Algorithm, config: TrainingConfig) -> None:
         self._model = model
         self._algorithm = algorithm
-        self._tau = tau
+        self._config = config
 
     def ask(self, mini_batch: Iterable[GlobalMicroBatch]) -> tuple[list[GlobalMicroBatch], list[float]]:
         """The micro-batches of one optimizer step with old log-probabilities and signals, as the algorithm needs them;
@@ -52,8 +54,10 @@ class FirstPass:
 
     def _of_tokens(self, part: GlobalMicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """[N] log-probabilities and scores of this rank's tokens."""
+        asked = _side_by_side(self._algorithm.score)
         with torch.no_grad():
-            losses = self._model.token_losses(part.batch, _side_by_side(self._algorithm.score), part.targets, self._tau)
+            tau = training_temperature(self._config, part.temperature)
+            losses = self._model.token_losses(part.batch, asked, part.targets, tau)
         log_probs, scores = losses.log_probs.unbind(dim=-1)
         return log_probs, scores
 

@@ -26,7 +26,7 @@ from torch.nn.utils import get_total_norm
 from learner.algorithms.base import Algorithm
 from learner.algorithms.choose import ALGORITHMS
 from learner.config import TrainingConfig
-from learner.data.schedule import learning_rate
+from learner.data.schedule import learning_rate, training_temperature
 from learner.model.trained_model import TrainedModel
 from learner.parallel.ranks import Order
 from learner.parallel.sharding import SavedRows, copy_to_shard, gather, local_shard
@@ -118,7 +118,7 @@ class Trainer:
         self._sharding = BatchSharding(
             config, model.cost.layers, model.device, model.ranks, with_signals=self.algorithm.has_signals
         )
-        self._first_pass = FirstPass(model, self.algorithm, config.tau_t)
+        self._first_pass = FirstPass(model, self.algorithm, config)
         self._parameters = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
         self._optimizer = Optimizer(self._parameters, config)
         self.steps = 0
@@ -157,7 +157,8 @@ class Trainer:
         responses: list[Response] = []
         for part in mini_batch:
             started = time.perf_counter()
-            losses = self.model.token_losses(part.batch, self.algorithm.losses, part.targets, self._config.tau_t)
+            tau = training_temperature(self._config, part.temperature)
+            losses = self.model.token_losses(part.batch, self.algorithm.losses, part.targets, tau)
             counts = float(bool(part.positions))
             (losses.loss * counts).backward()  # type: ignore[no-untyped-call]
             total += losses.loss.detach() * counts
