@@ -101,6 +101,8 @@ class RunFolder:
         self.redis = path / "redis"
         self.supervisor_lock = path / "supervisor.lock"
         self.learner_lock = path / "learner.lock"
+        self.learner_epoch = path / "learner.epoch"
+        """Number of the learner that may write here, see `services.streams.fence`."""
 
     def create(self) -> RunFolder:
         """Make the folder, its parts and its identity where they are missing."""

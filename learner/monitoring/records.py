@@ -24,6 +24,7 @@ from learner.training.trainer import RoundStats
 from services import durable
 from services.contracts import EvaluationMetrics, Rollout, RoundMetrics
 from services.run_folder import RunFolder
+from services.streams.fence import UNFENCED, Fence
 
 TextOf = Callable[[NDArray[np.int32]], str]
 """Token ids to what a person reads."""
@@ -105,9 +106,10 @@ class TrainedRound:
 class Records:
     """metrics.jsonl and rollouts/ of one run folder."""
 
-    def __init__(self, folder: RunFolder, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(self, folder: RunFolder, trackers: Sequence[Tracker] = (), *, fence: Fence = UNFENCED) -> None:
         self._folder = folder
         self._trackers = trackers
+        self._fence = fence
 
     def cut_back(self, to_round: int) -> None:
         """Drop what was recorded of `to_round` and later rounds, which will be trained again; call it to begin with."""
@@ -125,8 +127,9 @@ class Records:
     def write(self, metrics: RoundMetrics, answers: Sequence[Answer]) -> None:
         """Record one round: answers first, so that every round in metrics.jsonl has its file."""
         lines = [json.dumps(_as_record(answer), ensure_ascii=False) for answer in answers]
-        durable.write_file(self._folder.rollouts_of(metrics.round), "\n".join(lines) + "\n")
-        durable.append_line(self._folder.metrics, metrics.as_line())
+        with self._fence.guard():
+            durable.write_file(self._folder.rollouts_of(metrics.round), "\n".join(lines) + "\n")
+            durable.append_line(self._folder.metrics, metrics.as_line())
         self._track(metrics)
 
     def add_evaluations(self, round_: int, evaluations: tuple[EvaluationMetrics, ...]) -> None:
