@@ -128,6 +128,7 @@ class Loop:
         self._round_began = time.monotonic()
         self.reporter.enter("training")  # but for what is accounted as a wait or as something else
         self._run_rounds()
+        self._report_lost_records()
         outcome = Outcome.STOPPED
         if self._is_over():
             outcome = Outcome.FINISHED
@@ -363,6 +364,7 @@ class Loop:
                     "nothing_left_to_train", rounds_done=self._version, rounds_total=self.curriculum.rounds_total
                 )
         self.records.cut_back(self._version)
+        self._report_lost_records()
         self.reporter.update(weight_version=self._version)
         if self._must_retract(self.publisher.newest()):
             self.publisher.retract_after(self._version)
@@ -385,6 +387,14 @@ class Loop:
             if self._stopping.wait(PAUSE_CHECK_S) or time.monotonic() >= give_up_at:
                 log.warning("generators_not_followed", weight_version=self._version)
                 return
+
+    def _report_lost_records(self) -> None:
+        """Say which records of trained rounds are gone: whoever reads the others must not take them for all."""
+        if lost := self.records.lost(self._version):
+            log.warning("records_lost", metrics_of=list(lost.metrics), answers_of=list(lost.answers))
+            self.events.append(
+                LEARNER_ID, "records_lost", metrics_of=list(lost.metrics[:1000]), answers_of=list(lost.answers[:1000])
+            )
 
     def _must_retract(self, newest: int | None) -> bool:
         """Whether versions were published after the checkpoint that may not stay while the run catches up with them.

@@ -96,18 +96,29 @@ class StoreRepair:
 class DamageReports:
     """Calls `repair` on a thread of its own when a generator reports; `failed` gets what it raises.
 
-    with DamageReports(events, repair, failed): ...
+    reports = DamageReports(events, repair, failed)
+    reports.start()
     """
 
-    def __init__(self, events: EventLog, repair: Callable[[], bool], failed: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        events: EventLog,
+        repair: Callable[[], bool],
+        failed: Callable[[BaseException], None],
+        *,
+        listen_s: float = LISTEN_S,
+    ) -> None:
         self._events = events
         self._repair = repair
         self._failed = failed
+        self._listen_s = listen_s
+        self._seen = ""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="damage-reports", daemon=True)
 
     def start(self) -> None:
         """Follow the reports that come from now on."""
+        self._seen, _ = self._events.read_new("")
         self._thread.start()
 
     def close(self) -> None:
@@ -115,10 +126,10 @@ class DamageReports:
         self._closing.set()
 
     def _run(self) -> None:
-        seen, quiet_until = "", 0.0
-        while not self._closing.wait(LISTEN_S):
+        quiet_until = 0.0
+        while not self._closing.wait(self._listen_s):
             try:
-                seen, events = self._events.read_new(seen)
+                self._seen, events = self._events.read_new(self._seen)
             except UnavailableError as error:  # the loop's own requests decide how long that may last
                 log.warning("reports_unread", error=error.message)
                 continue

@@ -29,9 +29,9 @@ from learner.parallel.file_tensors import FileTensor
 from learner.parallel.ranks import Order, Ranks
 from learner.parallel.sharding import first_local_row, local_shard
 from services import durable
+from services.durable import UNGUARDED, WriteGuard
 from services.errors import CheckpointError, WeightError
 from services.run_folder import CheckpointFolder, version_name
-from services.streams.fence import UNFENCED, Fence
 from services.tensors import digest_file, read_header
 
 log = structlog.get_logger()
@@ -113,7 +113,7 @@ class Checkpoints:
     keep: int
     ranks: Ranks = field(default_factory=Ranks)
     async_write: bool = False
-    fence: Fence = UNFENCED
+    fence: WriteGuard = UNGUARDED
     _begun: _Begun | None = None
     _thread: ThreadPoolExecutor = field(init=False)
 

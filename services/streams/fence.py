@@ -17,14 +17,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import redis
 from redis.exceptions import ResponseError
 
 from services import durable
+from services.durable import WriteGuard
 from services.errors import DeadlineError, FencedError
 from services.streams import scripts
 from services.streams.connection import Keys
@@ -35,17 +35,15 @@ TRY_AGAIN_S = 0.02
 MAX_EPOCH = 1 << 52
 """A number of Redis above this is not ours: Lua counts exactly up to 2^53."""
 
-T = TypeVar("T")
-
 Script = Callable[[Sequence[str], Sequence[Any]], Any]
 """Runs a script with these keys and arguments."""
 
 
-class Fence:
+class Fence(WriteGuard):
     """One writer's epoch. Epoch 0, without a file, checks nothing: for whoever is alone with its run."""
 
     def __init__(self, epoch: int = 0, path: Path | None = None) -> None:
-        self.epoch = epoch
+        super().__init__(epoch)
         self._path = path
         self._mutex = threading.RLock()
         self._depth = 0
@@ -68,17 +66,6 @@ class Fence:
             self._depth += 1
             stack.callback(self._leave)
             yield
-
-    @contextlib.contextmanager
-    def guard_after(self, change: AbstractContextManager[T]) -> Iterator[T]:
-        """A `change` whose block prepares what its end makes visible: only the end is guarded.
-
-        Preparing may take long, and nobody has to wait for it. Should somebody take over meanwhile, the change ends as
-        after any other error: nothing of it becomes visible.
-        """
-        with contextlib.ExitStack() as guarded, change as prepared:
-            yield prepared
-            guarded.enter_context(self.guard())
 
     def script(self, client: redis.Redis, keys: Keys, source: str) -> Script:
         """The script, which does nothing and raises FencedError when a later learner has taken over."""

@@ -7,9 +7,10 @@ where it broke off. What arrives has the size and digest in its manifest, or the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -165,12 +166,15 @@ class WeightClient:
             async with self._http.stream("GET", path, params=params, headers=headers) as response:
                 await _check(response)
                 mode = "ab" if response.status_code == httpx.codes.PARTIAL_CONTENT else "wb"
-                async for size in _append(response, part, mode):
-                    if size > reached:  # a line that always breaks at the same place is no progress
-                        reached = size
-                        patience.progress()
-                    if size > entry.size_bytes:
-                        raise DigestError(f"file {entry.name!r} is longer than the {entry.size_bytes} bytes promised")
+                async with contextlib.aclosing(_append(response, part, mode)) as sizes:
+                    async for size in sizes:
+                        if size > reached:  # a line that always breaks at the same place is no progress
+                            reached = size
+                            patience.progress()
+                        if size > entry.size_bytes:
+                            raise DigestError(
+                                f"file {entry.name!r} is longer than the {entry.size_bytes} bytes promised"
+                            )
 
         await self._persist(attempt, self._deadline_s)
 
@@ -216,7 +220,7 @@ async def _check(response: httpx.Response) -> None:
     raise ContractError(f"{what} was refused with status {status}: {reason}")
 
 
-async def _append(response: httpx.Response, part: Path, mode: str) -> AsyncIterator[int]:
+async def _append(response: httpx.Response, part: Path, mode: str) -> AsyncGenerator[int, None]:
     """Write the body to `part` in pieces of CHUNK_BYTES; yields the file's size after each.
 
     What has arrived when the line breaks is written too: `aiter_raw` with a size of pieces would drop it.

@@ -17,8 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from services import durable
 from services.contracts import Canary, FileEntry, FileKind, FileName, TensorEntry, WeightManifest
+from services.durable import UNGUARDED, WriteGuard
 from services.errors import WeightError
-from services.streams.fence import UNFENCED, Fence
 from services.tensors import (
     Tensors,
     describe,
@@ -86,7 +86,7 @@ class WeightPublisher(WeightReader):
         *,
         keep_versions: int = KEEP_VERSIONS,
         anchor_every: int = ANCHOR_EVERY,
-        fence: Fence = UNFENCED,
+        fence: WriteGuard = UNGUARDED,
     ) -> None:
         super().__init__(folder, run_id)
         self._fence = fence

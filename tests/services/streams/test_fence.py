@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_a_learner_that_was_replaced_changes_nothing(
     """Each of the two places is enough: the other may have been lost."""
     old = take_over(client, keys, tmp_path / "epoch")
     task = make_task(0)
-    writers = [
+    writers: list[Callable[[], object]] = [
         lambda: TaskIssuer(client, keys, old),
         lambda: EventLog(client, keys, old).append("learner", "published"),
         lambda: Control(client, keys, old).set_paused(True),

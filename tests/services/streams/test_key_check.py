@@ -39,8 +39,12 @@ def work(client: redis.Redis, keys: Keys) -> None:
 @pytest.mark.parametrize("kind", ["string", "list", "hash"])
 def test_a_key_of_another_type_is_removed(name: str, kind: str, client: redis.Redis, keys: Keys) -> None:
     key = getattr(keys, name)
-    write = {"string": lambda: client.set(key, b"\xff"), "list": lambda: client.rpush(key, "x")}
-    write.get(kind, lambda: client.hset(key, "a", "b"))()
+    if kind == "string":
+        client.set(key, b"\xff")
+    elif kind == "list":
+        client.rpush(key, "x")
+    else:
+        client.hset(key, "a", "b")
     restore_keys(client, keys)
     work(client, keys)
 
