@@ -24,6 +24,7 @@ log = structlog.get_logger()
 REPORTED = "version_damaged"
 """Kind of the event with which a generator reports."""
 LISTEN_S = 1.0
+JOIN_S = 5.0
 QUIET_S = 60.0
 """After a look that found nothing wrong, reports are not followed for so long."""
 
@@ -122,8 +123,10 @@ class DamageReports:
         self._thread.start()
 
     def close(self) -> None:
-        """Follow no more; a repair that runs is finished by whoever owns its thread."""
+        """Follow no more; a repair that takes longer than `JOIN_S` is finished by whoever owns its thread."""
         self._closing.set()
+        if self._thread.ident is not None:
+            self._thread.join(JOIN_S)
 
     def _run(self) -> None:
         quiet_until = 0.0
