@@ -121,13 +121,13 @@ local function refused(key, generator_id)
   if not entry then return false end
   local till, reason = string.match(entry, '^(%d+) (.*)$')
   if till and tonumber(till) > tonumber(redis.call('TIME')[1]) then return redis.error_reply('REFUSED ' .. reason) end
-  redis.call('HDEL', key, generator_id)
   return false
 end
 """
 
-# KEYS refused; ARGV generator_id seconds reason.
+# KEYS refused; ARGV generator_id seconds reason. Those of long ago are forgotten when there are many.
 REFUSE = """
+if redis.call('HLEN', KEYS[1]) >= 1000 then redis.call('DEL', KEYS[1]) end
 redis.call('HSET', KEYS[1], ARGV[1], string.format('%d ', redis.call('TIME')[1] + ARGV[2]) .. ARGV[3])
 return 1
 """
