@@ -84,3 +84,10 @@ def config_dtype(folder: Path) -> str:
     """safetensors' name of the type that config.json declares for the weights; F32 when it declares none."""
     config = read_json(folder / "config.json")
     return SAFETENSORS_NAMES.get(str(config.get("dtype") or config.get("torch_dtype")), "F32")
+
+
+def vocabulary_of(folder: Path) -> int | None:
+    """Rows of the model's embedding, as config.json says: every token id is below it. None where it does not say."""
+    config = read_json(folder / "config.json")
+    size = (config.get("text_config") or config).get("vocab_size")
+    return size if isinstance(size, int) else None
