@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import Qwen2Config
@@ -24,7 +25,7 @@ async def test_the_scripted_engine_serves_every_model(tmp_path: Path) -> None:
 @pytest.mark.vllm
 async def test_a_model_that_vllm_cannot_serve_is_refused_with_its_own_reason(tmp_path: Path) -> None:
     """Windows in some layers only, which vLLM sees when it builds the model."""
-    windows = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    windows: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
     tiny_models.save(tmp_path, Qwen2Config(**tiny_models.SHAPE, **windows))
     with pytest.raises(ModelError, match=r"vLLM cannot serve .*Sliding window for some but all layers"):
         await ask_engine(CONFIG, tmp_path, max_model_len=64, published_types=["F32"])
