@@ -4,7 +4,8 @@
         | python -m generator.engines.vllm.ask ANSWER
 
 writes the file ANSWER: an object, with "refusal" and "hint" if vLLM refuses. It builds the model on the meta device,
-where tensors have shapes and no memory, with all that vLLM checks on the way.
+where tensors have shapes and no memory, with all that vLLM checks on the way. It writes nothing where that tells
+nothing: this machine lacks something now, or the model's class reads values when it is built.
 """
 
 from __future__ import annotations
@@ -46,17 +47,21 @@ def build_without_weights(question: dict[str, Any], folder: Path) -> None:
             initialize_model(config)
 
 
-def answer(question: dict[str, Any]) -> dict[str, str]:
-    """What is written: empty unless vLLM refuses for good."""
+def answer(question: dict[str, Any]) -> dict[str, str] | None:
+    """What is written: empty when vLLM serves the model, None when it is not known."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             build_without_weights(question, Path(folder))
         except Exception as error:  # of vLLM and of the model's code
             refusal = start_error(error, question["model"], Path(folder), cpu=current_platform.is_cpu())
-            if isinstance(refusal, (ModelError, ConfigError)):
-                return {"refusal": refusal.message, "hint": refusal.hint}
+            permanent = isinstance(refusal, (ModelError, ConfigError))
+            if not permanent or "meta tensor" in refusal.message or "meta device" in refusal.message:
+                return None
+            return {"refusal": refusal.message, "hint": refusal.hint}
     return {}
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(answer(json.load(sys.stdin))), encoding="utf-8")
+    found = answer(json.load(sys.stdin))
+    if found is not None:
+        Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")

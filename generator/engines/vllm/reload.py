@@ -8,6 +8,7 @@ Where CUDA graphs have captured what was derived, vLLM's own reload keeps its ad
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable
 from typing import Any
@@ -25,9 +26,12 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from generator.engines.vllm.handover import BACKEND
 
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+"""Attributes of a module that are changed in place."""
 _before_loading: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 """Layer -> attributes of its method (`quant_method`, which unquantised layers have too) before it saw weights."""
 
@@ -42,7 +46,7 @@ class Loader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is untyped here
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
         for layer in model.modules():
             if hasattr(layer, "quant_method"):
-                _before_loading[layer] = dict(vars(layer.quant_method))
+                _before_loading[layer] = _state(layer.quant_method)
         super().load_weights(model, model_config)
 
 
@@ -53,9 +57,31 @@ def reload_weights(model: nn.Module, model_config: ModelConfig, tensors: Iterabl
     model.load_weights(tensors)  # type: ignore[operator]
     finalize_layerwise_reload(model, model_config)
     for layer, state in derived.items():
-        if vars(layer.quant_method) == _before_loading[layer]:  # none of its weights was among the tensors
-            vars(layer.quant_method).update(state)
+        if _state(layer.quant_method) == _before_loading[layer]:  # none of its weights was among the tensors
+            _set_state(layer.quant_method, state)
     _repack_tied_heads(model)
+
+
+def as_before_loading(layer: Any) -> Any:
+    """A copy of the layer with tensors of the shapes that it loads, whose values nobody has set."""
+    probe, method = copy.copy(layer), copy.copy(layer.quant_method)
+    _set_state(method, _before_loading[layer])
+    _set_state(probe, _state(layer))
+    probe.quant_method = method
+    shapes, _buffers = get_layerwise_info(layer).restore_metadata
+    for name, tensor in shapes.items():
+        probe._parameters[name] = nn.Parameter(torch.empty_like(tensor, device="cpu"), requires_grad=False)
+    return probe
+
+
+def _state(thing: Any) -> dict[str, Any]:
+    """Its attributes; of a module, the tensors and modules that it holds are attributes too."""
+    return {name: dict(value) if name in _REGISTRIES else value for name, value in vars(thing).items()}
+
+
+def _set_state(thing: Any, state: dict[str, Any]) -> None:
+    vars(thing).clear()
+    vars(thing).update({name: dict(value) if name in _REGISTRIES else value for name, value in state.items()})
 
 
 def _forget_derived(model: nn.Module) -> dict[Any, dict[str, Any]]:
@@ -63,10 +89,8 @@ def _forget_derived(model: nn.Module) -> dict[Any, dict[str, Any]]:
     derived = {}
     for layer in model.modules():
         if layer in _before_loading:
-            state = vars(layer.quant_method)
-            derived[layer] = dict(state)
-            state.clear()
-            state.update(_before_loading[layer])
+            derived[layer] = _state(layer.quant_method)
+            _set_state(layer.quant_method, _before_loading[layer])
     return derived
 
 
