@@ -76,7 +76,8 @@ def build_learner(
     model = trainer.model
     reporter.update(device=str(model.device))
     tokenizer = load_tokenizer(model.folder)
-    stop_tokens = stop_token_ids(model.folder, tokenizer, template_of(settings.data, tokenizer))
+    template = template_of(settings.data, tokenizer)
+    stop_tokens = stop_token_ids(model.folder, tokenizer, template, settings.sampling.stop_tokens)
     prompts = with_references(trainer.algorithm, load_prompts(settings.data, tokenizer))
     curriculum = Curriculum(
         prompts,
@@ -150,7 +151,8 @@ def build_evaluator(
     model_folder = hf_checkpoint.resolve_folder(settings.model.path)
     tokenizer = load_tokenizer(model_folder)
     evaluation = settings.evaluation
-    stop_tokens = stop_token_ids(model_folder, tokenizer, template_of(settings.data, tokenizer))
+    template = template_of(settings.data, tokenizer)
+    stop_tokens = stop_token_ids(model_folder, tokenizer, template, settings.sampling.stop_tokens)
     sampling = sampling_of(evaluation, settings.sampling, stop_tokens)
     benchmarks = load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit)
     store = open_store(folder, 0, fence)
