@@ -167,7 +167,7 @@ async def forged_rollouts(run: Run) -> None:
 def forgeries(fields: Any) -> Iterator[Rollout]:
     """Wrong answers to one task: token ids, length, temperature, digest."""
     task = decode_task(fields)
-    honest = {
+    honest: dict[str, Any] = {
         "task_id": task.task_id,
         "sample": 0,
         "round": task.round,
@@ -187,7 +187,7 @@ def forgeries(fields: Any) -> Iterator[Rollout]:
         {},
     ]
     for changes in wrong:
-        tokens = (honest | changes)["response_tokens"]
+        tokens: list[int] = changes.get("response_tokens", honest["response_tokens"])
         span = VersionSpan(weight_version=task.round, start=0, end=len(tokens), weight_digest="0" * 64)
         yield Rollout(**(honest | changes | {"spans": (span,)}))
 
@@ -215,9 +215,10 @@ def refusing_redis(refuse: str, *, then: str) -> Disturb:
     async def disturb(run: Run) -> None:
         await has_done(run, FIRST)
         with client_of(run) as (client, _):
-            client.execute_command(*refuse.split())
+            server: Any = client  # untyped in redis-py
+            server.execute_command(*refuse.split())
             await asyncio.sleep(LONGER_THAN_A_LEASE_S)
-            client.execute_command(*then.split())
+            server.execute_command(*then.split())
 
     return disturb
 
@@ -226,8 +227,9 @@ async def lost_terminal(run: Run) -> None:
     """The terminal of `sept run` is closed: it drains, and goes on when it is started again."""
     await run.stop()
     leader, follower = pty.openpty()
-    streams = {"stdin": follower, "stdout": follower, "stderr": follower}
-    process = await asyncio.create_subprocess_exec(*run.command(), **streams, start_new_session=True)
+    process = await asyncio.create_subprocess_exec(
+        *run.command(), stdin=follower, stdout=follower, stderr=follower, start_new_session=True
+    )
     os.close(follower)
     reading = asyncio.create_task(asyncio.to_thread(drain, leader))
 

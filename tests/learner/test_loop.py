@@ -550,7 +550,7 @@ def test_a_learner_that_was_replaced_writes_nothing_more(folder: RunFolder, redi
     with connect(redis_url) as client:
         own = take_over(client, Keys(folder.run_id), folder.learner_epoch)
         with life(folder, redis_url, fence=own) as learner:
-            learner.loop.trainer.train_round = replaced_in(learner, folder)  # type: ignore[method-assign]
+            learner.loop.trainer.train_round = replaced_in(learner, folder)  # type: ignore[assignment,method-assign]
             with pytest.raises(FencedError, match="another learner has taken over"):
                 learner.go()
             before = state()
