@@ -110,6 +110,7 @@ def build_learner(
             deadline_s=settings.deadlines.rollouts_s,
             meta=_describe(settings, sampling, benchmarks),
             last_version=curriculum.rounds_total,
+            guard=fence,
             strict_grading=strict,
         )
     return Loop(
