@@ -19,7 +19,7 @@ from services.api.error_responses import may_answer
 from services.bottleneck import ROUNDS_CONSIDERED, Bottleneck, Look, find_bottleneck, seconds_left
 from services.contracts import GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot, WeightManifest
 from services.run_folder import RunFolder, last_lines
-from services.streams.connection import Keys
+from services.streams.connection import Keys, why_no_writes
 from services.streams.control import AsyncControl
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.tasks import QueueGauge
@@ -66,11 +66,13 @@ class StatusReader:
             for beat, age_s in beats
             if beat.part is Part.GENERATOR
         )
+        silent = learner_lost or any(status.lost for status in generators)
+        outside = await why_no_writes(self._redis) if silent else ""  # then nobody can send a heartbeat
         state = run_state(learner, paused=control.paused, published=newest is not None)
         snapshot = StatusSnapshot(
             run_id=self._keys.run_id,
             state=state,
-            detail=_detail(state, learner, learner_age_s if learner_lost else None, generators),
+            detail=outside or _detail(state, learner, learner_age_s if learner_lost else None, generators),
             round=last.round + 1 if last else 0,
             rounds_total=total,
             weight_version=newest.weight_version if newest else None,
