@@ -5,6 +5,7 @@ The layout of the folder is in `services.weights.reader`.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -28,6 +29,9 @@ from services.tensors import (
     write_safetensors,
 )
 from services.weights import adapters, delta
+from services.weights.delta import plain
+from services.weights.delta.plain import Flips
+from services.weights.encoding import OWN_PROCESS_BYTES, EncoderProcess, Job, VersionEncoder, prefers_small
 from services.weights.reader import (
     ADAPTERS_NAME,
     DELTA_NAME,
@@ -85,6 +89,9 @@ class WeightPublisher(WeightReader):
         self._keep_versions = keep_versions
         self._anchor_every = anchor_every
         self._last: tuple[WeightManifest, Tensors] | None = None
+        self._encoder: VersionEncoder | EncoderProcess | None = None
+        self._encoded: str | None = None
+        """Digest of the version that the encoder holds, or can read from its files."""
         self._preferred: FileKind | None = None
         self._cleared = False
 
@@ -111,25 +118,102 @@ class WeightPublisher(WeightReader):
         existing = self.find(version)
         if existing is not None and existing.digest == version_digest(entries):
             self._last = (existing, tensors)
+            self._start_encoder(existing, tensors)
             return existing
         change = self._change(version, entries, tensors, packed) if version else None
         self.retract_after(version)
         with durable.new_folder(self.folder_of(version)) as folder:
             self._write_files(folder, version, tensors, change, model_files or {})
-            manifest = WeightManifest(
-                run_id=self.run_id,
-                weight_version=version,
-                parent_version=change.parent.weight_version if change else None,
-                parent_digest=change.parent.digest if change else None,
-                digest=version_digest(entries),
-                tensors=entries,
-                files=tuple(_describe_files(folder)),
-                canaries=tuple(canaries),
-                created_at=time.time(),
-            )
-            durable.write_file(folder / MANIFEST_NAME, manifest.model_dump_json())
+            manifest = self._write_manifest(folder, version, entries, change.parent if change else None, canaries)
         self._last = (manifest, tensors)
+        self._start_encoder(manifest, tensors)
         self.retire()
+        return manifest
+
+    def publish_changes(
+        self,
+        version: int,
+        flips: Sequence[Flips],
+        canaries: Sequence[Canary] = (),
+        *,
+        line_bytes_per_s: float | None = None,
+    ) -> WeightManifest:
+        """Make a version visible that flips bits of the one before, which this object must have published last.
+
+        `line_bytes_per_s`: the slowest generator's, as measured; it decides between small and plain coding.
+        Calling it again with the same flips is safe, as `publish` is.
+        """
+        parent = self.manifest(version - 1)
+        if self._encoder is None or parent.digest != self._encoded:
+            raise WeightError(
+                f"version {version} was compared with {self._encoded}, version {version - 1} is {parent.digest}",
+                hint="something else writes into this folder: two learners of one run?",
+            )
+        self._last = None
+        coded = plain.encode(plain.layout_of({entry.name: entry for entry in parent.tensors}), flips)
+        small = prefers_small(len(coded), parent.full_bytes, line_bytes_per_s)
+        with self._staged() as staged:
+            durable.write_file(staged / DELTA_NAME, coded)
+            made = self._encoder.make(Job(parent, staged, small=small, snapshot=version % self._anchor_every == 0))
+            existing = self.find(version)
+            if existing is None or existing.digest != version_digest(made.entries):
+                self.retract_after(version)
+                with durable.new_folder(self.folder_of(version)) as folder:
+                    for path in staged.iterdir():
+                        path.replace(folder / path.name)
+                    changes = (folder / DELTA_NAME).exists()
+                    existing = self._write_manifest(
+                        folder, version, made.entries, parent if changes else None, canaries
+                    )
+        self._encoded = existing.digest
+        self.retire()
+        log.info("version_encoded", weight_version=version, coding="small" if small else "plain", **made.rounded())
+        return existing
+
+    def close(self) -> None:
+        """End the encoder's process, where it has one."""
+        if self._encoder is not None:
+            self._encoder.close()
+
+    @contextlib.contextmanager
+    def _staged(self) -> Iterator[Path]:
+        """A temporary folder in the store's, for files that may become a version."""
+        folder = Path(tempfile.mkdtemp(prefix=durable.TEMPORARY_PREFIX, dir=self.folder))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _start_encoder(self, manifest: WeightManifest, tensors: Tensors) -> None:
+        """Whatever follows may be published by its changes."""
+        self._encoded = manifest.digest
+        if manifest.full_bytes >= OWN_PROCESS_BYTES:
+            self._encoder = self._encoder or EncoderProcess(self.folder, self.run_id)
+        else:
+            self._encoder = VersionEncoder(self.folder, self.run_id)
+            self._encoder.hold(manifest, tensors)
+
+    def _write_manifest(
+        self,
+        folder: Path,
+        version: int,
+        entries: Sequence[TensorEntry],
+        parent: WeightManifest | None,
+        canaries: Sequence[Canary],
+    ) -> WeightManifest:
+        """The manifest of the files that the folder holds already."""
+        manifest = WeightManifest(
+            run_id=self.run_id,
+            weight_version=version,
+            parent_version=parent.weight_version if parent else None,
+            parent_digest=parent.digest if parent else None,
+            digest=version_digest(entries),
+            tensors=tuple(entries),
+            files=tuple(_describe_files(folder)),
+            canaries=tuple(canaries),
+            created_at=time.time(),
+        )
+        durable.write_file(folder / MANIFEST_NAME, manifest.model_dump_json())
         return manifest
 
     def retire(self) -> None:

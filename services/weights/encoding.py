@@ -1,0 +1,227 @@
+"""Makes the next version of the newest one's bytes: applies what has flipped, digests, encodes; in a process of its own.
+
+The learner's process writes positions and flips as a plainly coded delta into the next version's folder. From there on
+this is work on whole weights, which would hold up training's thread: the encoder patches its copy of the newest
+version, digests what changed, and writes the small coding or a snapshot where they are wanted.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from services import durable
+from services.contracts import TensorEntry, WeightManifest
+from services.errors import SeptError, UnavailableError
+from services.tensors import RawTensor, Tensors, describe_one, version_digest, write_safetensors
+from services.weights import delta
+from services.weights.chain import patch
+from services.weights.delta.sections import THREADS
+from services.weights.reader import DELTA_NAME, SNAPSHOT_NAME, WeightReader
+
+OWN_PROCESS_BYTES = 1 << 28
+"""Sets of tensors below this are encoded in the learner's process: they take less than it takes to start another."""
+SMALL_CODING_BYTES_PER_S = 2e8
+"""Of a whole model: the small coding is written and read at about this speed together, by one or two cores."""
+QUICK_S = 2.0
+"""Time that the small coding may always take: its bytes are a third to a half of the plain one's."""
+STOP_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A version to make."""
+
+    parent: WeightManifest
+    staged: Path
+    """A folder that holds the plainly coded delta, and receives the other files."""
+    small: bool
+    """Whether the small coding replaces the plain one."""
+    snapshot: bool
+    """Whether a snapshot is written too. One takes the delta's place where that would not be smaller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A version as it was made."""
+
+    entries: tuple[TensorEntry, ...]
+    seconds: dict[str, float]
+    """Spent on each kind of work."""
+
+    def rounded(self) -> dict[str, float]:
+        """The seconds for a log line."""
+        return {f"{what}_s": round(seconds, 3) for what, seconds in self.seconds.items()}
+
+
+@dataclass(slots=True)
+class _Held:
+    """A version in memory. `owned` tensors are private bytes, the others shared or read-only."""
+
+    digest: str
+    entries: dict[str, TensorEntry]
+    tensors: dict[str, RawTensor]
+    owned: set[str]
+
+
+class VersionEncoder:
+    """Holds the newest version, and makes the next of it."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self._reader = WeightReader(folder, run_id)
+        self._held: _Held | None = None
+
+    def hold(self, manifest: WeightManifest, tensors: Tensors) -> None:
+        """Start from these tensors, whose bytes do not change; without it the version is read from its files."""
+        entries = {entry.name: entry for entry in manifest.tensors}
+        self._held = _Held(manifest.digest, entries, dict(tensors), set())
+
+    def make(self, job: Job) -> Made:
+        """Do the job. An error leaves nothing held: the next job reads its parent from the files."""
+        clock = _Clock()
+        held, self._held = self._held, None
+        if held is None or held.digest != job.parent.digest:
+            held = self._load(job.parent)
+        clock.done("load")
+        path = job.staged / DELTA_NAME
+        patches = delta.decode(held.tensors, path.read_bytes())
+        if job.small:
+            parent = dict(held.tensors)
+            held.owned = set()  # the parent's bytes stay for the comparison
+            changed = patch(held.tensors, patches, held.owned)
+            clock.done("apply")
+            durable.write_file(path, delta.encode(parent, held.tensors))
+            clock.done("encode")
+        else:
+            changed = patch(held.tensors, patches, held.owned)
+            clock.done("apply")
+        held.entries |= describe_in_parallel({each.name: held.tensors[each.name] for each in changed})
+        entries = tuple(held.entries[name] for name in sorted(held.entries))
+        held.digest = version_digest(entries)
+        clock.done("digest")
+        smaller = path.stat().st_size < sum(tensor.nbytes for tensor in held.tensors.values())
+        if not smaller:
+            path.unlink()
+        if job.snapshot or not smaller:
+            write_safetensors(job.staged / SNAPSHOT_NAME, held.tensors)
+        clock.done("write")
+        self._held = held
+        return Made(entries, clock.seconds)
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._held = None
+
+    def _load(self, manifest: WeightManifest) -> _Held:
+        tensors = self._reader.load(manifest.weight_version)
+        return _Held(manifest.digest, {entry.name: entry for entry in manifest.tensors}, tensors, set())
+
+
+class EncoderProcess:
+    """A VersionEncoder in a process of its own, which starts with the first job and ends with this process."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self._arguments = (folder, run_id)
+        self._process: BaseProcess | None = None
+        self._connection: Connection | None = None
+
+    def make(self, job: Job) -> Made:
+        """As VersionEncoder.make; UnavailableError when the process has died, and the next job starts another."""
+        if self._connection is None:
+            self._start()
+        assert self._connection is not None
+        try:
+            self._connection.send(job)
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            code = self._stop()
+            raise UnavailableError(
+                f"the process that encodes weight versions ended with code {code}",
+                hint="its own output above says why; -9 is the kernel's, for want of memory",
+            ) from error
+        if isinstance(answer, BaseException):
+            raise answer
+        assert isinstance(answer, Made)
+        return answer
+
+    def close(self) -> None:
+        """End the process, if it runs."""
+        if self._process is not None:
+            self._stop()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks and a CUDA context
+        ours, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, *self._arguments), name="weight-encoder", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._connection = ours
+        atexit.register(self.close)  # before multiprocessing's own end of its children, which a signal would not reach
+
+    def _stop(self) -> int | None:
+        """Its exit code."""
+        atexit.unregister(self.close)
+        assert self._process is not None
+        if self._connection is not None:
+            self._connection.close()
+        self._process.join(STOP_S)
+        self._process.kill()
+        self._process.join(STOP_S)
+        code = self._process.exitcode
+        self._process.close()
+        self._process = self._connection = None
+        return code
+
+
+def prefers_small(plain_bytes: int, full_bytes: int, line_bytes_per_s: float | None) -> bool:
+    """Whether a delta should be coded small: where that is quick, or where sending the plain one takes longer.
+
+    `line_bytes_per_s` None: nobody has measured the line, so no generator is far away.
+    """
+    coding_s = full_bytes / SMALL_CODING_BYTES_PER_S
+    return coding_s <= QUICK_S or (line_bytes_per_s is not None and plain_bytes / line_bytes_per_s > coding_s)
+
+
+def describe_in_parallel(tensors: Tensors) -> dict[str, TensorEntry]:
+    """Manifest entries by name, digested on all cores: one core reads a tenth of what memory gives."""
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="digest") as pool:
+        return dict(zip(tensors, pool.map(describe_one, tensors, tensors.values()), strict=True))
+
+
+class _Clock:
+    """Adds up what each kind of work took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def done(self, what: str) -> None:
+        """What was done since the last call was that."""
+        now = time.monotonic()
+        self.seconds[what] = self.seconds.get(what, 0.0) + now - self._since
+        self._since = now
+
+
+def _serve(connection: Connection, folder: Path, run_id: str) -> None:
+    """Main function of the process: does jobs until the other side is closed, or gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the learner ends it, once it has published
+    encoder = VersionEncoder(folder, run_id)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            job = connection.recv()
+            try:
+                answer: Made | SeptError = encoder.make(job)
+            except SeptError as error:
+                answer = error
+            connection.send(answer)
