@@ -106,7 +106,7 @@ def build_learner(
         collector=collector,
         source=_source(settings, curriculum, collector, reporter),
         trainer=trainer,
-        publisher=build_publisher(folder, settings.training.max_staleness, client, keys),
+        publisher=build_publisher(folder, settings.training.max_staleness, client, keys, reporter),
         checkpoints=checkpoints,
         records=records,
         control=Control(client, keys),
@@ -142,7 +142,7 @@ def build_evaluator(
         benchmarks=benchmarks,
         config=evaluation,
         sampling=sampling,
-        publisher=build_publisher(folder, 0, client, keys),
+        publisher=build_publisher(folder, 0, client, keys, reporter),
         collector=build_collector(client, keys, 0, Purpose.EVALUATION),
         reporter=reporter,
         text_of=_decoder(tokenizer),
@@ -182,11 +182,13 @@ def build_collector(client: redis.Redis, keys: Keys, first_round: int, purpose: 
     )
 
 
-def build_publisher(folder: RunFolder, max_staleness: int, client: redis.Redis, keys: Keys) -> Publisher:
+def build_publisher(
+    folder: RunFolder, max_staleness: int, client: redis.Redis, keys: Keys, reporter: HeartbeatReporter
+) -> Publisher:
     """A publisher of the run's versions; it keeps every version that a task may still ask for."""
     keep_versions = max(KEEP_VERSIONS, max_staleness + 2)
     store = WeightPublisher(folder.weights, folder.run_id, keep_versions=keep_versions)
-    return Publisher(store, EventLog(client, keys))
+    return Publisher(store, EventLog(client, keys), reporter.slowest_line)
 
 
 def why_given_up(client: redis.Redis, keys: Keys, task_id: str) -> str:

@@ -89,7 +89,8 @@ class PublishedShards:
             self._pinned = torch.empty(max(size, 1 << 20), dtype=torch.uint8, pin_memory=True)
         staged = self._pinned[:size].view(values.dtype)
         staged.copy_(values)
-        return as_array(staged).copy()
+        copy: NDArray[Any] = as_array(staged).copy()
+        return copy
 
 
 def unsigned_type(item_bytes: int) -> np.dtype[np.unsignedinteger[Any]]:
@@ -99,7 +100,8 @@ def unsigned_type(item_bytes: int) -> np.dtype[np.unsignedinteger[Any]]:
 
 def as_array(values: torch.Tensor) -> NDArray[Any]:
     """The values of a tensor in host memory, sharing its memory."""
-    return values.numpy()
+    array: NDArray[Any] = values.numpy()
+    return array
 
 
 def nonzero(values: torch.Tensor) -> torch.Tensor:
@@ -115,4 +117,5 @@ def changed_positions(bits: Bits) -> NDArray[np.int64]:
     candidates = (words[:, None] * per_word + np.arange(per_word)).reshape(-1)
     tail = np.arange(whole, bits.size)
     candidates = np.concatenate([candidates, tail])
-    return candidates[bits[candidates] != 0]
+    changed: NDArray[np.int64] = candidates[bits[candidates] != 0]
+    return changed

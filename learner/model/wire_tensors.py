@@ -1,6 +1,6 @@
 """Weights and adapters as they are published: copies in host memory, in the types of the wire.
 
-With several ranks every rank calls these functions, to help gather the shards; only rank 0 gets tensors. Each rank keeps
+With several ranks every rank calls these functions, to help gather the shards; only rank 0 gets tensors. Each keeps
 what it has published (`PublishedShards`), so that after the whole weights only changes are gathered.
 """
 
@@ -51,21 +51,22 @@ def wire_changes(model: TrainedModel) -> list[Flips]:
         layout.append((name, tensor.numel(), unsigned_type(_wire_type(name, tensor, model)[1].itemsize)))
         part = own_part(tensor.detach(), is_leader=model.ranks.is_leader)
         if part is not None:
-            flips = model.published.advance(name, part[0])
-            own.append(Flips(name, flips.positions + part[1], flips.bits))
+            found = model.published.advance(name, part[0])
+            own.append(Flips(name, found.positions + part[1], found.bits))
     if model.ranks.size == 1:
         return own
-    found: dict[str, list[Flips]] = {}
+    by_name: dict[str, list[Flips]] = {}
     for content in model.ranks.gather_bytes(encode(layout, own)):
         for flips in decode_flips(layout, content):
-            found.setdefault(flips.name, []).append(flips)
-    return [_joined(parts) for parts in found.values()]
+            by_name.setdefault(flips.name, []).append(flips)
+    return [_joined(parts) for parts in by_name.values()]
 
 
 def _joined(parts: list[Flips]) -> Flips:
     """One tensor's flips from several ranks, in the order of their rows."""
     parts = sorted(parts, key=lambda part: int(part.positions[0]))
-    return Flips(parts[0].name, *(np.concatenate(each) for each in zip(*((p.positions, p.bits) for p in parts))))
+    positions, bits = ([part.positions for part in parts], [part.bits for part in parts])
+    return Flips(parts[0].name, np.concatenate(positions), np.concatenate(bits))
 
 
 def _checkpoint_tensors(model: TrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

@@ -31,6 +31,8 @@ FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 5.0
 
 CHUNK_BYTES = 1 << 20
+MEASURED_BYTES = 1 << 20
+"""A download of at least this many measures the line; a shorter one is mostly waiting for the answer."""
 MAX_REASON_BYTES = 1 << 16
 MAX_MANIFEST_BYTES = 64 << 20
 """A manifest of a model with 100,000 tensors has about 20 MB."""
@@ -73,6 +75,8 @@ class WeightClient:
     ) -> None:
         self._url = base_url.rstrip("/")
         self._deadline_s = deadline_s
+        self.line_bytes_per_s = 0.0
+        """Speed of the last long download; 0 before the first."""
         self._http = open_client(
             self._url,
             token=token,
@@ -155,6 +159,7 @@ class WeightClient:
             path, params = f"/v1/weights/{version}/files/{entry.name}", {"digest": entry.digest}
             async with self._http.stream("GET", path, params=params, headers=headers) as response:
                 await _check(response)
+                started, before = time.monotonic(), have if response.status_code == httpx.codes.PARTIAL_CONTENT else 0
                 mode = "ab" if response.status_code == httpx.codes.PARTIAL_CONTENT else "wb"
                 file = await asyncio.to_thread(part.open, mode)
                 try:
@@ -167,6 +172,8 @@ class WeightClient:
                             raise DigestError(
                                 f"file {entry.name!r} is longer than the {entry.size_bytes} bytes promised"
                             )
+                    if file.tell() - before >= MEASURED_BYTES:
+                        self.line_bytes_per_s = (file.tell() - before) / (time.monotonic() - started)
                 finally:
                     await asyncio.to_thread(file.close)
 

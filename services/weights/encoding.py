@@ -1,4 +1,4 @@
-"""Makes the next version of the newest one's bytes: applies what has flipped, digests, encodes; in a process of its own.
+"""Makes the next version of the newest one's bytes, in a process of its own: applies what flipped, digests, encodes.
 
 The learner's process writes positions and flips as a plainly coded delta into the next version's folder. From there on
 this is work on whole weights, which would hold up training's thread: the encoder patches its copy of the newest
@@ -132,6 +132,11 @@ class EncoderProcess:
         self._arguments = (folder, run_id)
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while it runs."""
+        return None if self._process is None else self._process.pid
 
     def make(self, job: Job) -> Made:
         """As VersionEncoder.make; UnavailableError when the process has died, and the next job starts another."""

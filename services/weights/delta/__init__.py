@@ -25,7 +25,7 @@ __all__ = ["Patch", "apply", "decode", "encode"]
 
 
 def decode(parent: Tensors, delta: bytes) -> Iterator[Patch]:
-    """One patch per changed tensor, from either coding; WeightError when the bytes are not a delta of a parent like this.
+    """One patch per changed tensor, from either coding; WeightError when the bytes are no delta of a parent like this.
 
     The values are right only for the very parent that was encoded: compare digests before and after.
     """

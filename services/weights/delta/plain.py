@@ -42,7 +42,7 @@ class Flips:
     """What changes one tensor of the parent: XORed with its bits it gives the child's."""
 
     name: str
-    positions: NDArray[np.integer]
+    positions: NDArray[np.int64]
     """[N] flat element positions, ascending."""
     bits: Bits
     """[N] parent XOR child, in the unsigned type of the element's size."""
@@ -73,7 +73,7 @@ def encode(layout: Layout, flips: Iterable[Flips]) -> bytes:
             bits = np.zeros(size, each.bits.dtype)
             bits[each.positions] = each.bits
         else:
-            blocks = each.positions.astype(np.int64, copy=False) >> BLOCK_BITS
+            blocks = each.positions >> BLOCK_BITS
             places.append(np.bincount(blocks, minlength=_blocks(size)).astype(COUNTS).tobytes())
             places.append(each.positions.astype(LOWS).tobytes())
         records.append((index, whole, bits.size))
@@ -137,7 +137,7 @@ def _positions(reader: _Reader, record: np.void, size: int) -> NDArray[np.int64]
     if changes > size or int(counts.sum(dtype=np.uint64)) != changes:
         raise WeightError(f"the weight delta holds {changes} changes for a tensor of {size} elements")
     lows = np.frombuffer(reader.take(changes * LOWS.itemsize), LOWS)
-    positions = np.repeat(np.arange(counts.size, dtype=np.int64) << BLOCK_BITS, counts) + lows
+    positions: NDArray[np.int64] = np.repeat(np.arange(counts.size) << BLOCK_BITS, counts) + lows.astype(np.int64)
     if changes and not (bool((positions[1:] > positions[:-1]).all()) and positions[-1] < size):
         raise WeightError("the weight delta points outside its tensor, or twice at an element")
     return positions
