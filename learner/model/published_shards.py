@@ -47,6 +47,10 @@ class PublishedShards:
         """Keep this rank's part of a tensor, already in its wire type; the caller changes it no more."""
         self._shards[name] = shard.reshape(-1)
 
+    def shards(self) -> list[torch.Tensor]:
+        """All that is kept, flat."""
+        return list(self._shards.values())
+
     def forget(self) -> None:
         """Free the memory."""
         self.version = None

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import Replicate, Shard
 
 from learner.parallel.ranks import Ranks
@@ -88,9 +87,9 @@ def own_part(tensor: torch.Tensor, *, is_leader: bool) -> tuple[torch.Tensor, in
     if isinstance(tensor, DTensor) and Shard(0) in tensor.placements:
         mesh, placements = tensor.device_mesh, tensor.placements
         if all(placement in (Shard(0), Replicate()) for placement in placements):
-            _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
             copies = [mesh.get_local_rank(dim) for dim, placement in enumerate(placements) if placement == Replicate()]
-            return None if any(copies) else (local_shard(tensor), offset[0] * (tensor.numel() // tensor.shape[0]))
+            row = tensor.numel() // tensor.shape[0]
+            return None if any(copies) else (local_shard(tensor), first_local_row(tensor) * row)
     whole = gather(tensor)
     return (whole, 0) if is_leader else None
 
