@@ -150,6 +150,7 @@ class Publisher:
             full_bytes=manifest.full_bytes,
             gather_s=round(contents.seconds, 3),
             publish_s=round(publication.seconds, 3),
+            **{f"{what}_s": round(seconds, 3) for what, seconds in self._store.seconds.items()},
         )
         if published is not None:
             published(version)

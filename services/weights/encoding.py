@@ -11,8 +11,6 @@ import atexit
 import contextlib
 import multiprocessing
 import signal
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -21,10 +19,10 @@ from pathlib import Path
 from services import durable
 from services.contracts import TensorEntry, WeightManifest
 from services.errors import SeptError, UnavailableError
-from services.tensors import RawTensor, Tensors, describe_one, version_digest, write_safetensors
+from services.tensors import RawTensor, Tensors, describe, version_digest, write_safetensors
+from services.time_accounting import StateClock
 from services.weights import delta
 from services.weights.chain import patch
-from services.weights.delta.sections import THREADS
 from services.weights.reader import DELTA_NAME, SNAPSHOT_NAME, WeightReader
 
 OWN_PROCESS_BYTES = 1 << 28
@@ -55,11 +53,7 @@ class Made:
 
     entries: tuple[TensorEntry, ...]
     seconds: dict[str, float]
-    """Spent on each kind of work."""
-
-    def rounded(self) -> dict[str, float]:
-        """The seconds for a log line."""
-        return {f"{what}_s": round(seconds, 3) for what, seconds in self.seconds.items()}
+    """Spent on each kind of work: load, apply, encode, digest, write."""
 
 
 @dataclass(slots=True)
@@ -86,35 +80,32 @@ class VersionEncoder:
 
     def make(self, job: Job) -> Made:
         """Do the job. An error leaves nothing held: the next job reads its parent from the files."""
-        clock = _Clock()
+        clock = StateClock("load")
         held, self._held = self._held, None
         if held is None or held.digest != job.parent.digest:
             held = self._load(job.parent)
-        clock.done("load")
+        clock.enter("apply")
         path = job.staged / DELTA_NAME
-        patches = delta.decode(held.tensors, path.read_bytes())
+        parent = dict(held.tensors)
         if job.small:
-            parent = dict(held.tensors)
-            held.owned = set()  # the parent's bytes stay for the comparison
-            changed = patch(held.tensors, patches, held.owned)
-            clock.done("apply")
+            held.owned = set()  # the parent's bytes stay, to be compared with
+        changed = patch(held.tensors, delta.decode(held.tensors, path.read_bytes()), held.owned)
+        if job.small:
+            clock.enter("encode")
             durable.write_file(path, delta.encode(parent, held.tensors))
-            clock.done("encode")
-        else:
-            changed = patch(held.tensors, patches, held.owned)
-            clock.done("apply")
-        held.entries |= describe_in_parallel({each.name: held.tensors[each.name] for each in changed})
+        clock.enter("digest")
+        for entry in describe({each.name: held.tensors[each.name] for each in changed}):
+            held.entries[entry.name] = entry
         entries = tuple(held.entries[name] for name in sorted(held.entries))
         held.digest = version_digest(entries)
-        clock.done("digest")
+        clock.enter("write")
         smaller = path.stat().st_size < sum(tensor.nbytes for tensor in held.tensors.values())
         if not smaller:
             path.unlink()
         if job.snapshot or not smaller:
             write_safetensors(job.staged / SNAPSHOT_NAME, held.tensors)
-        clock.done("write")
         self._held = held
-        return Made(entries, clock.seconds)
+        return Made(entries, clock.seconds())
 
     def close(self) -> None:
         """Free the memory."""
@@ -195,26 +186,6 @@ def prefers_small(plain_bytes: int, full_bytes: int, line_bytes_per_s: float | N
     """
     coding_s = full_bytes / SMALL_CODING_BYTES_PER_S
     return coding_s <= QUICK_S or (line_bytes_per_s is not None and plain_bytes / line_bytes_per_s > coding_s)
-
-
-def describe_in_parallel(tensors: Tensors) -> dict[str, TensorEntry]:
-    """Manifest entries by name, digested on all cores: one core reads a tenth of what memory gives."""
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="digest") as pool:
-        return dict(zip(tensors, pool.map(describe_one, tensors, tensors.values()), strict=True))
-
-
-class _Clock:
-    """Adds up what each kind of work took."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.monotonic()
-
-    def done(self, what: str) -> None:
-        """What was done since the last call was that."""
-        now = time.monotonic()
-        self.seconds[what] = self.seconds.get(what, 0.0) + now - self._since
-        self._since = now
 
 
 def _serve(connection: Connection, folder: Path, run_id: str) -> None:

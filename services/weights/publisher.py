@@ -92,6 +92,8 @@ class WeightPublisher(WeightReader):
         self._encoder: VersionEncoder | EncoderProcess | None = None
         self._encoded: str | None = None
         """Digest of the version that the encoder holds, or can read from its files."""
+        self.seconds: Mapping[str, float] = {}
+        """What the encoder spent on the newest version, by kind of work."""
         self._preferred: FileKind | None = None
         self._cleared = False
 
@@ -166,8 +168,8 @@ class WeightPublisher(WeightReader):
                         folder, version, made.entries, parent if changes else None, canaries
                     )
         self._encoded = existing.digest
+        self.seconds = made.seconds
         self.retire()
-        log.info("version_encoded", weight_version=version, coding="small" if small else "plain", **made.rounded())
         return existing
 
     def close(self) -> None:
