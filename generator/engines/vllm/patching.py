@@ -111,7 +111,8 @@ def patchable(model: nn.Module, plan: PatchPlan, checkpoint: Mapping[str, torch.
 def _storages_kept_as_loaded(model: nn.Module) -> set[int]:
     """Storages of the parameters that no layer processes, and from which nothing else is derived."""
     processed = [path for path, module in model.named_modules() if hasattr(module, "process_weights_after_loading")]
-    kept, changed = set(), set()
+    kept: set[int] = set()
+    changed: set[int] = set()
     for path, module in model.named_modules():
         derived = any(path == above or path.startswith(f"{above}." if above else "") for above in processed)
         method = getattr(module, "quant_method", None)

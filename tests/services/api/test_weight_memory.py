@@ -91,13 +91,12 @@ async def test_a_large_delta_is_fetched_by_itself(
     endpoint: Endpoint, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weight_memory, "FILE_BYTES", 10)
-    manifest = endpoint.store.manifest(publish_versions(endpoint.store, 2) and 1)
+    publish_versions(endpoint.store, 2)
     answer = await http.get("/v1/weights/latest", params={"timeout_s": 0, "after": 0}, headers=ACCEPTS)
     assert answer.headers["content-type"] == "application/json"
-    path, digest = delta_of(manifest)
-    assert (await http.get(path, params={"digest": digest})).content == endpoint.store.file_path(
-        1, "delta.bin"
-    ).read_bytes()
+    path, digest = delta_of(endpoint.store.manifest(1))
+    delta = endpoint.store.file_path(1, "delta.bin").read_bytes()
+    assert (await http.get(path, params={"digest": digest})).content == delta
 
 
 async def test_a_file_from_memory_is_answered_as_one_from_disk(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
