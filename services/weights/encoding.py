@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from services import durable
 from services.contracts import TensorEntry, WeightManifest
@@ -107,6 +108,13 @@ class VersionEncoder:
         self._held = held
         return Made(entries, clock.seconds())
 
+    def save(self, digest: str, path: Path) -> bool:
+        """Write the tensors to a file, if they are those of the version with this digest."""
+        if self._held is None or self._held.digest != digest:
+            return False
+        write_safetensors(path, self._held.tensors, lasting=False)
+        return True
+
     def close(self) -> None:
         """Free the memory."""
         self._held = None
@@ -131,11 +139,20 @@ class EncoderProcess:
 
     def make(self, job: Job) -> Made:
         """As VersionEncoder.make; UnavailableError when the process has died, and the next job starts another."""
+        made = self._call("make", job)
+        assert isinstance(made, Made)
+        return made
+
+    def save(self, digest: str, path: Path) -> bool:
+        """As VersionEncoder.save."""
+        return bool(self._call("save", digest, path))
+
+    def _call(self, method: str, *arguments: Any) -> Any:
         if self._connection is None:
             self._start()
         assert self._connection is not None
         try:
-            self._connection.send(job)
+            self._connection.send((method, arguments))
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
             code = self._stop()
@@ -145,7 +162,6 @@ class EncoderProcess:
             ) from error
         if isinstance(answer, BaseException):
             raise answer
-        assert isinstance(answer, Made)
         return answer
 
     def close(self) -> None:
@@ -195,9 +211,9 @@ def _serve(connection: Connection, folder: Path, run_id: str) -> None:
     encoder = VersionEncoder(folder, run_id)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            job = connection.recv()
+            method, arguments = connection.recv()
             try:
-                answer: Made | SeptError = encoder.make(job)
+                answer = getattr(encoder, method)(*arguments)
             except SeptError as error:
                 answer = error
             connection.send(answer)

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from services import durable
 from services.contracts import Canary, FileEntry, FileKind, FileName, TensorEntry, WeightManifest
+from services.durable import UNGUARDED, WriteGuard
 from services.errors import WeightError
 from services.tensors import (
     Tensors,
@@ -83,15 +84,24 @@ class WeightPublisher(WeightReader):
     """
 
     def __init__(
-        self, folder: Path, run_id: str, *, keep_versions: int = KEEP_VERSIONS, anchor_every: int = ANCHOR_EVERY
+        self,
+        folder: Path,
+        run_id: str,
+        *,
+        keep_versions: int = KEEP_VERSIONS,
+        anchor_every: int = ANCHOR_EVERY,
+        fence: WriteGuard = UNGUARDED,
     ) -> None:
         super().__init__(folder, run_id)
+        self._fence = fence
+        self.retracted: set[str] = set()
+        """Digests of the versions that this process took back: generators may still sample by them for a while."""
         self._keep_versions = keep_versions
         self._anchor_every = anchor_every
         self._last: tuple[WeightManifest, Tensors] | None = None
         self._encoder: VersionEncoder | EncoderProcess | None = None
-        self._encoded: str | None = None
-        """Digest of the version that the encoder holds, or can read from its files."""
+        self._newest: WeightManifest | None = None
+        """The version published last, which the encoder holds or can read from its files."""
         self.seconds: Mapping[str, float] = {}
         """What the encoder spent on the newest version, by kind of work."""
         self._preferred: FileKind | None = None
@@ -123,8 +133,8 @@ class WeightPublisher(WeightReader):
             self._start_encoder(existing, tensors)
             return existing
         change = self._change(version, entries, tensors, packed) if version else None
-        self.retract_after(version)
-        with durable.new_folder(self.folder_of(version)) as folder:
+        self._retract_from(version, existing)
+        with self._fence.guard_after(durable.new_folder(self.folder_of(version))) as folder:
             self._write_files(folder, version, tensors, change, model_files or {})
             manifest = self._write_manifest(folder, version, entries, change.parent if change else None, canaries)
         self._last = (manifest, tensors)
@@ -145,10 +155,12 @@ class WeightPublisher(WeightReader):
         `line_bytes_per_s`: the slowest generator's, as measured; it decides between small and plain coding.
         Calling it again with the same flips is safe, as `publish` is.
         """
-        parent = self.manifest(version - 1)
-        if self._encoder is None or parent.digest != self._encoded:
+        parent, stored = self._newest, self.find(version - 1)
+        if self._encoder is None or parent is None or parent.weight_version != version - 1:
+            raise WeightError(f"version {version} does not follow what was published last", hint="publish it whole")
+        if stored is not None and stored.digest != parent.digest:
             raise WeightError(
-                f"version {version} was compared with {self._encoded}, version {version - 1} is {parent.digest}",
+                f"version {version} was compared with {parent.digest}, version {version - 1} is {stored.digest}",
                 hint="something else writes into this folder: two learners of one run?",
             )
         self._last = None
@@ -156,18 +168,21 @@ class WeightPublisher(WeightReader):
         small = prefers_small(len(coded), parent.full_bytes, line_bytes_per_s)
         with self._staged() as staged:
             durable.write_file(staged / DELTA_NAME, coded)
-            made = self._encoder.make(Job(parent, staged, small=small, snapshot=version % self._anchor_every == 0))
+            anchored = version % self._anchor_every == 0 or stored is None
+            made = self._encoder.make(Job(parent, staged, small=small, snapshot=anchored))
+            if stored is None:  # it was damaged: nobody could apply a delta to it
+                (staged / DELTA_NAME).unlink(missing_ok=True)
             existing = self.find(version)
             if existing is None or existing.digest != version_digest(made.entries):
-                self.retract_after(version)
-                with durable.new_folder(self.folder_of(version)) as folder:
+                self._retract_from(version, existing)
+                with self._fence.guard_after(durable.new_folder(self.folder_of(version))) as folder:
                     for path in staged.iterdir():
                         path.replace(folder / path.name)
                     changes = (folder / DELTA_NAME).exists()
                     existing = self._write_manifest(
                         folder, version, made.entries, parent if changes else None, canaries
                     )
-        self._encoded = existing.digest
+        self._newest = existing
         self.seconds = made.seconds
         self.retire()
         return existing
@@ -176,6 +191,12 @@ class WeightPublisher(WeightReader):
         """End the encoder's process, where it has one."""
         if self._encoder is not None:
             self._encoder.close()
+
+    def _retract_from(self, version: int, existing: WeightManifest | None) -> None:
+        """Make room for another version of this number."""
+        self.retract_after(version)
+        if existing is not None:
+            self.retracted.add(existing.digest)
 
     @contextlib.contextmanager
     def _staged(self) -> Iterator[Path]:
@@ -188,12 +209,40 @@ class WeightPublisher(WeightReader):
 
     def _start_encoder(self, manifest: WeightManifest, tensors: Tensors) -> None:
         """Whatever follows may be published by its changes."""
-        self._encoded = manifest.digest
+        self._newest = manifest
         if manifest.full_bytes >= OWN_PROCESS_BYTES:
             self._encoder = self._encoder or EncoderProcess(self.folder, self.run_id)
         else:
             self._encoder = VersionEncoder(self.folder, self.run_id)
             self._encoder.hold(manifest, tensors)
+
+    def restore(
+        self,
+        version: int,
+        tensors: Tensors,
+        model_files: Mapping[str, Path] | None = None,
+        canaries: Sequence[Canary] = (),
+    ) -> WeightManifest:
+        """Replace a damaged version by a snapshot of the same content; later versions stay."""
+        with self._fence.guard_after(durable.new_folder(self.folder_of(version))) as folder:
+            self._write_files(folder, version, tensors, None, model_files or {})
+            return self._write_manifest(folder, version, describe(tensors), None, canaries)
+
+    def drop(self, version: int) -> None:
+        """Take a version away; one rename does, and its files are deleted afterwards."""
+        with self._fence.guard():
+            outgoing = Path(tempfile.mkdtemp(prefix=durable.TEMPORARY_PREFIX, dir=self.folder))
+            self.folder_of(version).replace(outgoing)
+            durable.fsync_folder(self.folder)
+        shutil.rmtree(outgoing)
+
+    def held(self) -> tuple[WeightManifest, Tensors] | None:
+        """The version published last, if its tensors are in memory, here or in the encoder's process."""
+        if self._last is not None or self._newest is None or self._encoder is None:
+            return self._last
+        with self._staged() as staged:
+            path = staged / SNAPSHOT_NAME
+            return (self._newest, read_safetensors(path)) if self._encoder.save(self._newest.digest, path) else None
 
     def _write_manifest(
         self,
@@ -212,6 +261,7 @@ class WeightPublisher(WeightReader):
             digest=version_digest(entries),
             tensors=tuple(entries),
             files=tuple(_describe_files(folder)),
+            epoch=self._fence.epoch,
             canaries=tuple(canaries),
             created_at=time.time(),
         )
@@ -232,13 +282,14 @@ class WeightPublisher(WeightReader):
                     step = self.parent_of(step)
         for version in versions:
             if version not in needed:
-                self._drop(version)
+                self.drop(version)
 
     def retract_after(self, version: int) -> None:
         """Drop every later version, newest first, so that what remains is a complete history at any moment."""
         for later in reversed(self.versions()):
             if later > version:
-                self._drop(later)
+                self.retracted |= {manifest.digest for manifest in [self.find(later)] if manifest is not None}
+                self.drop(later)
 
     # What is sent
 
@@ -307,16 +358,10 @@ class WeightPublisher(WeightReader):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
 
-    def _drop(self, version: int) -> None:
-        """One rename takes the version away; its files are deleted afterwards."""
-        outgoing = Path(tempfile.mkdtemp(prefix=durable.TEMPORARY_PREFIX, dir=self.folder))
-        self.folder_of(version).replace(outgoing)
-        durable.fsync_folder(self.folder)
-        shutil.rmtree(outgoing)
-
     def _clear_leftovers(self) -> None:
         if not self._cleared:
-            durable.clear_partial(self.folder)
+            with self._fence.guard():
+                durable.clear_partial(self.folder)
             self._cleared = True
 
 

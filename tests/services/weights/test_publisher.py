@@ -10,7 +10,7 @@ import pytest
 from services.contracts import FileKind, WeightManifest
 from services.errors import WeightError
 from services.tensors import Tensors
-from services.weights import encoding
+from services.weights import encoding, publisher
 from services.weights.adapters import Adapter, merge, pack
 from services.weights.delta import plain
 from services.weights.publisher import WeightPublisher
@@ -286,7 +286,7 @@ def test_other_changes_replace_the_version_and_drop_the_later_ones(store: Weight
 
 def test_changes_of_another_version_than_the_stored_one_are_refused(store: WeightPublisher) -> None:
     history = publish_versions(store, 2)
-    with pytest.raises(WeightError, match="two learners"):
+    with pytest.raises(WeightError, match="publish it whole"):
         open_store(store.folder).publish_changes(2, flips_between(history[1], next_version(history[1], 2)))
     rival = open_store(store.folder)
     rival.publish(1, next_version(history[0], 50))
@@ -305,3 +305,30 @@ def test_a_large_model_on_a_fast_line_is_coded_plainly(store: WeightPublisher, m
         delta = store.file_path(version, "delta.bin").read_bytes()
         assert delta.startswith(plain.MAGIC) is (line != 1.0)
         assert bits(store.load(version)) == bits(history[-1])
+
+
+def test_a_version_whose_parent_was_dropped_is_a_snapshot(store: WeightPublisher) -> None:
+    history = publish_versions(store, 3)
+    store.drop(2)
+    after = next_version(history[2], 3)
+    assert kinds(store.publish_changes(3, flips_between(history[2], after))) == {FileKind.SNAPSHOT}
+    assert bits(store.load(3)) == bits(after)
+
+
+@pytest.mark.parametrize("own_process", [False, True])
+def test_what_was_published_by_changes_is_still_held(
+    store: WeightPublisher, own_process: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged version is made again from what is held."""
+    if own_process:
+        monkeypatch.setattr(publisher, "OWN_PROCESS_BYTES", 0)
+    first, second = first_version(), next_version(first_version(), 1)
+    store.publish(0, first)
+    manifest = store.publish_changes(1, flips_between(first, second))
+    held = store.held()
+    assert held is not None
+    assert held[0] == manifest
+    assert bits(held[1]) == bits(second)
+    assert store.restore(1, held[1]).digest == manifest.digest
+    assert not list(store.folder.glob(".partial-*"))
+    store.close()
