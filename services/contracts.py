@@ -302,6 +302,8 @@ class Heartbeat(Contract):
     """From learning of the last version to serving it."""
     sync_bytes: int = 0
     """Bytes fetched for the last update."""
+    line_bytes_per_s: float = 0.0
+    """Speed of its last long download from the endpoint; 0 before the first."""
     chat_url: str = ""
     """Where it answers OpenAI chat requests, if it does."""
 
