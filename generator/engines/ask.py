@@ -12,7 +12,7 @@ from pathlib import Path
 from generator.config import GeneratorConfig
 from services.errors import ModelError
 
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 """Longest wait for an answer; importing vLLM alone takes 7 s on an idle machine."""
 
 

@@ -11,6 +11,7 @@ nothing: this machine lacks something now, or the model's class reads values whe
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -28,9 +29,12 @@ from generator.engines.vllm.options import engine_arguments
 from generator.engines.vllm.root_cause import logging_config, start_error
 from services.errors import ConfigError, ModelError
 
+_WITHOUT_WEIGHTS = re.compile(r"meta tensor|meta device|meta backend|device\W{0,9}meta\b", re.IGNORECASE)
+"""In errors of a class that reads values of its weights when it is built."""
 
-def build_without_weights(question: dict[str, Any], folder: Path) -> None:
-    """Raises what vLLM raises. `folder` is for files that it needs."""
+
+def configured(question: dict[str, Any], folder: Path) -> VllmConfig:
+    """vLLM's configuration for the question; raises what vLLM raises. `folder` is for files that it needs."""
     arguments = engine_arguments(
         GeneratorConfig(**question["config"]),
         Path(question["model"]),
@@ -40,25 +44,41 @@ def build_without_weights(question: dict[str, Any], folder: Path) -> None:
         logging=logging_config(folder),
     )
     config: VllmConfig = arguments.create_engine_config()
-    with set_current_vllm_config(config):
-        init_distributed_environment(1, 0, f"file://{folder}/rendezvous", 0, "gloo")
-        initialize_model_parallel()
-        with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
-            initialize_model(config)
+    return config
+
+
+def build_without_weights(config: VllmConfig) -> None:
+    """Raises what vLLM and the model's class raise."""
+    with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
+        initialize_model(config)
 
 
 def answer(question: dict[str, Any]) -> dict[str, str] | None:
     """What is written: empty when vLLM serves the model, None when it is not known."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            build_without_weights(question, Path(folder))
-        except Exception as error:  # of vLLM and of the model's code
-            refusal = start_error(error, question["model"], Path(folder), cpu=current_platform.is_cpu())
-            permanent = isinstance(refusal, (ModelError, ConfigError))
-            if not permanent or "meta tensor" in refusal.message or "meta device" in refusal.message:
+            config = configured(question, Path(folder))
+        except Exception as error:
+            return _refusal(error, question["model"], Path(folder))
+        with set_current_vllm_config(config):
+            try:
+                init_distributed_environment(1, 0, f"file://{folder}/rendezvous", 0, "gloo")
+                initialize_model_parallel()
+            except Exception:  # says nothing of the model
                 return None
-            return {"refusal": refusal.message, "hint": refusal.hint}
+            try:
+                build_without_weights(config)
+            except Exception as error:
+                return _refusal(error, question["model"], Path(folder))
     return {}
+
+
+def _refusal(error: Exception, model: str, folder: Path) -> dict[str, str] | None:
+    """None for what might not come again, and for what comes only because there are no weights."""
+    refused = start_error(error, model, folder, cpu=current_platform.is_cpu())
+    if not isinstance(refused, (ModelError, ConfigError)) or _WITHOUT_WEIGHTS.search(refused.message):
+        return None
+    return {"refusal": refused.message, "hint": refused.hint}
 
 
 if __name__ == "__main__":
