@@ -14,6 +14,7 @@ import json
 import os
 import pty
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,22 @@ def live(damage: Callable[[RunFolder], None]) -> Disturb:
     async def disturb(run: Run) -> None:
         await has_done(run, FIRST)
         damage(run.folder)
+
+    return disturb
+
+
+def live_with_joiners(damage: Callable[[RunFolder], None]) -> Disturb:
+    """Something is damaged, and all generators have to join anew, with nothing in their hands."""
+
+    async def disturb(run: Run) -> None:
+        await has_done(run, FIRST)
+        damage(run.folder)
+        for part in ("generator-0", "generator-1"):
+            pid = run.pid_of(part)
+            assert pid is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(run.folder.mirror_of(part), ignore_errors=True)
 
     return disturb
 
@@ -332,8 +349,8 @@ KINDS = (
     Kind("epoch-at-rest", at_rest(damaged("learner.epoch"))),
     Kind("append-only-file-at-rest", at_rest(append_only_file)),
     Kind("mirror-at-rest", at_rest(mirror)),
-    Kind("version-0-live", live(damaged("weights/00000000/model.safetensors"))),
-    Kind("newest-version-live", live(lambda folder: spoil(newest_version(folder) / "delta.bin"))),
+    Kind("version-0-live", live_with_joiners(damaged("weights/00000000/model.safetensors"))),
+    Kind("newest-version-live", live_with_joiners(lambda folder: spoil(newest_version(folder) / "delta.bin"))),
     Kind("newest-manifest-live", live(lambda folder: cut(newest_version(folder) / "manifest.json"))),
     Kind("metrics-live", live(damaged("metrics.jsonl"))),
     Kind("checkpoint-live", live(newest_checkpoint)),
