@@ -38,6 +38,7 @@ from services.run_folder import RunFolder
 from services.streams.connection import Keys
 from services.streams.embedded import EmbeddedRedis
 from services.streams.wire import decode_task, encode_rollout
+from services.weights.damage import find_damage
 from services.weights.reader import WeightReader
 
 ROUNDS = 12
@@ -398,7 +399,8 @@ def found_in(folder: RunFolder, peace: dict[int, str]) -> dict[str, Any]:
         surplus = int(state.get_tensor("steps")) - ROUNDS * STEPS_PER_ROUND
     lost = Records(folder).lost(ROUNDS)
     store = WeightReader(folder.weights, folder.run_id)
-    digests = {version: store.manifest(version).digest for version in store.versions()}
+    damaged = find_damage(store)  # in the end, and needed by nobody
+    digests = {version: store.manifest(version).digest for version in store.versions() if version not in damaged}
     recorded = [record for round_ in range(ROUNDS) if round_ not in lost.answers for record in read(folder, round_)]
     identities = {(record["round"], record["position"], record["sample"]) for record in recorded}
     whole = (ROUNDS - len(lost.answers)) * PROMPTS_PER_ROUND * SAMPLES

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -121,7 +122,7 @@ class Loop:
     def run(self) -> Outcome:
         """Train to the last round, or until asked to stop before it."""
         if self.repair is not None:
-            self.publisher.call(self.repair.at_start).result()
+            self.publisher.call(partial(self.repair.at_start, resumed=self.resumed is not None)).result()
         self._begin_from(self.resumed)
         if self.reports is not None:
             self.reports.start()

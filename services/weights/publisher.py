@@ -36,6 +36,7 @@ from services.weights.reader import (
     MAX_VERSION,
     SNAPSHOT_NAME,
     WeightReader,
+    sealed,
 )
 
 ANCHOR_EVERY = 20
@@ -178,7 +179,7 @@ class WeightPublisher(WeightReader):
             canaries=tuple(canaries),
             created_at=time.time(),
         )
-        durable.write_file(folder / MANIFEST_NAME, manifest.model_dump_json())
+        durable.write_file(folder / MANIFEST_NAME, sealed(manifest))
         return manifest
 
     def retire(self) -> None:

