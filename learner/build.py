@@ -118,7 +118,7 @@ def build_learner(
         collector=collector,
         source=_source(settings, curriculum, collector, reporter),
         trainer=trainer,
-        publisher=Publisher(store, events),
+        publisher=Publisher(store, events, reporter.slowest_line),
         checkpoints=checkpoints,
         records=records,
         control=Control(client, keys, fence),

@@ -55,11 +55,13 @@ class StoreRepair:
         WeightError when it cannot be made from memory: the learner then has to start again from its checkpoint.
         """
         found, damaged = self._look()
-        newest = self._store.versions()[-1]
-        held = self._store.held()
-        in_memory = held is not None and held[0].weight_version == newest
-        self._drop(damaged, keep=newest if in_memory else None)
-        if held is not None and in_memory and newest in damaged:
+        published = self._store.last_published
+        newest = self._store.versions()[-1] if published is None else published.weight_version
+        if newest not in self._store.versions():
+            damaged[newest] = "it is gone"
+        held = self._store.held() if newest in damaged else None
+        self._drop(damaged, keep=newest)
+        if held is not None:
             self._store.restore(newest, held[1], canaries=held[0].canaries)
             self._tell("version_restored", newest, "from memory")
         elif newest in damaged:
@@ -67,7 +69,7 @@ class StoreRepair:
                 f"weight version {newest} is damaged ({damaged[newest]}) and no longer in memory",
                 hint="the learner starts again from its checkpoint and publishes it anew",
             )
-        return found
+        return found or bool(damaged)
 
     def _look(self) -> tuple[bool, dict[int, str]]:
         """Make version 0 again if that is needed; whether anything was wrong, and what still is: version -> why."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,10 @@ from tests.support.weight_samples import bits, first_version, publish_versions
 KEYS = Keys("repair")
 
 
+def spoil(path: Path) -> None:
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
 @pytest.fixture
 def client(redis_url: str) -> Iterator[redis.Redis]:
     with connect(redis_url) as client:
@@ -41,10 +45,6 @@ def repair(store: WeightPublisher, client: redis.Redis, tmp_path: Path) -> Store
     (tmp_path / "config.json").write_text("{}")
     base = VersionContents(first_version(), {"config.json": tmp_path / "config.json"})
     return StoreRepair(store, lambda: base, EventLog(client, KEYS))
-
-
-def spoil(path: Path) -> None:
-    path.write_bytes(b"x" * path.stat().st_size)
 
 
 def kinds(client: redis.Redis) -> list[tuple[str, int]]:
@@ -74,14 +74,18 @@ def test_a_store_that_is_gone_begins_again_with_the_models_files(store: WeightPu
     assert (store.folder_of(0) / "config.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("00000005/delta.bin", spoil), ("00000006/manifest.json", spoil), ("00000006/manifest.json", Path.unlink)],
+)
 def test_while_training_the_newest_version_is_made_again_from_memory(
-    store: WeightPublisher, repair: StoreRepair
+    name: str, damage: Callable[[Path], object], store: WeightPublisher, repair: StoreRepair
 ) -> None:
     history = publish_versions(store, 7)
     digest = store.manifest(6).digest
-    spoil(store.folder_of(5) / DELTA_NAME)
+    damage(store.folder / name)
     assert repair.while_training()
-    assert store.versions() == [0, 1, 2, 3, 4, 6]
+    assert store.versions() == [0, 1, 2, 3, 4, *([] if name.startswith("00000005") else [5]), 6]
     assert store.manifest(6).digest == digest
     assert bits(store.load(6)) == bits(history[6])
     assert not repair.while_training()
