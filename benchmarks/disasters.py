@@ -347,6 +347,7 @@ KINDS = (
     Kind("delta-at-rest", at_rest(damaged("weights/00000001/delta.bin"))),
     Kind("manifest-at-rest", at_rest(damaged("weights/00000001/manifest.json", by=cut))),
     Kind("identity-at-rest", at_rest(damaged("run.json", by=cut))),
+    Kind("settings-at-rest", at_rest(damaged("config.toml", by=cut))),
     Kind("epoch-at-rest", at_rest(damaged("learner.epoch"))),
     Kind("append-only-file-at-rest", at_rest(append_only_file)),
     Kind("mirror-at-rest", at_rest(mirror)),
