@@ -129,10 +129,10 @@ class Loop:
         self._round_began = time.monotonic()
         self.reporter.enter("training")  # but for what is accounted as a wait or as something else
         self._run_rounds()
-        self._report_lost_records()
         outcome = Outcome.STOPPED
         if self._is_over():
             outcome = Outcome.FINISHED
+            self._report_lost_records()  # a learner that is asked to stop has no time for it
         elif self._stopping.is_set():
             outcome = Outcome.INTERRUPTED
         log.info(outcome.value, weight_version=self._version)
