@@ -416,3 +416,5 @@ class StatusSnapshot(Contract):
     rollouts_queued: int
     dead_letters: int
     oldest_task_s: float
+    seconds_left: float | None = None
+    """Until the last round, if the run goes on like its newest rounds; None when that is not known."""
