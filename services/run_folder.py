@@ -10,7 +10,7 @@ evaluations/     one folder an evaluated version
 exports/         versions as Hugging Face model folders that people asked for
 model/           the model that the demo trained or that an evaluation reads, as a Hugging Face folder
 weights/         published versions
-mirrors/         one folder a generator: its verified copy of the published weights
+mirrors/         one folder a generator: its verified copy of the published weights; .downloads is for all of a host
 checkpoints/     what the learner resumes from
 logs/            one file a part
 tensorboard/     event files; Weights & Biases adds wandb/, and MLflow keeps its files elsewhere

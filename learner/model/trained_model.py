@@ -20,8 +20,8 @@ from learner.algorithms.nll import nll
 from learner.model.attention import packing_arguments
 from learner.model.flops import Cost
 from learner.model.packing import MicroBatch, filler_batch
-from learner.model.published_shards import PublishedShards
 from learner.model.vocabulary_loss import Head, summed_loss
+from learner.parallel.published_shards import PublishedShards
 from learner.parallel.ranks import Order, Ranks
 
 
