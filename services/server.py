@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -13,12 +15,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from services.api.change_notifier import ChangeNotifier
+from services.api.connections import GuardedProtocol, allow_connections
+from services.api.tokens import Role
 from services.app import create_app
 from services.config import DeadlinesConfig, ServicesConfig
 from services.errors import ConfigError
 from services.net import is_loopback, listen, listener_url
 from services.run_folder import RunFolder
-from services.sendfile import SendfileProtocol
 from services.streams.connection import Keys, connect_async
 from services.weights.reader import WeightReader
 
@@ -38,12 +41,14 @@ def serve(
     `listening` gets the address once connections are accepted (port 0 takes a free one). ConfigError when the
     address is open to other machines and there is no token; UnavailableError when it is taken or Redis is not there.
     """
-    token = (services.token.get_secret_value() if services.token else "") or None
+    tokens = tokens_of(services)
+    token = tokens.pop(Role.STEER, None)
     if token is None and not is_loopback(services.host):
         raise ConfigError(
             f"services.host {services.host!r} is open to other machines, but services.token is not set",
             hint="set services.token, or bind to 127.0.0.1",
         )
+    certificate = certificate_of(services)
     listener = listen(services.host, services.port, setting="services.port")
 
     async def run() -> None:
@@ -51,13 +56,38 @@ def serve(
         try:
             keys = Keys(folder.run_id)
             store = WeightReader(folder.weights, keys.run_id)
-            app = create_app(folder=folder, store=store, redis=redis, keys=keys, token=token)
-            await run_app(app, listener, drain_s=deadlines.drain_s, listening=listening)
+            app = create_app(folder=folder, store=store, redis=redis, keys=keys, token=token, role_tokens=tokens)
+            await run_app(app, listener, drain_s=deadlines.drain_s, listening=listening, certificate=certificate)
         finally:
             await redis.aclose()
 
+    GuardedProtocol.max_connections = allow_connections()
     with listener:
         asyncio.run(run())
+
+
+def tokens_of(services: ServicesConfig) -> dict[Role, str]:
+    """The tokens that the settings give, by role."""
+    given = {
+        Role.STEER: services.token,
+        Role.GENERATOR: services.generator_token,
+        Role.WATCH: services.watch_token,
+    }
+    return {role: text for role, token in given.items() if token and (text := token.get_secret_value())}
+
+
+def certificate_of(services: ServicesConfig) -> dict[str, Path]:
+    """uvicorn's options for TLS, none without a key; ConfigError when the files cannot be used."""
+    if services.tls_key is None:
+        return {}
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(services.tls_cert or "", services.tls_key)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(
+            f"services.tls_cert {services.tls_cert} and services.tls_key {services.tls_key} cannot be used: {error}",
+            hint="name two PEM files that belong together and that this user may read",
+        ) from error
+    return {"ssl_certfile": services.tls_cert or Path(), "ssl_keyfile": services.tls_key}
 
 
 async def run_app(
@@ -66,11 +96,17 @@ async def run_app(
     *,
     drain_s: float,
     listening: Callable[[str], None] = lambda url: None,
+    certificate: Mapping[str, Path] | None = None,
 ) -> None:
-    """Answer on `listener` until a signal; then at most `drain_s` for what is under way."""
+    """Answer on `listener` until a signal; then at most `drain_s` for what is under way.
+
+    `certificate`: uvicorn's options for TLS.
+    """
+    certificate = certificate or {}
     config = uvicorn.Config(
         app,
-        http=SendfileProtocol,
+        **certificate,
+        http=GuardedProtocol,
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -79,7 +115,7 @@ async def run_app(
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
     server = DrainingServer(config, app.state.notifier)
-    address = listener_url(listener)
+    address = listener_url(listener, tls=bool(certificate))
     log.info("services_listening", url=address)
     # the socket listens since `listen`: connections queue in the kernel until the app is up
     listening(address)

@@ -21,6 +21,7 @@ from services import durable
 from services.contracts import FileEntry, WeightManifest
 from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
 from services.http_client import answered_by_another, open_client
+from services.run_folder import RunIdentity
 from services.tensors import digest_file
 
 CONNECT_S = 5.0
@@ -59,7 +60,8 @@ class _Patience:
 class WeightClient:
     """Talks to one endpoint; close it, or use it as an async context manager.
 
-    `token`: bearer token, where the endpoint wants one. `deadline_s`: how long the endpoint may be out of reach before
+    `token`: bearer token, where the endpoint wants one. `identity`: the run whose endpoint must be there, before the
+    token is sent. `tls_cert`: certificate to trust besides the system's. `deadline_s`: how long the endpoint may be out of reach before
     a call raises UnavailableError.
     """
 
@@ -69,6 +71,8 @@ class WeightClient:
         token: str | None = None,
         *,
         deadline_s: float,
+        identity: RunIdentity | None = None,
+        tls_cert: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url = base_url.rstrip("/")
@@ -77,6 +81,8 @@ class WeightClient:
             self._url,
             token=token,
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
+            identity=identity,
+            tls_cert=tls_cert,
             # a compressed answer could neither be resumed nor compared with its size
             headers={"Accept-Encoding": "identity"},
             transport=transport,
