@@ -34,9 +34,9 @@ from services.errors import SeptError, UnavailableError
 from services.http_client import HEALTH_PATH
 from services.run_folder import RunFolder, RunIdentity
 from services.streams.acl import keep_scripts_loaded
-from services.streams.connection import Keys
+from services.streams.connection import Keys, is_cancelled
 from services.streams.control import AsyncControl
-from services.streams.events import AsyncEventLog
+from services.streams.events import AsyncEventLog, take_over_events_of_generators
 from services.streams.heartbeats import LOST_AFTER_S
 from services.weights.reader import WeightReader
 
@@ -88,7 +88,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         recording = queue_history.record(folder.queue_history, reader.read, every_s=queue_every_s)
-        works = (_follow(events, notifier), recording, keep_scripts_loaded(redis))
+        works = (_follow(events, notifier), _take_over(redis, keys), recording, keep_scripts_loaded(redis))
         background = [asyncio.create_task(work) for work in works]
         try:
             yield
@@ -146,6 +146,16 @@ async def _follow(events: AsyncEventLog, notifier: ChangeNotifier) -> None:
         if batch:
             after = batch[-1].id
             notifier.notify()
+
+
+async def _take_over(redis: Redis, keys: Keys) -> None:
+    """Move the events of generators into the run's, until cancelled."""
+    while not is_cancelled():
+        try:
+            await take_over_events_of_generators(redis, keys)
+        except (SeptError, RedisError) as error:
+            log.warning("events_not_taken_over", reason=str(error))
+            await asyncio.sleep(RETRY_S)
 
 
 def _health_router(redis: Redis, store: WeightReader, identity: RunIdentity) -> APIRouter:

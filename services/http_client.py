@@ -37,8 +37,6 @@ class TokenForRun(httpx.Auth):
     OtherRunError when somebody else is at the address.
     """
 
-    requires_response_body = True
-
     def __init__(self, token: str | None, identity: RunIdentity) -> None:
         self._token = token
         self._unproved: RunIdentity | None = identity
@@ -49,6 +47,7 @@ class TokenForRun(httpx.Auth):
             challenge = secrets.token_hex(16)
             asked = request.url.copy_with(path=HEALTH_PATH, query=f"challenge={challenge}".encode())
             answer = yield httpx.Request("GET", asked, extensions=request.extensions)
+            await answer.aread()
             _check_proof(self._unproved, challenge, answer)
             self._unproved = None
         if self._token:
@@ -116,7 +115,9 @@ def trusting(tls_cert: Path | None, url: str) -> ssl.SSLContext | bool:
             context = ssl.create_default_context()
             context.load_verify_locations(tls_cert)
             return context
-        first, end, _ = tls_cert.read_text().partition(END_OF_CERTIFICATE)  # the services' own; its authority may follow
+        first, end, _ = tls_cert.read_text().partition(
+            END_OF_CERTIFICATE
+        )  # the services' own; its authority may follow
         context = ssl.create_default_context(cadata=first + end)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise ConfigError(

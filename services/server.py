@@ -6,9 +6,10 @@ import asyncio
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import structlog
 import uvicorn
@@ -20,10 +21,13 @@ from services.api.tokens import Role
 from services.app import create_app
 from services.config import DeadlinesConfig, ServicesConfig
 from services.errors import ConfigError
-from services.net import is_loopback, listen, listener_url
+from services.net import BACKLOG, is_loopback, listen, listener_url
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect_async
 from services.weights.reader import WeightReader
+
+ACCEPTED_AT_ONCE = 32
+"""Connections that are accepted before the event loop looks at the others again."""
 
 log = structlog.get_logger()
 
@@ -76,10 +80,17 @@ def tokens_of(services: ServicesConfig) -> dict[Role, str]:
     return {role: text for role, token in given.items() if token and (text := token.get_secret_value())}
 
 
-def certificate_of(services: ServicesConfig) -> dict[str, Path]:
-    """uvicorn's options for TLS, none without a key; ConfigError when the files cannot be used."""
+class Certificate(NamedTuple):
+    """PEM files of a certificate, with its authorities', and of its key."""
+
+    file: Path
+    key: Path
+
+
+def certificate_of(services: ServicesConfig) -> Certificate | None:
+    """What the services prove themselves with; None without a key. ConfigError when the files cannot be used."""
     if services.tls_key is None:
-        return {}
+        return None
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(services.tls_cert or "", services.tls_key)
     except OSError as error:  # ssl.SSLError is one
@@ -87,7 +98,7 @@ def certificate_of(services: ServicesConfig) -> dict[str, Path]:
             f"services.tls_cert {services.tls_cert} and services.tls_key {services.tls_key} cannot be used: {error}",
             hint="name two PEM files that belong together and that this user may read",
         ) from error
-    return {"ssl_certfile": services.tls_cert or Path(), "ssl_keyfile": services.tls_key}
+    return Certificate(services.tls_cert or Path(), services.tls_key)
 
 
 async def run_app(
@@ -96,16 +107,13 @@ async def run_app(
     *,
     drain_s: float,
     listening: Callable[[str], None] = lambda url: None,
-    certificate: Mapping[str, Path] | None = None,
+    certificate: Certificate | None = None,
 ) -> None:
-    """Answer on `listener` until a signal; then at most `drain_s` for what is under way.
-
-    `certificate`: uvicorn's options for TLS.
-    """
-    certificate = certificate or {}
+    """Answer on `listener` until a signal; then at most `drain_s` for what is under way."""
     config = uvicorn.Config(
         app,
-        **certificate,
+        ssl_certfile=certificate.file if certificate else None,
+        ssl_keyfile=certificate.key if certificate else None,
         http=GuardedProtocol,
         lifespan="on",
         log_config=None,
@@ -113,9 +121,10 @@ async def run_app(
         server_header=False,
         ws="websockets-sansio",
         timeout_graceful_shutdown=max(1, round(drain_s)),
+        backlog=ACCEPTED_AT_ONCE,
     )
     server = DrainingServer(config, app.state.notifier)
-    address = listener_url(listener, tls=bool(certificate))
+    address = listener_url(listener, tls=certificate is not None)
     log.info("services_listening", url=address)
     # the socket listens since `listen`: connections queue in the kernel until the app is up
     listening(address)
@@ -129,6 +138,12 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, notifier: ChangeNotifier) -> None:
         super().__init__(config)
         self._notifier = notifier
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which takes one number for connections accepted at once and for the kernel's queue of them."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. SIGINT while draining: drop what is left."""

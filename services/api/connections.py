@@ -1,16 +1,17 @@
 """What a connection may cost before a request is known: bytes and seconds for its head, requests in advance, numbers.
 
-    head        MAX_HEAD_BYTES, else 431; parsed as it comes, in small slices
-    request     whole within REQUEST_DEADLINE_S of its connection or of its first byte, else the connection ends
-    answer      a client that takes nothing for ANSWER_DEADLINE_S is disconnected
-    body        one that nobody reads ends the connection with the answer
-    number      beyond the limit the connection that has waited longest without a request makes room for the new one
+head        MAX_HEAD_BYTES, else 431; parsed as it comes, in small slices
+request     whole within REQUEST_DEADLINE_S of its connection or of its first byte, else the connection ends
+answer      a client that takes nothing for ANSWER_DEADLINE_S is disconnected
+body        one that nobody reads ends the connection with the answer
+number      beyond the limit the connection that has waited longest without a request makes room for the new one
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
 import resource
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ from services.sendfile import SendfileProtocol
 
 MAX_HEAD_BYTES = 16 << 10
 REQUEST_DEADLINE_S = 10.0
+JITTER = 0.3
+"""A connection's deadline is up to so much earlier or later."""
 ANSWER_DEADLINE_S = 60.0
 MAX_PIPELINED = 16
 """Requests that may wait for the answer to an earlier one of their connection."""
@@ -119,7 +122,9 @@ class GuardedProtocol(SendfileProtocol):
 
     def _await_request(self) -> None:
         self._waiting[self] = None
-        self._deadline = self.loop.call_later(self.request_deadline_s, self.transport.abort)
+        # Thousands that came together do not end together: that would be a second of work at once.
+        seconds = self.request_deadline_s * random.uniform(1 - JITTER, 1 + JITTER)
+        self._deadline = self.loop.call_later(seconds, self.transport.abort)
 
     def _request_is_whole(self) -> None:
         self._waiting.pop(self, None)

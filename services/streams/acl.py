@@ -4,7 +4,8 @@ A generator runs on machines that nobody watches. Its user sees the keys of a ru
 each the commands that their scripts run. It loads no script of its own, reads no rollout, writes no task and no
 request, and knows nothing of the server. The services keep the scripts loaded for it.
 
-docs/security.md says what such a user can still do. docker-compose.yml and the Kubernetes manifests have the same rules.
+docs/security.md says what such a user can still do. docker-compose.yml and the Kubernetes manifests have the same
+rules.
 """
 
 from __future__ import annotations

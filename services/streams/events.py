@@ -5,15 +5,15 @@ await log.append("services", "published", weight_version=3)
 await log.read("0", block_s=0)                       # from the beginning
 await log.read(await log.last_id(), block_s=30)      # waits for the next one
 
-What generators append is a stream of its own, which readers merge: they may run where nobody watches, and cannot write
-in the name of another part, nor drop what others wrote.
+Generators, which may run where nobody watches, append to a stream of their own. The services take what is in it over
+into the run's: no generator speaks in the name of another part, or drops what others wrote.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -22,7 +22,7 @@ from pydantic import JsonValue, TypeAdapter
 from pydantic_core import from_json
 
 from services.errors import ContractError
-from services.streams.connection import Keys, block_ms
+from services.streams.connection import MAX_BLOCK_S, Keys, block_ms
 
 MAX_EVENTS = 10_000
 """About so many are kept, the newest."""
@@ -31,6 +31,8 @@ MALFORMED = "malformed"
 
 OF_THE_RUN = frozenset({"learner", "evaluator", "services", "supervisor"})
 """Sources that no generator can be."""
+MAX_EVENT_BYTES = 1 << 16
+"""Of a generator's event; longer ones become MALFORMED."""
 
 _EVENT_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 _JSON: TypeAdapter[dict[str, JsonValue]] = TypeAdapter(dict[str, JsonValue])
@@ -67,15 +69,14 @@ class AsyncEventLog:
     """For everybody else, from event loops. `of_generator`: what is appended comes from a generator."""
 
     def __init__(self, client: redis.asyncio.Redis, keys: Keys, *, of_generator: bool = False) -> None:
-        # Any: redis-py types the replies of its asyncio commands as "value or awaitable".
-        self._client: Any = client
-        self._keys = keys
+        self._client = client
+        self._key = keys.events
         self._own = keys.generator_events if of_generator else keys.events
 
     async def append(self, source: str, kind: str, **fields: JsonValue) -> str:
         """Adds an event and returns its id."""
-        event = _encode(source, kind, fields)
-        added = await self._client.xadd(self._own, event, maxlen=MAX_EVENTS, approximate=True)
+        event: Any = _encode(source, kind, fields)
+        added: Any = await self._client.xadd(self._own, event, maxlen=MAX_EVENTS, approximate=True)
         return str(added.decode())
 
     async def read(self, after_id: str, block_s: float, count: int = 256) -> list[Event]:
@@ -86,45 +87,42 @@ class AsyncEventLog:
         """
         check_event_id(after_id)
         give_up_at = time.monotonic() + block_s
-        places = {self._keys.events: after_id, self._keys.generator_events: after_id}
         while True:
             wait_s = give_up_at - time.monotonic()
             block = block_ms(wait_s) if wait_s > 0 else None
-            streams = await self._client.xread(places, count=count, block=block)
-            events = self._merged({name.decode(): entries for name, entries in streams or []}, count)
+            events = _events(await self._client.xread({self._key: after_id}, count=count, block=block))
             if events or time.monotonic() >= give_up_at:
                 return events
 
     async def tail(self, count: int) -> list[Event]:
         """The last `count` events, the oldest of them first."""
-        pipe: Any = self._client.pipeline(transaction=False)
-        pipe.xrevrange(self._keys.events, count=count)
-        pipe.xrevrange(self._keys.generator_events, count=count)
-        ours, theirs = await pipe.execute()
-        return self._merged({self._keys.events: ours, self._keys.generator_events: theirs})[-count:]
+        entries: Any = await self._client.xrevrange(self._key, count=count)
+        return [decode_event(entry_id, fields) for entry_id, fields in reversed(entries)]
 
     async def last_id(self) -> str:
         """Id to read from in order to see only later events."""
-        last = await self.tail(1)
-        return last[0].id if last else "0"
-
-    def _merged(self, streams: dict[str, Any], count: int | None = None) -> list[Event]:
-        """By id. With `count`, which cut the streams off, only up to where each of them was read."""
-        events = [decode_event(*entry) for entry in streams.get(self._keys.events, [])]
-        events += [_of_generator(decode_event(*entry)) for entry in streams.get(self._keys.generator_events, [])]
-        events.sort(key=lambda event: _order(event.id))
-        cut_off = [_order(entries[-1][0].decode()) for entries in streams.values() if len(entries) == count]
-        return [event for event in events if _order(event.id) <= min(cut_off)] if cut_off else events
+        entries: Any = await self._client.xrevrange(self._key, count=1)
+        return str(entries[0][0].decode()) if entries else "0"
 
 
-def _of_generator(event: Event) -> Event:
-    """As a generator may have sent it; MALFORMED when it claims to be of another part."""
-    return replace(event, kind=MALFORMED, fields={}) if event.source in OF_THE_RUN else event
+async def take_over_events_of_generators(client: redis.asyncio.Redis, keys: Keys) -> int:
+    """Move what generators have appended into the run's events; waits a moment for some, returns how many it moved.
 
-
-def _order(event_id: str) -> tuple[int, int]:
-    milliseconds, _, number = event_id.partition("-")
-    return int(milliseconds), int(number or 0)
+    An event that claims to be of another part, or that no release appends, is moved as MALFORMED.
+    """
+    untyped: Any = client
+    streams = await untyped.xread({keys.generator_events: "0"}, count=256, block=block_ms(MAX_BLOCK_S))
+    entries = [entry for _, found in streams or [] for entry in found]
+    for entry_id, raw in entries:
+        too_long = sum(len(name) + len(value) for name, value in raw.items()) > MAX_EVENT_BYTES
+        event = decode_event(entry_id, {} if too_long else raw)
+        if event.kind == MALFORMED or event.source in OF_THE_RUN:
+            raw = _encode("", MALFORMED, {})
+        pipe: Any = client.pipeline(transaction=True)  # a reader sees it in one of the two, never in both
+        pipe.xadd(keys.events, raw, maxlen=MAX_EVENTS, approximate=True)
+        pipe.xdel(keys.generator_events, entry_id)
+        await pipe.execute()
+    return len(entries)
 
 
 def check_event_id(event_id: str) -> None:
@@ -137,6 +135,10 @@ def check_event_id(event_id: str) -> None:
 
 def _encode(source: str, kind: str, fields: dict[str, JsonValue]) -> dict[Any, Any]:
     return {b"source": source.encode(), b"kind": kind.encode(), b"fields": _JSON.dump_json(fields)}
+
+
+def _events(streams: Any) -> list[Event]:
+    return [decode_event(entry_id, fields) for _, entries in streams or [] for entry_id, fields in entries]
 
 
 def decode_event(entry_id: bytes, raw: dict[bytes, bytes]) -> Event:

@@ -61,8 +61,8 @@ class WeightClient:
     """Talks to one endpoint; close it, or use it as an async context manager.
 
     `token`: bearer token, where the endpoint wants one. `identity`: the run whose endpoint must be there, before the
-    token is sent. `tls_cert`: certificate to trust besides the system's. `deadline_s`: how long the endpoint may be out of reach before
-    a call raises UnavailableError.
+    token is sent. `tls_cert`: certificate to trust besides the system's. `deadline_s`: how long the endpoint may be
+    out of reach before a call raises UnavailableError.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError
 
 from services.contracts import Part
 from services.net import free_port
@@ -21,7 +21,13 @@ from services.streams import acl
 from services.streams.acl import keep_scripts_loaded
 from services.streams.connection import Keys, connect, connect_async
 from services.streams.embedded import EmbeddedRedis
-from services.streams.events import MALFORMED, AsyncEventLog, EventLog
+from services.streams.events import (
+    MALFORMED,
+    MAX_EVENT_BYTES,
+    AsyncEventLog,
+    EventLog,
+    take_over_events_of_generators,
+)
 from services.streams.heartbeats import AsyncHeartbeats, Heartbeats
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer, TaskLeaser
@@ -117,11 +123,11 @@ EVERY_KEY = [name for name in vars(Keys) if isinstance(vars(Keys)[name], propert
 FORBIDDEN: list[tuple[Any, ...]] = [
     ("FLUSHALL",), ("FLUSHDB",), ("KEYS", "*"), ("SCAN", 0), ("RANDOMKEY",), ("DBSIZE",), ("SWAPDB", 0, 1),
     ("CONFIG", "GET", "*"), ("CONFIG", "SET", "dir", "/"), ("ACL", "LIST"), ("ACL", "SETUSER", "generator", "+@all"),
-    ("SHUTDOWN",), ("DEBUG", "SLEEP", 0), ("SAVE",), ("BGREWRITEAOF",), ("REPLICAOF", "127.0.0.1", 1), ("MONITOR",),
+    ("SHUTDOWN",), ("SAVE",), ("BGREWRITEAOF",), ("REPLICAOF", "127.0.0.1", 1), ("MONITOR",),
     ("INFO",), ("CLIENT", "LIST"), ("CLIENT", "KILL", "TYPE", "normal"), ("CLIENT", "PAUSE", 1000), ("COMMAND",),
     ("SCRIPT", "LOAD", "return 1"), ("SCRIPT", "FLUSH"), ("SCRIPT", "KILL"), ("EVAL", "while true do end", 0),
     ("FUNCTION", "LOAD", "#!lua name=x\nreturn 1"), ("FUNCTION", "FLUSH"), ("SUBSCRIBE", "x"), ("PUBLISH", "x", "y"),
-    ("MULTI",), ("SELECT", 0, "x"), ("MODULE", "LIST"), ("SLOWLOG", "GET"), ("LATENCY", "RESET"), ("WAIT", 9, 0),
+    ("MULTI",), ("MODULE", "LIST"), ("SLOWLOG", "GET"), ("LATENCY", "RESET"), ("WAIT", 9, 0),
 ]  # fmt: skip
 ON_A_KEY: list[tuple[Any, ...]] = [
     ("DEL", 0), ("UNLINK", 0), ("RENAME", 0, "x"), ("EXPIRE", 0, 1), ("SET", 0, "x"), ("GET", 0), ("DUMP", 0),
@@ -133,9 +139,8 @@ ON_A_KEY: list[tuple[Any, ...]] = [
 
 async def test_no_other_command_is_let_through(generator: redis.asyncio.Redis) -> None:
     for command in FORBIDDEN:
-        with pytest.raises(ResponseError) as refused:
+        with pytest.raises(NoPermissionError):
             await raw(generator, *command)
-        assert isinstance(refused.value, NoPermissionError) or "wrong number" in str(refused.value), command
     for name in EVERY_KEY:
         for command in ON_A_KEY:
             with pytest.raises(NoPermissionError):
@@ -168,38 +173,30 @@ async def test_what_a_generator_may_run_it_may_run_on_its_own_keys_only(
         await raw(generator, *("another:key" if word == 0 else word for word in command))
 
 
-async def test_a_generator_cannot_speak_for_another_part(owner: redis.Redis, generator: redis.asyncio.Redis) -> None:
+async def test_a_generator_cannot_send_the_learners_heartbeat(
+    owner: redis.Redis, generator: redis.asyncio.Redis
+) -> None:
     Heartbeats(owner, KEYS).send(heartbeat(Part.LEARNER, "learner", "training"))
-    EventLog(owner, KEYS).append("learner", "published", weight_version=1)
     forged = heartbeat(Part.LEARNER, "learner", "failed").model_dump_json()
     await raw(generator, "HSET", KEYS.heartbeats, "learner", f"9999999999.0 {forged}")
-    untrue: Any = {b"source": b"services", b"kind": b"control", b"fields": b'{"action": "stop"}'}
-    await generator.xadd(KEYS.generator_events, untrue)
-    await AsyncEventLog(generator, KEYS, of_generator=True).append("generator-0", "failed", message="true")
     [(beat, _)] = Heartbeats(owner, KEYS).read_all()
     assert (beat.part_id, beat.state) == ("learner", "training")
 
 
-async def test_events_of_generators_and_of_the_others_are_read_as_one_log_without_a_gap(
+async def test_events_of_generators_are_taken_over_into_the_runs_log(
     server: EmbeddedRedis, owner: redis.Redis, generator: redis.asyncio.Redis
 ) -> None:
-    ours, theirs = EventLog(owner, KEYS), AsyncEventLog(generator, KEYS, of_generator=True)
-    wanted = []
-    for number in range(12):
-        if number % 3:
-            wanted.append(ours.append("learner", "step", number=number))
-        else:
-            wanted.append(await theirs.append("generator-0", "failed", number=number))
+    theirs = AsyncEventLog(generator, KEYS, of_generator=True)
+    EventLog(owner, KEYS).append("learner", "published", weight_version=1)
+    await theirs.append("generator-0", "failed", message="why")
     await theirs.append("services", "control", action="stop")
+    await raw(generator, "XADD", KEYS.generator_events, "*", "a", "b")
+    await theirs.append("generator-0", "failed", message="x" * MAX_EVENT_BYTES)
     client = await connect_async(server.url)
-    log, after, found = AsyncEventLog(client, KEYS), "0", []
-    while batch := await log.read(after, 0, count=3):
-        found += batch
-        after = batch[-1].id
-    assert [event.fields.get("number") for event in found] == [*range(12), None]
-    assert found[-1].kind == MALFORMED
-    assert await log.tail(5) == found[-5:]
-    assert await log.last_id() == found[-1].id
+    assert await take_over_events_of_generators(client, KEYS) == 4
+    found = [(event.source, event.kind) for event in await AsyncEventLog(client, KEYS).tail(9)]
+    assert found == [("learner", "published"), ("generator-0", "failed"), *[("", MALFORMED)] * 3]
+    assert owner.xlen(KEYS.generator_events) == 0
     await client.aclose()
 
 
