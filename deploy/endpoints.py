@@ -1,7 +1,7 @@
 """Where a local run listens: endpoints.json of its folder, readable by its owner only.
 
-`sept run` writes the file and removes it at the end. One that was killed leaves it, and another program may listen there
-by now: whoever reads the file lets the services prove that they are the run's before it sends them anything.
+`sept run` writes the file and removes it at the end. One that was killed leaves it, and another program may listen
+there by now: whoever reads the file lets the services prove that they are the run's before it sends them anything.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from services.streams import scripts
 GENERATOR = "generator"
 """Name of the user."""
 
-CONNECTION = ("ping", "hello", "auth", "select", "client|setname", "client|setinfo", "time")
+CONNECTION = ("ping", "hello", "auth", "select", "client|setname", "time")
 """Commands without a key."""
 
 ON_KEYS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
