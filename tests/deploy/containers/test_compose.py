@@ -188,8 +188,33 @@ def test_images_end_as_an_ordinary_user() -> None:
         assert re.findall(r"^USER (\S+)", stage, re.MULTILINE)[-1] == "10001:10001"
 
 
+REQUIREMENTS = sorted(path for path in (ROOT / "requirements").rglob("*.txt") if path.name != "overrides.txt")
+WITHOUT_HASH = "torch==2.13.0+cpu"
+"""Its build differs between the indexes that have it."""
+
+
 @pytest.mark.parametrize(("image", "whole"), [("services", "cpu"), ("worker-cpu", "cpu"), ("worker-cuda", "cuda")])
 def test_images_hold_what_was_tested(image: str, whole: str) -> None:
     held = pins(ROOT / f"requirements/images/{image}.txt")
     assert not held - pins(ROOT / f"requirements/{whole}.txt")
-    assert ("torch==" in "".join(held)) == (image != "services")
+    assert ("torch==" in "".join(held)) == (image == "worker-cuda")
+    torch = {(ROOT / folder / "torch-cpu.txt").read_text() for folder in ("requirements", "requirements/images")}
+    assert torch == {f"{WITHOUT_HASH}\n"}
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.stem)
+def test_every_package_is_pinned_with_its_hashes(path: Path) -> None:
+    packages = path.read_text().replace("\\\n", " ").splitlines()
+    assert packages
+    for package in packages:
+        name, *hashes = package.split()
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[^=]+", name)
+        assert name == WITHOUT_HASH or (hashes and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", h) for h in hashes))
+
+
+@pytest.mark.parametrize("path", [DOCKERFILE, ROOT / "Makefile", ROOT / "README.md"], ids=lambda path: path.name)
+def test_whatever_installs_packages_asks_for_their_hashes(path: Path) -> None:
+    installs = re.findall(r"pip install ([^&|\n]*-r [^&|\n ]+)", path.read_text().replace("\\\n", " "))
+    assert installs
+    for install in installs:
+        assert "--require-hashes" in install or install.endswith("torch-cpu.txt"), install
