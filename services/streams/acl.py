@@ -28,13 +28,14 @@ CONNECTION = ("ping", "hello", "auth", "select", "client|setname", "time")
 """Commands without a key."""
 
 ON_KEYS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("evalsha",), ("tasks", "open", "counters", "rollouts", "dead_letters", "heartbeats")),
+    (("evalsha",), ("tasks", "open", "counters", "rollouts", "refused", "dead_letters", "heartbeats")),
     (
         ("xreadgroup", "xautoclaim", "xclaim", "xpending", "xack", "xdel", "xgroup|create", "xgroup|delconsumer"),
         ("tasks",),
     ),
     (("hget", "hdel"), ("open",)),
     (("hincrby",), ("counters",)),
+    (("hget",), ("refused",)),
     (("xadd",), ("rollouts", "dead_letters", "generator_events")),
     (("hset", "hdel"), ("heartbeats",)),
 )

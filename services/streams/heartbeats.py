@@ -6,6 +6,7 @@ generators are in a hash of their own: the learner's is nothing that a generator
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import redis
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from services.contracts import Heartbeat, Part
 from services.streams import scripts
 from services.streams.connection import Keys
+from services.streams.fence import UNFENCED, Fence
 
 HEARTBEAT_EVERY_S = 1.0
 """A part sends its heartbeat this often."""
@@ -28,10 +30,10 @@ log = structlog.get_logger()
 class Heartbeats:
     """For the learner, from threads."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, fence: Fence = UNFENCED) -> None:
         self._client = client
         self._keys = keys
-        self._beat = client.register_script(scripts.BEAT)
+        self._beat = fence.script(client, keys, scripts.BEAT)
 
     def send(self, heartbeat: Heartbeat) -> None:
         """Replaces the part's last heartbeat."""
@@ -101,7 +103,10 @@ def _decode(
                 beat = Heartbeat.model_validate_json(text)
                 if (beat.part is Part.GENERATOR) != generators or beat.part_id.encode() != part_id:
                     raise ValueError(f"it claims to be of the {beat.part} {beat.part_id}")
-                beats.append((beat, max(0.0, now - float(sent_at))))
+                age_s = now - float(sent_at)
+                if not math.isfinite(age_s):
+                    raise ValueError(f"it was sent at {sent_at!r}")
+                beats.append((beat, max(0.0, age_s)))
             except (ValidationError, ValueError) as error:
                 log.warning("heartbeat_rejected", part_id=part_id.decode(errors="replace"), reason=str(error)[:500])
                 rejected.append(part_id)
