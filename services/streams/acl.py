@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from services.errors import UnavailableError
 from services.streams import scripts
+from services.streams.connection import is_cancelled
 
 GENERATOR = "generator"
 """Name of the user."""
@@ -76,7 +77,7 @@ async def keep_scripts_loaded(client: redis.asyncio.Redis, *, every_s: float = C
     """Load the scripts of generators until cancelled: a server that restarted has lost them."""
     digests = [hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest() for script in SCRIPTS]
     untyped: Any = client
-    while True:
+    while not is_cancelled():
         try:
             there = await untyped.script_exists(*digests)
             for script, is_there in zip(SCRIPTS, there, strict=True):
