@@ -19,10 +19,10 @@ from services.api.auth import AuthMiddleware
 from services.api.change_notifier import ChangeNotifier
 from services.api.control import control_router, export_router
 from services.api.events import events_router
-from services.api.limits import BodyLimit, SafeHeaders
+from services.api.limits import BodyLimit, Compressed, SafeHeaders
 from services.api.metrics import metrics_router
 from services.api.status import StatusReader, status_router
-from services.api.tokens import READING, Role, Tokens
+from services.api.tokens import READING, WEIGHTS, Role, Tokens
 from services.api.weights import weights_router
 from services.dashboard import queue_history
 from services.dashboard.assets import assets_router
@@ -121,6 +121,7 @@ def create_app(
     app.include_router(assets_router(with_login=tokens is not None))
     app.include_router(login_router(tokens))
     error_responses.install(app)
+    app.add_middleware(Compressed, plain=WEIGHTS)
     app.add_middleware(BodyLimit, longest=_longest_body)
     app.add_middleware(AuthMiddleware, tokens=tokens)
     app.add_middleware(SafeHeaders, private=tokens is not None)

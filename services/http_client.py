@@ -58,16 +58,17 @@ class TokenForRun(httpx.Auth):
 def _check_proof(identity: RunIdentity, challenge: str, answer: httpx.Response) -> None:
     try:
         said = json.loads(answer.content)
-        run_id, proof = str(said["run_id"])[:128], str(said["proof"])
+        run_id, proof = f"run {str(said['run_id'])[:128]}", str(said["proof"])
     except (ValueError, KeyError, TypeError):
         run_id, proof = "another program", ""
-    if not hmac.compare_digest(proof.encode(), identity.proof(challenge).encode()):
-        who = f"{run_id}, which does not prove to be it," if run_id == identity.run_id else run_id
-        raise OtherRunError(
-            f"the services at {answer.url.copy_with(path='', query=None)} are those of {who} and not of "
-            f"{identity.run_id}",
-            hint="the run is not active any more: start it with `sept run`, or set services.url to its address",
-        )
+    if hmac.compare_digest(proof.encode(), identity.proof(challenge).encode()):
+        return
+    if run_id == f"run {identity.run_id}":
+        run_id = "a program that only claims to be it"
+    raise OtherRunError(
+        f"the services at {answer.url.copy_with(path='', query=None)} are those of {run_id}, not of {identity.run_id}",
+        hint="the run is not active any more: start it with `sept run`, or set services.url to its address",
+    )
 
 
 def open_client(

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
-import redis.asyncio
 from redis.exceptions import NoPermissionError, ResponseError
 
 from learner.rollouts.answer_check import AnswerCheck
@@ -115,7 +113,17 @@ async def attack(attacker: Any, keys: Keys, tasks: list[Task], over: threading.E
             ("HSET", keys.heartbeats, "learner", f"9999999999.0 {owner}"),
             ("HSET", keys.heartbeats, "generator-0", b"\xff"),
             ("HINCRBY", keys.counters, "reissued", 10**15),
-            ("XADD", keys.generator_events, "*", "source", "services", "kind", "control", "fields", '{"action": "stop"}'),
+            (
+                "XADD",
+                keys.generator_events,
+                "*",
+                "source",
+                "services",
+                "kind",
+                "control",
+                "fields",
+                '{"action": "stop"}',
+            ),
             ("XREADGROUP", "GROUP", GROUP, "attacker", "COUNT", 1, "STREAMS", keys.tasks, ">"),
         ]
         if turn == 0:  # what delays the run: once for each task and no more, as each time costs the learner a wait

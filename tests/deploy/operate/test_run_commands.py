@@ -86,7 +86,7 @@ async def test_a_name_alone_proves_nothing(tmp_path: Path) -> None:
     ):
         transport = httpx.MockTransport(lambda request, answer=answer: httpx.Response(200, json=answer(request)))
         async with RunClient(WHERE, of_run=folder, transport=transport) as run:
-            with pytest.raises(UnavailableError, match=r"no run is active in .* does not prove to be it"):
+            with pytest.raises(UnavailableError, match=r"no run is active in .* only claims to be it"):
                 await run.stop()
 
 
@@ -206,7 +206,7 @@ async def test_another_run_at_the_address_is_asked_for_nothing_but_its_name(tmp_
 
     async with RunClient(WHERE, of_run=folder, transport=httpx.MockTransport(answer)) as run:
         for request in (run.stop, run.pause, run.status, lambda: run.scale(0)):
-            with pytest.raises(UnavailableError, match=r"no run is active in .* are those of r-1 and not of"):
+            with pytest.raises(UnavailableError, match=r"no run is active in .* are those of run r-1, not of"):
                 await request()
     assert set(asked) == {("GET", "/healthz")}
 
