@@ -7,6 +7,7 @@ line a second, which counts the others: what others send must not fill the disk.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -33,7 +34,7 @@ class OncePerSecond:
     def suppressed(self, kind: str) -> int | None:
         """How many lines of this kind were dropped since the last one; None: drop this one, too."""
         now = self._clock()
-        written_at, dropped = self._kinds.get(kind, (now - 1.0, 0))
+        written_at, dropped = self._kinds.get(kind, (-math.inf, 0))
         if now - written_at < 1.0:
             self._kinds[kind] = written_at, dropped + 1
             return None

@@ -25,6 +25,7 @@ from services.errors import ContractError
 from services.streams import scripts
 from services.streams.connection import MAX_BLOCK_S, Keys, block_ms
 from services.streams.fence import UNFENCED, Fence
+from services.streams.wire import is_of_the_future
 
 MAX_EVENTS = 10_000
 """About so many are kept, the newest."""
@@ -134,6 +135,8 @@ async def take_over_events_of_generators(client: redis.asyncio.Redis, keys: Keys
         pipe.xadd(keys.events, raw, maxlen=MAX_EVENTS, approximate=True)
         pipe.xdel(keys.generator_events, entry_id)
         await pipe.execute()
+    if entries and is_of_the_future(entries[-1][0]):
+        await untyped.delete(keys.generator_events)  # behind such an id nobody could append
     return len(entries)
 
 

@@ -14,10 +14,7 @@ import structlog
 
 from services.streams import scripts
 from services.streams.connection import Keys
-from services.streams.wire import entered_at
-
-AHEAD_S = 86_400.0
-"""An entry's id is the server's time; one that is ahead by more than this was not drawn by the server."""
+from services.streams.wire import AHEAD_S, entered_at
 
 log = structlog.get_logger()
 
@@ -25,8 +22,8 @@ log = structlog.get_logger()
 def restore_keys(client: redis.Redis, keys: Keys) -> None:
     """Remove the run's keys that have a wrong type, and entries with ids of the far future. Idempotent."""
     streams = (keys.tasks, keys.rollouts, keys.dead_letters, keys.events, keys.generator_events)
-    hashes = (keys.open, keys.counters, keys.control, keys.refused, keys.damaged)
-    hashes += (keys.heartbeats, keys.learner_heartbeats)
+    beats = (keys.heartbeats, keys.learner_heartbeats)
+    hashes = (keys.open, keys.counters, keys.control, keys.refused, keys.damaged, *beats)
     strings = (keys.incarnation, keys.generators_target, keys.epoch)
     for kind, names in (("stream", streams), ("hash", hashes), ("string", strings)):
         for name in names:
@@ -37,11 +34,6 @@ def restore_keys(client: redis.Redis, keys: Keys) -> None:
     for name in streams:
         if _last_id_at(client, name) > time.time() + AHEAD_S:
             _forget_the_future(client, keys, name)
-
-
-def is_of_the_future(entry_id: bytes) -> bool:
-    """Whether no server can have drawn this id by now."""
-    return entered_at(entry_id) > time.time() + AHEAD_S
 
 
 def _last_id_at(client: redis.Redis, name: str) -> float:

@@ -19,8 +19,8 @@ from services.streams import scripts
 from services.streams.connection import Keys, block_ms
 from services.streams.dead_letters import MAX_DEAD_LETTERS, letter_fields
 from services.streams.fence import UNFENCED, Fence
-from services.streams.key_check import is_of_the_future, restore_keys
-from services.streams.wire import Fields, decode_rollout, encode_rollout
+from services.streams.key_check import restore_keys
+from services.streams.wire import Fields, decode_rollout, encode_rollout, is_of_the_future
 
 DELETE_CHUNK = 1000
 """Entry ids per XDEL."""
