@@ -23,6 +23,7 @@ from services.api.limits import BodyLimit, Compressed, SafeHeaders
 from services.api.metrics import metrics_router
 from services.api.status import StatusReader, status_router
 from services.api.tokens import READING, WEIGHTS, Role, Tokens
+from services.api.weight_memory import SmallFiles, WeightMemory
 from services.api.weights import weights_router
 from services.dashboard import queue_history
 from services.dashboard.assets import assets_router
@@ -109,7 +110,8 @@ def create_app(
     )
     app.state.notifier = notifier
     app.include_router(_health_router(redis, store, folder.run_identity))
-    app.include_router(weights_router(store, notifier))
+    memory = WeightMemory(store)
+    app.include_router(weights_router(memory, store, notifier))
     app.include_router(status_router(reader))
     app.include_router(events_router(events, notifier))
     app.include_router(metrics_router(reader))
@@ -121,6 +123,7 @@ def create_app(
     app.include_router(assets_router(with_login=tokens is not None))
     app.include_router(login_router(tokens))
     error_responses.install(app)
+    app.add_middleware(SmallFiles, memory=memory)
     app.add_middleware(Compressed, plain=WEIGHTS)
     app.add_middleware(BodyLimit, longest=_longest_body)
     app.add_middleware(AuthMiddleware, tokens=tokens)
