@@ -14,6 +14,8 @@ from learner.model import hf_checkpoint, lora
 from learner.model.activation_checkpointing import checkpoint_activations
 from learner.model.attention import PACKED_ATTENTION
 from learner.model.flops import cost_of
+from learner.model.kernel_check import check_kernels
+from learner.model.kernels.fused import use_fused
 from learner.model.kernels.onednn_linear import use_onednn
 from learner.model.self_check import check_model
 from learner.model.trained_model import LossModule, TrainedModel
@@ -70,6 +72,7 @@ def load_model(
         compute_dtype=compute_dtype,
     )
     check_model(model)
+    check_kernels(model)
     model.module.train()
     return model
 
@@ -137,6 +140,8 @@ def _adapt(
     """Change the layers to what is trained: products, dropout, kept activations, adapters."""
     if device.type == "cpu":
         use_onednn(module)
+    else:
+        use_fused(module)
     for layer in module.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0

@@ -121,9 +121,10 @@ class BatchSharding:
             shares = packing.assign_to_ranks(lengths, self._budget_tokens, self._ranks.size, self._cost)
             mine = shares[self._ranks.rank]
             own = [group[position] for position in mine]
-            batch = packing.pack_sequences([sample.sequence for sample in own]) if own else packing.filler_batch()
+            packed = packing.pack_sequences([sample.sequence for sample in own]) if own else packing.filler_batch()
+            batch = packed.to(self._device)
             yield GlobalMicroBatch(
-                batch=batch.to(self._device),
+                batch=batch,
                 targets=self._targets(batch, [sample.signal for sample in own]),
                 positions=tuple(first + position for position in mine),
                 micro_batches=sum(map(bool, shares)),
@@ -133,8 +134,9 @@ class BatchSharding:
             first += len(group)
 
     def _targets(self, batch: MicroBatch, signals: list[float]) -> Targets:
-        tokens = batch.targets.to(self._device, non_blocking=True)
         if not self._with_signals:
-            return Targets(tokens)
-        per_token = torch.tensor(signals or [0.0]).repeat_interleave(torch.tensor(batch.response_lengths))
-        return Targets(tokens, signals=per_token.to(self._device))
+            return Targets(batch.targets)
+        per_token = torch.from_numpy(np.repeat(np.array(signals or [0.0], np.float32), batch.response_lengths))
+        if self._device.type == "cuda":
+            per_token = per_token.pin_memory()
+        return Targets(batch.targets, signals=per_token.to(self._device, non_blocking=True))
