@@ -27,6 +27,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -101,17 +102,38 @@ class RunFolder:
         self.redis = path / "redis"
         self.supervisor_lock = path / "supervisor.lock"
         self.learner_lock = path / "learner.lock"
+        self.learner_epoch = path / "learner.epoch"
+        """Number of the learner that may write here, see `services.streams.fence`."""
 
     def create(self) -> RunFolder:
         """Make the folder, its parts and its identity where they are missing."""
         with durable.explained(self.path):
             for folder in (self.path, self.rollouts, self.weights, self.checkpoints, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
+        if self._is_damaged() and (known := self._known_run_id()):
+            durable.write_file(self.identity, json.dumps({"run_id": known}) + "\n")
         if not self.identity.exists():
             run_id = f"{self.path.resolve().name[:40] or 'run'}-{uuid.uuid4().hex[:8]}"
             safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in run_id).lstrip("._-")
             durable.create_file(self.identity, json.dumps({"run_id": safe}) + "\n")  # parts may come first together
         return self
+
+    def _is_damaged(self) -> bool:
+        """Whether there was a run here, and run.json does not name it."""
+        try:
+            self.run_id  # noqa: B018 - read for its error
+        except ConfigError:
+            return True
+        return False
+
+    def _known_run_id(self) -> str | None:
+        """The run's name in its newest checkpoint or version that can be read."""
+        kept = [*sorted(self.checkpoints.glob("v*/meta.json")), *sorted(self.weights.glob("*/manifest.json"))]
+        for path in reversed(kept):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                if isinstance(run_id := json.loads(path.read_bytes())["run_id"], str):
+                    return run_id
+        return None
 
     @property
     def run_id(self) -> str:
@@ -123,6 +145,21 @@ class RunFolder:
                 f"{self.identity} does not name a run ({type(error).__name__})",
                 hint="start the run with `sept run`, or point run.dir at the folder of one that was started",
             ) from error
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a round was trained: what there is belongs to the settings that trained it."""
+        return any(self.checkpointed()) or next(self.rounds(), None) is not None
+
+    def start_over(self) -> None:
+        """Forget what was made before the first round, and the identity; call it while nothing runs here.
+
+        The new identity keeps what a Redis of somebody else's still holds of the old one apart.
+        """
+        self.identity.unlink(missing_ok=True)
+        for made in (self.weights, self.checkpoints, self.rollouts, self.mirrors, self.redis):
+            shutil.rmtree(made, ignore_errors=True)
+        self.create()
 
     def note_rounds_total(self, rounds_total: int) -> None:
         """Write down how many rounds the run is to have, for what shows its progress."""

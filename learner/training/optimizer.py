@@ -17,10 +17,10 @@ import torch
 
 from learner.config import TrainingConfig
 from learner.parallel.sharding import SavedRows, copy_to_shard, local_shard, sharded_like
+from learner.recipes import RECIPES
 from learner.training.offloaded_adamw import OffloadedAdamW
 from services.errors import ConfigError
 
-BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
 CONSTANT = ("qmap1", "qmap2")
@@ -39,7 +39,7 @@ class Optimizer:
         self._rows = {name: _rows_of(p) for name, p in parameters.items()}
         settings = {
             "lr": config.learning_rate,
-            "betas": BETAS,
+            "betas": RECIPES[config.recipe].phase(config.data).betas,
             "eps": EPSILON,
             "weight_decay": config.weight_decay,
         }
