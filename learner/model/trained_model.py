@@ -90,7 +90,7 @@ class _ScoringHead(torch.nn.Module):
     def forward(self, x: torch.Tensor, losses: Callable[..., TokenLosses] | None = None) -> Any:
         """The layer's own forward, or `losses`(x, weight, bias)."""
         if losses is None:
-            return super().forward(x)  # type: ignore[misc]
+            return super().forward(x)
         for parameter in self.parameters(recurse=False):
             if parameter.requires_grad and parameter.is_leaf:
                 parameter.grad_dtype = torch.float32  # the sum over thousands of tokens, also of a copy in 16 bits

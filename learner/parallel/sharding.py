@@ -60,7 +60,7 @@ def shard_module(
 def _device_mesh(ranks: Ranks, device: torch.device) -> DeviceMesh:
     """The ranks' mesh; a process that is the only rank makes a group of its own, over which nothing is sent."""
     if ranks.size == 1 and not dist.is_initialized():
-        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     return ranks.device_mesh(device)
 
 
@@ -97,7 +97,7 @@ def sharded_like(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     )
     meta = TensorMeta(torch.Size(whole), torch.empty(whole, device="meta").stride(), rows.dtype)
     spec = DTensorSpec(tensor.device_mesh, tensor.placements, tensor_meta=meta)
-    return DTensor(rows, spec, requires_grad=False)
+    return DTensor(rows, spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ def made(
     """What every rank of a learner has."""
     model = load_model(
         str(folder / "model"),
-        device="cpu",
+        device=config.device,
         gradient_checkpointing=config.gradient_checkpointing,
         adapters=adapters,
         ranks=ranks,
