@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Self
 
+from blake3 import blake3
 from pydantic import BaseModel, model_validator
 from pydantic.fields import FieldInfo
 
@@ -115,6 +116,12 @@ def redis_url(settings: Settings) -> str:
             hint="start the run with `sept run`, or set redis.url to the Redis that the other parts use",
         )
     return settings.redis.url.get_secret_value()
+
+
+def digests_for_ranks(settings: Settings) -> dict[str, str]:
+    """Section -> BLAKE3 of its values, of the sections that all ranks of a learner must agree on."""
+    sections = {"model": settings.model, "training": settings.training, "lora": settings.lora}
+    return {name: blake3(section.model_dump_json().encode()).hexdigest()[:16] for name, section in sections.items()}
 
 
 def require(settings: Settings, *keys: str) -> None:

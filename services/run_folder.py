@@ -102,15 +102,17 @@ class RunFolder:
         self.supervisor_lock = path / "supervisor.lock"
         self.learner_lock = path / "learner.lock"
 
-    def create(self) -> RunFolder:
-        """Make the folder, its parts and its identity where they are missing."""
+    def create(self, run_id: str | None = None) -> RunFolder:
+        """Make the folder, its parts and its identity where they are missing; `run_id`: of a run begun elsewhere."""
         with durable.explained(self.path):
             for folder in (self.path, self.rollouts, self.weights, self.checkpoints, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
         if not self.identity.exists():
-            run_id = f"{self.path.resolve().name[:40] or 'run'}-{uuid.uuid4().hex[:8]}"
-            safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in run_id).lstrip("._-")
-            durable.create_file(self.identity, json.dumps({"run_id": safe}) + "\n")  # parts may come first together
+            drawn = f"{self.path.resolve().name[:40] or 'run'}-{uuid.uuid4().hex[:8]}"
+            safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in drawn).lstrip("._-")
+            durable.create_file(
+                self.identity, json.dumps({"run_id": run_id or safe}) + "\n"
+            )  # parts may come first together
         return self
 
     @property

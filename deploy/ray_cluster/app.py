@@ -22,8 +22,9 @@ from ray.serve import Application
 
 from deploy.load_settings import load
 from deploy.ray_cluster.defaults import DOWNSCALE_AFTER_S, MIN_GENERATORS, SERVE_PORT
-from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services, code_digest
+from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services
 from deploy.resolved_settings import to_resolved
+from deploy.same_code import code_digest
 from deploy.settings import Settings, redis_url, require, token_of
 from learner.input_checks import check_inputs
 from services.errors import ConfigError, UnavailableError

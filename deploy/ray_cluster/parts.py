@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blake3 import blake3
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -30,7 +29,7 @@ from deploy.local.supervisor_log import SupervisorLog
 from deploy.operate.client import RunClient
 from deploy.placement import visible_gpus
 from deploy.ray_cluster.scaling import METRIC
-from deploy.same_code import sept_command
+from deploy.same_code import code_digest, sept_command
 from deploy.settings import Settings, redis_url, services_url, token_of
 from learner.parallel import launch_env
 from services.app import create_app
@@ -40,17 +39,8 @@ from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect_async
 from services.weights.reader import WeightReader
 
-PACKAGES = ("services", "learner", "generator", "deploy", "studies", "sept")
 REPORT_EVERY_S = 2.0
 """How often a generator asks the services for the length of the queue."""
-
-
-def code_digest() -> str:
-    """BLAKE3 of sept's own source on this node."""
-    root, hasher = Path(__file__).parents[2], blake3()
-    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
-        hasher.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return hasher.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ sampling.max_response_tokens sampling.rollouts_per_prompt
 training.algorithm training.data training.tau_t training.epochs training.rounds training.prompts_per_round
 training.steps_per_round training.max_staleness training.optimizer training.learning_rate training.warmup_steps
 training.weight_decay training.max_grad_norm training.micro_batch_tokens training.device training.ranks
+training.nodes training.sharding
 training.gradient_checkpointing lora.rank lora.alpha lora.targets
 checkpoint.every_rounds checkpoint.keep
 health.action evaluation.every_rounds evaluation.benchmarks evaluation.samples evaluation.temperatures evaluation.limit

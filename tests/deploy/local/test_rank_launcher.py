@@ -24,8 +24,9 @@ ROUNDS = 5
 PATIENCE_S = 150.0
 
 
-def test_the_exit_code_is_that_of_the_rank_that_failed(tmp_path: Path) -> None:
-    code = start_ranks(["learner", "--config", str(tmp_path / "none.toml")], 2)
+def test_the_exit_code_is_that_of_the_rank_that_failed(tmp_path: Path, redis_url: str) -> None:
+    settings = load(None, ["training.ranks=2"], environ={"SEPT_REDIS__URL": redis_url})
+    code = start_ranks(["learner", "--config", str(tmp_path / "none.toml")], settings, run_id="run")
     assert code == exit_codes.BAD_CONFIG
 
 

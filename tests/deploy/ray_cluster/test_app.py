@@ -13,8 +13,9 @@ pytest.importorskip("ray.serve")
 
 from deploy.load_settings import load
 from deploy.ray_cluster.app import STORE, Options, scaling, settings_for_ray, source_env, store_resource
-from deploy.ray_cluster.parts import PACKAGES, RayRun, code_digest
+from deploy.ray_cluster.parts import RayRun
 from deploy.ray_cluster.scaling import METRIC, QueuePolicy
+from deploy.same_code import PACKAGES, code_digest
 from deploy.settings import Settings
 from services.errors import ConfigError
 

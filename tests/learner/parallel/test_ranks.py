@@ -20,7 +20,7 @@ from learner.config import LoraConfig, TrainingConfig
 from learner.model import packing
 from learner.model.trained_model import TrainedModel
 from learner.model.wire_tensors import wire_tensors
-from learner.parallel.ranks import Ranks, join_ranks
+from learner.parallel.ranks import Ranks, own_rank
 from learner.rollouts.collector import Interrupted
 from learner.training.batch_sharding import TrainingSample
 from learner.training.checkpoint import Checkpoints
@@ -73,15 +73,16 @@ def outcome(folder: Path, ranks: int) -> tuple[float, RoundStats, dict[str, np.n
         ("qwen2", 2, {"gradient_checkpointing": "light"}, 0),
         ("qwen2", 4, {"algorithm": "grpo", "learning_rate": 1e-4}, 0),
         ("qwen2", 2, {}, 4),
+        ("qwen2", 4, {"nodes": 2, "sharding": "node"}, 0),
     ],
-    ids=["two", "four-full", "two-light", "four-grpo", "two-lora"],
+    ids=["two", "four-full", "two-light", "four-grpo", "two-lora", "two-nodes-of-two"],
 )
 def test_ranks_train_what_one_rank_trains(
     tmp_path: Path, family: tiny_models.Family, ranks: int, changes: dict[str, Any], lora: int
 ) -> None:
     tiny_models.save(tmp_path / "model", tiny_models.config(family))
     adapters = LoraConfig(rank=lora)
-    train(tmp_path, *made(tmp_path, config(1, **changes), adapters))
+    train(tmp_path, *made(tmp_path, config(1, **(changes | {"nodes": 1})), adapters))
     assert together(train, tmp_path, config(ranks, **changes), adapters) == [0] * ranks
     (before_1, alone, weights_1), (before_n, shared, weights_n) = outcome(tmp_path, 1), outcome(tmp_path, ranks)
     assert before_n == pytest.approx(before_1, rel=1e-6)
@@ -155,13 +156,13 @@ def test_a_round_that_is_interrupted_leaves_no_rank_behind(tmp_path: Path) -> No
 
 
 def test_one_rank_is_an_ordinary_process() -> None:
-    with join_ranks(1) as ranks:
-        assert (ranks.rank, ranks.size, ranks.is_leader) == (0, 1, True)
-        assert list(ranks.broadcast_stream(iter([np.array([1])]))) == [np.array([1])]
-        assert ranks.all_reduce_sum(torch.ones(2)).tolist() == [1.0, 1.0]
-    assert Ranks().own_device(torch.device("cpu")) == torch.device("cpu")
+    ranks = Ranks()
+    assert (ranks.rank, ranks.size, ranks.is_leader, ranks.holds_first_replica) == (0, 1, True, True)
+    assert list(ranks.broadcast_stream(iter([np.array([1])]))) == [np.array([1])]
+    assert ranks.all_reduce_sum(torch.ones(2)).tolist() == [1.0, 1.0]
+    assert ranks.own_device(torch.device("cpu")) == torch.device("cpu")
 
 
 def test_ranks_that_nobody_started_are_a_mistake_of_the_start() -> None:
-    with pytest.raises(ConfigError, match="started as 1 processes"), join_ranks(2):
-        pass
+    with pytest.raises(ConfigError, match="started as 1 processes"):
+        own_rank(2)
