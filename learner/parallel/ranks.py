@@ -82,6 +82,7 @@ class Ranks:
     ) -> None:
         self.rank = rank
         self.size = size
+        self.nodes = nodes
         self.ranks_per_node = size // nodes
         self.replicas = nodes if shard_within_node else 1
         """Copies of the model that are kept equal."""

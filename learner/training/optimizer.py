@@ -63,7 +63,7 @@ class Optimizer:
         """Copy a state of the same names and shapes."""
         for name, p in self._parameters.items():
             state = self._torch.state[p]
-            for key in state.keys() - set(CONSTANT):
+            for key in sorted(state.keys() - set(CONSTANT)):  # the same order on every rank
                 if isinstance(state[key], torch.Tensor):
                     copy_to_shard(state[key], saved[f"{key}.{name}"])
                 else:

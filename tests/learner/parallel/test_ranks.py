@@ -20,10 +20,11 @@ from learner.config import LoraConfig, TrainingConfig
 from learner.model import packing
 from learner.model.trained_model import TrainedModel
 from learner.model.wire_tensors import wire_tensors
-from learner.parallel.ranks import Ranks, own_rank
+from learner.parallel.ranks import Order, Ranks, own_rank
 from learner.rollouts.collector import Interrupted
 from learner.training.batch_sharding import TrainingSample
 from learner.training.checkpoint import Checkpoints
+from learner.training.follower import follow
 from learner.training.trainer import RoundStats, Trainer
 from services.contracts import Rollout
 from services.errors import ConfigError
@@ -134,6 +135,57 @@ def go_on(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Chec
     assert trainer.steps == STEPS
     losses = [trainer.train_round(tiny_models.samples(PROMPTS, seed=seed)).loss for seed in (2, 3)]
     (folder / "losses.json").write_text(json.dumps(losses))
+
+
+def apart(folder: Path, rank: int) -> Path:
+    """The checkpoints of the rank's host, when each host has a disk of its own."""
+    (own := folder / f"host-{rank // 2}").mkdir(exist_ok=True)
+    return own
+
+
+def save_apart(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """On every rank: two rounds, each with a checkpoint that only host 0 keeps; then back to the first, and on."""
+    ranks = model.ranks
+    own = Checkpoints(apart(folder, ranks.rank), "run", keep=2, ranks=ranks)
+    if not ranks.is_leader:
+        follow(trainer, own)
+        return
+    for version in (1, 2):
+        trainer.train_round(tiny_models.samples(PROMPTS, seed=version))
+        own.save(version, trainer.state_dict())
+    trainer.load_state_dict(own.go_back(1).tensors)
+    stats = trainer.train_round(tiny_models.samples(PROMPTS, seed=2))
+    (folder / "losses.json").write_text(json.dumps([stats.loss]))
+    write_safetensors(folder / "weights-4.safetensors", wire_tensors(model))
+    ranks.send_order(Order.STOP)
+
+
+def go_on_apart(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """On every rank: a later start, from what host 0 has."""
+    ranks = model.ranks
+    own = Checkpoints(apart(folder, ranks.rank), "run", keep=2, ranks=ranks)
+    if not ranks.is_leader:
+        follow(trainer, own)
+        return
+    go_on(folder, model, trainer, own)
+    ranks.send_order(Order.STOP)
+
+
+@pytest.mark.parametrize("sharding", ["all", "node"])
+def test_hosts_without_a_shared_folder_keep_and_resume_the_same_bits(tmp_path: Path, sharding: str) -> None:
+    """As with one rank; and any number of ranks goes on from what the others' rows became."""
+    tiny_models.save(tmp_path / "model")
+    two_hosts = config(4, nodes=2, sharding=sharding)
+    assert together(save_apart, tmp_path, two_hosts, on_every_rank=True) == [0] * 4
+    assert [path.name for path in (tmp_path / "host-0").iterdir()] == ["v000001"]
+    assert list((tmp_path / "host-1").iterdir()) == []
+    assert together(go_on_apart, tmp_path, two_hosts, on_every_rank=True) == [0] * 4
+    theirs = json.loads((tmp_path / "losses.json").read_text())
+
+    (tmp_path / "host-0").rename(tmp_path / "checkpoints")
+    go_on(tmp_path, *made(tmp_path, config(1)))
+    alone = json.loads((tmp_path / "losses.json").read_text())
+    assert theirs == pytest.approx(alone, rel=1e-4)
 
 
 def interrupted(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
