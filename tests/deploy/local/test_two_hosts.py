@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.skipif(boo
 
 ROUNDS = 6
 PATIENCE_S = 300.0
-RESUMES_S = 60.0
+NOTICED_S, RESUMES_S = 20.0, 60.0
 
 
 class World:
@@ -76,8 +76,11 @@ class World:
         return started
 
     def wait_for_rounds(self, count: int) -> None:
+        self.wait_for(lambda: len(list(self.run.rounds())) >= count)
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
         give_up_at = time.monotonic() + PATIENCE_S
-        while len(list(self.run.rounds())) < count:
+        while not condition():
             assert time.monotonic() < give_up_at, self.words()
             assert self.processes[1].poll() is None, self.words()
             time.sleep(0.05)
@@ -138,21 +141,24 @@ def test_a_host_that_is_lost_is_noticed_and_a_new_one_in_its_place_goes_on(
     try:
         world.start_redis()
         world.start_first()
-        lost = world.start_second()
+        lost, started_at = world.start_second(), time.monotonic()
         world.wait_for_rounds(3)
+        first_start_s = time.monotonic() - started_at
         stopped = [lost.pid, *descendants(lost.pid)]
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         lost_at, before = time.monotonic(), len(list(world.run.rounds()))
         world.start_second()
+        world.wait_for(lambda: f"node 1 at {ADDRESSES[1]} is silent for 8 s: lost" in world.words())
+        noticed_s = time.monotonic() - lost_at
         world.wait_for_rounds(before + 2)
         took_s = time.monotonic() - lost_at
-        os.write(1, f"\n    a host was lost: two rounds on after {took_s:.1f} s".encode())
-        assert took_s < RESUMES_S, world.words()
+        text = f"a host was lost: noticed after {noticed_s:.1f} s, two rounds on after {took_s:.1f} s"
+        os.write(1, f"\n    {text}; the first start took {first_start_s:.1f} s".encode())
+        assert noticed_s < NOTICED_S, world.words()
+        assert took_s < max(RESUMES_S, NOTICED_S + 1.5 * first_start_s), world.words()  # on a busy machine
         for pid in stopped:
             os.kill(pid, signal.SIGKILL)
-        log = world.run.log_of("learner").read_text()
-        assert f"node 1 at {ADDRESSES[1]} is silent for 8 s: lost" in log
     finally:
         world.end()
 
