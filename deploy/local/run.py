@@ -102,7 +102,7 @@ def _check_other_nodes_can_join(settings: Settings) -> None:
             f"training.nodes is {nodes}, and redis.url is {'not set' if url is None else 'an address of loopback'}: "
             "the other hosts of the learner cannot reach it",
             hint="start a Redis with a password on this host's address, and set "
-            "SEPT_REDIS__URL=redis://:PASSWORD@HOST:6379/0 on every host (docs/several-hosts.md)",
+            "SEPT_REDIS__URL=redis://:PASSWORD@HOST:6379/0 on every host (docs/deployment.md)",
         )
 
 
