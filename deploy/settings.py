@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
 from blake3 import blake3
@@ -119,9 +120,21 @@ def redis_url(settings: Settings) -> str:
 
 
 def digests_for_ranks(settings: Settings) -> dict[str, str]:
-    """Section -> BLAKE3 of its values, of the sections that all ranks of a learner must agree on."""
-    sections = {"model": settings.model, "training": settings.training, "lora": settings.lora}
+    """Section -> BLAKE3 of its values, of the sections that all ranks of a learner must agree on.
+
+    A local model may be in different places on different hosts: it counts by its config.json and the sizes of its files.
+    """
+    model = settings.model.model_copy(update={"path": _model_in_words(Path(settings.model.path))})
+    sections = {"model": model, "training": settings.training, "lora": settings.lora}
     return {name: blake3(section.model_dump_json().encode()).hexdigest()[:16] for name, section in sections.items()}
+
+
+def _model_in_words(path: Path) -> str:
+    config = path / "config.json"
+    if not config.is_file():
+        return str(path)  # of the hub
+    sizes = sorted(f"{file.name} {file.stat().st_size}" for file in path.glob("*.safetensors"))
+    return "\n".join([config.read_text(errors="replace"), *sizes])
 
 
 def require(settings: Settings, *keys: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.load_settings import load
-from deploy.settings import flatten, services_url, setting_fields
+from deploy.settings import digests_for_ranks, flatten, services_url, setting_fields
 from services.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -80,3 +80,22 @@ def test_services_are_reached_where_they_are_bound() -> None:
 
 def test_flatten_names_every_setting() -> None:
     assert list(flatten(load(None, environ={}))) == list(setting_fields())
+
+
+def test_ranks_agree_though_their_model_is_elsewhere_on_another_host(tmp_path: Path) -> None:
+    for host in ("a", "b", "c"):
+        (tmp_path / host).mkdir()
+        (tmp_path / host / "config.json").write_text('{"hidden_size": 64}')
+        (tmp_path / host / "model.safetensors").write_bytes(b"x" * (9 if host == "c" else 8))
+
+    def digests(*sets: str) -> dict[str, str]:
+        return digests_for_ranks(load(None, sets, environ={}))
+
+    here = digests(f"model.path={tmp_path / 'a'}", "run.dir=one")
+    assert digests(f"model.path={tmp_path / 'b'}", "run.dir=other", "generator.count=3") == here
+    assert digests(f"model.path={tmp_path / 'c'}")["model"] != here["model"]
+    assert digests("model.path=org/one")["model"] != digests("model.path=org/two")["model"]
+    for key in ("training.learning_rate=1e-3", "training.nodes=1", "training.ranks=2", "lora.rank=4"):
+        section = key.partition(".")[0]
+        differs = digests(key)[section] != digests()[section]
+        assert differs == (key != "training.nodes=1")

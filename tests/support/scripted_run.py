@@ -50,6 +50,7 @@ learning_rate = 1e-3
 warmup_steps = 0
 micro_batch_tokens = 2048
 device = "cpu"
+ranks = {ranks}
 
 [generator]
 engine = "scripted"
@@ -75,6 +76,7 @@ def write(
     prompts_per_round: int = 16,
     response_tokens: int = 32,
     in_flight: int = 16,
+    ranks: int = 1,
 ) -> Path:
     """Model, prompts and config below `folder`; returns the config.
 
@@ -94,6 +96,7 @@ def write(
             prompts_per_round=prompts_per_round,
             response_tokens=response_tokens,
             in_flight=in_flight,
+            ranks=ranks,
         )
     )
     return config
