@@ -122,7 +122,7 @@ def redis_url(settings: Settings) -> str:
 def digests_for_ranks(settings: Settings) -> dict[str, str]:
     """Section -> BLAKE3 of its values, of the sections that all ranks of a learner must agree on.
 
-    A local model may be in different places on different hosts: it counts by its config.json and the sizes of its files.
+    A local model may be elsewhere on another host: it counts by its config.json and the sizes of its files.
     """
     model = settings.model.model_copy(update={"path": _model_in_words(Path(settings.model.path))})
     sections = {"model": model, "training": settings.training, "lora": settings.lora}
