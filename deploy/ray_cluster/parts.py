@@ -154,11 +154,12 @@ class Learner(SupervisedReplica):
         extra_env = {} if visible_gpus() else launch_env.ON_CPU
         command = ("learner", "--node", "0")
         await self.start(run, "learner", command, may_finish=True, log=folder.log_of("learner"), extra_env=extra_env)
-        self._nodes, self._ends = [], []
+        self._nodes: list[Any] = []
+        self._ends: list[asyncio.Future[None]] = []
         for node in range(1, self.settings.training.nodes):
             actor = ray.remote(LearnerNode).options(**_in_bundle(node), max_restarts=-1, max_task_retries=-1).remote()
             self._nodes.append(actor)
-            self._ends.append(actor.run.remote(run, node, folder.run_id))
+            self._ends.append(asyncio.wrap_future(actor.run.remote(run, node, folder.run_id).future()))
 
     def outcome(self) -> str:
         """ "running", "finished", or why it failed."""
@@ -170,8 +171,9 @@ class Learner(SupervisedReplica):
     async def check_health(self) -> None:
         """As of every replica; a node that cannot be kept running fails the learner."""
         await super().check_health()
-        ended, _ = await asyncio.to_thread(ray.wait, self._ends, num_returns=len(self._ends), timeout=0)
-        await asyncio.gather(*ended)
+        for end in self._ends:
+            if end.done():
+                end.result()
 
     async def __del__(self) -> None:
         """Serve waits here: node 0 ends the learner in order, and no node is started again."""
