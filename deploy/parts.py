@@ -27,6 +27,7 @@ from deploy.settings import (
     token_of,
 )
 from learner.outcome import Outcome
+from learner.parallel import launch_env
 from services.logs import configure_logs
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
@@ -50,6 +51,8 @@ def start_services(settings: Settings) -> None:
 
 def start_learner(settings: Settings) -> Outcome:
     """Train until the last round or a signal. Resumes from the run folder. One of several ranks does its part."""
+    for name, value in launch_env.ON_CUDA.items():
+        os.environ.setdefault(name, value)
     from learner.run import run_follower, run_learner
 
     require(settings, "model.path", "data.path")

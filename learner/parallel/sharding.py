@@ -80,6 +80,21 @@ def first_local_row(tensor: torch.Tensor) -> int:
     return min(mesh.get_local_rank(dimension) * -(-tensor.shape[0] // mesh.size(dimension)), tensor.shape[0])
 
 
+def own_part(tensor: torch.Tensor, *, is_leader: bool) -> tuple[torch.Tensor, int] | None:
+    """(part, its first flat element) of the tensor that this rank answers for, or None; together they cover it once.
+
+    What is not sharded by rows is the leader's. Every rank must call it, as it may gather.
+    """
+    if isinstance(tensor, DTensor) and Shard(0) in tensor.placements:
+        mesh, placements = tensor.device_mesh, tensor.placements
+        if all(placement in (Shard(0), Replicate()) for placement in placements):
+            copies = [mesh.get_local_rank(dim) for dim, placement in enumerate(placements) if placement == Replicate()]
+            row = tensor.numel() // tensor.shape[0]
+            return None if any(copies) else (local_shard(tensor), first_local_row(tensor) * row)
+    whole = gather(tensor)
+    return (whole, 0) if is_leader else None
+
+
 def copy_to_shard(target: torch.Tensor, saved: SavedRows) -> None:
     """Fill this rank's rows of `target` from `saved`."""
     rows, start = local_shard(target), first_local_row(target)
