@@ -10,7 +10,6 @@ Legend of shapes: T tokens, R response tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import structlog
@@ -37,17 +36,16 @@ def check_model(model: TrainedModel) -> None:
     Every rank calls it.
     """
     sequences = _sequences(model)
-    exact = replace(model, autocast_dtype=None)
     batch = pack_sequences(sequences).to(model.device)
-    with torch.no_grad():
+    with torch.no_grad(), model.exact_weights():
         own = _computed(model, lambda: _own_log_probs(model, sequences))
         model.module.train()
-        difference = _difference(exact, batch, own)
+        difference = _difference(model, batch, own)
         if difference <= TOLERANCE:
             return
         model.loss_module.packs = False
-        alone = _difference(exact, batch, own)
-        again = _difference(exact, batch, own)
+        alone = _difference(model, batch, own)
+        again = _difference(model, batch, own)
     name = type(model.module).__name__
     if abs(alone - again) > 0:  # not for NaN
         raise ModelError(
@@ -90,7 +88,7 @@ def _sequences(model: TrainedModel) -> list[Sequence]:
 
     In the other order a rotary embedding that keeps the frequencies of a longer sequence would not be noticed.
     """
-    vocabulary = model.loss_module.head.weight.shape[0]
+    vocabulary = model.loss_module.vocabulary
     lengths = (12, *reversed(model.checked_lengths), 11)
     tokens = (np.arange(1, 1 + sum(lengths), dtype=np.int64) * 7919 % vocabulary).astype(np.int32)
     parts = np.split(tokens, np.cumsum(lengths[:-1]))

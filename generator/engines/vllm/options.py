@@ -38,8 +38,9 @@ def engine_arguments(
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     return AsyncEngineArgs(
         model=str(model_folder),
+        trust_remote_code=False,
         skip_tokenizer_init=not config.chat,
-        load_format=BACKEND,
+        load_format=BACKEND,  # our Loader: safetensors, never a file whose reading runs code
         generation_config="vllm",
         dtype=_engine_type(config, published_types),
         seed=seed,
