@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from deploy import endpoints, placement
+from deploy import endpoints
 from deploy.endpoints import Endpoints
 from deploy.local.flight_record import last_part_events, write_flight_record
 from deploy.local.generators_target import GeneratorsTargetInRedis
@@ -22,6 +22,7 @@ from deploy.local.work_reports import WorkReports
 from deploy.locks import run_lock
 from deploy.operate.client import RunClient
 from deploy.operate.progress import Progress
+from deploy.placement import Placement, place, visible_gpus
 from deploy.resolved_settings import takes_effect, write_resolved
 from deploy.same_code import sept_command, with_same_code
 from deploy.settings import ENV_DELIMITER, ENV_PREFIX, Settings, require, token_of
@@ -46,6 +47,7 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
     """
     require(settings, *LEADERS[leader])
     check_inputs(settings, leader=leader)
+    placement = place_parts(settings, leader=leader)
     folder = RunFolder(settings.run.dir.resolve()).create()
     with run_lock(folder):
         killed = kill_leftovers(folder.path)
@@ -62,7 +64,7 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
                         log.record("leftovers_killed", processes=len(killed))
                     for key in changed:
                         log.record("settings_changed", key=key, takes_effect=takes_effect(key))
-                    plan = plan_run(settings, folder, redis, port, leader=leader)
+                    plan = plan_run(settings, folder, redis, port, placement, leader=leader)
                     stopped_by = await _supervise(plan, settings, folder, where, log, progress)
                     if stopped_by is None:
                         _note_surplus(folder, log)
@@ -98,10 +100,11 @@ async def _supervise(
 
     count, startup_s = settings.generator.count, settings.deadlines.startup_s
     reports = WorkReports(folder, where.redis_url)
+    target = GeneratorsTargetInRedis(where.redis_url, folder.run_id, count, startup_s, limit=plan.generators_limit)
     supervisor = Supervisor(
         plan,
         run=folder.path,
-        generators_target=GeneratorsTargetInRedis(where.redis_url, folder.run_id, count, startup_s),
+        generators_target=target,
         log=log,
         drain_s=settings.deadlines.drain_s,
         before_drain_of_failed=read_part_events,
@@ -134,12 +137,28 @@ def _is_ignored_hang_up(number: signal.Signals) -> bool:
     return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
+def place_parts(settings: Settings, *, leader: str) -> Placement:
+    """Who computes where on this machine; ConfigError when its GPUs do not suffice. An evaluator needs none."""
+    generator, on_gpus = settings.generator, leader == "learner" and settings.training.device != "cpu"
+    return place(
+        visible_gpus(),
+        len(os.sched_getaffinity(0)),
+        ranks=settings.training.ranks if on_gpus else 0,
+        generators=generator.count,
+        tensor_parallel=generator.tensor_parallel if generator.engine == "vllm" else 0,
+    )
+
+
 def plan_run(
-    settings: Settings, folder: RunFolder, redis: EmbeddedRedis | None, services_port: int, *, leader: str = "learner"
+    settings: Settings,
+    folder: RunFolder,
+    redis: EmbeddedRedis | None,
+    services_port: int,
+    placement: Placement,
+    *,
+    leader: str = "learner",
 ) -> RunPlan:
     """The commands of all parts, each with its log and its share of the machine."""
-    gpus, cores = placement.visible_gpus(), len(os.sched_getaffinity(0))
-    count, ranks = max(1, settings.generator.count), settings.training.ranks
 
     def part(name: str, command: tuple[str, ...], env: dict[str, str]) -> ProcessSpec:
         return ProcessSpec(name, command, folder.log_of(name), {**inherited_environment(), **env})
@@ -149,16 +168,15 @@ def plan_run(
 
     def generator(index: int) -> ProcessSpec:
         name = f"generator-{index}"
-        tensor_parallel = settings.generator.tensor_parallel
-        env = placement.generator_env(index, gpus, count, cores, tensor_parallel=tensor_parallel, ranks=ranks)
-        return part(name, sept("generator", "--id", name), env)
+        return part(name, sept("generator", "--id", name), placement.generator_env(index))
 
     return RunPlan(
         redis=part("redis", tuple(redis.command()), {}) if redis is not None else None,
         services=part("services", sept("services", "--set", f"services.port={services_port}"), {}),
-        learner=part(leader, sept(leader), placement.learner_env(gpus, count, cores, ranks=ranks)),
+        learner=part(leader, sept(leader), placement.learner_env()),
         generator=generator,
         generators_target=settings.generator.count,
+        generators_limit=placement.generators_limit,
     )
 
 

@@ -41,6 +41,8 @@ class RunPlan:
     generator: Callable[[int], ProcessSpec]
     generators_target: int
     """Generators to start with."""
+    generators_limit: int | None = None
+    """Most generators that this machine has room for; None: any number."""
 
 
 class Supervisor:
