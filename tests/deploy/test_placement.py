@@ -92,7 +92,8 @@ def test_no_gpu_is_given_twice_unless_there_is_only_one(
     if gpus:
         assert len(placement.learner) == ranks
         assert all(len(group) == tensor_parallel for group in placement.generators or ())
-        assert placement.generators_limit is None if not tensor_parallel else placement.generators_limit >= generators
+        limit = placement.generators_limit
+        assert limit is None if not tensor_parallel else limit is not None and limit >= generators
 
 
 def names(count: int) -> list[str]:

@@ -59,7 +59,7 @@ async def test_more_generators_than_the_machine_has_room_for_are_refused(
 ) -> None:
     control = AsyncControl(async_client, keys)
     await control.set_generators_limit(2)
-    with pytest.raises(ContractError, match="3 generators were requested.*suffice for 2"):
+    with pytest.raises(ContractError, match=r"3 generators were requested.*suffice for 2"):
         await control.set_generators_target(3)
     await control.set_generators_target(2)
     assert await control.state() == ControlState(generators_target=2, generators_limit=2)
