@@ -13,7 +13,7 @@ import socket
 
 from deploy import endpoints
 from deploy.locks import learner_lock
-from deploy.settings import Settings, longest_sequence, redis_url, require, services_url, token_of
+from deploy.settings import Settings, redis_url, require, services_url, token_of
 from learner.outcome import Outcome
 from services.logs import configure_logs
 from services.run_folder import RunFolder
@@ -77,7 +77,7 @@ def start_generator(settings: Settings, generator_id: str) -> None:
             generator_id,
             peers=peers,
             config=settings.generator,
-            max_model_len=longest_sequence(settings),
+            max_model_len=settings.longest_sequence,
             deadlines=settings.deadlines,
             cache=folder.mirror_of(generator_id),
         )

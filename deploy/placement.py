@@ -36,6 +36,8 @@ class Placement:
     """GPUs of each generator that there can be; None: engines compute on CPU, and there is no limit."""
     any_gpus: bool
     """Whether the machine has GPUs at all."""
+    most_ranks: int
+    """Ranks that the learner could have beside the generators that there are at first."""
     threads: int
     """Of each part that computes on CPU."""
 
@@ -76,9 +78,10 @@ def place(gpus: Sequence[str], cores: int, *, ranks: int, generators: int, tenso
     `generators`: how many there are at first. `tensor_parallel`: GPUs of each, 0 when its engine needs none.
     """
     gpus = list(dict.fromkeys(gpus))
+    most_ranks = max(ranks, len(gpus) - generators * tensor_parallel)
     threads = max(1, cores // (max(1, generators) + 1))
     if not gpus:
-        return Placement((), None, any_gpus=False, threads=threads)
+        return Placement((), None, any_gpus=False, most_ranks=0, threads=threads)
     if ranks > len(gpus):
         raise ConfigError(
             f"training.ranks is {ranks}, and the learner needs a GPU for each of them: this machine has {len(gpus)}",
@@ -88,14 +91,14 @@ def place(gpus: Sequence[str], cores: int, *, ranks: int, generators: int, tenso
     if len(gpus) == 1 and ranks == 1:
         left = gpus  # shared
     if not tensor_parallel:
-        return Placement(tuple(gpus[:ranks]), None, any_gpus=True, threads=threads)
+        return Placement(tuple(gpus[:ranks]), None, any_gpus=True, most_ranks=most_ranks, threads=threads)
     groups = [tuple(left[at : at + tensor_parallel]) for at in range(0, len(left), tensor_parallel)]
     groups = [group for group in groups if len(group) == tensor_parallel]
     if generators > len(groups):
         raise ConfigError(
             _too_few(gpus, left, ranks, generators, tensor_parallel), hint=_remedy(len(left), len(groups))
         )
-    return Placement(tuple(gpus[:ranks]), tuple(groups), any_gpus=True, threads=threads)
+    return Placement(tuple(gpus[:ranks]), tuple(groups), any_gpus=True, most_ranks=most_ranks, threads=threads)
 
 
 def _too_few(gpus: Sequence[str], left: Sequence[str], ranks: int, generators: int, tensor_parallel: int) -> str:

@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from learner.algorithms.choose import ALGORITHMS
 from services.config import DeadlinesConfig, OneOf, RunConfig, Section, WeightSyncConfig, listed
 
-GradientCheckpointing = Literal["off", "light", "full"]
+Recomputation = Literal["off", "light", "full"]
+"""What the backward pass computes again to save memory: nothing, all but matrix products and attention, everything."""
 
 
 class ModelConfig(Section):
@@ -96,9 +97,9 @@ class TrainingConfig(Section):
     """Torch device of the learner; auto: CUDA if there is a device, else the CPU."""
     ranks: int = Field(default=1, ge=1)
     """Processes that train together on one machine, a device each; they shard weights, gradients and moments."""
-    gradient_checkpointing: GradientCheckpointing = "off"
+    gradient_checkpointing: Recomputation | Literal["auto"] = "auto"
     """What the backward pass computes again to save memory. off: nothing; light: all but matrix products and attention;
-    full: everything."""
+    full: everything; auto: the first of these with which training fits into the device's memory."""
 
     @model_validator(mode="after")
     def _moments_can_be_sharded(self) -> Self:
@@ -177,3 +178,8 @@ class LearnerSettings(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
+
+    @property
+    def longest_sequence(self) -> int:
+        """Most tokens of a prompt with its response, which an engine must hold and a micro-batch may have to."""
+        return self.data.max_prompt_tokens + self.sampling.max_response_tokens

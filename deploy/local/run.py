@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import signal
 from typing import Any
@@ -15,17 +14,17 @@ from deploy import endpoints
 from deploy.endpoints import Endpoints
 from deploy.local.flight_record import last_part_events, write_flight_record
 from deploy.local.generators_target import GeneratorsTargetInRedis
-from deploy.local.processes import ProcessSpec, kill_leftovers
+from deploy.local.plan import plan_run
+from deploy.local.processes import kill_leftovers
 from deploy.local.supervisor import RunPlan, Supervisor
 from deploy.local.supervisor_log import SupervisorLog
 from deploy.local.work_reports import WorkReports
 from deploy.locks import run_lock
 from deploy.operate.client import RunClient
 from deploy.operate.progress import Progress
-from deploy.placement import Placement, place, visible_gpus
 from deploy.resolved_settings import takes_effect, write_resolved
-from deploy.same_code import sept_command, with_same_code
-from deploy.settings import ENV_DELIMITER, ENV_PREFIX, Settings, require, token_of
+from deploy.run_memory import memory_of_run, place_parts
+from deploy.settings import Settings, require, token_of
 from learner.input_checks import check_inputs
 from services.api.status import rounds_total
 from services.errors import ConfigError, SeptError, UnavailableError
@@ -48,6 +47,7 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
     require(settings, *LEADERS[leader])
     check_inputs(settings, leader=leader)
     placement = place_parts(settings, leader=leader)
+    memory = memory_of_run(settings, placement, leader=leader)
     folder = RunFolder(settings.run.dir.resolve()).create()
     with run_lock(folder):
         killed = kill_leftovers(folder.path)
@@ -64,7 +64,7 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
                         log.record("leftovers_killed", processes=len(killed))
                     for key in changed:
                         log.record("settings_changed", key=key, takes_effect=takes_effect(key))
-                    plan = plan_run(settings, folder, redis, port, placement, leader=leader)
+                    plan = plan_run(settings, folder, redis, port, placement, memory, leader=leader)
                     stopped_by = await _supervise(plan, settings, folder, where, log, progress)
                     if stopped_by is None:
                         _note_surplus(folder, log)
@@ -109,6 +109,7 @@ async def _supervise(
         drain_s=settings.deadlines.drain_s,
         before_drain_of_failed=read_part_events,
         has_worked=reports.has_worked,
+        generators_may_start=reports.learner_has_loaded if plan.one_after_the_other else None,
     )
     loop = asyncio.get_running_loop()
     stop_signals = [number for number in STOP_SIGNALS if not _is_ignored_hang_up(number)]
@@ -135,60 +136,6 @@ async def _supervise(
 
 def _is_ignored_hang_up(number: signal.Signals) -> bool:
     return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
-
-
-def place_parts(settings: Settings, *, leader: str) -> Placement:
-    """Who computes where on this machine; ConfigError when its GPUs do not suffice. An evaluator needs none."""
-    generator, on_gpus = settings.generator, leader == "learner" and settings.training.device != "cpu"
-    return place(
-        visible_gpus(),
-        len(os.sched_getaffinity(0)),
-        ranks=settings.training.ranks if on_gpus else 0,
-        generators=generator.count,
-        tensor_parallel=generator.tensor_parallel if generator.engine == "vllm" else 0,
-    )
-
-
-def plan_run(
-    settings: Settings,
-    folder: RunFolder,
-    redis: EmbeddedRedis | None,
-    services_port: int,
-    placement: Placement,
-    *,
-    leader: str = "learner",
-) -> RunPlan:
-    """The commands of all parts, each with its log and its share of the machine."""
-
-    def part(name: str, command: tuple[str, ...], env: dict[str, str]) -> ProcessSpec:
-        return ProcessSpec(name, command, folder.log_of(name), {**inherited_environment(), **env})
-
-    def sept(command: str, *more: str) -> tuple[str, ...]:
-        return sept_command(command, "--config", str(folder.config), *more)
-
-    def generator(index: int) -> ProcessSpec:
-        name = f"generator-{index}"
-        return part(name, sept("generator", "--id", name), placement.generator_env(index))
-
-    return RunPlan(
-        redis=part("redis", tuple(redis.command()), {}) if redis is not None else None,
-        services=part("services", sept("services", "--set", f"services.port={services_port}"), {}),
-        learner=part(leader, sept(leader), placement.learner_env()),
-        generator=generator,
-        generators_target=settings.generator.count,
-        generators_limit=placement.generators_limit,
-    )
-
-
-def inherited_environment() -> dict[str, str]:
-    """This process's environment without settings: the resolved config holds them, those of --set too."""
-    return with_same_code(
-        {
-            name: value
-            for name, value in os.environ.items()
-            if not (name.startswith(ENV_PREFIX) and ENV_DELIMITER in name)
-        }
-    )
 
 
 def _choose_endpoints(settings: Settings, folder: RunFolder) -> tuple[EmbeddedRedis | None, Endpoints, int]:

@@ -91,7 +91,7 @@ class AsyncControl:
         return _state(*await pipe.execute())
 
     async def set_generators_target(self, target: int) -> None:
-        """Raises ContractError unless 0 <= target <= MAX_GENERATORS, and when the run's machine has no room for them."""
+        """Raises ContractError unless 0 <= target <= MAX_GENERATORS, and when the machine has no room for them."""
         if not 0 <= target <= MAX_GENERATORS:
             raise ContractError(f"{target} generators were requested, the limits are 0 and {MAX_GENERATORS}")
         limit = _number(await self._client.hget(self._keys.control, _LIMIT))

@@ -18,6 +18,7 @@ from learner.parallel.ranks import Ranks, join_ranks
 from learner.training.checkpoint import Checkpoints
 from learner.training.follower import follow
 from learner.training.trainer import Trainer
+from tests.support.tiny_models import recomputation_of
 
 Job = Callable[[Path, TrainedModel, Trainer, Checkpoints], None]
 """What rank 0 does in a folder; the others follow it."""
@@ -75,7 +76,7 @@ def made(
     model = load_model(
         str(folder / "model"),
         device="cpu",
-        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing=recomputation_of(config),
         adapters=adapters,
         ranks=ranks,
     )

@@ -12,8 +12,10 @@ from rich.console import Console
 
 from deploy import endpoints
 from deploy.load_settings import load
-from deploy.local.run import place_parts, plan_run, run_local
+from deploy.local.plan import plan_run
+from deploy.local.run import run_local
 from deploy.placement import VISIBLE, place
+from deploy.run_memory import place_parts
 from deploy.settings import Settings
 from services.errors import ConfigError, SeptError, UnavailableError
 from services.run_folder import RunFolder
