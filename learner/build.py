@@ -128,6 +128,7 @@ def build_learner(
         text_of=as_text,
         resumed=resumed,
         checkpoint_every=settings.checkpoint.every_rounds,
+        checkpoint_every_s=60.0 * settings.checkpoint.every_minutes,
         canary_prompts=settings.weight_sync.canary_prompts,
         follow_deadline_s=settings.deadlines.weights_s,
         signals=None if signals is None else SignalWorker(signals, strict=strict),

@@ -151,6 +151,8 @@ class CheckpointConfig(Section):
 
     every_rounds: int = Field(default=1, ge=1)
     """Rounds between two checkpoints; rollouts since the last one stay in Redis."""
+    every_minutes: float = Field(default=0.0, ge=0)
+    """Least minutes between two checkpoints, besides every_rounds; 0: rounds alone count."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints to keep."""
 
