@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 from deploy.local.processes import ProcessSpec
 from deploy.local.supervisor import RunPlan
@@ -46,7 +47,9 @@ def plan_run(
     mode = memory.recomputation if memory is not None else None
     share = {} if memory is None or memory.learner_share is None else {launch_env.GPU_SHARE: str(memory.learner_share)}
     return RunPlan(
-        redis=part("redis", tuple(redis.command()), {}) if redis is not None else None,
+        redis=None
+        if redis is None
+        else replace(part("redis", tuple(redis.command()), {}), mend=redis.set_aside_damaged),
         services=part("services", sept("services", services__port=services_port), {}),
         learner=part(leader, sept(leader, training__gradient_checkpointing=mode), {**placement.learner_env(), **share}),
         generator=generator,

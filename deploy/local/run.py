@@ -16,6 +16,7 @@ from deploy.local.flight_record import last_part_events, write_flight_record
 from deploy.local.generators_target import GeneratorsTargetInRedis
 from deploy.local.plan import plan_run
 from deploy.local.processes import kill_leftovers
+from deploy.local.supervised_part import RestartPolicy
 from deploy.local.supervisor import RunPlan, Supervisor
 from deploy.local.supervisor_log import SupervisorLog
 from deploy.local.work_reports import WorkReports
@@ -130,6 +131,8 @@ async def _supervise(
         before_drain_of_failed=read_part_events,
         has_worked=reports.has_worked,
         generators_may_start=reports.learner_has_loaded if plan.one_after_the_other else None,
+        is_ready=reports.is_ready,
+        policy=RestartPolicy(outlast_s=startup_s, ready_s=2 * startup_s),
     )
     loop = asyncio.get_running_loop()
     stop_signals = [number for number in STOP_SIGNALS if not _is_ignored_hang_up(number)]

@@ -60,6 +60,7 @@ class WorkReports:
         self._keys = Keys(folder.run_id)
         self._sampled: set[int] = set()
         self._loaded = asyncio.Event()
+        self._reported: set[int] = set()
 
     def has_worked(self, part: str, pid: int) -> bool:
         """Whether the process `pid` has done work as this part; ask once, when it has ended."""
@@ -70,6 +71,14 @@ class WorkReports:
     async def learner_has_loaded(self) -> None:
         """Wait until a living learner's heartbeat says that it does something with its weights."""
         await self._loaded.wait()
+
+    def is_ready(self, part: str, pid: int) -> bool:
+        """Whether the process `pid` has sent a heartbeat, for a generator, whose engine may hang as it starts.
+
+        A learner sends its first one before it does anything that takes long, from any of its ranks' processes; Redis
+        and the services send none.
+        """
+        return not part.startswith(Part.GENERATOR.value) or pid in self._reported
 
     async def follow(self) -> None:
         """Read the heartbeats until cancelled; while Redis does not answer there are none."""
@@ -85,6 +94,7 @@ class WorkReports:
             heartbeats = AsyncHeartbeats(client, self._keys)
             while True:
                 beats = await heartbeats.read_all()
+                self._reported |= {beat.pid for beat, _ in beats}
                 if any(beat.part is Part.LEARNER and _has_loaded(beat.state, age_s) for beat, age_s in beats):
                     self._loaded.set()
                 self._sampled |= {beat.pid for beat, _ in beats if beat.part is Part.GENERATOR and beat.tokens_per_s}

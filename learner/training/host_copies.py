@@ -30,7 +30,7 @@ class HostCopies:
         if on_gpu is None:
             self._copy(tensors)
             return self._buffers
-        self._stream = self._stream or torch.cuda.Stream(on_gpu)
+        self._stream = self._stream or torch.cuda.Stream(on_gpu)  # type: ignore[no-untyped-call]
         computing = torch.cuda.current_stream(on_gpu)
         self._stream.wait_stream(computing)
         with torch.cuda.stream(self._stream):

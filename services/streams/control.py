@@ -11,13 +11,19 @@ from typing import Any
 
 import redis
 import redis.asyncio
+import structlog
 
 from services.errors import ContractError
 from services.streams import scripts
 from services.streams.connection import Keys
+from services.streams.fence import UNFENCED, Fence
 
 MAX_GENERATORS = 10_000
 """More than this is a typing error."""
+MAX_VERSION = 99_999_999
+"""No version is above this."""
+
+log = structlog.get_logger()
 
 _PAUSED, _STOP, _CHECKPOINT, _ROLLBACK = b"paused", b"stop_after_round", b"checkpoint", b"rollback_to"
 _LIMIT = b"generators_limit"
@@ -44,9 +50,11 @@ class ControlState:
 class Control:
     """What the learner reads and answers, from threads."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, fence: Fence = UNFENCED) -> None:
         self._client = client
         self._keys = keys
+        self._request = fence.script(client, keys, scripts.REQUEST)
+        self._clear = fence.script(client, keys, scripts.CLEAR_REQUEST)
 
     def state(self) -> ControlState:
         """One round trip."""
@@ -57,11 +65,11 @@ class Control:
 
     def set_paused(self, paused: bool) -> None:
         """Pauses or resumes the run."""
-        self._client.hset(self._keys.control, mapping={_PAUSED: int(paused)})
+        self._request([self._keys.control], [_PAUSED, int(paused)])
 
     def request_rollback(self, weight_version: int) -> None:
         """Requests a rollback to the checkpoint of that version; replaces an earlier request."""
-        self._client.hset(self._keys.control, mapping={_ROLLBACK: weight_version})
+        self._request([self._keys.control], [_ROLLBACK, weight_version])
 
     def checkpoint_done(self) -> None:
         """Ends the request for a checkpoint: what was trained when it came is durable."""
@@ -72,7 +80,7 @@ class Control:
         self._clear_request(_ROLLBACK, weight_version)
 
     def _clear_request(self, field: bytes, value: int) -> None:
-        self._client.eval(scripts.CLEAR_REQUEST, 1, self._keys.control, field, value)
+        self._clear([self._keys.control], [field, value])
 
 
 class AsyncControl:
@@ -94,7 +102,7 @@ class AsyncControl:
         """Raises ContractError unless 0 <= target <= MAX_GENERATORS, and when the machine has no room for them."""
         if not 0 <= target <= MAX_GENERATORS:
             raise ContractError(f"{target} generators were requested, the limits are 0 and {MAX_GENERATORS}")
-        limit = _number(await self._client.hget(self._keys.control, _LIMIT))
+        limit = _number(await self._client.hget(self._keys.control, _LIMIT), MAX_GENERATORS)
         if limit is not None and target > limit:
             raise ContractError(
                 f"{target} generators were requested, and the GPUs of the run's machine suffice for {limit}",
@@ -127,17 +135,20 @@ class AsyncControl:
 
 
 def _state(target: bytes | None, flags: dict[bytes, bytes]) -> ControlState:
-    if target is not None and not (target.isdigit() and len(target) <= len(str(MAX_GENERATORS))):
-        raise ContractError(f"the target number of generators in Redis is {target[:32]!r}", hint="set it anew")
+    """What cannot be read counts as not requested: nothing that stands in Redis may end a run."""
     return ControlState(
-        generators_target=None if target is None else int(target),
-        generators_limit=_number(flags.get(_LIMIT)),
+        generators_target=_number(target, MAX_GENERATORS),
+        generators_limit=_number(flags.get(_LIMIT), MAX_GENERATORS),
         paused=flags.get(_PAUSED) == b"1",
         stop_after_round=flags.get(_STOP) == b"1",
         checkpoint=flags.get(_CHECKPOINT) == b"1",
-        rollback_to=_number(flags.get(_ROLLBACK)),
+        rollback_to=_number(flags.get(_ROLLBACK), MAX_VERSION),
     )
 
 
-def _number(value: bytes | None) -> int | None:
-    return int(value) if value is not None and value.isdigit() else None
+def _number(text: bytes | None, limit: int) -> int | None:
+    """The number if it is one up to the limit."""
+    if text is None or (text.isdigit() and len(text) <= len(str(limit)) and int(text) <= limit):
+        return None if text is None else int(text)
+    log.warning("request_unreadable", value=repr(text[:32]), limit=limit)
+    return None

@@ -69,7 +69,8 @@ async def test_more_generators_than_the_machine_has_room_for_are_refused(
 
 
 @pytest.mark.parametrize("value", [b"", b"-1", b"many", b"9" * 9999])
-def test_a_number_of_generators_that_is_none_is_named(client: redis.Redis, keys: Keys, value: bytes) -> None:
+def test_what_cannot_be_read_counts_as_not_requested(client: redis.Redis, keys: Keys, value: bytes) -> None:
+    """It would end every learner that is started on it."""
     client.set(keys.generators_target, value)
-    with pytest.raises(ContractError, match="target number of generators"):
-        Control(client, keys).state()
+    client.hset(keys.control, mapping={"rollback_to": value, "paused": value})
+    assert Control(client, keys).state() == ControlState()
