@@ -1,19 +1,19 @@
 """What one rank of a learner needs on its device at the highest moment of training, from sizes and settings.
 
-The highest moment is the backward pass of a step's second micro-batch: weights, gradients and moments are there, the
-activations of all layers, and what either the last layer with its loss or one decoder layer computes with (the larger
-of the two). P parameters on n ranks, T tokens fed of which up to T are response tokens, V vocabulary, H hidden size:
+The highest moment is in the backward pass of a step's second micro-batch: weights, gradients and moments are there, the
+activations that all layers keep, and what either the loss or one decoder layer computes with, whichever is more. With P
+parameters on n ranks, T tokens in a micro-batch, V the vocabulary, H the hidden size:
 
-    weights                float32 (Micikevicius et al., arXiv 1710.03740)            4 P / n
-    gradients              float32                                                    4 P / n
-    moments                two of AdamW, float32 or of 8 bits                         8 P / n or 2 P / n
-    gathered               what FSDP2 gathers of two layers at a time, with the gradient of one that it sums
-    activations            what each layer keeps for its backward: `KEPT`             T x layers x ...
-    layer, loss            what a layer's backward or the loss computes with: `WORK`, `LOGIT_BYTES`
-    libraries              code, CUDA's context, cuBLAS's and NCCL's buffers
+    weights        float32 (Micikevicius et al., arXiv 1710.03740)                      4 P / n
+    gradients      float32                                                              4 P / n
+    moments        two of AdamW: in float32, in 8 bits, or in the host's memory         8, 2 or 0 P / n
+    activations    what each layer keeps until its backward (`KEPT`)                    T for each layer
+    loss           a slice of logits with their gradients, the head's gradient, hidden states
+    layer          what is computed again, its gradients (`WORK`), and what FSDP2 has gathered of two layers
+    libraries      code, CUDA's context, buffers of cuBLAS and NCCL
 
-The numbers of bytes for each value are counted, not guessed: `tests/learner/memory` holds the estimate against what the
-learner's own step allocates on fake CUDA devices, and against resident memory on CPU.
+How many bytes each value takes is counted, not guessed: `tests/learner/memory` compares the estimate with what the
+learner's own step allocates on fake CUDA devices, and with resident memory on CPU.
 """
 
 from __future__ import annotations
@@ -46,32 +46,41 @@ class Widths(NamedTuple):
 
 
 KEPT: dict[tuple[Device, Recomputation], Widths] = {
-    ("cuda", "off"): Widths(hidden=26, queries=4, keys=4, mlp=8),
-    ("cuda", "light"): Widths(hidden=8, queries=4, keys=4, mlp=4),
-    ("cuda", "full"): Widths(hidden=4, queries=0, keys=0, mlp=0),
-    ("cpu", "off"): Widths(hidden=36, queries=12, keys=12, mlp=16),
+    ("cuda", "off"): Widths(hidden=8, queries=4, keys=4, mlp=6),
+    ("cuda", "light"): Widths(hidden=6, queries=4, keys=4, mlp=4),
+    ("cuda", "full"): Widths(hidden=2, queries=0, keys=0, mlp=0),
+    ("cpu", "off"): Widths(hidden=24, queries=8, keys=8, mlp=16),
     ("cpu", "light"): Widths(hidden=12, queries=8, keys=8, mlp=8),
     ("cpu", "full"): Widths(hidden=4, queries=0, keys=0, mlp=0),
 }
-"""What a layer keeps until its backward."""
+"""What a layer keeps: inputs of norms, products and attention, in bf16 on CUDA and in float32 on CPU."""
 WORK: dict[tuple[Device, Recomputation], Widths] = {
-    ("cuda", "off"): Widths(hidden=16, queries=4, keys=4, mlp=6),
-    ("cuda", "light"): Widths(hidden=36, queries=8, keys=8, mlp=12),
-    ("cuda", "full"): Widths(hidden=40, queries=8, keys=8, mlp=14),
-    ("cpu", "off"): Widths(hidden=16, queries=8, keys=8, mlp=12),
-    ("cpu", "light"): Widths(hidden=40, queries=12, keys=12, mlp=20),
-    ("cpu", "full"): Widths(hidden=48, queries=16, keys=16, mlp=28),
+    ("cuda", "off"): Widths(hidden=10, queries=4, keys=4, mlp=3),
+    ("cuda", "light"): Widths(hidden=20, queries=4, keys=4, mlp=7.5),
+    ("cuda", "full"): Widths(hidden=16, queries=4, keys=4, mlp=12),
+    ("cpu", "off"): Widths(hidden=16, queries=8, keys=8, mlp=16),
+    ("cpu", "light"): Widths(hidden=40, queries=16, keys=16, mlp=32),
+    ("cpu", "full"): Widths(hidden=40, queries=16, keys=16, mlp=32),
 }
-"""What the backward of one layer takes besides: what is computed again, and gradients."""
-HEAD_BYTES: dict[Device, float] = {"cuda": 20, "cpu": 24}
-"""For each hidden value of a token: the last norm, the rows that predict, and their gradients."""
-LOGIT_BYTES: dict[Device, float] = {"cuda": 20, "cpu": 20}
-"""For each logit of a slice: itself, its softmax, and their gradients."""
-SLICE_LOGITS: dict[Device, int] = {"cuda": 1 << 27, "cpu": 1 << 22}
-"""`learner.model.vocabulary_loss` holds so many logits at once."""
+"""What the backward of one layer takes besides: what it computes again, and gradients of activations."""
+LAYER_BYTES: dict[bool, float] = {False: 5, True: 10}
+"""Of a layer's parameter in its backward: gathered in bf16 with its gradient; by whether there are several ranks, which
+gather the next layer meanwhile and sum gradients in float32."""
+HEAD_BYTES: dict[bool, float] = {False: 4, True: 8}
+"""Of the head's parameter in the loss: its float32 gradient; by whether there are several ranks, which gather it."""
+HIDDEN_BYTES: dict[Device, float] = {"cuda": 8, "cpu": 16}
+"""Of each hidden value of a token in the loss: the last norm, the rows that predict, and their gradients."""
+LOGIT_BYTES = 16
+"""Of each logit of a slice: itself, its softmax, and the gradients of both, in float32."""
 ENTROPY_LOGIT_BYTES = 12
-"""More for each logit where the loss is an entropy: probabilities, their products, and a gradient."""
-LIBRARIES_BYTES: dict[Device, int] = {"cuda": 3 << 29, "cpu": 1 << 29}
+"""More where the loss is an entropy: probabilities, their products, and a gradient."""
+LAST_LOGIT_BYTES = 4
+"""Of each logit of the slice before it, which is let go of last."""
+SLICE_LOGITS: dict[Device, int] = {"cuda": 1 << 27, "cpu": 1 << 22}
+"""The loss holds so many logits at once (`vocabulary_loss`)."""
+WASTE: dict[Device, float] = {"cuda": 1.0, "cpu": 1.15}
+"""Of what comes and goes: malloc keeps pieces between the blocks that it has given out; CUDA's segments expand."""
+LIBRARIES_BYTES: dict[Device, int] = {"cuda": 3 << 29, "cpu": 5 << 27}
 PUBLISHED_COPIES = 2
 """On CPU the version that is published and the one before it lie in the learner's memory."""
 
@@ -83,12 +92,11 @@ class RankMemory:
     weights: int
     gradients: int
     moments: int
-    gathered: int
     activations: int
     working: int
-    """Of the loss or of one layer's backward, whichever is more."""
+    """Of the loss, or of one layer's backward, whichever is more."""
     published: int
-    """Copies of versions, on CPU: with a GPU they are in the host's memory."""
+    """Copies of versions, on CPU; with a GPU they are in the host's memory."""
     libraries: int
 
     @property
@@ -107,19 +115,21 @@ def estimate_rank(
 ) -> RankMemory:
     """Of the rank that needs most: rank 0, which publishes."""
     training, ranks = settings.training, settings.training.ranks
-    trained = adapter_parameters(shape, settings.lora.rank) if settings.lora.rank else shape.parameters
-    frozen = shape.parameters if settings.lora.rank else 0
+    adapters = adapter_parameters(shape, settings.lora.rank)
+    trained = adapters or shape.parameters
+    frozen_bytes = _frozen_bytes(shape, device) if adapters else 0
+    moments = MOMENT_BYTES[training.optimizer]
     tokens = tokens_at_once(settings)
+    kept = tokens * shape.layers * KEPT[device, recomputation].bytes_of(shape)
+    loss = _loss(shape, tokens, training.algorithm, device, several=ranks > 1, trains_head=not adapters)
+    layer = tokens * WORK[device, recomputation].bytes_of(shape)
+    layer += shape.layer * LAYER_BYTES[ranks > 1] if device == "cuda" or ranks > 1 else 0
     return RankMemory(
-        weights=_share(FLOAT32_BYTES * (trained + frozen), ranks),
-        gradients=_share(FLOAT32_BYTES * trained, ranks),
-        moments=_share(MOMENT_BYTES[training.optimizer] * trained, ranks),
-        gathered=_gathered(shape, ranks, trains_all=not frozen),
-        activations=_activations(shape, tokens, device, recomputation),
-        working=max(
-            _loss(shape, tokens, training.algorithm, device, trains_head=not frozen),
-            round(tokens * WORK[device, recomputation].bytes_of(shape)),
-        ),
+        weights=math.ceil((FLOAT32_BYTES * trained + frozen_bytes) / ranks),
+        gradients=math.ceil(FLOAT32_BYTES * trained / ranks),
+        moments=math.ceil(moments * trained / ranks),
+        activations=round(WASTE[device] * kept),
+        working=round(WASTE[device] * max(loss, layer)),
         published=PUBLISHED_COPIES * shape.published_bytes if device == "cpu" else 0,
         libraries=LIBRARIES_BYTES[device],
     )
@@ -133,34 +143,23 @@ def tokens_at_once(settings: LearnerSettings) -> int:
 
 
 def adapter_parameters(shape: ModelShape, rank: int) -> int:
-    """Of adapters on all linear layers: rank x (inputs + outputs) of each."""
+    """Of adapters on all linear layers: rank x (inputs + outputs) of each; 0 without adapters."""
     attention = 2 * (shape.hidden + shape.queries) + 2 * (shape.hidden + shape.keys)
     return shape.layers * rank * (attention + 3 * (shape.hidden + shape.mlp))
 
 
-def _share(total_bytes: int, ranks: int) -> int:
-    return math.ceil(total_bytes / ranks)
+def _frozen_bytes(shape: ModelShape, device: Device) -> int:
+    """Weights that adapters leave alone: on CUDA in the type in which they are published, if that is bf16."""
+    in_bf16 = device == "cuda" and shape.published_bytes == BFLOAT16_BYTES * shape.parameters
+    return (BFLOAT16_BYTES if in_bf16 else FLOAT32_BYTES) * shape.parameters
 
 
-def _gathered(shape: ModelShape, ranks: int, *, trains_all: bool) -> int:
-    """The weights of two layers and of the last group, and a layer's gradient before and after it is summed."""
-    if ranks == 1:
-        return 0
-    root = shape.embedding + shape.head
-    gradient = FLOAT32_BYTES * (shape.layer + root) if trains_all else 0
-    return FLOAT32_BYTES * (2 * shape.layer + root) + gradient
-
-
-def _activations(shape: ModelShape, tokens: int, device: Device, recomputation: Recomputation) -> int:
-    kept = tokens * shape.layers * KEPT[device, recomputation].bytes_of(shape)
-    cast = BFLOAT16_BYTES * shape.layer * shape.layers if (device, recomputation) == ("cuda", "off") else 0
-    return round(kept) + cast
-
-
-def _loss(shape: ModelShape, tokens: int, algorithm: str, device: Device, *, trains_head: bool) -> int:
-    """The last layer's weight as it computes, its gradient, hidden states, and one slice of logits."""
-    of_logit = LOGIT_BYTES[device] + (ENTROPY_LOGIT_BYTES if algorithm == "entropy" else 0)
-    logits = min(tokens * shape.vocabulary, SLICE_LOGITS[device])
-    head = shape.vocabulary * shape.hidden
-    weight = (BFLOAT16_BYTES if device == "cuda" else 0) + (FLOAT32_BYTES if trains_head else 0)
-    return round(logits * of_logit + head * weight + tokens * shape.hidden * HEAD_BYTES[device])
+def _loss(
+    shape: ModelShape, tokens: int, algorithm: str, device: Device, *, several: bool, trains_head: bool
+) -> float:
+    """Slices of logits, the head with its gradient, and hidden states."""
+    logits, limit = tokens * shape.vocabulary, SLICE_LOGITS[device]
+    of_logit = LOGIT_BYTES + (ENTROPY_LOGIT_BYTES if algorithm == "entropy" else 0)
+    slices = min(logits, limit) * of_logit + (limit * LAST_LOGIT_BYTES if logits >= 2 * limit else 0)
+    head = HEAD_BYTES[several] - (0 if trains_head else FLOAT32_BYTES)
+    return slices + shape.vocabulary * shape.hidden * head + tokens * shape.hidden * HIDDEN_BYTES[device]
