@@ -93,9 +93,7 @@ def measure(
     model = load_model(str(folder), device=config.device, gradient_checkpointing=recomputation)
     trainer = Trainer(model, config)
     flops = seconds = tokens = 0.0
-    for number, rollouts in enumerate(
-        rounds_of(model.loss_module.head.weight.shape[0], rounds, config.prompts_per_round)
-    ):
+    for number, rollouts in enumerate(rounds_of(model.loss_module.vocabulary, rounds, config.prompts_per_round)):
         stats = trainer.train_round(map(TrainingSample, rollouts))
         if number:
             lengths = tuple(int(r.prompt_tokens.size + r.response_tokens.size) - 1 for r in rollouts)

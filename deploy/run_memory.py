@@ -36,6 +36,8 @@ CHECKPOINT_BYTES = 12
 """Of a parameter: the copy of weights and moments that is written while a GPU trains on."""
 ANSWERS_WITHIN_S = 5.0
 """The hub, about a config.json."""
+OFFLOADED_BYTES = 8
+"""Of a parameter: moments that training.optimizer_offload keeps in the host's memory."""
 LIGHT_BYTES = GIB // 8
 """Of a generator whose engine is scripted."""
 VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -140,7 +142,8 @@ def plan_memory(
         raise _share_unknown("nvidia-smi does not tell the GPU's size")
     host = others
     if placement.learner:
-        host += CHECKPOINT_BYTES * shape.parameters + settings.training.ranks * LEARNER_LIBRARIES_BYTES
+        offloaded = OFFLOADED_BYTES if settings.training.optimizer_offload else 0
+        host += (CHECKPOINT_BYTES + offloaded) * shape.parameters + settings.training.ranks * LEARNER_LIBRARIES_BYTES
     elif learner is not None:
         host += settings.training.ranks * learner.total
     _check_host(host, settings, engine, machine)

@@ -55,9 +55,9 @@ KEPT: dict[tuple[Device, Recomputation], Widths] = {
 }
 """What a layer keeps: inputs of norms, products and attention, in bf16 on CUDA and in float32 on CPU."""
 WORK: dict[tuple[Device, Recomputation], Widths] = {
-    ("cuda", "off"): Widths(hidden=10, queries=4, keys=4, mlp=3),
-    ("cuda", "light"): Widths(hidden=20, queries=4, keys=4, mlp=7.5),
-    ("cuda", "full"): Widths(hidden=16, queries=4, keys=4, mlp=12),
+    ("cuda", "off"): Widths(hidden=8, queries=4, keys=4, mlp=3),
+    ("cuda", "light"): Widths(hidden=16, queries=4, keys=4, mlp=5),
+    ("cuda", "full"): Widths(hidden=8, queries=4, keys=4, mlp=10),
     ("cpu", "off"): Widths(hidden=16, queries=8, keys=8, mlp=16),
     ("cpu", "light"): Widths(hidden=40, queries=16, keys=16, mlp=32),
     ("cpu", "full"): Widths(hidden=40, queries=16, keys=16, mlp=32),
@@ -118,7 +118,8 @@ def estimate_rank(
     adapters = adapter_parameters(shape, settings.lora.rank)
     trained = adapters or shape.parameters
     frozen_bytes = _frozen_bytes(shape, device) if adapters else 0
-    moments = MOMENT_BYTES[training.optimizer]
+    offloaded = training.optimizer_offload and device == "cuda"
+    moments = 0 if offloaded else MOMENT_BYTES[training.optimizer]
     tokens = tokens_at_once(settings)
     kept = tokens * shape.layers * KEPT[device, recomputation].bytes_of(shape)
     loss = _loss(shape, tokens, training.algorithm, device, several=ranks > 1, trains_head=not adapters)

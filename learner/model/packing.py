@@ -66,7 +66,12 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on `device`."""
         names = ("input_ids", "position_ids", "cu_seqlens", "rows", "targets")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        return replace(self, **{name: copy_without_waiting(getattr(self, name), device) for name in names})
+
+
+def copy_without_waiting(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`; the host goes on, so the next micro-batch arrives while the GPU computes."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class HasLength(Protocol):

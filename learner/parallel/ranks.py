@@ -50,6 +50,7 @@ class Order(IntEnum):
     LOAD_CHECKPOINT = 6
     STOP = 7
     ADAPTERS = 8
+    CANARIES = 10
 
 
 class _Tag(IntEnum):

@@ -20,7 +20,8 @@ sampling.tau_start sampling.tau_end sampling.schedule sampling.anneal_epochs sam
 sampling.max_response_tokens sampling.rollouts_per_prompt
 training.recipe training.algorithm training.data training.tau_t training.epochs training.rounds
 training.prompts_per_round
-training.steps_per_round training.max_staleness training.optimizer training.learning_rate training.warmup_steps
+training.steps_per_round training.max_staleness training.optimizer training.optimizer_offload training.learning_rate
+training.warmup_steps
 training.weight_decay training.max_grad_norm training.micro_batch_tokens training.device training.ranks
 training.gradient_checkpointing lora.rank lora.alpha lora.targets
 checkpoint.every_rounds checkpoint.every_minutes checkpoint.keep

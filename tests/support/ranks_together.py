@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+import torch
 
 from learner.config import LoraConfig, TrainingConfig
 from learner.model.model_loading import load_model
@@ -28,7 +29,13 @@ JOIN_S = 240.0
 
 
 def together(
-    job: Job, folder: Path, config: TrainingConfig, adapters: LoraConfig | None = None, *, on_every_rank: bool = False
+    job: Job,
+    folder: Path,
+    config: TrainingConfig,
+    adapters: LoraConfig | None = None,
+    *,
+    on_every_rank: bool = False,
+    compute_dtype: torch.dtype | None = None,
 ) -> list[int | None]:
     """Exit codes of the ranks, of which `config` says how many; the model is in `folder`/model.
 
@@ -38,7 +45,7 @@ def together(
     context.set_forkserver_preload([__name__])  # imports torch and transformers once for all
     store = str(folder / f"store-{uuid.uuid4().hex}")
     processes = [
-        context.Process(target=_rank, args=(rank, store, job, folder, config, adapters, on_every_rank))
+        context.Process(target=_rank, args=(rank, store, job, folder, config, adapters, on_every_rank, compute_dtype))
         for rank in range(config.ranks)
     ]
     for process in processes:
@@ -58,11 +65,12 @@ def _rank(
     config: TrainingConfig,
     adapters: LoraConfig | None,
     on_every_rank: bool,
+    compute_dtype: torch.dtype | None,
 ) -> None:
     os.environ |= {RANK: str(rank), SIZE: str(config.ranks), STORE: store}
     structlog.configure(logger_factory=structlog.PrintLoggerFactory())
     with join_ranks(config.ranks) as ranks:
-        model, trainer, checkpoints = made(folder, config, adapters, ranks)
+        model, trainer, checkpoints = made(folder, config, adapters, ranks, compute_dtype)
         if ranks.is_leader or on_every_rank:
             job(folder, model, trainer, checkpoints)
         if not ranks.is_leader:
@@ -70,7 +78,11 @@ def _rank(
 
 
 def made(
-    folder: Path, config: TrainingConfig, adapters: LoraConfig | None = None, ranks: Ranks | None = None
+    folder: Path,
+    config: TrainingConfig,
+    adapters: LoraConfig | None = None,
+    ranks: Ranks | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> tuple[TrainedModel, Trainer, Checkpoints]:
     """What every rank of a learner has."""
     model = load_model(
@@ -79,6 +91,7 @@ def made(
         gradient_checkpointing=recomputation_of(config),
         adapters=adapters,
         ranks=ranks,
+        compute_dtype=compute_dtype,
     )
     checkpoints = Checkpoints(folder / "checkpoints", "run", keep=2, ranks=ranks or Ranks())
     return model, Trainer(model, config), checkpoints
