@@ -63,7 +63,7 @@ WORK: dict[tuple[Device, Recomputation], Widths] = {
     ("cpu", "full"): Widths(hidden=40, queries=16, keys=16, mlp=32),
 }
 """What the backward of one layer takes besides: what it computes again, and gradients of activations."""
-LAYER_BYTES: dict[bool, float] = {False: 5, True: 10}
+LAYER_BYTES: dict[bool, float] = {False: 5, True: 7}
 """Of a layer's parameter in its backward: gathered in bf16 with its gradient; by whether there are several ranks, which
 gather the next layer meanwhile and sum gradients in float32."""
 HEAD_BYTES: dict[bool, float] = {False: 4, True: 8}
@@ -72,8 +72,8 @@ HIDDEN_BYTES: dict[Device, float] = {"cuda": 8, "cpu": 16}
 """Of each hidden value of a token in the loss: the last norm, the rows that predict, and their gradients."""
 LOGIT_BYTES = 16
 """Of each logit of a slice: itself, its softmax, and the gradients of both, in float32."""
-ENTROPY_LOGIT_BYTES = 12
-"""More where the loss is an entropy: probabilities, their products, and a gradient."""
+ENTROPY_LOGIT_BYTES = 8
+"""More where the loss is an entropy: probabilities and a gradient."""
 LAST_LOGIT_BYTES = 4
 """Of each logit of the slice before it, which is let go of last."""
 SLICE_LOGITS: dict[Device, int] = {"cuda": 1 << 27, "cpu": 1 << 22}
@@ -155,9 +155,7 @@ def _frozen_bytes(shape: ModelShape, device: Device) -> int:
     return (BFLOAT16_BYTES if in_bf16 else FLOAT32_BYTES) * shape.parameters
 
 
-def _loss(
-    shape: ModelShape, tokens: int, algorithm: str, device: Device, *, several: bool, trains_head: bool
-) -> float:
+def _loss(shape: ModelShape, tokens: int, algorithm: str, device: Device, *, several: bool, trains_head: bool) -> float:
     """Slices of logits, the head with its gradient, and hidden states."""
     logits, limit = tokens * shape.vocabulary, SLICE_LOGITS[device]
     of_logit = LOGIT_BYTES + (ENTROPY_LOGIT_BYTES if algorithm == "entropy" else 0)

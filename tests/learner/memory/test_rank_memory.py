@@ -23,19 +23,19 @@ def scenario(name: str, layers: int, **fields: Any) -> Scenario:
 
 
 SCENARIOS = {
-    "0.5B off": scenario("Qwen2.5-0.5B", 6),
-    "0.5B light": scenario("Qwen2.5-0.5B", 6, gradient_checkpointing="light"),
-    "0.5B full": scenario("Qwen2.5-0.5B", 6, gradient_checkpointing="full"),
-    "0.5B few tokens": scenario("Qwen2.5-0.5B", 6, tokens=2048, prompt_tokens=64, response_tokens=449),
-    "1.5B off": scenario("Qwen2.5-Math-1.5B", 4),
-    "1.5B light, 2 ranks": scenario("Qwen2.5-Math-1.5B", 4, gradient_checkpointing="light", ranks=2),
-    "1.5B adapters": scenario("Qwen2.5-Math-1.5B", 4, lora_rank=16),
-    "1.5B entropy": scenario("Qwen2.5-Math-1.5B", 4, gradient_checkpointing="full", algorithm="entropy"),
-    "7B full, 4 ranks": scenario("Qwen2.5-Math-7B", 4, gradient_checkpointing="full", ranks=4),
-    "7B full, 8 ranks": scenario("Qwen2.5-Math-7B", 4, gradient_checkpointing="full", ranks=8),
-    "7B off, 8 ranks": scenario("Qwen2.5-Math-7B", 3, ranks=8, tokens=8192),
-    "8B full, 4 ranks": scenario("Llama-3.1-8B-Instruct", 3, gradient_checkpointing="full", ranks=4, tokens=8192),
-    "7B light, many heads": scenario("deepseek-math-7b-instruct", 3, gradient_checkpointing="light", ranks=4),
+    "0.5B off": scenario("Qwen2.5-0.5B", 3),
+    "0.5B light": scenario("Qwen2.5-0.5B", 3, gradient_checkpointing="light"),
+    "0.5B full": scenario("Qwen2.5-0.5B", 3, gradient_checkpointing="full"),
+    "0.5B few tokens": scenario("Qwen2.5-0.5B", 3, tokens=2048, prompt_tokens=64, response_tokens=449),
+    "1.5B off": scenario("Qwen2.5-Math-1.5B", 2),
+    "1.5B light, 2 ranks": scenario("Qwen2.5-Math-1.5B", 2, gradient_checkpointing="light", ranks=2),
+    "1.5B adapters": scenario("Qwen2.5-Math-1.5B", 2, lora_rank=16),
+    "1.5B entropy": scenario("Qwen2.5-Math-1.5B", 2, gradient_checkpointing="full", algorithm="entropy"),
+    "7B full, 4 ranks": scenario("Qwen2.5-Math-7B", 2, gradient_checkpointing="full", ranks=4),
+    "7B full, 8 ranks": scenario("Qwen2.5-Math-7B", 2, gradient_checkpointing="full", ranks=8),
+    "7B off, 8 ranks": scenario("Qwen2.5-Math-7B", 2, ranks=8, tokens=8192),
+    "8B full, 4 ranks": scenario("Llama-3.1-8B-Instruct", 2, gradient_checkpointing="full", ranks=4, tokens=8192),
+    "7B light, many heads": scenario("deepseek-math-7b-instruct", 2, gradient_checkpointing="light", ranks=4),
     "32B full, 16 ranks": scenario("Qwen2.5-32B", 2, gradient_checkpointing="full", ranks=16),
 }
 
