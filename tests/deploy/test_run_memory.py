@@ -76,7 +76,7 @@ def test_one_gpu_is_shared_by_the_estimate() -> None:
 
 
 def test_on_a_shared_gpu_the_learner_recomputes_rather_than_be_refused() -> None:
-    modes = [planned("Qwen2.5-0.5B", gpus=1, gpu=gib).recomputation for gib in (140, 34, 24)]
+    modes = [planned("Qwen2.5-0.5B", gpus=1, gpu=gib).recomputation for gib in (140, 30, 20)]
     assert modes == ["off", "light", "full"]
 
 
