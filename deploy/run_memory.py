@@ -36,6 +36,8 @@ CHECKPOINT_BYTES = 12
 """Of a parameter: the copy of weights and moments that is written while a GPU trains on."""
 ANSWERS_WITHIN_S = 5.0
 """The hub, about a config.json."""
+PUBLISHED_COPIES = 2
+"""In the host's memory: rank 0's, and that of the process that encodes."""
 OFFLOADED_BYTES = 8
 """Of a parameter: moments that training.optimizer_offload keeps in the host's memory."""
 LIGHT_BYTES = GIB // 8
@@ -144,6 +146,7 @@ def plan_memory(
     if placement.learner:
         offloaded = OFFLOADED_BYTES if settings.training.optimizer_offload else 0
         host += (CHECKPOINT_BYTES + offloaded) * shape.parameters + settings.training.ranks * LEARNER_LIBRARIES_BYTES
+        host += PUBLISHED_COPIES * shape.published_bytes
     elif learner is not None:
         host += settings.training.ranks * learner.total
     _check_host(host, settings, engine, machine)

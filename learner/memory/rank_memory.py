@@ -7,6 +7,7 @@ parameters on n ranks, T tokens in a micro-batch, V the vocabulary, H the hidden
     weights        float32 (Micikevicius et al., arXiv 1710.03740)                      4 P / n
     gradients      float32                                                              4 P / n
     moments        two of AdamW: in float32, in 8 bits, or in the host's memory         8, 2 or 0 P / n
+    published      this rank's part of the newest version, in the type of the wire
     activations    what each layer keeps until its backward (`KEPT`)                    T for each layer
     loss           a slice of logits with their gradients, the head's gradient, hidden states
     layer          what is computed again, its gradients (`WORK`), and what FSDP2 has gathered of two layers
@@ -81,8 +82,6 @@ SLICE_LOGITS: dict[Device, int] = {"cuda": 1 << 27, "cpu": 1 << 22}
 WASTE: dict[Device, float] = {"cuda": 1.0, "cpu": 1.15}
 """Of what comes and goes: malloc keeps pieces between the blocks that it has given out; CUDA's segments expand."""
 LIBRARIES_BYTES: dict[Device, int] = {"cuda": 3 << 29, "cpu": 5 << 27}
-PUBLISHED_COPIES = 2
-"""On CPU the version that is published and the one before it lie in the learner's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ class RankMemory:
     working: int
     """Of the loss, or of one layer's backward, whichever is more."""
     published: int
-    """Copies of versions, on CPU; with a GPU they are in the host's memory."""
+    """What was published last, to be compared with; on CPU also the version that is being published."""
     libraries: int
 
     @property
@@ -106,8 +105,8 @@ class RankMemory:
 
     @property
     def tensors(self) -> int:
-        """All but libraries."""
-        return self.total - self.libraries
+        """What training itself allocates: all but libraries and what was published."""
+        return self.total - self.libraries - self.published
 
 
 def estimate_rank(
@@ -131,7 +130,7 @@ def estimate_rank(
         moments=math.ceil(moments * trained / ranks),
         activations=round(WASTE[device] * kept),
         working=round(WASTE[device] * max(loss, layer)),
-        published=PUBLISHED_COPIES * shape.published_bytes if device == "cpu" else 0,
+        published=_published(shape, ranks, device, with_adapters=bool(adapters)),
         libraries=LIBRARIES_BYTES[device],
     )
 
@@ -153,6 +152,12 @@ def _frozen_bytes(shape: ModelShape, device: Device) -> int:
     """Weights that adapters leave alone: on CUDA in the type in which they are published, if that is bf16."""
     in_bf16 = device == "cuda" and shape.published_bytes == BFLOAT16_BYTES * shape.parameters
     return (BFLOAT16_BYTES if in_bf16 else FLOAT32_BYTES) * shape.parameters
+
+
+def _published(shape: ModelShape, ranks: int, device: Device, *, with_adapters: bool) -> int:
+    """A rank keeps its part of the newest version on its device; on CPU rank 0 holds a whole version beside it."""
+    kept = 0 if with_adapters else math.ceil(shape.published_bytes / ranks)
+    return kept + (shape.published_bytes if device == "cpu" else 0)
 
 
 def _loss(shape: ModelShape, tokens: int, algorithm: str, device: Device, *, several: bool, trains_head: bool) -> float:

@@ -25,6 +25,7 @@ from learner.model.attention import packing_arguments
 from learner.model.flops import Cost
 from learner.model.kernels.vocabulary_loss import Head, summed_loss
 from learner.model.packing import MicroBatch, filler_batch
+from learner.model.published_shards import PublishedShards
 from learner.parallel.ranks import Order, Ranks
 from learner.parallel.sharding import gather, sharding_groups
 
@@ -113,6 +114,8 @@ class TrainedModel:
     ranks: Ranks = field(default_factory=Ranks)
     compute_dtype: torch.dtype = torch.float32
     """Type of the forward's weights and activations."""
+    published: PublishedShards = field(default_factory=PublishedShards, repr=False)
+    """This rank's weights as they were published last."""
 
     @property
     def module(self) -> PreTrainedModel:

@@ -23,7 +23,7 @@ import structlog
 
 from learner.rollouts.answer_check import MAX_FAULTY_TASKS, REFUSED_S, AnswerCheck, Fault
 from services.contracts import Purpose, Rollout, Task
-from services.errors import ContractError, DeadlineError
+from services.errors import ContractError, DeadlineError, FencedError
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
 from services.streams.wire import entered_at
@@ -288,7 +288,7 @@ class Collector:
                     self._issue_lost(blame=True)
         except BaseException as error:
             self.fail(error)  # else a wait for rollouts would never end
-            if not isinstance(error, ContractError):
+            if not isinstance(error, ContractError | FencedError):
                 raise
 
     def _after_redis_restarted(self) -> None:
@@ -317,16 +317,17 @@ class Collector:
                 missing = self._missing([task for tasks in self._expected.values() for task in tasks.values()])
             unknown = set(self._issuer.unknown(missing))
             # A task leaves the queue the instant its rollouts appear, so what was just completed is here now.
-            self._take_in()
+            refused = self._take_in()
             with self._changed:
                 lost = [task for task in self._missing(missing) if task.task_id in unknown]
-            if not lost:
-                return
-            if blame:
+            if blame and lost:
                 self._reissues.update(task.task_id for task in lost)
                 self._give_up_hopeless(lost)
             self.reissued += self._issuer.issue(lost)
-        log.warning("tasks_reissued", count=len(lost), first=lost[0].task_id)
+        if lost:
+            log.warning("tasks_reissued", count=len(lost), first=lost[0].task_id)
+        if refused:  # answers to tasks that were open when Redis was asked
+            self._issue_lost(blame=False)
 
     def _give_up_hopeless(self, lost: Sequence[Task]) -> None:
         for task in lost:
@@ -338,10 +339,12 @@ class Collector:
                     "or lower generator.max_in_flight if they run out of memory",
                 )
 
-    def _take_in(self) -> None:
-        """Accept everything that waits in Redis now."""
+    def _take_in(self) -> bool:
+        """Accept everything that waits in Redis now; whether something of it was refused."""
+        refused = False
         while arrived := self._reader.read(0):
-            self._accept(arrived)
+            refused = self._accept(arrived) or refused
+        return refused
 
     def _accept(self, arrived: Sequence[tuple[bytes, Rollout]]) -> bool:
         """Take what is right; whether something was wrong, so that its task must be sampled again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -124,3 +125,16 @@ def test_a_rollout_whose_spans_leave_a_gap_is_refused() -> None:
     meta = ROLLOUT[b"meta"].replace(b'"start":2', b'"start":1')
     with pytest.raises(ContractError, match="spans must cover"):
         decode_rollout({**ROLLOUT, b"meta": meta})
+
+
+@pytest.mark.parametrize("entry", [TASK, ROLLOUT])
+def test_an_entry_that_was_damaged_is_refused_wherever_it_was(entry: dict[bytes, bytes]) -> None:
+    """Also where what is left would be another valid one."""
+    decode: Any = decode_task if entry is TASK else decode_rollout
+    decode(entry)
+    for field, content in entry.items():
+        for place in range(len(content)):
+            damaged = bytearray(content)
+            damaged[place] ^= 1
+            with pytest.raises(ContractError):
+                decode({**entry, field: bytes(damaged)})

@@ -8,9 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.contracts import FileEntry, FileKind
+from services.contracts import FileEntry, FileKind, WeightManifest
 from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
 from services.tensors import digest_bytes
+from services.weights.bundle import MEDIA_TYPE, bundle
 from services.weights.client import CHUNK_BYTES, WeightClient
 
 CONTENT = bytes(range(256)) * (3 * CHUNK_BYTES // 256)
@@ -209,3 +210,54 @@ async def test_the_token_and_what_is_held_are_sent() -> None:
     request = server.requests[0]
     assert request.headers["authorization"] == "Bearer secret"
     assert dict(request.url.params) == {"timeout_s": "0.5", "after": "7", "digest": ENTRY.digest}
+
+
+async def test_a_file_that_came_with_the_manifest_is_not_asked_for(tmp_path: Path) -> None:
+    manifest = manifest_with(ENTRY)
+    server = Server(answering(bundle(manifest.model_dump_json().encode(), CONTENT), 200, MEDIA_TYPE), sending(CONTENT))
+    async with server.client() as client:
+        assert await client.latest(0, None, 0) == manifest
+        assert (await client.fetch(1, ENTRY, tmp_path / "delta")).read_bytes() == CONTENT
+        assert len(server.requests) == 1
+        await client.fetch(1, ENTRY, tmp_path / "again")
+    assert len(server.requests) == 2, "it is kept for the version that it came with"
+
+
+async def test_a_damaged_file_that_came_with_the_manifest_is_fetched(tmp_path: Path) -> None:
+    manifest = manifest_with(ENTRY)
+    body = bundle(manifest.model_dump_json().encode(), CONTENT[:-1] + b"?")
+    server = Server(answering(body, 200, MEDIA_TYPE), sending(CONTENT))
+    async with server.client() as client:
+        await client.latest(0, None, 0)
+        assert (await client.fetch(1, ENTRY, tmp_path / "delta")).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("body", [b"", b"short", b"\xff" * 20, bundle(b'{"weight_version": 1}', b"")[:12]])
+async def test_a_bundle_that_is_none_is_refused(body: bytes) -> None:
+    server = Server(answering(body + b'"weight_version"', 200, MEDIA_TYPE))
+    async with server.client() as client:
+        with pytest.raises(ContractError):
+            await client.latest(0, None, 0)
+
+
+async def test_a_long_download_measures_the_line_and_a_short_one_does_not(tmp_path: Path) -> None:
+    short = FileEntry(name="delta.bin", kind=FileKind.DELTA, size_bytes=4, digest=digest_bytes(CONTENT[:4]))
+    server = Server(sending(CONTENT[:4]), sending(CONTENT))
+    async with server.client() as client:
+        await client.fetch(1, short, tmp_path / "short")
+        assert client.line_bytes_per_s == 0
+        await client.fetch(1, ENTRY, tmp_path / "long")
+        assert client.line_bytes_per_s > len(CONTENT) / 60
+
+
+def manifest_with(entry: FileEntry) -> WeightManifest:
+    return WeightManifest(
+        run_id="run",
+        weight_version=1,
+        parent_version=0,
+        parent_digest="0" * 64,
+        digest="1" * 64,
+        tensors=(),
+        files=(entry,),
+        created_at=0.0,
+    )
