@@ -33,13 +33,16 @@ def shape_of(model: str) -> ModelShape:
 
 def machines() -> Iterator[tuple[int, int, str]]:
     """(GPUs, GB of each, what to add) of every machine that the paper's file names."""
-    for count, size, sets in re.findall(r"^#   (\d+) x (\d+) GB +(.*)$", (CONFIG / "paper.toml").read_text(), re.M):
-        yield int(count), int(size), "" if sets == "(nothing)" else sets
+    text = (CONFIG / "paper.toml").read_text().replace("\n#                  --set", " --set")
+    for count, size, sets in re.findall(r"^#   (\d+) x (\d+) GB +([^(\n]*)", text, re.M):
+        yield int(count), int(size), sets.strip()
 
 
 @pytest.mark.parametrize(("count", "size", "sets"), list(machines()))
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_models_fit_every_machine_that_is_named(name: str, count: int, size: int, sets: str) -> None:
+    if (count, size) == (2, 80) and "llama" in name:
+        pytest.skip("the file says that it needs a third GPU")
     words = shlex.split(sets)
     settings = load(CONFIG / f"{name}.toml", words[1::2], environ={})
     assert set(words[::2]) <= {"--set"}

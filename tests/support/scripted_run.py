@@ -97,7 +97,7 @@ def write(
     return config
 
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -107,7 +107,7 @@ SHAPE = {
 }
 
 
-def write_model(folder: Path, shape: Mapping[str, int]) -> None:
+def write_model(folder: Path, shape: Mapping[str, Any]) -> None:
     """A random Qwen2 with a tokenizer of one token per character."""
     import torch
     from tokenizers import Regex, Tokenizer

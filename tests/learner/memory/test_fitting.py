@@ -58,7 +58,7 @@ def test_what_cannot_fit_is_refused_with_numbers_and_with_what_would_fit() -> No
     [
         ({"gradient_checkpointing": "off"}, gpu(26), {"training.gradient_checkpointing": "light"}),
         ({"gradient_checkpointing": "off"}, gpu(15), {"training.gradient_checkpointing": "full"}),
-        ({"gradient_checkpointing": "full"}, gpu(12.5), {"training.micro_batch_tokens": 8192}),
+        ({"gradient_checkpointing": "full"}, gpu(13.3), {"training.micro_batch_tokens": 8192}),
     ],
 )
 def test_the_change_that_costs_least_is_named(training: dict[str, Any], room: Room, expected: dict[str, Any]) -> None:

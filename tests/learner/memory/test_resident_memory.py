@@ -26,9 +26,14 @@ SHAPE = {
 
 async def peaks(config: Path, rounds: int, mode: str) -> list[int]:
     """The learner's peak in each round of the run in the config's folder, up to this many rounds."""
-    sets = (f"training.rounds={rounds}", f"training.gradient_checkpointing={mode}", "services.port=0")
-    command = ("run", config, *(word for text in sets for word in ("--set", text)))
-    process = await scripted_run.sept(*command, environ={"OMP_NUM_THREADS": "1"})
+    sets = (
+        f"training.rounds={rounds}",
+        f"training.gradient_checkpointing={mode}",
+        "training.learning_rate=1e-6",  # as of real runs: at a higher one nearly all weights change, and are encoded
+        "services.port=0",
+    )
+    words = [word for text in sets for word in ("--set", text)]
+    process = await scripted_run.sept("run", config, *words, environ={"OMP_NUM_THREADS": "1"})
     assert await asyncio.wait_for(process.wait(), scripted_run.DEADLINE_S) == 0
     return [metrics.peak_memory_bytes or 0 for metrics in RunFolder(config.parent / "run").rounds()]
 
@@ -38,12 +43,12 @@ async def peaks(config: Path, rounds: int, mode: str) -> list[int]:
 async def test_on_cpu_the_estimate_is_what_a_learner_takes_and_resuming_takes_no_more(
     tmp_path: Path, mode: str
 ) -> None:
-    config = scripted_run.write(tmp_path, prompts_per_round=16, response_tokens=250, shape=SHAPE)
-    trained = max(await peaks(config, 3, mode))
+    config = scripted_run.write(tmp_path, prompts_per_round=36, response_tokens=250, shape=SHAPE)
+    trained = max(await peaks(config, 2, mode))
     settings, shape = load(config, environ={}), read_shape(tmp_path / "model")
     assert shape is not None
     estimate = estimate_rank(shape, settings, device="cpu", recomputation=mode)  # type: ignore[arg-type]
     assert estimate.total == pytest.approx(trained, rel=TOLERANCE), estimate
-    resumed = await peaks(config, 4, mode)
-    assert len(resumed) == 4
+    resumed = await peaks(config, 3, mode)
+    assert len(resumed) == 3
     assert resumed[-1] <= trained * 1.02, "a round after loading a checkpoint, the loading included"
