@@ -118,8 +118,9 @@ class TimeSeries:
         if not isinstance(values, dict):
             return
         numbers = _numbers_of(values)
-        for name in numbers.keys() - self._columns.keys():
-            self._columns[name] = array("d", [math.nan] * self.lines)
+        for name in numbers:
+            if name not in self._columns:
+                self._columns[name] = array("d", [math.nan] * self.lines)
         for name, column in self._columns.items():
             column.append(numbers.get(name, math.nan))
         self.lines += 1

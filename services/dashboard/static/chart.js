@@ -46,7 +46,8 @@ export class Chart {
     const caption = element("figcaption", {}, element("h3", {}, spec.title), element("span", { class: "unit" }, spec.unit ?? ""),
       this.readout, element("span", { class: "legend" }, ...legend));
     this.figure = element("figure", { class: "chart", "data-chart": spec.title }, caption, this.svg);
-    if (first) parent.prepend(this.figure); else parent.append(this.figure);
+    this.figure.toggleAttribute("data-first", first);
+    if (first) parent.insertBefore(this.figure, parent.querySelector(":scope > :not([data-first])")); else parent.append(this.figure);
     all.add(this);
     this.#listen();
     new ResizeObserver(() => this.draw()).observe(this.figure);

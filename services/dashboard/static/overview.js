@@ -42,7 +42,7 @@ function quality(window) {
   const byK = new Map();
   for (const name of Object.keys(window.columns)) {
     const [, k, of] = name.match(MEASURED) ?? [];
-    if (k) byK.set(Number(k), [...(byK.get(Number(k)) ?? []), [name, of.replace(/, /, " at "), 0]]);
+    if (k) byK.set(Number(k), [...(byK.get(Number(k)) ?? []), [name, of.replace(/, ([^,]+)$/, " (tau $1)")]]);
   }
   const ks = [...byK.keys()].sort((one, other) => one - other);
   return ks.filter((k, at) => at === 0 || at === ks.length - 1).map((k) => ({
@@ -76,8 +76,10 @@ function column(window, [name, , , over]) {
 }
 
 function show(specs, window, key, base, zoom) {
-  const xs = window.columns[key]?.mean ?? [];
+  const { mean = [], low = mean, high = mean } = window.columns[key] ?? {};
+  const xs = mean.map((middle, at) => (at === 0 ? (low ?? mean)[0] : at === mean.length - 1 ? (high ?? mean)[at] : middle)); // exact ends
   for (const spec of specs) chart({ ...base, ...spec }, zoom).show(xs, spec.series.map((one) => column(window, one)));
+  return xs;
 }
 
 // Columns that this page does not know (an evaluation's, a later release's) get a chart of their own.
@@ -93,10 +95,8 @@ export async function refreshRounds() {
   const chosen = last ? { from: Math.max(0, recorded - last) } : range.round;
   const window = await ask("/v1/rounds", chosen);
   recorded = window.lines;
-  show([...quality(window), ...ROUND_CHARTS, ...others(window)], window, "round", ROUND, zoomRounds);
-  const shown = window.columns.round ?? { mean: [] };
-  const ends = [(shown.low ?? shown.mean)[0], (shown.high ?? shown.mean).at(-1)];
-  const stretch = shown.mean.length ? `Rounds ${number(ends[0])} to ${number(ends[1])}` : "No round is recorded yet";
+  const xs = show([...quality(window), ...ROUND_CHARTS, ...others(window)], window, "round", ROUND, zoomRounds);
+  const stretch = xs.length ? `Rounds ${number(xs[0])} to ${number(xs.at(-1))}` : "No round is recorded yet";
   const joined = window.per_bucket > 1 ? `, ${window.per_bucket} to a point (line: mean, band: least to greatest)` : "";
   say(byId("shown"), `${stretch}${joined}. Drag over a chart to zoom.`);
 }
