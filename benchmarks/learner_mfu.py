@@ -2,8 +2,8 @@
 
     python -m benchmarks.learner_mfu --json
 
-Models of the shapes of Qwen2.5-0.5B and 1.5B with random weights, bf16 products over float32 weights, whole optimizer
-steps (forward, backward, clipping, AdamW), of which the first round is not timed. Operations are those of
+Models of the shapes of Qwen2.5-0.5B, 1.5B and 7B with random weights, bf16 computation over float32 weights, whole
+optimizer steps (forward, backward, clipping, AdamW), of which the first round is not timed. Operations are those of
 `learner/model/flops.py`: recomputation does not count. `--peak-tflops` is for devices that PEAK_TFLOPS does not list.
 """
 
@@ -47,6 +47,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 28,
         "num_attention_heads": 12,
         "num_key_value_heads": 2,
+    },
+    "7b": QWEN
+    | {
+        "vocab_size": 152_064,
+        "tie_word_embeddings": False,
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
     },
 }
 MEDIAN_TOKENS = (150, 1200)
@@ -110,10 +120,11 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", default=["0.5b", "1.5b"], choices=list(SHAPES))
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
     parser.add_argument("--prompts", type=int, default=128, help="of a round of two optimizer steps")
     parser.add_argument("--gradient-checkpointing", default="off", choices=["off", "light", "full"])
+    parser.add_argument("--optimizer-offload", action="store_true", help="7b on one GPU needs it")
     parser.add_argument("--peak-tflops", type=float)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
@@ -122,6 +133,7 @@ def main() -> None:
         prompts_per_round=args.prompts,
         learning_rate=LEARNING_RATE,
         micro_batch_tokens=args.micro_batch_tokens,
+        optimizer_offload=args.optimizer_offload,
         device="cuda",
     )
     results = {}

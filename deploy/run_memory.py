@@ -19,7 +19,7 @@ from learner.config import Recomputation
 from learner.memory.fitting import Room, check_fits, estimate, recomputation_of
 from learner.memory.machine import HostMemory, gpu_bytes, host_memory
 from learner.memory.model_shape import ModelShape, read_shape, shape_of_config
-from learner.memory.rank_memory import FLOAT32_BYTES, LIBRARIES_BYTES, RankMemory
+from learner.memory.rank_memory import FLOAT32_BYTES, LIBRARIES_BYTES, RankMemory, ranks_that_share
 from learner.model_folder.files import read_json
 from services.errors import ConfigError
 
@@ -92,7 +92,7 @@ def place_parts(settings: Settings, *, leader: str = "learner") -> Placement:
     return place(
         visible_gpus(),
         len(os.sched_getaffinity(0)),
-        ranks=settings.training.ranks if on_gpus else 0,
+        ranks=settings.training.ranks_per_node if on_gpus else 0,
         generators=generator.count,
         tensor_parallel=generator.tensor_parallel if generator.engine == "vllm" else 0,
     )
@@ -145,10 +145,13 @@ def plan_memory(
     host = others
     if placement.learner:
         offloaded = OFFLOADED_BYTES if settings.training.optimizer_offload else 0
-        host += (CHECKPOINT_BYTES + offloaded) * shape.parameters + settings.training.ranks * LEARNER_LIBRARIES_BYTES
+        of_each = (CHECKPOINT_BYTES + offloaded) * shape.parameters // ranks_that_share(
+            settings
+        ) + LEARNER_LIBRARIES_BYTES
+        host += settings.training.ranks_per_node * of_each
         host += PUBLISHED_COPIES * shape.published_bytes
     elif learner is not None:
-        host += settings.training.ranks * learner.total
+        host += settings.training.ranks_per_node * learner.total
     _check_host(host, settings, engine, machine)
     return RunMemory(
         learner,

@@ -57,7 +57,7 @@ def fits(shape: ModelShape, settings: LearnerSettings, room: Room) -> bool:
 def check_fits(shape: ModelShape, settings: LearnerSettings, room: Room) -> None:
     """ConfigError when the ranks do not have what they need: how much it is, and what would make it fit."""
     needed, ranks = estimate(shape, settings, room), settings.training.ranks
-    has = room.for_rank(ranks)
+    has = _room_of(settings, room)
     if needed.total <= has:
         return
     each = "the learner" if ranks == 1 else f"each of the learner's {ranks} ranks"
@@ -99,7 +99,8 @@ def _changes(settings: LearnerSettings, room: Room) -> Iterator[dict[str, Any]]:
     training = settings.training
     mode = training.gradient_checkpointing
     modes = [None, *(() if mode == "auto" else MODES[MODES.index(mode) + 1 :])]
-    ranks = [None, *range(training.ranks + 1, room.devices + 1)] if room.device == "cuda" else [None]
+    more_ranks = room.device == "cuda" and training.nodes == 1
+    ranks = [None, *range(training.ranks + 1, room.devices + 1)] if more_ranks else [None]
     tokens = [None, *_halves(training.micro_batch_tokens, max(FEWEST_TOKENS, settings.longest_sequence))]
     optimizers = [None, "adamw_8bit"] if training.optimizer == "adamw" else [None]
     for optimizer, token, rank, more in product(optimizers, tokens, ranks, modes):
@@ -117,4 +118,4 @@ def _estimate(shape: ModelShape, settings: LearnerSettings, room: Room, mode: Re
 
 
 def _room_of(settings: LearnerSettings, room: Room) -> int:
-    return room.for_rank(settings.training.ranks)
+    return room.for_rank(settings.training.ranks_per_node)

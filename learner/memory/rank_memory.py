@@ -2,7 +2,7 @@
 
 The highest moment is in the backward pass of a step's second micro-batch: weights, gradients and moments are there, the
 activations that all layers keep, and what either the loss or one decoder layer computes with, whichever is more. With P
-parameters on n ranks, T tokens in a micro-batch, V the vocabulary, H the hidden size:
+parameters on n ranks that share them, T tokens in a micro-batch, V the vocabulary, H the hidden size:
 
     weights        float32 (Micikevicius et al., arXiv 1710.03740)                      4 P / n
     gradients      float32                                                              4 P / n
@@ -113,7 +113,8 @@ def estimate_rank(
     shape: ModelShape, settings: LearnerSettings, *, device: Device, recomputation: Recomputation
 ) -> RankMemory:
     """Of the rank that needs most: rank 0, which publishes."""
-    training, ranks = settings.training, settings.training.ranks
+    training = settings.training
+    ranks = ranks_that_share(settings)
     adapters = adapter_parameters(shape, settings.lora.rank)
     trained = adapters or shape.parameters
     frozen_bytes = _frozen_bytes(shape, device) if adapters else 0
@@ -133,6 +134,12 @@ def estimate_rank(
         published=_published(shape, ranks, device, with_adapters=bool(adapters)),
         libraries=LIBRARIES_BYTES[device],
     )
+
+
+def ranks_that_share(settings: LearnerSettings) -> int:
+    """How many ranks weights, gradients and moments are shared out over."""
+    training = settings.training
+    return training.ranks if training.sharding == "all" else training.ranks_per_node
 
 
 def tokens_at_once(settings: LearnerSettings) -> int:

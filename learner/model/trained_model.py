@@ -25,7 +25,7 @@ from learner.model.attention import packing_arguments
 from learner.model.flops import Cost
 from learner.model.kernels.vocabulary_loss import Head, summed_loss
 from learner.model.packing import MicroBatch, filler_batch
-from learner.model.published_shards import PublishedShards
+from learner.parallel.published_shards import PublishedShards
 from learner.parallel.ranks import Order, Ranks
 from learner.parallel.sharding import gather, sharding_groups
 
@@ -91,7 +91,7 @@ class _ScoringHead(torch.nn.Module):
     def forward(self, x: torch.Tensor, losses: Callable[..., TokenLosses] | None = None) -> Any:
         """The layer's own forward, or `losses`(x, weight, bias)."""
         if losses is None:
-            return super().forward(x)  # type: ignore[misc]
+            return super().forward(x)
         for parameter in self.parameters(recurse=False):
             if parameter.requires_grad and parameter.is_leaf:
                 parameter.grad_dtype = torch.float32  # the sum over thousands of tokens, also of a copy in 16 bits

@@ -60,7 +60,7 @@ def shard_module(
 def _device_mesh(ranks: Ranks, device: torch.device) -> DeviceMesh:
     """The ranks' mesh; a process that is the only rank makes a group of its own, over which nothing is sent."""
     if ranks.size == 1 and not dist.is_initialized():
-        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     return ranks.device_mesh(device)
 
 
@@ -97,7 +97,7 @@ def sharded_like(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     )
     meta = TensorMeta(torch.Size(whole), torch.empty(whole, device="meta").stride(), rows.dtype)
     spec = DTensorSpec(tensor.device_mesh, tensor.placements, tensor_meta=meta)
-    return DTensor(rows, spec, requires_grad=False)
+    return DTensor(rows, spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
@@ -111,12 +111,13 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def first_local_row(tensor: torch.Tensor) -> int:
-    """Index in the whole tensor of this rank's first row: rank * ceil(rows / ranks), as FSDP2 splits (torch.chunk)."""
+    """Index in the whole tensor of this rank's first row: shard * ceil(rows / shards), as FSDP2 splits them."""
     if not isinstance(tensor, DTensor):
         return 0
-    assert tensor.placements == (Shard(0),), "FSDP2 shards by rows"
-    mesh = tensor.device_mesh
-    return min(mesh.get_local_rank() * -(-tensor.shape[0] // mesh.size()), tensor.shape[0])
+    *replicated, sharded = tensor.placements
+    assert sharded == Shard(0) and replicated in ([], [Replicate()]), "FSDP2 shards by rows, within a node or over all"
+    mesh, dimension = tensor.device_mesh, len(replicated)
+    return min(mesh.get_local_rank(dimension) * -(-tensor.shape[0] // mesh.size(dimension)), tensor.shape[0])
 
 
 def own_part(tensor: torch.Tensor, *, is_leader: bool) -> tuple[torch.Tensor, int] | None:

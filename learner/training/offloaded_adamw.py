@@ -46,7 +46,7 @@ class OffloadedAdamW(torch.optim.Optimizer):
         self._device = parameters[0].device
         self._largest = min(PIECE_ELEMENTS, max(p.numel() for p in parameters))
         on_gpu = self._device.type == "cuda"
-        self._arriving, self._leaving = (torch.cuda.Stream(self._device) if on_gpu else None for _ in range(2))
+        self._arriving, self._leaving = (_stream(self._device) if on_gpu else None for _ in range(2))
         for p in parameters:
             moments = {key: torch.zeros(p.shape, pin_memory=on_gpu) for key in MOMENTS}
             self.state[p] = {"step": torch.zeros((), device=p.device)} | moments
@@ -115,6 +115,10 @@ class OffloadedAdamW(torch.optim.Optimizer):
         if self._device.type != "cuda":
             return None
         return (stream or torch.cuda.current_stream(self._device)).record_event()
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _wait(mark: Any) -> None:

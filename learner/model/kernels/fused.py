@@ -51,13 +51,15 @@ class _SwiGLU(torch.nn.Module):
 @torch.library.custom_op("sept::swiglu", mutates_args=())
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(g) u, of one shape and type."""
-    return _on(gate, _swiglu)(gate, up)
+    out: torch.Tensor = _on(gate, _swiglu)(gate, up)
+    return out
 
 
 @torch.library.custom_op("sept::swiglu_backward", mutates_args=())
 def swiglu_backward(slope: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of g and u from that of silu(g) u."""
-    return _on(gate, _swiglu_backward)(slope, gate, up)
+    gradients: tuple[torch.Tensor, torch.Tensor] = _on(gate, _swiglu_backward)(slope, gate, up)
+    return gradients
 
 
 def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -114,9 +114,9 @@ def _adapt_torch() -> None:
     }
     for name, answer in answers.items():
         setattr(cuda, name, answer)
-    torch._C._cuda_getCurrentRawStream = lambda *_: 0  # type: ignore[attr-defined]
+    torch._C._cuda_getCurrentRawStream = lambda *_: 0
     # A build for CPU has no kernels of their own for these on CUDA and would take them apart, which a GPU does not.
-    library = torch.library.Library("aten", "IMPL")
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for operator in WHOLE:
         library.impl(operator, _never_called, "CUDA")
     _KEPT.append(library)

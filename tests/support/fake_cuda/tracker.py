@@ -29,7 +29,7 @@ FREE = (
 """Operators that move nothing."""
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within its block every operator is seen. Put it inside a FakeTensorMode.
 
     with FakeTensorMode(allow_non_fake_inputs=True), Tracker() as tracker:
@@ -38,7 +38,7 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         """Bytes alive on the device."""
         self.peak = 0
