@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from services import durable
 from services.contracts import FileEntry, FileKind, WeightManifest
 from services.errors import VersionNotFoundError, WeightError
-from services.tensors import RawTensor, Tensors, read_safetensors, write_safetensors
+from services.tensors import RawTensor, Tensors, digest_file, read_safetensors, write_safetensors
 from services.time_accounting import StateClock
 from services.weights.chain import apply_change, change_of, verify_tensors
 from services.weights.client import WeightClient
@@ -208,7 +208,7 @@ class WeightMirror:
 
     async def _fetch(self, manifest: WeightManifest, entry: FileEntry, folder: Path) -> Path:
         path = folder / entry.digest
-        if await asyncio.to_thread(path.exists):
+        if await asyncio.to_thread(_is_whole, path, entry):
             return path
         return await self._downloads.fetch(manifest.weight_version, entry, path)
 
@@ -266,6 +266,11 @@ def _build(
 
 def _is_base(base: _Base | None, step: WeightManifest) -> bool:
     return base is not None and base.digest == step.parent_digest
+
+
+def _is_whole(path: Path, entry: FileEntry) -> bool:
+    """Whether an earlier process left the file, and nothing has happened to it since."""
+    return path.exists() and digest_file(path) == entry.digest
 
 
 def _empty(folder: Path) -> None:

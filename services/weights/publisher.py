@@ -37,6 +37,7 @@ from services.weights.reader import (
     MAX_VERSION,
     SNAPSHOT_NAME,
     WeightReader,
+    sealed,
 )
 
 ANCHOR_EVERY = 20
@@ -215,6 +216,11 @@ class WeightPublisher(WeightReader):
             durable.fsync_folder(self.folder)
         shutil.rmtree(outgoing)
 
+    @property
+    def last_published(self) -> WeightManifest | None:
+        """What this process published last, whatever has become of its files."""
+        return self._newest
+
     def held(self) -> tuple[WeightManifest, Tensors] | None:
         """The version published last, if its tensors are in memory, here or in the encoder's process."""
         if self._last is not None or self._newest is None or self._encoder is None:
@@ -244,7 +250,7 @@ class WeightPublisher(WeightReader):
             canaries=tuple(canaries),
             created_at=time.time(),
         )
-        durable.write_file(folder / MANIFEST_NAME, manifest.model_dump_json())
+        durable.write_file(folder / MANIFEST_NAME, sealed(manifest))
         return manifest
 
     def retire(self) -> None:
