@@ -112,8 +112,9 @@ def start_generator(settings: Settings, generator_id: str) -> None:
         services_url=url,
         token=token_of(settings),
         lease_s=settings.redis.lease_s,
-        # an address of the folder may be that of another run by now
-        run_id=folder.run_id if found is not None and found.services_url == url else None,
+        # an address of the folder may be that of another program by now
+        identity=folder.run_identity if found is not None and found.services_url == url else None,
+        tls_cert=settings.services.tls_cert,
     )
     asyncio.run(
         run_generator(

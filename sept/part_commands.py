@@ -58,7 +58,7 @@ def generator(*, config: Config, id: str | None = None, sets: Sets = ()) -> None
     """
     from deploy.parts import own_generator_id, start_generator
 
-    start_generator(_joined(config, sets), id or own_generator_id())
+    start_generator(_joined(config, sets, as_generator=True), id or own_generator_id())
 
 
 def evaluator(*, config: Config, sets: Sets = ()) -> int:
@@ -68,10 +68,10 @@ def evaluator(*, config: Config, sets: Sets = ()) -> int:
     return exit_codes.of_outcome(start_evaluator(_joined(config, sets)))
 
 
-def _joined(config: Path, sets: tuple[str, ...]) -> Settings:
+def _joined(config: Path, sets: tuple[str, ...], *, as_generator: bool = False) -> Settings:
     """The settings of a part that works on without its terminal: it drains when that is closed."""
     from deploy.load_settings import load
 
     work_unattended(by_thread=False)
     hang_up_means(signal.SIGTERM)
-    return load(config, sets, join=True)
+    return load(config, sets, join=True, as_generator=as_generator)

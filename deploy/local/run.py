@@ -64,7 +64,8 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
             return None
         redis, where, port = _choose_endpoints(settings, folder)
         endpoints.write(folder, where)
-        nearby = where.model_copy(update={"services_url": reachable_url(settings.services.host, port)})
+        at = reachable_url(settings.services.host, port, tls=settings.services.tls_key is not None)
+        nearby = where.model_copy(update={"services_url": at})
         try:
             async with RunClient(nearby, of_run=folder) as client:
                 with Progress(folder, client, console) as progress:
@@ -225,13 +226,32 @@ def _choose_endpoints(settings: Settings, folder: RunFolder) -> tuple[EmbeddedRe
             f"services.port {port} on {settings.services.host} is taken by another program",
             hint="stop that program, or set services.port to another port (0 takes a free one)",
         )
-    token = token_of(settings)
-    url = settings.services.url or reachable_url(settings.services.host, port)
+    where = Endpoints(
+        redis_url=settings.redis.url.get_secret_value() if settings.redis.url else "",
+        services_url=settings.services.url
+        or reachable_url(settings.services.host, port, tls=settings.services.tls_key is not None),
+        token=token_of(settings),
+        generator_redis_url=settings.redis.generator_url.get_secret_value() if settings.redis.generator_url else None,
+        generator_token=_generator_token(settings),
+        watch_token=settings.services.watch_token.get_secret_value() if settings.services.watch_token else None,
+        tls_cert=settings.services.tls_cert and settings.services.tls_cert.resolve(),
+    )
     if settings.redis.url is not None:
-        return None, Endpoints(redis_url=settings.redis.url.get_secret_value(), services_url=url, token=token), port
+        return None, where, port
     redis_port = _port_of(before.redis_url if before else None, LOOPBACK)
-    redis = EmbeddedRedis(folder.redis, redis_port, secrets.token_urlsafe(24))
-    return redis, Endpoints(redis_url=redis.url, services_url=url, token=token), port
+    redis = EmbeddedRedis(
+        folder.redis, redis_port, secrets.token_urlsafe(24), generator_password=secrets.token_urlsafe(24)
+    )
+    urls = {"redis_url": redis.url, "generator_redis_url": redis.generator_url}
+    return redis, where.model_copy(update=urls), port
+
+
+def _generator_token(settings: Settings) -> str | None:
+    """The token of generators; one is drawn for this start where the services have tokens at all."""
+    given = settings.services.generator_token
+    if given is not None:
+        return given.get_secret_value()
+    return secrets.token_urlsafe(24) if settings.services.token is not None else None
 
 
 def _port_of(url: str | None, host: str) -> int:

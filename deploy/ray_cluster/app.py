@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from deploy.ray_cluster.defaults import DOWNSCALE_AFTER_S, MIN_GENERATORS, SERVE
 from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services
 from deploy.resolved_settings import to_resolved
 from deploy.same_code import code_digest
-from deploy.settings import Settings, redis_url, require, token_of
+from deploy.settings import Settings, require
 from learner.config import TrainingConfig
 from learner.input_checks import check_inputs
 from services.errors import ConfigError, UnavailableError
@@ -84,6 +85,7 @@ def build_application(settings: Settings, options: Options, resources: dict[str,
     """Three deployments, placed on what the cluster has."""
     settings = settings_for_ray(settings, options)
     run = RayRun(to_resolved(settings), _environment(settings), code_digest())
+    for_generators = replace(run, environment=_environment_of_generators(settings))
     store = store_resource({**resources, **({STORE: 1.0} if options.on_store else {})}, nodes)
     gpus = options.gpus if options.gpus is not None else resources.get("GPU", 0) > 0
     drain_s = settings.deadlines.drain_s + GRACE_S
@@ -109,7 +111,7 @@ def build_application(settings: Settings, options: Options, resources: dict[str,
         **common,
     )
     services = deployment(Services, name="services", ray_actor_options={"num_cpus": 0, "resources": store}, **common)
-    bound: Application = services.bind(run, learner.bind(run), generator.bind(run))
+    bound: Application = services.bind(run, learner.bind(run), generator.bind(for_generators))
     return bound
 
 
@@ -194,13 +196,26 @@ def store_resource(resources: dict[str, float], nodes: int) -> dict[str, float]:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    token = token_of(settings)
-    assert token is not None
-    return {
-        "SEPT_RUN__DIR": str(settings.run.dir.resolve()),
-        "SEPT_REDIS__URL": redis_url(settings),
-        "SEPT_SERVICES__TOKEN": token,
+    """Addresses and secrets of services and learner. Ray's dashboard does not show what replicas are made of."""
+    services = settings.services
+    secrets = {
+        "SEPT_REDIS__URL": settings.redis.url,
+        "SEPT_SERVICES__TOKEN": services.token,
+        "SEPT_SERVICES__GENERATOR_TOKEN": services.generator_token,
+        "SEPT_SERVICES__WATCH_TOKEN": services.watch_token,
     }
+    given = {name: secret.get_secret_value() for name, secret in secrets.items() if secret is not None}
+    return {"SEPT_RUN__DIR": str(settings.run.dir.resolve()), **given}
+
+
+def _environment_of_generators(settings: Settings) -> dict[str, str]:
+    """What generators need, with the token and the Redis user of their role where the settings give them."""
+    services, redis = settings.services, settings.redis
+    secrets = {
+        "SEPT_REDIS__URL": redis.generator_url or redis.url,
+        "SEPT_SERVICES__TOKEN": services.generator_token or services.token,
+    }
+    return {name: secret.get_secret_value() for name, secret in secrets.items() if secret is not None}
 
 
 def _alive_nodes() -> list[dict[str, Any]]:

@@ -35,10 +35,12 @@ from deploy.ray_cluster.scaling import METRIC
 from deploy.same_code import code_digest, sept_command
 from deploy.settings import Settings, redis_url, services_url, token_of
 from learner.parallel import launch_env
+from services.api.tokens import Role
 from services.app import create_app
 from services.errors import ConfigError, UnavailableError
 from services.logs import configure_logs
 from services.run_folder import RunFolder
+from services.server import tokens_of
 from services.streams.connection import Keys, connect_async
 from services.weights.reader import WeightReader
 
@@ -85,6 +87,7 @@ class Services:
             settings = run.settings(Path(folder))
         run_folder = RunFolder(settings.run.dir).create()
         keys = Keys(run_folder.run_id)
+        role_tokens = tokens_of(settings.services)
         where = endpoints_of(settings)
         self._redis = await connect_async(where.redis_url, deadline_s=settings.deadlines.startup_s)
         self._app = create_app(
@@ -92,7 +95,8 @@ class Services:
             store=WeightReader(run_folder.weights, keys.run_id),
             redis=self._redis,
             keys=keys,
-            token=where.token,
+            token=role_tokens.pop(Role.STEER, None),
+            role_tokens=role_tokens,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

