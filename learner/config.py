@@ -104,7 +104,11 @@ class TrainingConfig(Section):
     device: str = "auto"
     """Torch device of the learner; auto: CUDA if there is a device, else the CPU."""
     ranks: int = Field(default=1, ge=1)
-    """Processes that train together on one machine, a device each; they shard weights, gradients and moments."""
+    """Processes that train together, a device each, those of all nodes; they shard weights, gradients and moments."""
+    nodes: int = Field(default=1, ge=1)
+    """Hosts with the same number of ranks each; `sept learner --node K` starts those of one."""
+    sharding: Literal["all", "node"] = "all"
+    """all: over all ranks; node: over the ranks of a node, and every node holds a copy (HSDP), for slow networks."""
     gradient_checkpointing: GradientCheckpointing = "off"
     """What the backward pass computes again to save memory. off: nothing; light: all but matrix products and attention;
     full: everything."""
@@ -117,6 +121,20 @@ class TrainingConfig(Section):
                 "8 bits stay on the device"
             )
         return self
+
+    @model_validator(mode="after")
+    def _nodes_are_alike(self) -> Self:
+        if self.ranks % self.nodes:
+            raise ValueError(
+                f"training.ranks ({self.ranks}) must be a multiple of training.nodes ({self.nodes}): it counts the "
+                "ranks of all nodes, and each has the same number"
+            )
+        return self
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks on each host."""
+        return self.ranks // self.nodes
 
     @model_validator(mode="after")
     def _cosine_knows_its_end(self) -> Self:

@@ -52,7 +52,7 @@ class Footprint:
 def shape_of(folder: Path) -> Shape:
     """From the headers of the weights and from config.json; ModelError when they cannot be read."""
     tensors = hf_checkpoint.stored_tensors(folder).values()
-    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return Shape(
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),

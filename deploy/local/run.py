@@ -32,7 +32,7 @@ from deploy.settings import ENV_DELIMITER, ENV_PREFIX, FIXED_IN_A_RUN, Settings,
 from learner.input_checks import check_inputs
 from services.api.status import rounds_total
 from services.errors import ConfigError, SeptError, UnavailableError
-from services.net import LOOPBACK, free_port, port_of, reachable_url, why_not_free
+from services.net import LOOPBACK, free_port, hostname_of, is_loopback, port_of, reachable_url, why_not_free
 from services.run_folder import RunFolder
 from services.streams.embedded import EmbeddedRedis
 
@@ -50,6 +50,7 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
     """
     require(settings, *LEADERS[leader])
     check_inputs(settings, leader=leader)
+    _check_other_nodes_can_join(settings)
     folder = RunFolder(settings.run.dir.resolve()).create()
     with run_lock(folder):
         killed = kill_leftovers(folder.path)
@@ -63,7 +64,8 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
             return None
         redis, where, port = _choose_endpoints(settings, folder)
         endpoints.write(folder, where)
-        nearby = where.model_copy(update={"services_url": reachable_url(settings.services.host, port)})
+        at = reachable_url(settings.services.host, port, tls=settings.services.tls_key is not None)
+        nearby = where.model_copy(update={"services_url": at})
         try:
             async with RunClient(nearby, of_run=folder) as client:
                 with Progress(folder, client, console) as progress:
@@ -91,6 +93,18 @@ def _is_finished(settings: Settings, folder: RunFolder, changed: list[str]) -> b
     total = settings.training.rounds or (0 if changed else rounds_total(folder.identity))
     evaluated = not settings.evaluation.every_rounds or folder.evaluation_of(done).results.exists()
     return 0 < total == done and evaluated
+
+
+def _check_other_nodes_can_join(settings: Settings) -> None:
+    """ConfigError when the learner waits for other hosts that reach neither Redis nor the services of this one."""
+    nodes, url = settings.training.nodes, settings.redis.url
+    if nodes > 1 and (url is None or is_loopback(hostname_of(url.get_secret_value()))):
+        raise ConfigError(
+            f"training.nodes is {nodes}, and redis.url is {'not set' if url is None else 'an address of loopback'}: "
+            "the other hosts of the learner cannot reach it",
+            hint="start a Redis with a password on this host's address, and set "
+            "SEPT_REDIS__URL=redis://:PASSWORD@HOST:6379/0 on every host (docs/deployment.md)",
+        )
 
 
 def _note_surplus(folder: RunFolder, log: SupervisorLog) -> None:
@@ -163,7 +177,7 @@ def plan_run(
 ) -> RunPlan:
     """The commands of all parts, each with its log and its share of the machine."""
     gpus, cores = placement.visible_gpus(), len(os.sched_getaffinity(0))
-    count, ranks = max(1, settings.generator.count), settings.training.ranks
+    count, ranks = max(1, settings.generator.count), settings.training.ranks_per_node
 
     def part(name: str, command: tuple[str, ...], env: dict[str, str]) -> ProcessSpec:
         return ProcessSpec(name, command, folder.log_of(name), {**inherited_environment(), **env})
@@ -212,13 +226,32 @@ def _choose_endpoints(settings: Settings, folder: RunFolder) -> tuple[EmbeddedRe
             f"services.port {port} on {settings.services.host} is taken by another program",
             hint="stop that program, or set services.port to another port (0 takes a free one)",
         )
-    token = token_of(settings)
-    url = settings.services.url or reachable_url(settings.services.host, port)
+    where = Endpoints(
+        redis_url=settings.redis.url.get_secret_value() if settings.redis.url else "",
+        services_url=settings.services.url
+        or reachable_url(settings.services.host, port, tls=settings.services.tls_key is not None),
+        token=token_of(settings),
+        generator_redis_url=settings.redis.generator_url.get_secret_value() if settings.redis.generator_url else None,
+        generator_token=_generator_token(settings),
+        watch_token=settings.services.watch_token.get_secret_value() if settings.services.watch_token else None,
+        tls_cert=settings.services.tls_cert and settings.services.tls_cert.resolve(),
+    )
     if settings.redis.url is not None:
-        return None, Endpoints(redis_url=settings.redis.url.get_secret_value(), services_url=url, token=token), port
+        return None, where, port
     redis_port = _port_of(before.redis_url if before else None, LOOPBACK)
-    redis = EmbeddedRedis(folder.redis, redis_port, secrets.token_urlsafe(24))
-    return redis, Endpoints(redis_url=redis.url, services_url=url, token=token), port
+    redis = EmbeddedRedis(
+        folder.redis, redis_port, secrets.token_urlsafe(24), generator_password=secrets.token_urlsafe(24)
+    )
+    urls = {"redis_url": redis.url, "generator_redis_url": redis.generator_url}
+    return redis, where.model_copy(update=urls), port
+
+
+def _generator_token(settings: Settings) -> str | None:
+    """The token of generators; one is drawn for this start where the services have tokens at all."""
+    given = settings.services.generator_token
+    if given is not None:
+        return given.get_secret_value()
+    return secrets.token_urlsafe(24) if settings.services.token is not None else None
 
 
 def _port_of(url: str | None, host: str) -> int:

@@ -118,13 +118,13 @@ def read_model(
 def _empty_module(folder: Path) -> PreTrainedModel:
     """The folder's model in float32 on the meta device, where tensors have shapes and no memory."""
     try:
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if getattr(config, "quantization_config", None):
             raise ModelError(
                 f"{folder} holds quantised weights, which cannot be trained", hint="use the model's unquantised release"
             )
         with torch.device("meta"), initialization.meta_device_safe_creation_ops():
-            options = {"dtype": torch.float32, "attn_implementation": PACKED_ATTENTION}
+            options = {"dtype": torch.float32, "attn_implementation": PACKED_ATTENTION, "trust_remote_code": False}
             module: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-untyped-call]
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise ModelError(

@@ -25,7 +25,7 @@ from learner.model.attention import packing_arguments
 from learner.model.flops import Cost
 from learner.model.kernels.vocabulary_loss import Head, summed_loss
 from learner.model.packing import MicroBatch, filler_batch
-from learner.model.published_shards import PublishedShards
+from learner.parallel.published_shards import PublishedShards
 from learner.parallel.ranks import Order, Ranks
 from learner.parallel.sharding import gather, sharding_groups
 

@@ -108,12 +108,13 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def first_local_row(tensor: torch.Tensor) -> int:
-    """Index in the whole tensor of this rank's first row: rank * ceil(rows / ranks), as FSDP2 splits (torch.chunk)."""
+    """Index in the whole tensor of this rank's first row: shard * ceil(rows / shards), as FSDP2 splits them."""
     if not isinstance(tensor, DTensor):
         return 0
-    assert tensor.placements == (Shard(0),), "FSDP2 shards by rows"
-    mesh = tensor.device_mesh
-    return min(mesh.get_local_rank() * -(-tensor.shape[0] // mesh.size()), tensor.shape[0])
+    *replicated, sharded = tensor.placements
+    assert sharded == Shard(0) and replicated in ([], [Replicate()]), "FSDP2 shards by rows, within a node or over all"
+    mesh, dimension = tensor.device_mesh, len(replicated)
+    return min(mesh.get_local_rank(dimension) * -(-tensor.shape[0] // mesh.size(dimension)), tensor.shape[0])
 
 
 def own_part(tensor: torch.Tensor, *, is_leader: bool) -> tuple[torch.Tensor, int] | None:

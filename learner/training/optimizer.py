@@ -84,7 +84,9 @@ class Optimizer:
     def _state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         """(parameter, key, tensor) of all that a checkpoint keeps."""
         for name, p in self._parameters.items():
-            for key, value in self._state_of(name).items():
+            state = self._state_of(name)
+            for key in sorted(state):  # the same order on every rank
+                value = state[key]
                 if key not in CONSTANT:
                     tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
                     yield name, key, tensor if tensor.ndim == 0 else sharded_like(p, tensor)

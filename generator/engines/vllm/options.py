@@ -31,6 +31,8 @@ def engine_arguments(
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     return AsyncEngineArgs(
         model=str(model_folder),
+        trust_remote_code=False,
+        load_format="safetensors",  # never a file whose reading runs code
         skip_tokenizer_init=not config.chat,
         generation_config="vllm",
         dtype=_engine_type(config, published_types),
