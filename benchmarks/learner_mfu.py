@@ -2,8 +2,8 @@
 
     python -m benchmarks.learner_mfu --json
 
-Models of the shapes of Qwen2.5-0.5B and 1.5B with random weights, bf16 products over float32 weights, whole optimizer
-steps (forward, backward, clipping, AdamW), of which the first round is not timed. Operations are those of
+Models of the shapes of Qwen2.5-0.5B, 1.5B and 7B with random weights, bf16 computation over float32 weights, whole
+optimizer steps (forward, backward, clipping, AdamW), of which the first round is not timed. Operations are those of
 `learner/model/flops.py`: recomputation does not count. `--peak-tflops` is for devices that PEAK_TFLOPS does not list.
 """
 
@@ -48,6 +48,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 12,
         "num_key_value_heads": 2,
     },
+    "7b": QWEN
+    | {
+        "vocab_size": 152_064,
+        "tie_word_embeddings": False,
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    },
 }
 MEDIAN_TOKENS = (150, 1200)
 """Of prompt and response: worked solutions of competition problems."""
@@ -91,9 +101,7 @@ def measure(folder: Path, config: TrainingConfig, peak: float, *, rounds: int = 
     model = load_model(str(folder), device=config.device, gradient_checkpointing=config.gradient_checkpointing)
     trainer = Trainer(model, config)
     flops = seconds = tokens = 0.0
-    for number, rollouts in enumerate(
-        rounds_of(model.loss_module.head.weight.shape[0], rounds, config.prompts_per_round)
-    ):
+    for number, rollouts in enumerate(rounds_of(model.loss_module.vocabulary, rounds, config.prompts_per_round)):
         stats = trainer.train_round(map(TrainingSample, rollouts))
         if number:
             lengths = tuple(int(r.prompt_tokens.size + r.response_tokens.size) - 1 for r in rollouts)
@@ -110,10 +118,11 @@ def measure(folder: Path, config: TrainingConfig, peak: float, *, rounds: int = 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", default=["0.5b", "1.5b"], choices=list(SHAPES))
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
     parser.add_argument("--prompts", type=int, default=128, help="of a round of two optimizer steps")
     parser.add_argument("--gradient-checkpointing", default="off", choices=["off", "light", "full"])
+    parser.add_argument("--optimizer-offload", action="store_true", help="7b on one GPU needs it")
     parser.add_argument("--peak-tflops", type=float)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
@@ -123,6 +132,7 @@ def main() -> None:
         learning_rate=LEARNING_RATE,
         micro_batch_tokens=args.micro_batch_tokens,
         gradient_checkpointing=args.gradient_checkpointing,
+        optimizer_offload=args.optimizer_offload,
         device="cuda",
     )
     results = {}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
+from blake3 import blake3
 from pydantic import BaseModel, model_validator
 from pydantic.fields import FieldInfo
 
@@ -141,6 +143,24 @@ def redis_url(settings: Settings) -> str:
             hint="start the run with `sept run`, or set redis.url to the Redis that the other parts use",
         )
     return settings.redis.url.get_secret_value()
+
+
+def digests_for_ranks(settings: Settings) -> dict[str, str]:
+    """Section -> BLAKE3 of its values, of the sections that all ranks of a learner must agree on.
+
+    A local model may be elsewhere on another host: it counts by its config.json and the sizes of its files.
+    """
+    model = settings.model.model_copy(update={"path": _model_in_words(Path(settings.model.path))})
+    sections = {"model": model, "training": settings.training, "lora": settings.lora}
+    return {name: blake3(section.model_dump_json().encode()).hexdigest()[:16] for name, section in sections.items()}
+
+
+def _model_in_words(path: Path) -> str:
+    config = path / "config.json"
+    if not config.is_file():
+        return str(path)  # of the hub
+    sizes = sorted(f"{file.name} {file.stat().st_size}" for file in path.glob("*.safetensors"))
+    return "\n".join([config.read_text(errors="replace"), *sizes])
 
 
 def require(settings: Settings, *keys: str) -> None:

@@ -25,8 +25,11 @@ from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.tasks import TaskLeaser
 from services.time_accounting import StateClock
 from services.weights.client import WeightClient
+from services.weights.host_downloads import HostDownloads
 from services.weights.mirror import WeightMirror
 
+DOWNLOADS = ".downloads"
+"""Folder beside the generators' mirrors for what those of one host fetch once."""
 SAME_STOP_S = 1.0
 """Signals this close together are one request: systemd sends its own to a part that the supervisor stops, too."""
 
@@ -76,7 +79,7 @@ async def run_generator(
         generator = Generator(
             generator_id,
             engine,
-            WeightMirror(cache, client),
+            WeightMirror(cache, client, HostDownloads(cache.parent / DOWNLOADS, client)),
             client,
             TaskLeaser(redis, keys, generator_id, peers.lease_s),
             AsyncHeartbeats(redis, keys),

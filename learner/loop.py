@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -121,17 +122,17 @@ class Loop:
     def run(self) -> Outcome:
         """Train to the last round, or until asked to stop before it."""
         if self.repair is not None:
-            self.publisher.call(self.repair.at_start).result()
+            self.publisher.call(partial(self.repair.at_start, resumed=self.resumed is not None)).result()
         self._begin_from(self.resumed)
         if self.reports is not None:
             self.reports.start()
         self._round_began = time.monotonic()
         self.reporter.enter("training")  # but for what is accounted as a wait or as something else
         self._run_rounds()
-        self._report_lost_records()
         outcome = Outcome.STOPPED
         if self._is_over():
             outcome = Outcome.FINISHED
+            self._report_lost_records()  # a learner that is asked to stop has no time for it
         elif self._stopping.is_set():
             outcome = Outcome.INTERRUPTED
         log.info(outcome.value, weight_version=self._version)

@@ -12,7 +12,7 @@ evaluations/     one folder an evaluated version
 exports/         versions as Hugging Face model folders that people asked for
 model/           the model that the demo trained or that an evaluation reads, as a Hugging Face folder
 weights/         published versions
-mirrors/         one folder a generator: its verified copy of the published weights
+mirrors/         one folder a generator: its verified copy of the published weights; .downloads is for all of a host
 checkpoints/     what the learner resumes from
 logs/            one file a part
 tensorboard/     event files; Weights & Biases adds wandb/, and MLflow keeps its files elsewhere
@@ -126,8 +126,8 @@ class RunFolder:
         self.learner_epoch = path / "learner.epoch"
         """Number of the learner that may write here, see `services.streams.fence`."""
 
-    def create(self) -> RunFolder:
-        """Make the folder, its parts and its identity where they are missing."""
+    def create(self, run_id: str | None = None) -> RunFolder:
+        """Make the folder, its parts and its identity where they are missing; `run_id`: of a run begun elsewhere."""
         with durable.explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.identity.exists() and self.path.stat().st_uid == os.geteuid():  # a volume may be another's
@@ -137,9 +137,10 @@ class RunFolder:
         if self._is_damaged() and (known := self._known_run_id()):
             durable.write_file(self.identity, json.dumps({"run_id": known}) + "\n")
         if not self.identity.exists():
-            run_id = f"{self.path.resolve().name[:40] or 'run'}-{uuid.uuid4().hex[:8]}"
-            safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in run_id).lstrip("._-")
-            durable.create_file(self.identity, json.dumps({"run_id": safe}) + "\n")  # parts may come first together
+            drawn = f"{self.path.resolve().name[:40] or 'run'}-{uuid.uuid4().hex[:8]}"
+            safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in drawn).lstrip("._-")
+            text = json.dumps({"run_id": run_id or safe}) + "\n"
+            durable.create_file(self.identity, text)  # parts may come first together
         if not self.identity_key.exists():
             durable.create_file(self.identity_key, secrets.token_hex(32) + "\n", mode=0o600)
         return self

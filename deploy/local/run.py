@@ -32,7 +32,7 @@ from deploy.settings import ENV_DELIMITER, ENV_PREFIX, FIXED_IN_A_RUN, Settings,
 from learner.input_checks import check_inputs
 from services.api.status import rounds_total
 from services.errors import ConfigError, SeptError, UnavailableError
-from services.net import LOOPBACK, free_port, port_of, reachable_url, why_not_free
+from services.net import LOOPBACK, free_port, hostname_of, is_loopback, port_of, reachable_url, why_not_free
 from services.run_folder import RunFolder
 from services.streams.embedded import EmbeddedRedis
 
@@ -50,6 +50,7 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
     """
     require(settings, *LEADERS[leader])
     check_inputs(settings, leader=leader)
+    _check_other_nodes_can_join(settings)
     folder = RunFolder(settings.run.dir.resolve()).create()
     with run_lock(folder):
         killed = kill_leftovers(folder.path)
@@ -92,6 +93,18 @@ def _is_finished(settings: Settings, folder: RunFolder, changed: list[str]) -> b
     total = settings.training.rounds or (0 if changed else rounds_total(folder.identity))
     evaluated = not settings.evaluation.every_rounds or folder.evaluation_of(done).results.exists()
     return 0 < total == done and evaluated
+
+
+def _check_other_nodes_can_join(settings: Settings) -> None:
+    """ConfigError when the learner waits for other hosts that reach neither Redis nor the services of this one."""
+    nodes, url = settings.training.nodes, settings.redis.url
+    if nodes > 1 and (url is None or is_loopback(hostname_of(url.get_secret_value()))):
+        raise ConfigError(
+            f"training.nodes is {nodes}, and redis.url is {'not set' if url is None else 'an address of loopback'}: "
+            "the other hosts of the learner cannot reach it",
+            hint="start a Redis with a password on this host's address, and set "
+            "SEPT_REDIS__URL=redis://:PASSWORD@HOST:6379/0 on every host (docs/deployment.md)",
+        )
 
 
 def _note_surplus(folder: RunFolder, log: SupervisorLog) -> None:
@@ -164,7 +177,7 @@ def plan_run(
 ) -> RunPlan:
     """The commands of all parts, each with its log and its share of the machine."""
     gpus, cores = placement.visible_gpus(), len(os.sched_getaffinity(0))
-    count, ranks = max(1, settings.generator.count), settings.training.ranks
+    count, ranks = max(1, settings.generator.count), settings.training.ranks_per_node
 
     def part(name: str, command: tuple[str, ...], env: dict[str, str]) -> ProcessSpec:
         return ProcessSpec(name, command, folder.log_of(name), {**inherited_environment(), **env})

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
 from learner.config import GradientCheckpointing
-from learner.model import attention, onednn_linear
+from learner.model import attention
+from learner.model.kernels import onednn_linear
 
 SAVED_OPERATORS = [*onednn_linear.KERNELS, *attention.KERNELS]
 """Operators whose outputs `light` keeps."""

@@ -155,6 +155,11 @@ class Keys:
         """Hash: what people request besides, flags and versions."""
         return self._name("control")
 
+    @property
+    def ranks(self) -> str:
+        """Start of the keys by which a learner of several processes meets (`services.streams.nodes`)."""
+        return self._name("ranks")
+
 
 _CODE = re.compile(r"(?:^|caused error: (?:\(')?|user_script:\d+: -?)([A-Z]{3,})\b")
 

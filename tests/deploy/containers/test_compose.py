@@ -132,6 +132,11 @@ def test_a_learner_on_cpu_gets_the_environment_that_sept_run_gives_it(services: 
     assert services["learner"]["environment"].items() >= ON_CPU.items()
 
 
+def test_a_learner_has_a_gpu_for_each_rank_and_memory_to_share_between_them(services: dict[str, Any]) -> None:
+    assert services["learner-gpu"]["environment"]["SEPT_GPUS"] == "${SEPT_LEARNER_GPUS:-1}"
+    assert services["learner-gpu"]["shm_size"] == services["learner"]["shm_size"] == "8g"
+
+
 def test_every_setting_in_the_environment_exists(services: dict[str, Any]) -> None:
     for name in OURS:
         given = {key: str(value) for key, value in services[name]["environment"].items()}

@@ -18,7 +18,7 @@ from tests.support.redis_users import assert_generators_user
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "deploy/containers/kubernetes"
-FILES = ("sept.yaml", "rayservice.yaml")
+FILES = ("sept.yaml", "learner-nodes.yaml", "rayservice.yaml")
 LINT = """
 extends: default
 rules:
@@ -54,10 +54,39 @@ def test_the_file_is_clean_yaml(name: str) -> None:
     assert not [f"{problem.line}: {problem.desc}" for problem in problems]
 
 
-def test_core_kinds_follow_the_api_servers_schemas() -> None:
+@pytest.mark.parametrize("name", ["sept.yaml", "learner-nodes.yaml"])
+def test_core_kinds_follow_the_api_servers_schemas(name: str) -> None:
     validator = pytest.importorskip("kubernetes_validate")
-    for manifest in manifests("sept.yaml"):
+    for manifest in manifests(name):
         validator.validate(manifest, "1.31", strict=True)
+
+
+def test_the_validator_refuses_what_the_api_server_would() -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    (job,) = [manifest for manifest in manifests("learner-nodes.yaml") if manifest["kind"] == "Job"]
+    job["spec"]["completionsMode"] = job["spec"].pop("completionMode")
+    with pytest.raises(validator.ValidationError, match="completionsMode"):
+        validator.validate(job, "1.31", strict=True)
+
+
+def test_a_learner_of_several_nodes_is_a_pod_for_each_with_a_gpu_for_each_rank() -> None:
+    (job,) = [manifest for manifest in manifests("learner-nodes.yaml") if manifest["kind"] == "Job"]
+    spec, (container,) = job["spec"], job["spec"]["template"]["spec"]["containers"]
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"] == int(container["args"][container["args"].index("--nodes") + 1])
+    assert container["args"][-2:] == ["--node", "$(JOB_COMPLETION_INDEX)"]
+    said = (FOLDER / "learner-nodes.yaml").read_text().splitlines()[0]
+    assert f"ranks = {spec['completions'] * int(container['resources']['limits']['nvidia.com/gpu'])}" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("sept.yaml", "learner"), ("learner-nodes.yaml", "learner-nodes"), ("rayservice.yaml", "store")]
+)
+def test_ranks_share_memory_beyond_a_containers_default(name: str, part: str) -> None:
+    (volume,) = [volume for volume in pods(name)[part]["volumes"] if volume["name"] == "shm"]
+    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    (container,) = pods(name)[part]["containers"]
+    assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
 
 
 @pytest.mark.parametrize(("name", "part"), EVERY_POD)

@@ -52,6 +52,13 @@ async def test_a_run_needs_a_model(tmp_path: Path) -> None:
         await start(settings_of(tmp_path, "model.path="))
 
 
+@pytest.mark.parametrize("sets", [(), ("redis.url=redis://:secret@localhost:1",)])
+async def test_a_redis_that_the_other_hosts_cannot_reach_is_refused(tmp_path: Path, sets: tuple[str, ...]) -> None:
+    settings = settings_of(tmp_path, "training.ranks=4", "training.nodes=2", *sets)
+    with pytest.raises(ConfigError, match=r"training\.nodes is 2, and redis\.url is (not set|an address of loopback)"):
+        await start(settings)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "found"),
     [
