@@ -14,7 +14,7 @@ pytestmark = [needs_compiler, pytest.mark.timeout(900)]
 GIB = 2**30
 SMALL: dict[str, Any] = {"model": SHAPES["0.5b"]}
 LARGE: dict[str, Any] = {"model": SHAPES["7b"], "gradient_checkpointing": "full"}
-SHALLOW = {"model": SHAPES["7b"] | {"num_hidden_layers": 2}, "gradient_checkpointing": "full"}
+SHALLOW: dict[str, Any] = {"model": SHAPES["7b"] | {"num_hidden_layers": 2}, "gradient_checkpointing": "full"}
 
 SCENARIOS = {
     "off": Scenario(**SMALL),
