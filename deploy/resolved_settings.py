@@ -106,4 +106,5 @@ def _absolute(key: str, value: Any) -> Any:
         return tuple(f"{name}{equals}{_absolute('data.path', path)}" for name, equals, path in named)
     if key == "data.path":
         return absolute_source(value)
-    return str(Path(value).resolve()) if key == "model.path" and value and Path(value).exists() else value
+    is_file = key in ("services.tls_cert", "services.tls_key") or (key == "model.path" and value)
+    return str(Path(value).resolve()) if is_file and Path(value).exists() else value

@@ -25,6 +25,7 @@ from services.time_accounting import StateClock
 from services.weights.chain import apply_change, change_of, verify_tensors
 from services.weights.client import WeightClient
 from services.weights.delta import Patch
+from services.weights.host_downloads import HostDownloads
 
 WEIGHTS_NAME = "model.safetensors"
 MANIFEST_NAME = "weight_manifest.json"
@@ -77,11 +78,15 @@ class _Route:
 
 
 class WeightMirror:
-    """Holds at most one version, and only a verified one. One process per folder, one `advance` at a time."""
+    """Holds at most one version, and only a verified one. One process per folder, one `advance` at a time.
 
-    def __init__(self, folder: Path, client: WeightClient) -> None:
+    `downloads`: of this host, for mirrors of several generators to share.
+    """
+
+    def __init__(self, folder: Path, client: WeightClient, downloads: HostDownloads | None = None) -> None:
         self._folder = folder
         self._client = client
+        self._downloads = downloads or client
         self._copy: _Copy | None = None
         self._opened = False
 
@@ -205,7 +210,7 @@ class WeightMirror:
         path = folder / entry.digest
         if await asyncio.to_thread(_is_whole, path, entry):
             return path
-        return await self._client.fetch(manifest.weight_version, entry, path)
+        return await self._downloads.fetch(manifest.weight_version, entry, path)
 
     # On disk
 
