@@ -110,7 +110,7 @@ def on_fake_devices(name: str, scenarios: Sequence[dict[str, Any]]) -> Result:
     if done.returncode:
         return Result(name, "failed", done.stderr[-2000:])
     figures = {}
-    for scenario, found in zip(scenarios, json.loads(done.stdout), strict=True):
+    for scenario, found in zip(scenarios, map(json.loads, done.stdout.splitlines()), strict=True):
         what = ", ".join(f"{key} {value}" for key, value in scenario.items())
         figures[what] = {
             "peak_gib": round(max(found["training_peak_bytes"], found["update_peak_bytes"]) / GIB, 1),

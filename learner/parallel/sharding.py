@@ -89,13 +89,10 @@ def sharded_like(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     if not isinstance(tensor, DTensor):
         return rows
     local = local_shard(tensor)
-    # A tensor of scales has as many times fewer elements on every rank.
-    whole = (
-        (tensor.shape[0], *rows.shape[1:])
-        if rows.shape == local.shape
-        else (rows.shape[0] * tensor.device_mesh.size(),)
-    )
-    meta = TensorMeta(torch.Size(whole), torch.empty(whole, device="meta").stride(), rows.dtype)
+    shape = tensor.shape
+    if rows.shape != local.shape:  # scales of blocks, of which every rank has an equal share
+        shape = torch.Size([rows.shape[0] * (tensor.shape[0] // local.shape[0])])
+    meta = TensorMeta(shape, torch.empty(shape, device="meta").stride(), rows.dtype)
     spec = DTensorSpec(tensor.device_mesh, tensor.placements, tensor_meta=meta)
     return DTensor(rows, spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
