@@ -1,3 +1,7 @@
+"""Files and folders are complete or absent, also after a power cut, and what cannot be written says why."""
+
+from __future__ import annotations
+
 import errno
 from pathlib import Path
 
@@ -5,6 +9,9 @@ import pytest
 
 from services import durable
 from services.errors import UnavailableError
+from services.tensors import write_safetensors
+from tests.support.disk_order import disk_order
+from tests.support.weight_samples import first_version
 
 
 def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
@@ -70,3 +77,49 @@ def test_of_several_who_create_a_file_one_does(tmp_path: Path) -> None:
     assert not durable.create_file(tmp_path / "run.json", "second")
     assert (tmp_path / "run.json").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def fill(folder: Path) -> None:
+    """Two files, one of them in a folder of its own, written as libraries write: without an fsync."""
+    (folder / "below").mkdir()
+    (folder / "a").write_text("bytes of a")
+    (folder / "below" / "b").write_text("bytes of b")
+
+
+def test_bytes_are_durable_before_they_get_their_name_and_the_name_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with disk_order(monkeypatch) as order:
+        for name in ("first", "again"):
+            durable.write_file(tmp_path / "file", name)
+        durable.create_file(tmp_path / "once", "x")
+        write_safetensors(tmp_path / "tensors", first_version())
+        with durable.new_folder(tmp_path / "folder") as folder:
+            fill(folder)
+    assert order.finished() == []
+    named = [Path(path).name for verb, path in order.steps if verb == "name"]
+    assert named == ["file", "file", "once", "tensors", "folder"]
+
+
+def test_what_a_new_folder_replaces_goes_when_the_new_name_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with durable.new_folder(tmp_path / "v1") as folder:
+        fill(folder)
+    with disk_order(monkeypatch) as order:
+        with durable.new_folder(tmp_path / "v1") as folder:
+            fill(folder)
+    assert order.finished() == []
+    assert [verb for verb, _ in order.steps][-4:] == ["name", "name", "fsync", "delete"]
+
+
+def test_an_appended_line_is_durable_and_so_is_the_name_of_a_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lines"
+    with disk_order(monkeypatch) as order:
+        for line in ("one", "two"):
+            durable.append_line(path, line)
+    fsynced = [fsynced for verb, fsynced in order.steps if verb == "fsync"]
+    assert fsynced == [str(path), str(tmp_path), str(path)]
+    assert path.read_text() == "one\ntwo\n"
