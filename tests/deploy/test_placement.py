@@ -35,3 +35,20 @@ def test_generators_take_the_gpus_after_the_learners_in_turn() -> None:
     assert learner_env(gpus, 2, 16) == {"CUDA_VISIBLE_DEVICES": "0"}
     taken = [generator_env(index, gpus, 2, 16, tensor_parallel=2)["CUDA_VISIBLE_DEVICES"] for index in range(3)]
     assert taken == ["1,2", "3,4", "1,2"]
+
+
+def test_a_generator_never_gets_a_gpu_of_the_learner_s_ranks() -> None:
+    gpus = ["4", "5", "6", "7"]
+    assert learner_env(gpus, 1, 16, ranks=2) == {"CUDA_VISIBLE_DEVICES": "4,5"}
+    taken = [
+        generator_env(index, gpus, 3, 16, tensor_parallel=1, ranks=2)["CUDA_VISIBLE_DEVICES"] for index in range(3)
+    ]
+    assert taken == ["6", "7", "6"]
+
+
+def test_where_the_learner_has_all_gpus_the_generators_share_them() -> None:
+    gpus = ["0", "1"]
+    taken = [generator_env(index, gpus, 3, 16, tensor_parallel=1, ranks=2) for index in range(3)]
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in taken] == ["0", "1", "0"]
+    wide = generator_env(0, gpus, 1, 16, tensor_parallel=4, ranks=2)
+    assert wide == {"CUDA_VISIBLE_DEVICES": "0,1"}, "no GPU is named twice"

@@ -12,7 +12,17 @@ def test_every_epoch_is_a_new_permutation() -> None:
     drawn = indexes(curriculum(12, 4), range(9))
     epochs = [drawn[start : start + 12] for start in (0, 12, 24)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_the_orders_of_one_seed_are_not_those_of_another() -> None:
+    """Else runs that differ by their seed alone would not be independent repeats."""
+    orders = {
+        (seed, epoch): tuple(indexes(curriculum(12, 12, seed=seed), range(epoch, epoch + 1)))
+        for seed in range(4)
+        for epoch in range(4)
+    }
+    assert len(set(orders.values())) == len(orders)
 
 
 def test_a_round_may_span_two_epochs() -> None:
@@ -74,6 +84,8 @@ def test_a_fixed_data_set_is_sampled_from_version_0_at_tau_start() -> None:
 def test_rounds_total_counts_full_rounds_or_takes_the_setting() -> None:
     assert curriculum(10, 4, epochs=3).rounds_total == 7
     assert curriculum(1280, 128, epochs=0.1).rounds_total == 1
+    assert curriculum(100, 1, epochs=0.29).rounds_total == 29, "as binary floats it is a little less"
+    assert curriculum(100, 29, epochs=0.29).rounds_total == 1
     assert curriculum(10, 4, epochs=3, rounds=2).rounds_total == 2
 
 

@@ -72,6 +72,16 @@ def test_an_interval_does_not_depend_on_the_other_benchmarks() -> None:
     assert pass_table({"a": counts}, samples=8, seed=1).benchmarks["a"] != alone
 
 
+def test_benchmarks_draw_independently() -> None:
+    """Else the interval of their mean would be too wide: it would not be narrower than that of one of them."""
+    counts = [*range(17)] * 5
+    table = pass_table({"a": counts, "b": counts}, samples=16)
+    a, b = (table.benchmarks[name][3] for name in ("a", "b"))
+    assert a.value == b.value
+    assert (a.low, a.high) != (b.low, b.high)
+    assert table.mean[3].high - table.mean[3].low == pytest.approx((a.high - a.low) / np.sqrt(2), rel=0.1)
+
+
 def test_interval_of_certain_problems_is_a_point() -> None:
     estimate = pass_table({"a": [4, 4, 4]}, samples=4).mean[1]
     assert (estimate.low, estimate.value, estimate.high) == pytest.approx((1.0, 1.0, 1.0))

@@ -85,6 +85,12 @@ def test_a_session_expires_and_belongs_to_its_token() -> None:
     assert not is_session(value, "another token", 1000.0)
 
 
+def test_a_session_s_expiry_cannot_be_put_off() -> None:
+    expires, _, signature = make_session(TOKEN, 1000.0).partition(".")
+    later = str(int(expires) + LIFETIME_S)
+    assert not is_session(f"{later}.{signature}", TOKEN, 1000.0)
+
+
 @pytest.mark.parametrize("value", ["", ".", "9999999999.", "9999999999.00", "x.y", "9999999999.ü"])
 def test_a_made_up_session_is_none(value: str) -> None:
     assert not is_session(value, TOKEN, 0.0)

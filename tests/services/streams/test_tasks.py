@@ -135,6 +135,18 @@ async def test_a_renewed_lease_does_not_expire(
     assert await bob.lease(1, 0) == []
 
 
+async def test_a_renewal_is_no_delivery(
+    issuer: TaskIssuer, alice: TaskLeaser, bob: TaskLeaser, async_client: redis.asyncio.Redis, keys: Keys
+) -> None:
+    """Else a long answer would become a dead letter."""
+    issuer.issue(TASKS[:1])
+    [lease] = await alice.lease(1, 0)
+    for _ in range(MAX_DELIVERIES + 1):
+        assert await alice.renew([lease]) == {lease.entry_id}
+    await expire(async_client, keys, lease.entry_id)
+    assert [again.deliveries for again in await bob.lease(1, 0)] == [2]
+
+
 async def test_of_two_completions_the_first_counts_even_after_expiry(
     issuer: TaskIssuer,
     reader: RolloutReader,
@@ -205,7 +217,8 @@ async def test_leaving_frees_everything_and_signs_off(
     issuer.issue(TASKS)
     await alice.lease(4, 0)
     await alice.leave()
-    assert [lease.task for lease in await bob.lease(6, 0)] == TASKS
+    taken = await bob.lease(6, 0)
+    assert [(lease.task, lease.deliveries) for lease in taken] == [(task, 1) for task in TASKS]
     names = [consumer["name"] for consumer in await async_client.xinfo_consumers(keys.tasks, scripts.GROUP)]
     assert b"alice" not in names
 
