@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import redis
@@ -146,6 +148,8 @@ def test_what_does_not_answer_its_task_is_not_trained(
     answer(redis_url, KEYS)
     rollouts = list(collecting.in_order(2, PATIENCE_S))
     assert rollouts == [rollout_of(task, sample) for task in tasks for sample in range(2)], what
+    collecting.release(before_round=3)
+    assert client.xlen(KEYS.rollouts) == 0, "what was refused goes with the round"
 
 
 def test_rollouts_for_another_purpose_are_left_to_their_owner(collector: Open, client: redis.Redis) -> None:
@@ -181,6 +185,30 @@ def test_a_task_that_was_given_up_is_tried_again(collector: Open, redis_url: str
     assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0, count=1)
 
 
+class CompletedBeforeUnknown(TaskIssuer):
+    """All tasks are answered at the moment when the collector asks which of them Redis still has."""
+
+    url = ""
+
+    def unknown(self, task_ids: Sequence[str]) -> list[str]:
+        answer(self.url, KEYS, block_s=0)
+        return super().unknown(task_ids)
+
+
+def test_what_is_completed_while_the_collector_looks_for_lost_tasks_is_not_issued_again(
+    client: redis.Redis, redis_url: str
+) -> None:
+    issuer = CompletedBeforeUnknown(client, KEYS)
+    issuer.url = redis_url
+    collecting = Collector(issuer, RolloutReader(client, KEYS), first_round=0, look_every_s=0.05, recheck_after_s=0.05)
+    collecting.start()
+    collecting.expect(tasks_of(0))
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
+    collecting.stop()
+    assert collecting.reissued == 0
+    assert client.xlen(KEYS.tasks) == 0
+
+
 def test_a_task_that_is_given_up_every_time_ends_the_run_by_name(collector: Open, redis_url: str) -> None:
     collecting = collector(recheck_after_s=0.05)
     collecting.expect(tasks_of(0, count=1))
@@ -204,6 +232,36 @@ def test_silence_ends_in_an_error_that_names_the_tasks(collector: Open) -> None:
     collecting.expect(tasks_of(0))
     with pytest.raises(DeadlineError, match=r"generators: round 0 lacks the rollouts of 4 tasks \(r000000-00000, "):
         list(collecting.in_order(0, deadline_s=0.1))
+
+
+def test_silence_before_the_wait_does_not_count(collector: Open, redis_url: str) -> None:
+    """After a long pause, say, nothing has arrived for hours when the learner begins to wait."""
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    collecting._last_arrival -= 1000 * PATIENCE_S
+    began_to_wait = threading.Event()
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        began_to_wait.set()
+        yield
+
+    with ThreadPoolExecutor() as pool:
+        collected = pool.submit(lambda: ids(collecting.in_order(0, PATIENCE_S, waiting)))
+        assert began_to_wait.wait(PATIENCE_S)
+        answer(redis_url, KEYS)
+        assert collected.result(PATIENCE_S) == expected(0)
+
+
+def test_whatever_arrives_puts_the_deadline_off(collector: Open) -> None:
+    """The deadline is one of silence: while anything comes in, generators work."""
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    began = time.monotonic()
+    collecting._last_arrival = began + 0.3
+    with pytest.raises(DeadlineError):
+        list(collecting.in_order(0, deadline_s=0.1))
+    assert time.monotonic() - began >= 0.4
 
 
 def test_a_round_that_is_never_issued_ends_in_an_error_too(collector: Open) -> None:
@@ -240,21 +298,21 @@ def test_whoever_waits_hears_why_it_is_in_vain(collector: Open) -> None:
 
 
 def test_waits_are_accounted_for(collector: Open, redis_url: str) -> None:
-    entered: list[str] = []
+    waits: list[str] = []
 
-    class Waiting:
-        def __enter__(self) -> None:
-            entered.append("waiting")
-
-        def __exit__(self, *_: object) -> None:
-            pass
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        waits.append("begun")
+        answer(redis_url, KEYS, count=2)
+        yield
+        waits.append("ended")
 
     collecting = collector()
     collecting.expect(tasks_of(0))
-    answer(redis_url, KEYS)
-    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
-    list(collecting.in_order(0, PATIENCE_S, Waiting))
-    assert entered == [], "nothing had to be waited for"
+    assert ids(collecting.in_order(0, PATIENCE_S, waiting)) == expected(0)
+    assert waits == ["begun", "ended"] * 2, "for the first half and for the second, never while work could be done"
+    assert ids(collecting.in_order(0, PATIENCE_S, waiting)) == expected(0)
+    assert len(waits) == 4, "nothing had to be waited for"
 
 
 def test_it_stops_long_before_it_would_look_at_redis_again(client: redis.Redis) -> None:

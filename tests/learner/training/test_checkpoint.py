@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from learner.training.checkpoint import Checkpoint, Checkpoints
 from services.errors import CheckpointError
+from tests.support.disk_order import disk_order
 
 STATE, META = "state-00000.safetensors", "meta.json"
 
@@ -33,15 +37,30 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     assert all(torch.equal(found.tensors[name][...], tensor) for name, tensor in state(1.5).items())
 
 
-def test_what_is_written_beside_the_training_is_what_there_was_and_counts_when_committed(tmp_path: Path) -> None:
+def test_what_is_written_beside_the_training_is_what_there_was_and_counts_when_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one byte is written before the training has changed every weight in place."""
+    trained, save_file = threading.Event(), safetensors.torch.save_file
+
+    def save_later(*arguments: Any, **options: Any) -> None:
+        assert trained.wait(30)
+        save_file(*arguments, **options)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", save_later)
     checkpoints = Checkpoints(tmp_path, "run", keep=2, async_write=True)
     tensors = state(1.0)
     checkpoints.begin(3, tensors)
-    tensors["weights"].fill_(9.0)
+    for tensor in tensors.values():
+        tensor.fill_(9)
     assert checkpoints.begun == 3
     assert not list(tmp_path.glob("v*"))
+    trained.set()
     assert checkpoints.commit().name == "v000003"
-    assert torch.equal(loaded(checkpoints).tensors["weights"][1:3], state(1.0)["weights"][1:3])
+    assert checkpoints.begun is None
+    found = loaded(checkpoints).tensors
+    assert torch.equal(found["weights"][1:3], state(1.0)["weights"][1:3])
+    assert all(torch.equal(found[name][...], tensor) for name, tensor in state(1.0).items())
 
 
 def test_rows_that_no_file_holds_are_missed(tmp_path: Path) -> None:
@@ -76,6 +95,21 @@ def test_what_happens_before_the_commit_comes_first(tmp_path: Path) -> None:
         checkpoints.save(2, state(2), before_commit=die)
     assert [path.name for path in tmp_path.iterdir()] == ["v000001"], "nothing half-written is left"
     assert loaded(Checkpoints(tmp_path, "run", keep=2)).weight_version == 1
+
+
+@pytest.mark.parametrize("async_write", [False, True])
+def test_a_checkpoint_is_durable_before_it_counts_and_counts_before_older_ones_go(
+    async_write: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=1, async_write=async_write)
+    checkpoints.save(1, state(1))
+    with disk_order(monkeypatch) as order:
+        checkpoints.save(2, state(2))
+    assert order.finished() == []
+    changes = [(verb, Path(path).name) for verb, path in order.steps if verb != "fsync"]
+    assert changes == [("name", "v000002"), ("delete", "v000001")]
+    fsynced = {Path(path).name for verb, path in order.steps if verb == "fsync"}
+    assert {STATE, META, tmp_path.name} <= fsynced
 
 
 def test_going_back_drops_what_came_later(tmp_path: Path) -> None:

@@ -50,6 +50,24 @@ def test_a_damaged_file_is_found_by_its_tensors(store: WeightPublisher) -> None:
         WeightReader(store.folder, "run").load(0)
 
 
+@pytest.mark.parametrize(("name", "sound"), [("delta.bin", True), ("model.safetensors", False)])
+def test_of_a_version_that_has_both_the_snapshot_is_read_and_checked(
+    store: WeightPublisher, name: str, sound: bool
+) -> None:
+    """A delta that is right does not make up for a snapshot that is not."""
+    history = publish_versions(store, 6)
+    assert store.file_path(4, "delta.bin").exists() and store.file_path(4, "model.safetensors").exists()
+    path = store.file_path(4, name)
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    for version in (4, 5):
+        reader = WeightReader(store.folder, "run")
+        if sound:
+            assert bits(reader.load(version)) == bits(history[version])
+        else:
+            with pytest.raises(DigestError):
+                reader.load(version)
+
+
 def test_a_folder_of_another_run_is_refused(store: WeightPublisher) -> None:
     publish_versions(store, 1)
     with pytest.raises(WeightError, match="of run 'run', not of 'other'"):
