@@ -12,7 +12,7 @@ COMPILE := --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-an
 # The stamp is named after what was installed, so a changed requirement installs again and nothing else does.
 STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup demo test test-compose test-ray lint format docs lock clean
+.PHONY: help setup demo test test-compose test-ray mutants lint format docs lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,11 @@ test-compose: setup  ## runs under docker-compose on a real engine (needs root o
 
 test-ray: setup  ## runs on a real Ray cluster of several nodes (up to 15 minutes)
 	$(BIN)/python -m pytest -s tests/ray
+
+# Not in the pinned set: mutmut brings a terminal interface that nothing else needs.
+mutants: setup  ## plant mistakes where the promises are kept and list those that no test notices (hours; goes on)
+	@$(BIN)/python -c 'import mutmut' 2>/dev/null || $(BIN)/python -m pip install "mutmut>=3.8,<4"
+	$(BIN)/python -m tests.mutants $(MODULES)
 
 lint: setup  ## style, types, layers
 	$(BIN)/ruff format --check .

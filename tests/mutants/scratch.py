@@ -114,7 +114,10 @@ class Scratch:
 
     def _forget_survivors_of_other_tests(self) -> None:
         digest = hashlib.sha256()
-        for test in (*self.target.tests, *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("tests/support/*.py"))):
+        for test in (
+            *self.target.tests,
+            *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("tests/support/*.py")),
+        ):
             digest.update((ROOT / test).read_bytes())
         if self._meta.exists() and self._tested_with.read_text() != digest.hexdigest():
             meta = json.loads(self._meta.read_text())

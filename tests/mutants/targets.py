@@ -76,13 +76,9 @@ PROMISES = (
 
 def targets() -> list[Target]:
     """Every module of the promises that has code to change, with the tests that exist for it."""
-    found = []
-    for promise in PROMISES:
-        path = ROOT / promise
-        for module in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            if module.name != "__init__.py":
-                found.append(_target(module.relative_to(ROOT).as_posix()))
-    return found
+    paths = [ROOT / promise for promise in PROMISES]
+    modules = [module for path in paths for module in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+    return [_target(module.relative_to(ROOT).as_posix()) for module in modules if module.name != "__init__.py"]
 
 
 def _target(module: str) -> Target:

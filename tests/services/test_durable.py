@@ -106,9 +106,8 @@ def test_what_a_new_folder_replaces_goes_when_the_new_name_is_durable(
 ) -> None:
     with durable.new_folder(tmp_path / "v1") as folder:
         fill(folder)
-    with disk_order(monkeypatch) as order:
-        with durable.new_folder(tmp_path / "v1") as folder:
-            fill(folder)
+    with disk_order(monkeypatch) as order, durable.new_folder(tmp_path / "v1") as folder:
+        fill(folder)
     assert order.finished() == []
     assert [verb for verb, _ in order.steps][-4:] == ["name", "name", "fsync", "delete"]
 

@@ -55,6 +55,7 @@ def test_table_means_over_problems_and_weighs_benchmarks_alike() -> None:
     assert table.mean[1].value == pytest.approx(((0 + 3 / 4 + 1) / 3 + 1) / 2)
     assert sorted(table.mean.by_k) == [1, 2, 3, 4]
     assert (table.mean.problems, table.mean.samples, table.mean.average_ks) == (5, 4, (1,))
+    assert [curve.problems for curve in table.benchmarks.values()] == [3, 2]
     assert table.mean.average == table.mean[1]
 
 
@@ -91,6 +92,7 @@ def test_interval_width_is_that_of_the_standard_error() -> None:
     counts = [0] * 200 + [1] * 200
     estimate = pass_table({"a": counts}, samples=1).mean[1]
     assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(400), rel=0.15)
+    assert estimate.high - estimate.value == pytest.approx(estimate.value - estimate.low, rel=0.1), "cut off alike"
 
 
 @settings(max_examples=20)

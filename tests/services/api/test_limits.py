@@ -14,9 +14,10 @@ LIMIT = 10
 
 
 async def received(pieces: Sequence[bytes], kind: str = "http") -> list[bytes]:
-    """The pieces that an app behind the limit gets to see."""
+    """The pieces that an app behind the limit gets to see; everything else it gets as it is."""
     seen: list[bytes] = []
     waiting = list(pieces)
+    called = {"type": kind}
 
     async def receive() -> Message:
         return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
@@ -24,14 +25,15 @@ async def received(pieces: Sequence[bytes], kind: str = "http") -> list[bytes]:
     async def send(message: Message) -> None:
         raise AssertionError(f"nobody answers here, got {message}")
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    async def app(scope: Scope, receive: Receive, send_on: Send) -> None:
+        assert (scope, send_on) == (called, send)
         more = True
         while more:
             message = await receive()
             seen.append(message["body"])
             more = message["more_body"]
 
-    await BodyLimit(app, max_bytes=LIMIT)({"type": kind}, receive, send)
+    await BodyLimit(app, max_bytes=LIMIT)(called, receive, send)
     return seen
 
 

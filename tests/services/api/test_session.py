@@ -9,7 +9,9 @@ from services.api.session import COOKIE, LIFETIME_S, is_session, is_token, make_
 TOKEN = "a token of the test"
 
 
-@pytest.mark.parametrize("given", ["", "a token", TOKEN + "x", TOKEN.upper(), "ünï", "\udcff".encode(errors="replace").decode()])
+@pytest.mark.parametrize(
+    "given", ["", "a token", TOKEN + "x", TOKEN.upper(), "ünï", "\udcff".encode(errors="replace").decode()]
+)
 def test_only_the_token_is_the_token(given: str) -> None:
     assert is_token(TOKEN, TOKEN)
     assert not is_token(given, TOKEN)
@@ -25,6 +27,7 @@ def test_a_session_expires_and_belongs_to_its_token() -> None:
 def test_a_session_s_expiry_cannot_be_put_off() -> None:
     expires, _, signature = make_session(TOKEN, 1000.0).partition(".")
     later = str(int(expires) + LIFETIME_S)
+    assert is_session(f"{expires}.{signature}", TOKEN, 1000.0)
     assert not is_session(f"{later}.{signature}", TOKEN, 1000.0)
 
 
