@@ -144,7 +144,7 @@ def settings_for_ray(settings: Settings, options: Options) -> Settings:
             "redis.url is not set: parts on several nodes need one Redis",
             hint="start a Redis that every node reaches and set SEPT_REDIS__URL=redis://:PASSWORD@HOST:6379/0",
         )
-    if settings.services.token is None:
+    if token_of(settings) is None:
         raise ConfigError(
             "services.token is not set: Serve's proxies answer other machines",
             hint="set SEPT_SERVICES__TOKEN to a secret",
