@@ -109,7 +109,7 @@ def test_what_a_new_folder_replaces_goes_when_the_new_name_is_durable(
     with disk_order(monkeypatch) as order, durable.new_folder(tmp_path / "v1") as folder:
         fill(folder)
     assert order.finished() == []
-    assert [verb for verb, _ in order.steps][-4:] == ["name", "name", "fsync", "delete"]
+    assert [verb for verb, _ in order.steps][-4:] == ["away", "name", "fsync", "delete"]
 
 
 def test_an_appended_line_is_durable_and_so_is_the_name_of_a_new_file(

@@ -23,7 +23,7 @@ from services.streams.rollouts import RolloutReader
 class DiskOrder:
     """The steps so far as `(verb, path)`, and what is wrong with their order.
 
-    order.steps     [("fsync", "a/.partial-x"), ("name", "a/b"), ("fsync", "a"), ("delete", "a/c")]
+    order.steps     [("fsync", "a/.partial-x"), ("away", "a/b"), ("name", "a/b"), ("fsync", "a"), ("delete", "a/c")]
     order.faults    ["a/b got its name before its bytes were durable"]
     """
 
@@ -50,7 +50,7 @@ class DiskOrder:
         if leaves:
             self._superseded.add(str(target))
         self._pending().add(str(target.parent))
-        self.steps.append(("name", str(target)))
+        self.steps.append(("away", str(source)) if leaves else ("name", str(target)))
 
     def deleted(self, path: Path) -> None:
         """What was visible once is gone for good."""
