@@ -14,6 +14,7 @@ import torch
 
 from learner.training.checkpoint import Checkpoint, Checkpoints
 from services.errors import CheckpointError
+from services.tensors import digest_file
 from tests.support.disk_order import disk_order
 
 STATE, META = "state-00000.safetensors", "meta.json"
@@ -122,14 +123,45 @@ def test_going_back_drops_what_came_later(tmp_path: Path) -> None:
     assert checkpoints.go_back(2).weight_version == loaded(checkpoints).weight_version == 2
 
 
-def test_a_rotten_checkpoint_is_not_gone_back_to(tmp_path: Path) -> None:
+def test_going_back_drops_the_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a learner that dies over it resumes from a checkpoint that has all before it."""
+    checkpoints = Checkpoints(tmp_path, "run", keep=5)
+    for version in range(1, 5):
+        checkpoints.save(version, state(version))
+    with disk_order(monkeypatch) as order:
+        checkpoints.go_back(1)
+    assert [Path(path).name for verb, path in order.steps if verb == "delete"] == ["v000004", "v000003", "v000002"]
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: flip(path)], ids=["empty", "flip"])
+def test_a_rotten_checkpoint_is_not_gone_back_to(damage: Callable[[Path], object], tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "run", keep=3)
     for version in (1, 2):
         checkpoints.save(version, state(version))
-    (tmp_path / "v000001" / STATE).write_bytes(b"")
+    damage(tmp_path / "v000001" / STATE)
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         checkpoints.go_back(1)
     assert loaded(checkpoints).weight_version == 2
+
+
+def test_the_files_of_all_ranks_are_read_and_checked(tmp_path: Path) -> None:
+    """As two ranks leave them: each has rows of its own, and the digest of each is in meta.json."""
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    folder = checkpoints.save(1, {"weights": torch.full((4, 3), 1.0)})
+    (folder / "state-00001.safetensors").write_bytes((folder / STATE).read_bytes())
+    meta = json.loads((folder / META).read_text())
+    for number, name in enumerate([STATE, "state-00001.safetensors"]):
+        part = {"weights": torch.full((2, 3), float(number))}
+        safetensors.torch.save_file(part, folder / name, {"rows": json.dumps({"weights": [2 * number, 4]})})
+        meta["digests"][name] = digest_file(folder / name)
+    (folder / META).write_text(json.dumps(meta))
+    weights = loaded(checkpoints).tensors["weights"]
+    assert weights.shape == (4, 3)
+    assert weights[...].mean(1).tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert weights[1:3].mean(1).tolist() == [0.0, 1.0]
+    flip(folder / "state-00001.safetensors")
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        checkpoints.load()
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
