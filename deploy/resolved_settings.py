@@ -30,24 +30,24 @@ def to_resolved(settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_resolved(settings: Settings, path: Path) -> list[str]:
+def write_resolved(settings: Settings, path: Path, *, begun: bool = True) -> list[str]:
     """Write the resolved settings; returns the keys whose values differ from the run's last start.
 
-    ConfigError if one of them may not change within a run.
+    ConfigError if one of them may not change within a run that has `begun`: before its first round everything may.
     """
     resolved = to_resolved(settings)
-    changed = _changed(values_of_file(path), tomllib.loads(resolved)) if path.exists() else []
+    changed = _changed(values_of_file(path), tomllib.loads(resolved), begun=begun) if path.exists() else []
     durable.write_file(path, resolved)
     return changed
 
 
-def _changed(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
+def _changed(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]], *, begun: bool) -> list[str]:
     def differs(section: str, key: str) -> bool:
         return before.get(section, {}).get(key) != now.get(section, {}).get(key)
 
     changed = [key for key in setting_fields() if differs(*key.split("."))]
     for key in changed:
-        if key in FIXED_IN_A_RUN:
+        if begun and key in FIXED_IN_A_RUN:
             section, name = key.split(".")
             raise ConfigError(
                 f"{key} was {before.get(section, {}).get(name)!r} when this run started and is "

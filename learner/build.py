@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import redis
 
@@ -12,9 +13,9 @@ from learner.config import LearnerSettings
 from learner.data.curriculum import Curriculum
 from learner.data.prompts import load_prompts, template_of
 from learner.data.stop_tokens import stop_token_ids
-from learner.evaluation.benchmarks import load_benchmarks
+from learner.evaluation.benchmarks import Benchmark, load_benchmarks
 from learner.evaluation.during import Evaluations
-from learner.evaluation.eval_tasks import describe_asking, sampling_of
+from learner.evaluation.eval_tasks import EvalSampling, describe_asking, sampling_of
 from learner.evaluation.evaluator import Evaluator
 from learner.grading.signals import SignalWorker, with_references
 from learner.loop import Loop
@@ -27,6 +28,7 @@ from learner.monitoring.records import Records, TextOf
 from learner.monitoring.trackers import open_trackers
 from learner.parallel.ranks import Ranks
 from learner.publisher import Publisher
+from learner.recipes import RECIPES
 from learner.rollouts.collector import Collector
 from learner.rollouts.rollout_source import FixedSource, OnlineSource, RolloutSource
 from learner.training.checkpoint import Checkpoints
@@ -83,7 +85,7 @@ def build_learner(
     resumed = checkpoints.load()
     first_round = resumed.weight_version if resumed and settings.training.data == "online" else 0
     collector = build_collector(client, keys, first_round, Purpose.TRAINING)
-    signals = trainer.algorithm.signals
+    signals, strict = trainer.algorithm.signals, RECIPES[settings.training.recipe].strict_grading
     health, evaluation = settings.health, settings.evaluation
     as_text = text_of or _decoder(tokenizer)
     evaluations = None
@@ -98,8 +100,9 @@ def build_learner(
             text_of=as_text,
             new_collector=partial(build_collector, client, keys, purpose=Purpose.EVALUATION),
             deadline_s=settings.deadlines.rollouts_s,
-            meta={"model": settings.model.path} | describe_asking(settings.data, sampling, benchmarks),
+            meta=_describe(settings, sampling, benchmarks),
             last_version=curriculum.rounds_total,
+            strict_grading=strict,
         )
     return Loop(
         curriculum=curriculum,
@@ -117,7 +120,7 @@ def build_learner(
         checkpoint_every=settings.checkpoint.every_rounds,
         canary_prompts=settings.weight_sync.canary_prompts,
         follow_deadline_s=settings.deadlines.weights_s,
-        signals=None if signals is None else SignalWorker(signals),
+        signals=None if signals is None else SignalWorker(signals, strict=strict),
         monitor=None if health.action == "off" else CollapseMonitor(folder.rounds()),
         on_collapse="warn" if health.action == "off" else health.action,
         evaluations=evaluations,
@@ -146,7 +149,8 @@ def build_evaluator(
         collector=build_collector(client, keys, 0, Purpose.EVALUATION),
         reporter=reporter,
         text_of=_decoder(tokenizer),
-        meta={"model": settings.model.path} | describe_asking(settings.data, sampling, benchmarks),
+        meta=_describe(settings, sampling, benchmarks),
+        strict_grading=RECIPES[settings.training.recipe].strict_grading,
         deadline_s=settings.deadlines.rollouts_s,
     )
 
@@ -207,6 +211,12 @@ def open_traces(run_id: str) -> Traces | None:
             hint="pip install 'sept[traces]', or unset it",
         ) from error
     return Traces(run_id)
+
+
+def _describe(settings: LearnerSettings, sampling: EvalSampling, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
+    """What an evaluation's answers must have in common to be counted together."""
+    graded = {"grading": "strict"} if RECIPES[settings.training.recipe].strict_grading else {}
+    return {"model": settings.model.path, **describe_asking(settings.data, sampling, benchmarks), **graded}
 
 
 def _decoder(tokenizer: PreTrainedTokenizerBase) -> TextOf:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from learner.algorithms.choose import ALGORITHMS
+from learner.recipes import RECIPES
 from services.config import DeadlinesConfig, OneOf, RunConfig, Section, WeightSyncConfig, listed
+
+TAU_S: Final = "tau_s"
+"""As training.tau_t: the sampling temperature of each round."""
 
 GradientCheckpointing = Literal["off", "light", "full"]
 
@@ -64,12 +68,14 @@ class SamplingConfig(Section):
 class TrainingConfig(Section):
     """[training]: algorithm, rounds and optimizer."""
 
+    recipe: Annotated[str, OneOf(RECIPES)] = "default"
+    """default; paper: warm-up, epochs, offline schedule and grading as the paper's code has them (docs/method.md)."""
     algorithm: Annotated[str, OneOf(ALGORITHMS)] = "nll"
-    """nll is SePT; entropy (EM-FT) and grpo (RLVR) are the paper's baselines."""
+    """nll is SePT; entropy (EM-FT) and grpo (RLVR) are the paper's baselines; the others: docs/algorithms.md."""
     data: Literal["online", "fixed"] = "online"
     """online: every round is sampled from the newest model; fixed: all are sampled from version 0 (SePT offline)."""
-    tau_t: float = Field(default=1.0, gt=0)
-    """Training temperature."""
+    tau_t: Annotated[float, Field(gt=0)] | Literal["tau_s"] = 1.0
+    """Training temperature; tau_s: that at which the round was sampled (the paper's Coupled)."""
     epochs: float = Field(default=3.0, gt=0)
     """Passes over the prompts; the run ends after the last full round."""
     rounds: int | None = Field(default=None, ge=1)
@@ -106,6 +112,15 @@ class TrainingConfig(Section):
             raise ValueError(
                 f"training.optimizer = adamw_8bit trains on one rank, and training.ranks is {self.ranks}: its blocks "
                 "of moments do not align with the rows of the ranks"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cosine_knows_its_end(self) -> Self:
+        if RECIPES[self.recipe].phase(self.data).rate == "cosine" and self.rounds is None:
+            raise ValueError(
+                f"training.recipe = {self.recipe} with training.data = {self.data} lowers the rate to 0 at the run's "
+                "last step: set training.rounds, epochs times prompts divided by training.prompts_per_round"
             )
         return self
 

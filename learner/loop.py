@@ -168,7 +168,8 @@ class Loop:
         publication = self._publish(self.source.admit)
         publication.add_done_callback(self._fail_if_unpublished)
         self._evaluate(publication)
-        self._unrecorded = TrainedRound(round_, received, stats, rewards or None, health, wait_s, round_s, publication)
+        known = rewards or stats.rewards or None  # from texts before the round is trained, or from the trainer's scores
+        self._unrecorded = TrainedRound(round_, received, stats, known, health, wait_s, round_s, publication)
         log.info(
             "round_trained",
             round=round_,

@@ -41,45 +41,56 @@ def logs(*parts: str, run: RunDir = None, lines: int = 20, follow: Flag = False)
     show_logs(run, parts, lines=lines, follow=follow)
 
 
-def scale_generators(generators_target: int, *, run: RunDir = None) -> None:
+def scale_generators(generators_target: int, *, run: RunDir = None, yes: Flag = False) -> int:
     """Run this many generators from now on; those that leave finish their work first.
 
     Parameters
     ----------
     generators_target
-        How many.
+        How many; asks back when the machine hardly holds them.
+    yes
+        Do not ask.
     """
-    from deploy.operate.run_commands import send
+    from deploy.operate.run_commands import check_generators_target, confirmed, send, tell
 
+    doubt = check_generators_target(generators_target)
+    if doubt and not confirmed(doubt, yes=yes):
+        return exit_codes.FAILED
     send(run, lambda client: client.scale(generators_target))
+    tell(f"{generators_target} generators from now on: they start in up to a minute, or leave after their work")
+    return exit_codes.OK
 
 
 def pause(*, run: RunDir = None) -> None:
     """Let the learner finish its round, then wait."""
-    from deploy.operate.run_commands import send
+    from deploy.operate.run_commands import send, tell
 
     send(run, lambda client: client.pause())
+    tell("pausing: the round that is being trained is finished, no new task starts; `sept resume` goes on")
 
 
 def resume(*, run: RunDir = None) -> None:
     """Go on after a pause."""
-    from deploy.operate.run_commands import send
+    from deploy.operate.run_commands import send, tell
 
     send(run, lambda client: client.resume())
+    tell("going on; a request to stop is withdrawn, too")
 
 
 def stop(*, run: RunDir = None) -> None:
     """Let the learner finish its round, then end the run; `sept run` resumes it."""
-    from deploy.operate.run_commands import send
+    from deploy.operate.run_commands import send, tell
 
     send(run, lambda client: client.stop())
+    tell("stopping: the run ends when its round is trained and saved; `sept run` resumes it")
 
 
 def checkpoint(*, run: RunDir = None) -> None:
     """Let the learner write a checkpoint when its round is done."""
-    from deploy.operate.run_commands import send
+    from deploy.operate.run_commands import send, tell
 
     send(run, lambda client: client.checkpoint())
+    tell("a checkpoint is written when the round is done, at once while the run is paused")
 
 
 def rollback(weight_version: int, *, run: RunDir = None, yes: Flag = False) -> int:
@@ -92,9 +103,11 @@ def rollback(weight_version: int, *, run: RunDir = None, yes: Flag = False) -> i
     yes
         Do not ask.
     """
-    from deploy.operate.run_commands import confirmed, send
+    from deploy.operate.run_commands import check_rollback, confirmed, send, tell
 
+    check_rollback(run, weight_version)
     if not confirmed(f"every version after {weight_version} will be lost", yes=yes):
         return exit_codes.FAILED
     send(run, lambda client: client.roll_back(weight_version))
+    tell(f"going back to version {weight_version} when the round is done; `sept status` shows it")
     return exit_codes.OK

@@ -27,6 +27,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -123,6 +124,21 @@ class RunFolder:
                 f"{self.identity} does not name a run ({type(error).__name__})",
                 hint="start the run with `sept run`, or point run.dir at the folder of one that was started",
             ) from error
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a round was trained: what there is belongs to the settings that trained it."""
+        return any(self.checkpointed()) or next(self.rounds(), None) is not None
+
+    def start_over(self) -> None:
+        """Forget what was made before the first round, and the identity; call it while nothing runs here.
+
+        The new identity keeps what a Redis of somebody else's still holds of the old one apart.
+        """
+        self.identity.unlink(missing_ok=True)
+        for made in (self.weights, self.checkpoints, self.rollouts, self.mirrors, self.redis):
+            shutil.rmtree(made, ignore_errors=True)
+        self.create()
 
     def note_rounds_total(self, rounds_total: int) -> None:
         """Write down how many rounds the run is to have, for what shows its progress."""

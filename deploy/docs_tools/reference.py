@@ -6,7 +6,7 @@ import re
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -72,6 +72,9 @@ def _kind(field: FieldInfo) -> str:
 
 
 def _type_in_words(annotation: Any) -> str:
+    if typing.get_origin(annotation) is Annotated:
+        kind, *rest = typing.get_args(annotation)
+        return _type_in_words(kind) + "".join(f", {limit}" for one in rest for limit in _limits(one))
     if typing.get_origin(annotation) is tuple:
         return f"list of {_type_in_words(typing.get_args(annotation)[0])}"
     if typing.get_origin(annotation) is Literal:

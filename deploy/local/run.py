@@ -21,10 +21,12 @@ from deploy.local.supervisor_log import SupervisorLog
 from deploy.local.work_reports import WorkReports
 from deploy.locks import run_lock
 from deploy.operate.client import RunClient
+from deploy.operate.ending import ending
+from deploy.operate.page_address import page_lines
 from deploy.operate.progress import Progress
 from deploy.resolved_settings import takes_effect, write_resolved
 from deploy.same_code import sept_command, with_same_code
-from deploy.settings import ENV_DELIMITER, ENV_PREFIX, Settings, require, token_of
+from deploy.settings import ENV_DELIMITER, ENV_PREFIX, FIXED_IN_A_RUN, Settings, require, token_of
 from learner.input_checks import check_inputs
 from services.api.status import rounds_total
 from services.errors import ConfigError, SeptError, UnavailableError
@@ -49,7 +51,14 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
     folder = RunFolder(settings.run.dir.resolve()).create()
     with run_lock(folder):
         killed = kill_leftovers(folder.path)
-        changed = write_resolved(settings, folder.config)
+        begun = folder.has_begun
+        changed = write_resolved(settings, folder.config, begun=begun)
+        if not begun and set(changed) & set(FIXED_IN_A_RUN):
+            folder.start_over()
+        if leader == "learner" and _is_finished(settings, folder, changed):
+            lines = ending(folder)
+            console.print(*lines, "train on: raise training.rounds or training.epochs", sep="\n", highlight=False)
+            return None
         redis, where, port = _choose_endpoints(settings, folder)
         endpoints.write(folder, where)
         nearby = where.model_copy(update={"services_url": reachable_url(settings.services.host, port)})
@@ -58,6 +67,7 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
                 with Progress(folder, client, console) as progress:
                     log = SupervisorLog(folder.log_of("supervisor"), progress.note)
                     log.record("run_starting", folder=str(folder.path), run_id=folder.run_id)
+                    progress.tell(page_lines(where))
                     if killed:
                         log.record("leftovers_killed", processes=len(killed))
                     for key in changed:
@@ -66,9 +76,19 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
                     stopped_by = await _supervise(plan, settings, folder, where, log, progress)
                     if stopped_by is None:
                         _note_surplus(folder, log)
+                    if leader == "learner":
+                        progress.tell(ending(folder))
                     return stopped_by
         finally:
             endpoints.remove(folder, where)
+
+
+def _is_finished(settings: Settings, folder: RunFolder, changed: list[str]) -> bool:
+    """Whether there is nothing to train or to evaluate, as far as that is known without reading the prompts."""
+    done = max(folder.checkpointed(), default=0)
+    total = settings.training.rounds or (0 if changed else rounds_total(folder.identity))
+    evaluated = not settings.evaluation.every_rounds or folder.evaluation_of(done).results.exists()
+    return 0 < total == done and evaluated
 
 
 def _note_surplus(folder: RunFolder, log: SupervisorLog) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from types import TracebackType
 from typing import Any, Self
@@ -124,5 +125,13 @@ class RunClient:
                 f"the services at {self._url} refuse the token", hint="set SEPT_SERVICES__TOKEN to the run's token"
             )
         if answer.is_error:
-            raise UnavailableError(f"{method} {path} at {self._url} answered {answer.status_code}: {answer.text[:300]}")
+            raise _refusal(f"{method} {path} at {self._url}", answer)
         return answer
+
+
+def _refusal(request: str, answer: httpx.Response) -> UnavailableError:
+    """The error of a request that the services refuse, in their words."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        body = answer.json()
+        return UnavailableError(str(body["error"]), hint=str(body.get("hint", "")))
+    return UnavailableError(f"{request} answered {answer.status_code}: {answer.text[:300]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Self
 
@@ -13,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.operate.client import RunClient
+from deploy.operate.ending import pass_at_1
+from services.api.status import rounds_total
 from services.contracts import Heartbeat, RoundMetrics, StatusSnapshot
 from services.errors import SeptError
 from services.run_folder import RunFolder
@@ -49,6 +52,11 @@ class Progress:
         """Print a line above the table."""
         self._console.print(Text(text, style="dim"), soft_wrap=True)
 
+    def tell(self, lines: Sequence[str]) -> None:
+        """Print what a person should not miss, above the table."""
+        for line in lines:
+            self._console.print(Text(line), soft_wrap=True)
+
     async def follow(self) -> None:
         """Refresh every second until cancelled; what cannot be read or shown now is left out."""
         async for _ in _every(REFRESH_S):
@@ -59,8 +67,9 @@ class Progress:
         """Update what is shown once."""
         rounds = list(self._folder.rounds())
         if self._live is None:
+            total = rounds_total(self._folder.identity)
             for metrics in rounds[self._shown :]:
-                self._console.print(round_line(metrics), soft_wrap=True)
+                self._console.print(round_line(metrics, total), soft_wrap=True)
             self._shown = len(rounds)
             return
         snapshot = None
@@ -75,10 +84,13 @@ async def _every(seconds: float) -> AsyncIterator[None]:
         await asyncio.sleep(seconds)
 
 
-def round_line(metrics: RoundMetrics) -> str:
-    """A round in one line."""
+def round_line(metrics: RoundMetrics, total: int) -> str:
+    """A round in one line: when it ended, which of how many, pass@1 of its version where that was measured."""
+    quality = "".join(f"pass@1 {pass_at_1(one):.1%} at {one.temperature:g}  " for one in metrics.evaluations)
+    at = time.strftime("%H:%M:%S", time.localtime(metrics.time))
     return (
-        f"round {metrics.round}  version {metrics.weight_version}  loss {metrics.loss:.4f}  "
+        f"{at}  round {metrics.round} ({metrics.round + 1} of {max(total, metrics.round + 1)})  {quality}"
+        f"version {metrics.weight_version}  loss {metrics.loss:.4f}  "
         f"tau_s {metrics.tau_s:.2f}  generators {metrics.generator_tokens_per_s:.0f} tok/s  "
         f"learner {metrics.learner_tokens_per_s:.0f} tok/s  waited {metrics.learner_wait_s:.1f} s  "
         f"staleness {metrics.staleness_mean:.2f} (max {metrics.staleness_max})  "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -17,11 +18,14 @@ from deploy.load_settings import values_of_file
 from deploy.locks import is_run_locked
 from deploy.operate.client import RunClient
 from deploy.operate.log_tail import LogTail
+from deploy.operate.page_address import page_lines
 from deploy.operate.progress import REFRESH_S, Progress, headline, parts_table, rounds_table
+from deploy.placement import visible_gpus
 from learner.model_folder.files import files_left_out
 from services.contracts import StatusSnapshot
 from services.errors import ConfigError, UnavailableError
 from services.run_folder import RUNS, RunFolder
+from services.streams.control import MAX_GENERATORS
 
 T = TypeVar("T")
 
@@ -72,6 +76,39 @@ def send(run: Path | None, request: Callable[[RunClient], Awaitable[T]]) -> T:
     return asyncio.run(ask())
 
 
+def tell(text: str) -> None:
+    """Print what will come of a request."""
+    Console(highlight=False).print(text, soft_wrap=True)
+
+
+def check_generators_target(target: int) -> str:
+    """Why a person should think twice about so many generators; empty: no reason. ConfigError for a number that no run
+    takes."""
+    if not 0 <= target <= MAX_GENERATORS:
+        raise ConfigError(
+            f"{target} generators are not possible, a run takes 0 to {MAX_GENERATORS}",
+            hint="0 lets the running ones finish and starts none",
+        )
+    gpus, cores = len(visible_gpus()), len(os.sched_getaffinity(0))
+    if target > (gpus or cores):
+        has = f"{gpus} GPUs" if gpus else f"{cores} cores"
+        return f"{target} generators on this machine share its {has}"
+    return ""
+
+
+def check_rollback(run: Path | None, weight_version: int) -> None:
+    """ConfigError unless there is an earlier checkpoint of that version to go back to."""
+    folder = find_run(run)
+    held, newest = folder.checkpointed(), max((metrics.weight_version for metrics in folder.rounds()), default=0)
+    if weight_version not in held:
+        raise ConfigError(
+            f"there is no checkpoint of version {weight_version}",
+            hint=f"there are: {', '.join(map(str, held)) or 'none'}; checkpoint.keep says how many are kept",
+        )
+    if weight_version == newest:
+        raise ConfigError(f"the run is at version {weight_version} already", hint="go back to an earlier one")
+
+
 def show_status(run: Path | None, *, as_json: bool) -> None:
     """Print the run's status; of a run that is not active, its last rounds."""
     folder = find_run(run)
@@ -87,6 +124,8 @@ def show_status(run: Path | None, *, as_json: bool) -> None:
             sys.stdout.write(snapshot.model_dump_json(indent=2) + "\n")
             return
         console.print(headline(snapshot))
+        if (found := endpoints.read(folder)) is not None:
+            console.print(*page_lines(found), sep="\n", highlight=False, soft_wrap=True)
         console.print(parts_table(snapshot))
     console.print(rounds_table(list(folder.rounds())))
 

@@ -7,9 +7,13 @@ Legend of shapes: N response tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +50,10 @@ TokenLoss = Callable[["torch.Tensor", Targets], TokenLosses]
 """(logits / tau_t [N, V], targets) -> losses."""
 
 
+TokenScore = Callable[["torch.Tensor", Targets], "torch.Tensor"]
+"""(logits / tau_t [N, V], targets) -> [N] what an algorithm wants to know of each token before it trains."""
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """All answers to one prompt in one round. Producer: the loop. Consumer: an algorithm's `signals`."""
@@ -54,6 +62,25 @@ class Group:
     """The reference answer; empty where the data set has none."""
     answers: tuple[str, ...]
     """[G] texts, by sample."""
+    seed: int = 0
+    """What an algorithm draws with: the group's own, and the same when the learner does the round again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """The scores of one prompt's answers. Producer: the trainer. Consumer: an algorithm's `score_signals`."""
+
+    totals: tuple[float, ...]
+    """[G] sums over each answer's tokens of the algorithm's `score`, under the weights at the round's start."""
+    tokens: tuple[int, ...]
+    """[G] length of each answer."""
+    seed: int = 0
+    """As in `Group`."""
+
+    @property
+    def means(self) -> list[float]:
+        """[G] scores per token."""
+        return [total / tokens for total, tokens in zip(self.totals, self.tokens, strict=True)]
 
 
 class Signal(NamedTuple):
@@ -65,11 +92,30 @@ class Signal(NamedTuple):
     """What people see in the records."""
 
 
-AreCorrect = Callable[[Sequence[tuple[str, str]]], list[bool]]
-"""Grades (answer, reference) pairs within limits of time and memory."""
+class Judge(Protocol):
+    """What can be said of answers' texts, within limits of time and memory."""
 
-GroupSignals = Callable[[Group, AreCorrect], list[Signal]]
+    def are_correct(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether each answer equals its reference, of (answer, reference) pairs."""
+
+    def classes(self, answers: Sequence[str]) -> list[int | None]:
+        """[G] equal answers have the same number, classes are counted from 0 in order of their first answer; None: the
+        text has no answer that can be compared."""
+
+
+GroupSignals = Callable[[Group, Judge], list[Signal]]
 """[G] signals, by sample."""
+
+ScoreSignals = Callable[[ScoredGroup], list[Signal]]
+"""[G] signals, by sample."""
+
+
+def group_seed(position: int, responses: Iterable[NDArray[np.int32]]) -> int:
+    """Of the group of these response tokens, at this position of its round: 0 <= seed < 2**63."""
+    digest = blake2b(position.to_bytes(8, "little"), digest_size=8)
+    for tokens in responses:
+        digest.update(len(tokens).to_bytes(8, "little") + tokens.astype("<i4").tobytes())
+    return int.from_bytes(digest.digest(), "little") >> 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +137,26 @@ class Algorithm:
     needs_references: bool = False
     """Whether every prompt must have a reference answer."""
     signals: GroupSignals | None = None
-    """How the answers to a prompt become signals; None: every answer counts alike."""
+    """How the texts of a prompt's answers become signals; None here and for `score_signals`: all answers count alike.
+    """
+    score: TokenScore | None = None
+    """What `score_signals` need; asked of the weights at the round's start, so the whole round is needed."""
+    score_signals: ScoreSignals | None = None
+    """How the scores of a prompt's answers become signals."""
+    counts_kept_tokens: bool = False
+    """Whether answers of weight 0 are left out of the tokens that a step's loss is divided by."""
+
+    @property
+    def has_signals(self) -> bool:
+        return self.signals is not None or self.score_signals is not None
+
+    @property
+    def needs_first_pass(self) -> bool:
+        """Whether the weights at the round's start are asked about all tokens before the first step."""
+        return self.needs_old_log_probs or self.score is not None
 
     def __post_init__(self) -> None:
-        if self.needs_old_log_probs and not self.needs_whole_round:
-            raise ValueError(f"{self.name} needs old log-probabilities, and so the whole round")
+        if self.needs_first_pass and not self.needs_whole_round:
+            raise ValueError(f"{self.name} asks the weights at the round's start, and so needs the whole round")
+        if (self.score is None) != (self.score_signals is None) or (self.signals and self.score_signals):
+            raise ValueError(f"{self.name} has signals from texts, or a score and signals from it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from learner.algorithms.base import Algorithm, AreCorrect, Group, Signal, Targets, TokenLosses
+from learner.algorithms.base import Algorithm, Group, Judge, Signal, Targets, TokenLosses
 
 if TYPE_CHECKING:
     import torch
@@ -46,10 +46,14 @@ def advantages(rewards: Sequence[float]) -> list[float]:
     return [(reward - mean) / deviation for reward in rewards]
 
 
-def signals(group: Group, are_correct: AreCorrect) -> list[Signal]:
-    """An answer earns 1 when it equals the reference answer, else 0; its weight is its advantage."""
-    rewards = [float(correct) for correct in are_correct([(answer, group.reference) for answer in group.answers])]
+def relative(rewards: Sequence[float]) -> list[Signal]:
+    """[G] signals whose weights are the advantages of these rewards."""
     return [Signal(*pair) for pair in zip(advantages(rewards), rewards, strict=True)]
+
+
+def signals(group: Group, judge: Judge) -> list[Signal]:
+    """An answer earns 1 when it equals the reference answer, else 0; its weight is its advantage."""
+    return relative([float(ok) for ok in judge.are_correct([(answer, group.reference) for answer in group.answers])])
 
 
 GRPO = Algorithm(

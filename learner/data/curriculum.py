@@ -2,7 +2,8 @@
 
 The prompts of the run are one endless sequence of epochs, each a permutation of the data drawn from (seed, epoch).
 Round r takes positions r * n to (r + 1) * n - 1 of the sequence, where n is `prompts_per_round`. A round may span two
-epochs, and data smaller than a round repeats within it. Everything is a pure function of (seed, round), so a learner
+epochs, and data smaller than a round repeats within it. A recipe of whole rounds takes the largest multiple of n from
+the start of each permutation instead. Everything is a pure function of (seed, round), so a learner
 that resumes gets the same tasks again.
 """
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from learner.config import SamplingConfig, TrainingConfig
 from learner.data.prompts import Prompt
 from learner.data.schedule import sampling_temperature
+from learner.recipes import RECIPES
 from services.contracts import Task
 from services.errors import ConfigError, DataError
 
@@ -41,15 +43,27 @@ class Curriculum:
         self._training = training
         self._sampling = sampling
         self._stop_token_ids = tuple(stop_token_ids)
+        self._epoch_size = len(prompts)
+        """Prompts that an epoch takes."""
+        if RECIPES[training.recipe].whole_rounds:
+            self._epoch_size -= len(prompts) % training.prompts_per_round
+            if training.data == "fixed":  # every epoch has the prompts that the first one drew answers to
+                self._prompts = prompts[: self._epoch_size]
         self.rounds_total = self._count_rounds()
 
     def _count_rounds(self) -> int:
         """`training.rounds` if it is set, else the number of full rounds in `training.epochs`."""
         training = self._training
+        if self._epoch_size == 0:
+            raise ConfigError(
+                f"training.recipe = {training.recipe} takes whole rounds from each epoch, and {len(self._prompts)} "
+                f"prompts are less than one of training.prompts_per_round = {training.prompts_per_round}",
+                hint="lower training.prompts_per_round, or use training.recipe = default",
+            )
         if training.rounds is not None:
             return training.rounds
         # By exact decimals: 0.1 epochs of 1,280 prompts are 128, and binary floats round differently.
-        total = int(Fraction(str(training.epochs)) * len(self._prompts) / training.prompts_per_round)
+        total = int(Fraction(str(training.epochs)) * self._epoch_size / training.prompts_per_round)
         if total == 0:
             raise ConfigError(
                 f"training.epochs = {training.epochs} over {len(self._prompts)} prompts is less than one round of "
@@ -60,7 +74,7 @@ class Curriculum:
 
     def epoch_at(self, round_: int) -> float:
         """Training progress u at the start of the round, in epochs."""
-        return round_ * self._training.prompts_per_round / len(self._prompts)
+        return round_ * self._training.prompts_per_round / self._epoch_size
 
     def prompts_of(self, round_: int) -> list[Prompt]:
         """The round's prompts in training order; rounds past the last of the run are defined too."""
@@ -68,7 +82,7 @@ class Curriculum:
             raise ValueError(f"rounds count from 0, got {round_}")
         count = self._training.prompts_per_round
         positions = np.arange(round_ * count, (round_ + 1) * count)
-        epochs, offsets = np.divmod(positions, len(self._prompts))
+        epochs, offsets = np.divmod(positions, self._epoch_size)
         orders = {int(epoch): self._order(int(epoch)) for epoch in np.unique(epochs)}
         return [
             self._prompts[int(orders[epoch][offset])]
@@ -79,7 +93,7 @@ class Curriculum:
         """The rounds that have tasks: all of the run, or those of the first epoch with a fixed data set."""
         if self._training.data == "online":
             return range(self.rounds_total)
-        return range(min(self.rounds_total, ceil(len(self._prompts) / self._training.prompts_per_round)))
+        return range(min(self.rounds_total, ceil(self._epoch_size / self._training.prompts_per_round)))
 
     def tasks_of(self, round_: int) -> list[Task]:
         """The round's tasks in training order. An id holds round and position, so a prompt that repeats gets two tasks.
@@ -103,7 +117,7 @@ class Curriculum:
                 max_weight_version=0 if fixed else None,
             )
             for position, prompt in enumerate(self.prompts_of(round_))
-            if not fixed or first_position + position < len(self._prompts)
+            if not fixed or first_position + position < self._epoch_size
         ]
 
     def _temperature(self, round_: int) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from learner.config import SamplingConfig, TrainingConfig
+from learner.config import TAU_S, SamplingConfig, TrainingConfig
+from learner.recipes import RECIPES
 
 
 def sampling_temperature(config: SamplingConfig, epoch: float) -> float:
@@ -26,10 +27,28 @@ def sampling_temperature(config: SamplingConfig, epoch: float) -> float:
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Learning rate of optimizer step `step` (0 is the run's first): linear warm-up, then constant.
+    """Learning rate of optimizer step `step` (0 is the run's first), as the recipe says; W = `warmup_steps`.
 
-    Step 0 uses 1 / warmup_steps of the rate, not 0, so that no rollout is wasted; step `warmup_steps` - 1 uses it all.
+    constant: (step + 1) / W of the rate for step < W, so that no rollout is wasted, then all of it
+    by_round: the same for all steps of a round: (first step of the round) / W, which is 0 in round 0 (verl's schedule)
+    cosine:   step / W for step < W, then (1 + cos(pi (step - W) / (S - W))) / 2, S the steps of the whole run
     """
-    if step >= config.warmup_steps:
-        return config.learning_rate
-    return config.learning_rate * (step + 1) / config.warmup_steps
+    warmup = config.warmup_steps
+    rate = RECIPES[config.recipe].phase(config.data).rate
+    if rate == "constant":
+        share = (step + 1) / warmup if step < warmup else 1.0
+    elif rate == "by_round":
+        first = step - step % config.steps_per_round
+        share = first / warmup if first < warmup else 1.0
+    elif step < warmup:
+        share = step / warmup
+    else:
+        assert config.rounds is not None, "the settings ask for training.rounds"
+        left = max(1, config.rounds * config.steps_per_round - warmup)
+        share = (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / left))) / 2.0
+    return config.learning_rate * share
+
+
+def training_temperature(config: TrainingConfig, sampled_at: float) -> float:
+    """tau_t of a round whose answers were sampled at the temperature `sampled_at`."""
+    return sampled_at if config.tau_t == TAU_S else config.tau_t

@@ -51,8 +51,10 @@ class Evaluations:
         deadline_s: float,
         meta: Mapping[str, Any],
         last_version: int,
+        strict_grading: bool = False,
     ) -> None:
-        """`new_collector` makes one for evaluation, from a first round on; `meta` says how answers are asked for."""
+        """`new_collector` makes one for evaluation, from a first round on; `meta` says how answers are asked for;
+        `strict_grading` as in `GraderPool`."""
         self._folder = folder
         self._config = config
         self._measurements = measurements_of(benchmarks, config.temperatures)
@@ -62,6 +64,7 @@ class Evaluations:
         self._deadline_s = deadline_s
         self._meta = meta
         self._last_version = last_version
+        self._strict_grading = strict_grading
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evaluation")
         self._pool: GraderPool | None = None
         self._collector: Collector | None = None
@@ -106,7 +109,7 @@ class Evaluations:
             if self._interrupted:
                 raise Interrupted
             if self._pool is None:
-                self._pool = GraderPool(1).__enter__()
+                self._pool = GraderPool(1, strict=self._strict_grading).__enter__()
             runner = BenchmarkRunner(self._collector, self._pool, generations, self._text_of, self._sampling)
             runner.run(self._measurements, version=version, digest=digest, deadline_s=self._deadline_s)
         finally:

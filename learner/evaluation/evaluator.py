@@ -43,6 +43,8 @@ class Evaluator:
     """What answers must have in common to be counted together."""
     deadline_s: float
     """For the next rollout."""
+    strict_grading: bool = False
+    """As in `GraderPool`."""
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +72,7 @@ class Evaluator:
         measurements = measurements_of(self.benchmarks, self.config.temperatures)
         self.collector.start()
         try:
-            with GraderPool(GRADERS) as pool:
+            with GraderPool(GRADERS, strict=self.strict_grading) as pool:
                 runner = BenchmarkRunner(self.collector, pool, generations, self.text_of, self.sampling)
                 runner.run(measurements, version=0, digest=publication.manifest.digest, deadline_s=self.deadline_s)
         except Interrupted:

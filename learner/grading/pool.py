@@ -26,6 +26,7 @@ from typing import Self
 
 from learner.grading.extraction import Candidate, find_candidate
 from learner.grading.math_grading import Grade, Outcome, grade_answer
+from learner.grading.strict_grading import find_last_box, grade_box
 from services.errors import DeadlineError, UnavailableError
 
 START_S = 120.0
@@ -70,14 +71,17 @@ class GraderPool:
         grades = pool.grade_many([(response, truth), ...])
     """
 
-    def __init__(self, workers: int = 2, *, time_limit_s: float = 10.0, memory_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self, workers: int = 2, *, time_limit_s: float = 10.0, memory_bytes: int = 1 << 30, strict: bool = False
+    ) -> None:
         """Limits for one answer: `time_limit_s` of processor time, and `memory_bytes` of address space beyond that of a
-        fresh worker."""
+        fresh worker. `strict`: only the last box counts (`strict_grading`)."""
         if workers < 1:
             raise ValueError(f"a pool has at least one worker, got {workers}")
         self._count = workers
         self._time_limit_s = time_limit_s
         self._memory_bytes = memory_bytes
+        self._strict = strict
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["math_verify", "learner.grading.math_grading"])
         self._workers: list[_Worker] = []
@@ -101,7 +105,8 @@ class GraderPool:
 
         DeadlineError or UnavailableError when workers do not start.
         """
-        jobs = [_Job(find_candidate(response), truth) for response, truth in pairs]
+        find = find_last_box if self._strict else find_candidate
+        jobs = [_Job(find(response), truth) for response, truth in pairs]
         distinct = dict.fromkeys(jobs)
         batch = _Batch(deque(distinct), {}, set())
         while len(batch.grades) < len(distinct):
@@ -173,7 +178,10 @@ class GraderPool:
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=_serve, args=(theirs, self._time_limit_s, self._memory_bytes), name="grader", daemon=True
+            target=_serve,
+            args=(theirs, self._time_limit_s, self._memory_bytes, self._strict),
+            name="grader",
+            daemon=True,
         )
         process.start()
         theirs.close()
@@ -187,7 +195,7 @@ class GraderPool:
         worker.process.close()
 
 
-def _serve(connection: Connection, time_limit_s: float, memory_bytes: int) -> None:
+def _serve(connection: Connection, time_limit_s: float, memory_bytes: int, strict: bool) -> None:
     """Main function of a worker: answers requests until the pool closes the connection."""
     import math_verify  # noqa: F401  so that the import does not count against the first answer's time
 
@@ -203,7 +211,7 @@ def _serve(connection: Connection, time_limit_s: float, memory_bytes: int) -> No
             return
         signal.setitimer(signal.ITIMER_PROF, time_limit_s)
         try:
-            grade = grade_answer(Candidate(**candidate), truth)
+            grade = (grade_box if strict else grade_answer)(Candidate(**candidate), truth)
         except MemoryError:
             grade = Grade(Outcome.FAILED, candidate["boxed"] or "")
         signal.setitimer(signal.ITIMER_PROF, 0)

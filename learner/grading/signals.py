@@ -15,8 +15,9 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from learner.algorithms.base import Algorithm, Group, GroupSignals, Signal
+from learner.algorithms.base import Algorithm, Group, GroupSignals, Signal, group_seed
 from learner.data.prompts import Prompt
+from learner.grading.classes import answer_classes
 from learner.grading.pool import GraderPool
 from services.contracts import Rollout
 from services.errors import DataError
@@ -28,23 +29,26 @@ MAX_WORKERS = 8
 
 
 class SignalWorker:
-    """For one algorithm that has signals.
+    """For one algorithm that has signals from texts; it is their judge.
 
     future = worker.submit(Group(reference="4", answers=("... \\boxed{4}", "5")))
     future.result()                         [Signal(weight=0.7, reward=1.0), Signal(weight=-0.7, reward=0.0)]
     """
 
-    def __init__(self, signals: GroupSignals, *, workers: int | None = None, time_limit_s: float = 10.0) -> None:
-        """Starts the grading processes; `time_limit_s` is for one answer. `workers`: half of the cores by default."""
+    def __init__(
+        self, signals: GroupSignals, *, workers: int | None = None, time_limit_s: float = 10.0, strict: bool = False
+    ) -> None:
+        """Starts the grading processes; `time_limit_s` is for one answer. `workers`: half of the cores by default.
+        `strict`: as in `GraderPool`."""
         self._signals = signals
         self._pool = GraderPool(
-            workers or max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // 2)), time_limit_s=time_limit_s
+            workers or max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // 2)), time_limit_s=time_limit_s, strict=strict
         ).__enter__()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="signals")
 
     def submit(self, group: Group) -> Future[list[Signal]]:
         """Start on one group; [G] signals, by sample."""
-        return self._thread.submit(self._signals, group, self._are_correct)
+        return self._thread.submit(self._signals, group, self)
 
     def in_order(
         self, rollouts: Iterable[Rollout], references: Sequence[str], text_of: Callable[[NDArray[np.int32]], str]
@@ -58,7 +62,8 @@ class SignalWorker:
         for position, members in groupby(rollouts, key=lambda rollout: rollout.position):
             group = list(members)
             answers = tuple(text_of(rollout.response_tokens) for rollout in group)
-            pending.append((group, self.submit(Group(references[position], answers))))
+            seed = group_seed(position, [rollout.response_tokens for rollout in group])
+            pending.append((group, self.submit(Group(references[position], answers, seed))))
             while pending and pending[0][1].done():
                 yield from _signalled(*pending.popleft())
         for group, future in pending:
@@ -69,8 +74,13 @@ class SignalWorker:
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._pool.close()
 
-    def _are_correct(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+    def are_correct(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """As `Judge` says; for the signals that it computes."""
         return [grade.correct for grade in self._pool.grade_many(pairs)]
+
+    def classes(self, answers: Sequence[str]) -> list[int | None]:
+        """As `Judge` says; for the signals that it computes."""
+        return answer_classes(answers, self._pool)
 
 
 def _signalled(group: list[Rollout], signals: Future[list[Signal]]) -> Iterator[tuple[Rollout, Signal]]:

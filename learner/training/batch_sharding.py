@@ -6,13 +6,14 @@ to be sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from learner.algorithms.base import Targets
 from learner.config import TrainingConfig
@@ -36,22 +37,40 @@ class _SharedSample(NamedTuple):
 
     step: int
     """Of the round."""
+    position: int
+    """Of its prompt in the round."""
     sequence: packing.Sequence
     signal: float
+    temperature: float
+    """At which it was sampled."""
 
     @property
     def fed_tokens(self) -> int:
         return self.sequence.fed_tokens
 
     def to_row(self) -> Payload:
-        head = [self.step, self.sequence.prompt_tokens.size, int(np.float64(self.signal).view(np.int64))]
+        floats = np.array([self.signal, self.temperature]).view(np.int64)
+        head = [self.step, self.position, self.sequence.prompt_tokens.size, *floats]
         return np.concatenate([head, self.sequence.prompt_tokens, self.sequence.response_tokens])
 
     @classmethod
     def from_row(cls, row: Payload) -> _SharedSample:
-        step, prompt_tokens, signal = (int(number) for number in row[:3])
-        prompt, response = np.split(row[3:].astype(np.int32), [prompt_tokens])
-        return cls(step, packing.Sequence(prompt, response), float(np.int64(signal).view(np.float64)))
+        step, position, prompt_tokens = (int(number) for number in row[:3])
+        signal, temperature = row[3:5].view(np.float64).tolist()
+        prompt, response = np.split(row[5:].astype(np.int32), [prompt_tokens])
+        return cls(step, position, packing.Sequence(prompt, response), signal, temperature)
+
+
+class Response(NamedTuple):
+    """What every rank knows of each response of a global micro-batch."""
+
+    step_index: int
+    """Within its optimizer step."""
+    position: int
+    """Of its prompt in the round."""
+    tokens: NDArray[np.int32]
+    """[R]."""
+    signal: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +85,22 @@ class GlobalMicroBatch:
     """Ranks that have a share."""
     lengths: tuple[int, ...]
     """Fed tokens of each sequence of all ranks."""
-    response_lengths: tuple[int, ...]
-    """Response tokens of each sequence of all ranks."""
+    responses: tuple[Response, ...]
+    """Of all ranks, in training order."""
+    temperature: float
+    """At which the responses were sampled."""
+
+    def with_signals(self, signals: Sequence[float]) -> GlobalMicroBatch:
+        """The same with these signals, by position within the optimizer step."""
+        responses = tuple(response._replace(signal=signals[response.step_index]) for response in self.responses)
+        own = [signals[position] for position in self.positions]
+        per_token = signals_per_token(self.batch, own).to(self.targets.tokens.device)
+        return replace(self, responses=responses, targets=replace(self.targets, signals=per_token))
+
+
+def signals_per_token(batch: MicroBatch, signals: Sequence[float]) -> torch.Tensor:
+    """[N] of each response token of the batch, whose sequences have these signals; a filler has none."""
+    return torch.tensor(signals or [0.0]).repeat_interleave(torch.tensor(batch.response_lengths))
 
 
 class BatchSharding:
@@ -111,7 +144,8 @@ class BatchSharding:
                 )
             last = rollout
             sequence = packing.Sequence(rollout.prompt_tokens, rollout.response_tokens)
-            yield _SharedSample(rollout.position // self._prompts_per_step, sequence, signal).to_row()
+            step = rollout.position // self._prompts_per_step
+            yield _SharedSample(step, rollout.position, sequence, signal, rollout.temperature).to_row()
 
     def _micro_batches(self, samples: Iterable[_SharedSample]) -> Iterator[GlobalMicroBatch]:
         """Of one optimizer step, on this rank's device."""
@@ -128,7 +162,11 @@ class BatchSharding:
                 positions=tuple(first + position for position in mine),
                 micro_batches=sum(map(bool, shares)),
                 lengths=tuple(lengths),
-                response_lengths=tuple(int(sample.sequence.response_tokens.size) for sample in group),
+                responses=tuple(
+                    Response(first + index, sample.position, sample.sequence.response_tokens, sample.signal)
+                    for index, sample in enumerate(group)
+                ),
+                temperature=group[0].temperature,
             )
             first += len(group)
 
@@ -136,5 +174,4 @@ class BatchSharding:
         tokens = batch.targets.to(self._device, non_blocking=True)
         if not self._with_signals:
             return Targets(tokens)
-        per_token = torch.tensor(signals or [0.0]).repeat_interleave(torch.tensor(batch.response_lengths))
-        return Targets(tokens, signals=per_token.to(self._device))
+        return Targets(tokens, signals=signals_per_token(batch, signals).to(self._device))

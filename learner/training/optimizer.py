@@ -15,9 +15,9 @@ import torch
 
 from learner.config import TrainingConfig
 from learner.parallel.sharding import SavedRows, copy_to_shard
+from learner.recipes import RECIPES
 from services.errors import ConfigError
 
-BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
 CONSTANT = ("qmap1", "qmap2")
@@ -29,10 +29,11 @@ class Optimizer:
 
     def __init__(self, parameters: Mapping[str, torch.Tensor], config: TrainingConfig) -> None:
         self._parameters = parameters
+        betas = RECIPES[config.recipe].phase(config.data).betas
         make = _adamw if config.optimizer == "adamw" else _adamw_8bit
         self._torch = make(
             list(parameters.values()),
-            {"lr": config.learning_rate, "betas": BETAS, "eps": EPSILON, "weight_decay": config.weight_decay},
+            {"lr": config.learning_rate, "betas": betas, "eps": EPSILON, "weight_decay": config.weight_decay},
         )
 
     @property

@@ -3,7 +3,8 @@
 Each step minimises the mean of the algorithm's loss over the step's own response tokens: sums are backpropagated
 micro-batch by micro-batch, and the gradient is divided by the count once it is known. So the step does not depend on
 how its sequences were packed or on how many ranks, unlike a mean of micro-batch means (as in verl, which the paper's
-code builds on), and training may start while rollouts still arrive.
+code builds on), and training may start while rollouts still arrive. A step whose algorithm keeps no answer moves
+nothing.
 
 Every rank runs this same code. Rank 0 shares the sequences and each rank computes its share of each micro-batch. A rank
 without a share computes a filler that does not count, since all take part in every forward and backward.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
@@ -24,13 +25,13 @@ from torch.nn.utils import get_total_norm
 
 from learner.algorithms.base import Algorithm
 from learner.algorithms.choose import ALGORITHMS
-from learner.algorithms.nll import nll
 from learner.config import TrainingConfig
-from learner.data.schedule import learning_rate
+from learner.data.schedule import learning_rate, training_temperature
 from learner.model.trained_model import TrainedModel
 from learner.parallel.ranks import Order
 from learner.parallel.sharding import SavedRows, copy_to_shard, gather, local_shard
-from learner.training.batch_sharding import BatchSharding, GlobalMicroBatch, TrainingSample
+from learner.training.batch_sharding import BatchSharding, GlobalMicroBatch, Response, TrainingSample
+from learner.training.first_pass import FirstPass, response_sums
 from learner.training.optimizer import Optimizer
 from services.errors import CheckpointError, ContractError, ModelError
 
@@ -64,6 +65,8 @@ class RoundStats:
     """Spent computing; time that the rollouts made the trainer wait is not in it."""
     nll: tuple[float, ...]
     """Per rollout, in order: mean of -log pi(o | q; tau_t) over its tokens, just before the step that trained it."""
+    rewards: tuple[float, ...] = ()
+    """Per rollout, in order, for an algorithm that has a score."""
 
 
 @dataclass(slots=True)
@@ -73,6 +76,7 @@ class _Tally:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     nll: list[float] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
     fed_tokens: int = 0
     response_tokens: int = 0
     micro_batches: int = 0
@@ -99,6 +103,7 @@ class _Tally:
             response_tokens=self.response_tokens,
             seconds=self.seconds,
             nll=tuple(self.nll),
+            rewards=tuple(self.rewards),
         )
 
 
@@ -110,8 +115,10 @@ class Trainer:
         self.algorithm: Algorithm = ALGORITHMS[config.algorithm]
         self._ranks = model.ranks
         self._config = config
-        with_signals = self.algorithm.signals is not None
-        self._sharding = BatchSharding(config, model.cost.layers, model.device, model.ranks, with_signals=with_signals)
+        self._sharding = BatchSharding(
+            config, model.cost.layers, model.device, model.ranks, with_signals=self.algorithm.has_signals
+        )
+        self._first_pass = FirstPass(model, self.algorithm, config)
         self._parameters = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
         self._optimizer = Optimizer(self._parameters, config)
         self.steps = 0
@@ -132,60 +139,57 @@ class Trainer:
         mini_batches: Iterable[Iterable[GlobalMicroBatch]] = self._sharding.mini_batches(samples)
         if self.algorithm.needs_whole_round:
             mini_batches = [list(mini_batch) for mini_batch in mini_batches]
-        if self.algorithm.needs_old_log_probs:
-            mini_batches = [[self._with_old_log_probs(part, tally) for part in batch] for batch in mini_batches]
+        if self.algorithm.needs_first_pass:
+            started = time.perf_counter()
+            asked = [self._first_pass.ask(mini_batch) for mini_batch in mini_batches]
+            mini_batches = [mini_batch for mini_batch, _ in asked]
+            tally.rewards = [reward for _, rewards in asked for reward in rewards]
+            tally.seconds += time.perf_counter() - started
         for mini_batch in mini_batches:
             self._train_step(mini_batch, tally)
         return tally.stats(self._optimizer.learning_rate)
-
-    def _with_old_log_probs(self, micro_batch: GlobalMicroBatch, tally: _Tally) -> GlobalMicroBatch:
-        """The same with log-probabilities under the weights of the round's start."""
-        started = time.perf_counter()
-        with torch.no_grad():
-            losses = self.model.token_losses(micro_batch.batch, nll, micro_batch.targets, self._config.tau_t)
-        tally.seconds += time.perf_counter() - started
-        return replace(micro_batch, targets=replace(micro_batch.targets, old_log_probs=losses.log_probs))
 
     def _train_step(self, mini_batch: Iterable[GlobalMicroBatch], tally: _Tally) -> None:
         """Accumulate the gradient of the mini-batch's summed loss, then update."""
         self._optimizer.clear_gradients()
         total = torch.zeros((), device=self.model.device)
         log_probs: list[tuple[GlobalMicroBatch, torch.Tensor]] = []
-        response_lengths: list[int] = []
+        responses: list[Response] = []
         for part in mini_batch:
             started = time.perf_counter()
-            losses = self.model.token_losses(part.batch, self.algorithm.losses, part.targets, self._config.tau_t)
+            tau = training_temperature(self._config, part.temperature)
+            losses = self.model.token_losses(part.batch, self.algorithm.losses, part.targets, tau)
             counts = float(bool(part.positions))
             (losses.loss * counts).backward()  # type: ignore[no-untyped-call]
             total += losses.loss.detach() * counts
             log_probs.append((part, losses.log_probs))
-            response_lengths.extend(part.response_lengths)
+            responses.extend(part.responses)
             tally.fed_tokens += sum(part.lengths)
             tally.micro_batches += part.micro_batches
             tally.seconds += time.perf_counter() - started
         started = time.perf_counter()
-        tokens = sum(response_lengths)
-        loss, nll_sums = self._sums(float(total), log_probs, len(response_lengths))
-        norm = self._update(tokens)
+        lengths = np.array([response.tokens.size for response in responses])
+        loss, nll_sums = self._sums(float(total), log_probs, len(responses))
+        tokens = int(lengths[[self._counts(response) for response in responses]].sum())
+        norm = self._update(tokens) if tokens else 0.0
         if math.isfinite(norm):
-            tally.losses.append(loss / tokens)
+            tally.losses.append(loss / max(tokens, 1))
             tally.norms.append(norm)
         else:
             tally.skipped_steps += 1
-        tally.nll.extend((nll_sums / np.array(response_lengths)).tolist())
-        tally.response_tokens += tokens
+        tally.nll.extend((nll_sums / lengths).tolist())
+        tally.response_tokens += int(lengths.sum())
         tally.seconds += time.perf_counter() - started
+
+    def _counts(self, response: Response) -> bool:
+        """Whether the response's tokens are among those that the loss is divided by."""
+        return response.signal != 0 or not self.algorithm.counts_kept_tokens
 
     def _sums(
         self, loss: float, log_probs: Sequence[tuple[GlobalMicroBatch, torch.Tensor]], count: int
     ) -> tuple[float, NDArray[np.float64]]:
         """Of all ranks: the step's summed loss, and the NLL of each of its `count` sequences."""
-        sums = np.zeros(1 + count)
-        sums[0] = loss
-        for part, of_tokens in log_probs:
-            if part.positions:
-                starts = np.cumsum([0, *part.batch.response_lengths[:-1]])
-                sums[1 + np.array(part.positions)] = -np.add.reduceat(of_tokens.double().cpu().numpy(), starts)
+        sums = np.concatenate([[loss], -response_sums(log_probs, count)])
         self._ranks.all_reduce_sum(torch.from_numpy(sums))
         return float(sums[0]), sums[1:]
 

@@ -59,6 +59,20 @@ def test_changed_settings_are_named_and_fixed_ones_refused(tmp_path: Path) -> No
         assert path.read_bytes() == before
 
 
+def test_before_the_first_round_any_setting_may_be_corrected(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).create()
+    write_resolved(load(None, environ={}), folder.config)
+    before = folder.run_id
+    (folder.weights / "v000000").mkdir()
+    assert not folder.has_begun
+    assert write_resolved(load(None, ["run.seed=1"], environ={}), folder.config, begun=False) == ["run.seed"]
+    folder.start_over()
+    assert folder.run_id != before
+    assert list(folder.weights.iterdir()) == []
+    (folder.checkpoints / "v000001").mkdir()
+    assert folder.has_begun
+
+
 def test_a_changed_setting_says_when_it_takes_effect() -> None:
     assert takes_effect("sampling.tau_start") == "with the first round whose tasks are not issued yet"
     assert takes_effect("weight_sync.canary_prompts") == "with the next version"

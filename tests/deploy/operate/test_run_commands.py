@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from deploy.locks import run_lock
 from deploy.operate.client import RunClient
 from deploy.operate.progress import Progress, in_bytes, render, round_line
 from deploy.operate.run_commands import (
+    check_generators_target,
+    check_rollback,
     client_of,
     confirmed,
     files_not_exported,
@@ -26,10 +29,10 @@ from deploy.operate.run_commands import (
     watch_status,
 )
 from services import durable
-from services.contracts import GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot
+from services.contracts import EvaluationMetrics, GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot
 from services.errors import ConfigError, ContractError, SeptError, UnavailableError
 from services.net import free_port
-from services.run_folder import RunFolder
+from services.run_folder import RunFolder, version_name
 
 WHERE = Endpoints(redis_url="redis://:secret@h:1", services_url="http://h:2", token="hush")
 
@@ -129,7 +132,7 @@ async def test_requests_go_to_their_routes() -> None:
     ("response", "error", "says"),
     [
         (httpx.Response(401, json={"error": "no token", "hint": ""}), UnavailableError, "refuse the token"),
-        (httpx.Response(503, json={"error": "Redis is away"}), UnavailableError, "503: .*Redis is away"),
+        (httpx.Response(503, json={"error": "Redis is away"}), UnavailableError, "^Redis is away"),
         (
             httpx.Response(404, html="<html>backend</html>"),
             UnavailableError,
@@ -272,7 +275,7 @@ async def test_without_a_terminal_every_round_is_one_line(tmp_path: Path) -> Non
             await progress.refresh()
             await progress.refresh()
     assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue() == round_line(a_round(1)) + "\n"
+    assert console.file.getvalue() == round_line(a_round(1), total=0) + "\n"
 
 
 async def test_on_a_terminal_the_view_survives_services_that_are_away(tmp_path: Path) -> None:
@@ -310,3 +313,33 @@ def test_logs_name_the_part_that_wrote_each_line(tmp_path: Path, capsys: pytest.
     run.log_of("learner").write_text("round_trained [info] round=3\n")
     show_logs(tmp_path, (), lines=5, follow=True)
     assert capsys.readouterr().out == "learner | round_trained [info] round=3\n"
+
+
+def test_a_line_of_a_round_says_when_of_how_many_and_how_good() -> None:
+    measured = EvaluationMetrics(weight_version=2, temperature=0.5, samples=4, pass_at_k={"a": {1: 0.25}})
+    line = round_line(a_round(1).model_copy(update={"evaluations": (measured,)}), total=9)
+    assert re.match(r"\d\d:\d\d:\d\d  round 1 \(2 of 9\)  pass@1 25\.0% at 0\.5  version 2  ", line)
+
+
+@pytest.mark.parametrize("target", [-1, 10_001])
+def test_numbers_of_generators_that_no_run_takes_are_refused_before_anything_is_sent(target: int) -> None:
+    with pytest.raises(ConfigError, match=f"{target} generators are not possible"):
+        check_generators_target(target)
+
+
+def test_more_generators_than_the_machine_holds_are_doubted() -> None:
+    assert check_generators_target(1) == ""
+    assert "5000 generators on this machine share its" in check_generators_target(5000)
+
+
+def test_a_version_without_a_checkpoint_is_refused_before_anybody_is_asked(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).create()
+    for version in (3, 4):
+        (folder.checkpoints / version_name(version)).mkdir()
+    durable.append_line(folder.metrics, a_round(3).as_line())
+    with pytest.raises(ConfigError, match="no checkpoint of version 9999") as refused:
+        check_rollback(tmp_path, 9999)
+    assert "there are: 3, 4" in refused.value.hint
+    with pytest.raises(ConfigError, match="at version 4 already"):
+        check_rollback(tmp_path, 4)
+    check_rollback(tmp_path, 3)

@@ -9,6 +9,7 @@ import torch
 
 from learner.algorithms.base import Group, Targets
 from learner.algorithms.grpo import GRPO, advantages, grpo, signals
+from tests.support.judging import SameText
 
 
 def test_grpo_gradient_is_zero_where_the_clip_is_active() -> None:
@@ -35,7 +36,7 @@ def test_an_advantage_is_relative_to_the_answers_to_the_same_prompt() -> None:
 
 
 def test_a_right_answer_earns_1_and_outweighs_wrong_ones() -> None:
-    right, wrong = signals(Group("4", ("4", "5")), lambda pairs: [answer == truth for answer, truth in pairs])
+    right, wrong = signals(Group("4", ("4", "5")), SameText())
     assert (right.reward, wrong.reward) == (1.0, 0.0)
     assert right.weight == -wrong.weight > 0
 

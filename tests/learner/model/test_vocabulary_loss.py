@@ -10,11 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from learner.algorithms.base import Targets, TokenLoss
 from learner.algorithms.choose import ALGORITHMS
+from learner.algorithms.entropy import entropy
+from learner.algorithms.grpo import grpo
 from learner.algorithms.nll import nll
+from learner.algorithms.vote_nll import weighted_nll
 from learner.model.vocabulary_loss import Head, summed_loss
 
 N, V, H = 37, 11, 6
-LOSSES = [algorithm.losses for algorithm in ALGORITHMS.values()]
+LOSSES = list(dict.fromkeys(algorithm.losses for algorithm in ALGORITHMS.values()))
 
 
 def problem(seed: int = 0) -> tuple[torch.Tensor, Head, Targets]:
@@ -33,15 +36,18 @@ def logits(hidden: torch.Tensor, head: Head) -> torch.Tensor:
     return z if head.softcap is None else head.softcap * (z / head.softcap).tanh()
 
 
-def reference(name: str, hidden: torch.Tensor, head: Head, targets: Targets, tau: float) -> torch.Tensor:
+def reference(token_loss: TokenLoss, hidden: torch.Tensor, head: Head, targets: Targets, tau: float) -> torch.Tensor:
     """The formulas, with whole logits."""
     p = (logits(hidden, head) / tau).softmax(-1)
     log_pi = p[torch.arange(len(p)), targets.tokens].log()
-    if name == "nll":
+    if token_loss is nll:
         return -log_pi.sum()
-    if name == "entropy":
+    if token_loss is entropy:
         return -(p * p.log()).sum()
     assert targets.old_log_probs is not None and targets.signals is not None
+    if token_loss is weighted_nll:
+        return -(targets.signals * log_pi).sum()
+    assert token_loss is grpo
     ratio, advantage = (log_pi - targets.old_log_probs).exp(), targets.signals
     return -torch.min(ratio * advantage, ratio.clip(0.8, 1.2) * advantage).sum()
 
@@ -51,13 +57,13 @@ def gradients(loss: torch.Tensor, hidden: torch.Tensor, head: Head) -> tuple[tor
     return torch.autograd.grad(loss, (hidden, head.weight, head.bias))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("token_loss", LOSSES)
 @pytest.mark.parametrize("tau", [1.0, 0.6])
 @pytest.mark.parametrize("slice_logits", [None, 1, 5 * V])
-def test_loss_and_gradient_equal_the_formula(name: Any, tau: float, slice_logits: int | None) -> None:
+def test_loss_and_gradient_equal_the_formula(token_loss: TokenLoss, tau: float, slice_logits: int | None) -> None:
     hidden, head, targets = problem()
-    losses = summed_loss(ALGORITHMS[name].losses, hidden, head, targets, tau, slice_logits=slice_logits)
-    expected = reference(name, hidden, head, targets, tau)
+    losses = summed_loss(token_loss, hidden, head, targets, tau, slice_logits=slice_logits)
+    expected = reference(token_loss, hidden, head, targets, tau)
     torch.testing.assert_close(losses.loss, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
         gradients(losses.loss, hidden, head), gradients(expected, hidden, head), rtol=1e-4, atol=1e-5

@@ -73,8 +73,9 @@ def outcome(folder: Path, ranks: int) -> tuple[float, RoundStats, dict[str, np.n
         ("qwen2", 2, {"gradient_checkpointing": "light"}, 0),
         ("qwen2", 4, {"algorithm": "grpo", "learning_rate": 1e-4}, 0),
         ("qwen2", 2, {}, 4),
+        ("qwen2", 2, {"algorithm": "self_certainty", "learning_rate": 1e-4}, 0),
     ],
-    ids=["two", "four-full", "two-light", "four-grpo", "two-lora"],
+    ids=["two", "four-full", "two-light", "four-grpo", "two-lora", "two-scored"],
 )
 def test_ranks_train_what_one_rank_trains(
     tmp_path: Path, family: tiny_models.Family, ranks: int, changes: dict[str, Any], lora: int

@@ -172,6 +172,17 @@ def test_training_temperature_divides_the_logits(tmp_path: Path) -> None:
     assert stats.nll == pytest.approx([-part.mean().item() for part in log_probs], rel=1e-5)
 
 
+def test_a_round_may_be_trained_at_the_temperature_that_sampled_it(tmp_path: Path) -> None:
+    """Coupled: tau_t follows an annealed tau_s."""
+    folder = tiny_models.save(tmp_path)
+    rollouts = [rollout.model_copy(update={"temperature": 0.7}) for rollout in tiny_models.rollouts(4)]
+    _, ours, stats = trained(folder, tiny_models.training(tau_t="tau_s", steps_per_round=1), rollouts)
+    _, fixed, expected = trained(folder, tiny_models.training(tau_t=0.7, steps_per_round=1), rollouts)
+    _, _, other = trained(folder, tiny_models.training(tau_t=1.0, steps_per_round=1), rollouts)
+    assert stats.loss == expected.loss != other.loss
+    assert largest_difference(ours, fixed) == 0.0
+
+
 def test_entropy_step_equals_its_formula(tmp_path: Path) -> None:
     folder = tiny_models.save(tmp_path)
     rollouts = tiny_models.rollouts(8)

@@ -81,6 +81,17 @@ def test_grpo_trains_on_rewards_that_are_recorded_with_the_answers(tmp_path: Pat
         assert metrics.reward_mean == pytest.approx(sum(rewards) / 16)
 
 
+@pytest.mark.parametrize("algorithm", ["majority_vote", "self_certainty"])
+def test_rewards_without_labels_are_recorded_with_the_answers(
+    tmp_path: Path, model: Path, redis_url: str, algorithm: str
+) -> None:
+    folder = learn(tmp_path, model, redis_url, samples=SAMPLES, algorithm=algorithm, rounds=1)
+    (metrics,) = folder.rounds()
+    rewards = [answer["reward"] for answer in answers_of(folder, 0)]
+    assert len(rewards) == 16
+    assert metrics.reward_mean == pytest.approx(sum(rewards) / 16)
+
+
 def test_grpo_without_reference_answers_is_refused_before_anything_is_sampled(
     tmp_path: Path, model: Path, redis_url: str
 ) -> None:
