@@ -60,6 +60,7 @@ def test_every_kind_is_found(kind: str, body: str) -> None:
         "asserting_helper()",
         "with raises(OSError):\n        run()",
         "a, b, c = run(); assert 0 < a <= b == c",
+        "a, b, c = run(); assert a == b != c",
         "def check(value):\n        assert value\n    check(run())",
         "def seen(value):\n        assert value\n    run(seen)\n    assert run()",
         "try:\n        run()\n    except OSError as error:\n        assert error.errno\n    else:\n        fail()",

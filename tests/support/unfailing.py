@@ -87,7 +87,10 @@ def _is_constant(test: ast.expr) -> bool:
 
 
 def _is_transitive(ops: list[ast.cmpop]) -> bool:
+    """Whether neighbours say all: so a single `!=` among `==` does, and two of them do not."""
     kinds = {type(op) for op in ops}
+    if sum(isinstance(op, ast.NotEq) for op in ops) == 1:
+        return kinds == {ast.Eq, ast.NotEq}
     return any(kinds <= {ast.Eq, ast.Is, *direction} for direction in ({ast.Lt, ast.LtE}, {ast.Gt, ast.GtE}))
 
 
