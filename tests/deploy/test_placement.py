@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from deploy.placement import generator_env, learner_env, visible_gpus
 from learner.parallel.launch_env import ON_CPU
 
 
-def test_gpus_are_those_the_user_may_use(tmp_path: Path) -> None:
+def test_gpus_are_those_the_user_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert visible_gpus({}, tmp_path / "none") == []
     (tmp_path / "0000:01:00.0").mkdir()
     (tmp_path / "0000:02:00.0").mkdir()
     assert visible_gpus({}, tmp_path) == ["0", "1"]
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3,5"}, tmp_path) == ["3", "5"]
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == []
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": " 3 ,-1, GPU-5f"}, tmp_path) == ["3", "GPU-5f"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6")
+    assert visible_gpus() == ["6"]
 
 
 def test_on_cpu_all_share_the_cores_and_nobody_pins_threads() -> None:
@@ -44,6 +49,11 @@ def test_a_generator_never_gets_a_gpu_of_the_learner_s_ranks() -> None:
         generator_env(index, gpus, 3, 16, tensor_parallel=1, ranks=2)["CUDA_VISIBLE_DEVICES"] for index in range(3)
     ]
     assert taken == ["6", "7", "6"]
+
+
+def test_of_two_gpus_each_side_has_one() -> None:
+    assert learner_env(["0", "1"], 1, 16) == {"CUDA_VISIBLE_DEVICES": "0"}
+    assert generator_env(0, ["0", "1"], 1, 16, tensor_parallel=1) == {"CUDA_VISIBLE_DEVICES": "1"}
 
 
 def test_where_the_learner_has_all_gpus_the_generators_share_them() -> None:
