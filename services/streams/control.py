@@ -111,7 +111,7 @@ class AsyncControl:
 
 
 def _state(target: bytes | None, flags: dict[bytes, bytes]) -> ControlState:
-    if target is not None and not (target.isdigit() and len(target) <= len(str(MAX_GENERATORS))):
+    if target is not None and not (target.isdigit() and len(target) < 10 and int(target) <= MAX_GENERATORS):
         raise ContractError(f"the target number of generators in Redis is {target[:32]!r}", hint="set it anew")
     rollback = flags.get(_ROLLBACK, b"")
     return ControlState(
