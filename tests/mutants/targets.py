@@ -30,6 +30,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "learner/algorithms/nll.py": ("tests/learner/training/test_trainer.py",),
     "learner/algorithms/entropy.py": ("tests/learner/training/test_trainer.py",),
     "learner/config.py": ("tests/deploy/test_settings.py", "tests/deploy/test_load_settings.py"),
+    "learner/data/curriculum.py": ("tests/learner/test_recipes.py",),
     "learner/training/batch_sharding.py": ("tests/learner/training/test_trainer.py",),
     "services/config.py": ("tests/deploy/test_settings.py", "tests/deploy/test_load_settings.py"),
     "services/streams/dead_letters.py": ("tests/services/streams/test_tasks.py",),

@@ -58,7 +58,7 @@ def test_what_is_written_beside_the_training_is_what_there_was_and_counts_when_c
     assert not list(tmp_path.glob("v*"))
     trained.set()
     assert checkpoints.commit().name == "v000003"
-    assert checkpoints.begun is None
+    assert [checkpoints.begun] == [None]
     found = loaded(checkpoints).tensors
     assert torch.equal(found["weights"][1:3], state(1.0)["weights"][1:3])
     assert all(torch.equal(found[name][...], tensor) for name, tensor in state(1.0).items())

@@ -54,8 +54,10 @@ async def test_an_impossible_number_of_generators_is_refused(
         await AsyncControl(async_client, keys).set_generators_target(target)
 
 
-@pytest.mark.parametrize("value", [b"", b"-1", b"many", b"9" * 9999])
+@pytest.mark.parametrize("value", [b"", b"-1", b"many", b"10001", b"99999", b"9" * 9999])
 def test_a_number_of_generators_that_is_none_is_named(client: redis.Redis, keys: Keys, value: bytes) -> None:
     client.set(keys.generators_target, value)
     with pytest.raises(ContractError, match="target number of generators"):
         Control(client, keys).state()
+    client.set(keys.generators_target, MAX_GENERATORS)
+    assert Control(client, keys).state().generators_target == MAX_GENERATORS

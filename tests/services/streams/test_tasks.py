@@ -223,6 +223,16 @@ async def test_leaving_frees_everything_and_signs_off(
     assert b"alice" not in names
 
 
+async def test_leaving_frees_more_leases_than_one_request_takes(
+    issuer: TaskIssuer, alice: TaskLeaser, bob: TaskLeaser
+) -> None:
+    tasks = [make_task(index) for index in range(1001)]
+    issuer.issue(tasks)
+    assert len(await alice.lease(2000, 0)) == 1001
+    await alice.leave()
+    assert len(await bob.lease(2000, 0)) == 1001
+
+
 async def test_a_closed_task_is_gone_and_its_late_completion_refused(
     issuer: TaskIssuer, reader: RolloutReader, alice: TaskLeaser, gauge: QueueGauge
 ) -> None:
