@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -104,6 +105,26 @@ async def test_a_line_that_always_breaks_at_the_same_place_is_given_up(tmp_path:
     async with always_from_the_start.client(deadline_s=0.2) as client:
         with pytest.raises(UnavailableError, match="the line was cut"):
             await client.fetch(3, ENTRY, tmp_path / "delta")
+
+
+async def test_a_line_that_keeps_breaking_is_followed_as_long_as_it_gets_further(tmp_path: Path) -> None:
+    """The deadline is one of silence: the download as a whole takes longer."""
+    content = bytes(range(256)) * (6 * CHUNK_BYTES // 256)
+    entry = ENTRY.model_copy(update={"size_bytes": len(content), "digest": digest_bytes(content)})
+    sent: list[int] = []
+
+    def a_piece_more(request: httpx.Request) -> httpx.Response:
+        start = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        sent.append(start)
+        end = start + CHUNK_BYTES
+        return httpx.Response(206 if start else 200, stream=Line(content[start:end], broken=end < len(content)))
+
+    async with WeightClient("http://far", deadline_s=0.7, transport=httpx.MockTransport(a_piece_more)) as client:
+        began = time.monotonic()
+        path = await client.fetch(3, entry, tmp_path / "delta")
+    assert path.read_bytes() == content
+    assert time.monotonic() - began > 0.7
+    assert sent == list(range(0, len(content), CHUNK_BYTES))
 
 
 async def test_damaged_bytes_of_an_earlier_process_are_thrown_away(tmp_path: Path) -> None:
