@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from services.contracts import FileEntry, FileKind
-from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
+from services.errors import ContractError, DigestError, SeptError, UnavailableError, VersionNotFoundError, WeightError
 from services.tensors import digest_bytes
 from services.weights.client import CHUNK_BYTES, WeightClient
 
@@ -213,3 +213,28 @@ async def test_the_token_and_what_is_held_are_sent() -> None:
     request = server.requests[0]
     assert request.headers["authorization"] == "Bearer secret"
     assert dict(request.url.params) == {"timeout_s": "0.5", "after": "7", "digest": ENTRY.digest}
+
+
+class Pieces(httpx.AsyncByteStream):
+    """A body that comes in pieces of 10 bytes, each within any limit."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for start in range(0, self._size, 10):
+            yield b"x" * min(10, self._size - start)
+
+
+@pytest.mark.parametrize(("status", "limit"), [(200, "MAX_MANIFEST_BYTES"), (409, "MAX_REASON_BYTES")])
+async def test_an_answer_beyond_the_limit_is_refused_in_however_many_pieces(
+    status: int, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.weights.client." + limit, 100)
+    kind = {"Content-Type": "application/json"}
+    for size, refused in ((101, True), (100, False)):
+        answer = Server(lambda _, size=size: httpx.Response(status, stream=Pieces(size), headers=kind))  # type: ignore[misc]
+        async with answer.client(deadline_s=0.05) as client:
+            with pytest.raises(SeptError) as caught:
+                await client.manifest(3)
+        assert ("exceeds the limit of 100 bytes" in caught.value.message) is refused
