@@ -16,7 +16,7 @@ from services.contracts import Purpose, Rollout
 from services.errors import ContractError, DeadlineError, UnavailableError
 from services.streams.connection import Keys, connect
 from services.streams.rollouts import RolloutReader
-from services.streams.tasks import TaskIssuer
+from services.streams.tasks import Lease, TaskIssuer
 from services.streams.wire import encode_rollout
 from tests.support.answering import answer, reject, rollout_of
 from tests.support.collected import expected, ids, tasks_of
@@ -177,6 +177,26 @@ def test_a_redis_that_comes_back_empty_is_given_its_tasks_again(
     assert collecting.reissued == 4
 
 
+def test_a_redis_that_is_lost_again_and_again_is_not_held_against_the_tasks(
+    collector: Open, client: redis.Redis, redis_url: str
+) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0, count=1))
+    leased: list[str] = []
+
+    def only_lease(leases: list[Lease]) -> list[Lease]:
+        leased.extend(lease.task.task_id for lease in leases)
+        return []
+
+    for _ in range(MAX_REISSUES + 2):
+        answer(redis_url, KEYS, order=only_lease)
+        client.flushall()
+    assert leased == ["r000000-00000"] * (MAX_REISSUES + 2)
+    answer(redis_url, KEYS)
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0, count=1)
+    assert collecting.reissued == MAX_REISSUES + 2
+
+
 def test_a_task_that_was_given_up_is_tried_again(collector: Open, redis_url: str) -> None:
     collecting = collector(recheck_after_s=0.05)
     collecting.expect(tasks_of(0, count=1))
@@ -216,6 +236,18 @@ def test_a_task_that_is_given_up_every_time_ends_the_run_by_name(collector: Open
         reject(redis_url, KEYS, "it kills who runs it")
     with pytest.raises(ContractError, match=r"r000000-00000 was issued 4 times.*is cursed"):
         list(collecting.in_order(0, PATIENCE_S))
+
+
+def test_tasks_that_are_sampled_anew_after_a_rollback_are_tried_as_often_again(collector: Open, redis_url: str) -> None:
+    collecting = collector(recheck_after_s=0.05)
+    for _ in range(2):
+        collecting.expect(tasks_of(0, count=1))
+        for _ in range(MAX_REISSUES):
+            reject(redis_url, KEYS, "it kills who runs it")
+        collecting.discard_from(0)
+    collecting.expect(tasks_of(0, count=1))
+    answer(redis_url, KEYS)
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0, count=1)
 
 
 def test_answers_that_are_refused_every_time_end_the_run_by_name(collector: Open, redis_url: str) -> None:
