@@ -87,7 +87,13 @@ class BareQueue:
         for task, rollout in zip(tasks, rollouts, strict=True):
             fields, answer = encode_task(task), encode_rollout(rollout)
             self._tasks.append((task.task_id, fields[META], fields[PROMPT]))
-            self._rollouts[fields[META]] = [task.task_id, answer[META], answer[PROMPT], answer[RESPONSE]]
+            self._rollouts[fields[META]] = [
+                task.task_id,
+                rollout.generator_id,
+                answer[META],
+                answer[PROMPT],
+                answer[RESPONSE],
+            ]
 
     def issue(self) -> None:
         keys = (self._keys.tasks, self._keys.open, self._keys.incarnation)
@@ -103,18 +109,18 @@ class BareQueue:
                 )
 
     def _lease(self) -> list[list[Any]]:
-        keys = (self._keys.tasks, self._keys.counters)
+        keys = (self._keys.tasks, self._keys.counters, self._keys.refused)
         for number, connection in enumerate(self._producers):
             name, lease_ms = f"generator-{number}", 600_000
             count = LEASED_AT_ONCE
-            connection.send("EVALSHA", self._sha["LEASE"], 2, *keys, scripts.GROUP, name, lease_ms, "0-0", count)
+            connection.send("EVALSHA", self._sha["LEASE"], 3, *keys, scripts.GROUP, name, lease_ms, "0-0", count)
         return [connection.receive()[2] for connection in self._producers]
 
     def _complete(self, leased: Sequence[tuple[Connection, Any]]) -> None:
-        keys = (self._keys.tasks, self._keys.open, self._keys.rollouts)
+        keys = (self._keys.tasks, self._keys.open, self._keys.rollouts, self._keys.refused)
         for connection, (entry_id, _, fields) in leased:
             meta = fields[fields.index(META) + 1]
-            connection.send("EVALSHA", self._sha["COMPLETE"], 3, *keys, scripts.GROUP, entry_id, *self._rollouts[meta])
+            connection.send("EVALSHA", self._sha["COMPLETE"], 4, *keys, scripts.GROUP, entry_id, *self._rollouts[meta])
         for connection, _ in leased:
             connection.receive()
 

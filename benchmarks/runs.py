@@ -96,13 +96,16 @@ class Run:
         self._config.write_text("")
         self._process: asyncio.subprocess.Process | None = None
 
+    def command(self) -> list[str]:
+        """What starts a supervisor."""
+        command = [sys.executable, "-m", "sept", "run", str(self._config)]
+        return command + [argument for text in self._sets for argument in ("--set", text)]
+
     async def start(self) -> None:
         """A new supervisor; a folder that was run before is resumed."""
-        command = [sys.executable, "-m", "sept", "run", str(self._config)]
-        command += [argument for text in self._sets for argument in ("--set", text)]
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *command,
+                *self.command(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -253,7 +253,10 @@ class Leases:
             response_tokens=completion.response_tokens,
             finish_reason=completion.finish_reason,
             temperature=task.temperature,
-            spans=completion.spans,
+            spans=tuple(
+                span.model_copy(update={"weight_digest": self._versions.digest_of(span.weight_version)})
+                for span in completion.spans
+            ),
             generator_id=self._generator_id,
             queued_s=active.lease.queued_s,
             generate_s=time.monotonic() - active.taken_at,

@@ -18,7 +18,7 @@ from generator import canary
 from generator.engines.base import Engine
 from services.config import DeadlinesConfig
 from services.contracts import WeightManifest
-from services.errors import ContractError, DeadlineError, UnavailableError, WeightError
+from services.errors import ContractError, DeadlineError, SeptError, UnavailableError, WeightError
 from services.streams.connection import is_cancelled
 from services.streams.events import AsyncEventLog
 from services.weights.client import WeightClient
@@ -30,6 +30,8 @@ LONG_POLL_S = 20.0
 """How long one request for a newer version stays open at the endpoint."""
 RETRY_S = 1.0
 """Pause before a failed request to the endpoint is repeated."""
+REPORT_EVERY_S = 10.0
+"""Pause between two reports of versions that cannot be built."""
 
 
 async def wait_for_first_version(client: WeightClient, deadline_s: float) -> WeightManifest:
@@ -39,7 +41,7 @@ async def wait_for_first_version(client: WeightClient, deadline_s: float) -> Wei
     while (waited := time.monotonic() - started) < deadline_s:
         try:
             manifest = await client.latest(None, None, min(LONG_POLL_S, deadline_s - waited))
-        except UnavailableError as error:
+        except (UnavailableError, WeightError) as error:  # WeightError: the learner makes a damaged version again
             reason = error.message
             await asyncio.sleep(RETRY_S)
         else:
@@ -89,6 +91,8 @@ class Versions:
         self.served = -1
         self.digest: str | None = None
         """Digest of the version served; the mirror may be at another one while an update is being applied."""
+        self._digests: dict[int, str] = {}
+        """Of every version that was served, by its number; of one that was published again, the newest."""
         self.canary_failures = 0
         """Versions for which the engine computed something else than the learner."""
         self.updating = False
@@ -99,13 +103,14 @@ class Versions:
         self._unverified: int | None = None
         """The version whose canaries are not checked yet, from the moment that its first token may be sampled."""
         self._version_served = asyncio.Condition()
+        self._reported = -REPORT_EVERY_S
 
     async def start(self, manifest: WeightManifest) -> None:
         """Start the engine with `manifest`'s version, or with the newest if that one is retracted meanwhile."""
         manifest, model_folder = await self._fetch(manifest)
         await self._engine.start(model_folder, manifest.weight_version)
         await self._check_canaries(manifest)
-        self.served, self.digest = manifest.weight_version, manifest.digest
+        self._note_served(manifest)
         log.info("engine_started", weight_version=self.served)
 
     async def follow(self) -> None:
@@ -118,6 +123,7 @@ class Versions:
             except (UnavailableError, WeightError, ContractError) as error:
                 self.message = f"weights: {error.message}"
                 log.warning("weights_unavailable", error=error.message)
+                await self._report_damage(error)
                 await asyncio.sleep(RETRY_S)
                 continue
             self.message = ""
@@ -155,8 +161,10 @@ class Versions:
                 if time.monotonic() - started >= self._deadlines.startup_s:
                     raise
                 log.warning("weights_unavailable", weight_version=manifest.weight_version, error=error.message)
+                await self._report_damage(error)
                 await asyncio.sleep(RETRY_S)
-                manifest = await self._client.latest(None, None, LONG_POLL_S) or manifest
+                with contextlib.suppress(WeightError):  # the newest manifest may be what is damaged
+                    manifest = await self._client.latest(None, None, LONG_POLL_S) or manifest
 
     async def _apply(self, update: WeightUpdate, announced: float) -> None:
         """Apply one update. An error ends the generator, because the engine's weights are undefined then."""
@@ -167,7 +175,8 @@ class Versions:
         sync_s = time.monotonic() - announced
         self.costs = UpdateCosts(self.costs.updates + 1, pause_s * 1e3, sync_s, update.fetched_bytes)
         async with self._version_served:
-            self.served, self.digest, self._unverified = manifest.weight_version, manifest.digest, None
+            self._note_served(manifest)
+            self._unverified = None
             self._version_served.notify_all()
         log.info(
             "weights_updated",
@@ -176,6 +185,21 @@ class Versions:
             sync_s=round(sync_s, 3),
             sync_bytes=update.fetched_bytes,
         )
+
+    async def _report_damage(self, error: SeptError) -> None:
+        """Tell the learner, which then looks at its store; not more often than it takes to make a version again."""
+        if not isinstance(error, WeightError) or time.monotonic() < self._reported + REPORT_EVERY_S:
+            return
+        self._reported = time.monotonic()
+        await self._events.append(self._generator_id, "version_damaged", reason=error.message)
+
+    def digest_of(self, version: int) -> str | None:
+        """The digest of a version that was served."""
+        return self._digests.get(version)
+
+    def _note_served(self, manifest: WeightManifest) -> None:
+        self.served, self.digest = manifest.weight_version, manifest.digest
+        self._digests[manifest.weight_version] = manifest.digest
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:

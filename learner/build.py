@@ -23,12 +23,14 @@ from learner.model import hf_checkpoint
 from learner.model.model_loading import load_model
 from learner.model_folder.tokenizer import load_tokenizer
 from learner.monitoring.collapse import CollapseMonitor
-from learner.monitoring.heartbeat import HeartbeatReporter
+from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.monitoring.records import Records, TextOf
 from learner.monitoring.trackers import open_trackers
 from learner.parallel.ranks import Ranks
-from learner.publisher import Publisher
+from learner.publisher import Publisher, VersionContents, contents_of_model
 from learner.recipes import RECIPES
+from learner.repair import StoreRepair
+from learner.rollouts.answer_check import AnswerCheck, fault_of_version
 from learner.rollouts.collector import Collector
 from learner.rollouts.rollout_source import FixedSource, OnlineSource, RolloutSource
 from learner.training.checkpoint import Checkpoints
@@ -40,6 +42,7 @@ from services.streams.connection import Keys
 from services.streams.control import Control
 from services.streams.dead_letters import read_dead_letters
 from services.streams.events import EventLog
+from services.streams.fence import UNFENCED, Fence
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
 from services.streams.wire import claimed_task_id
@@ -58,6 +61,7 @@ def build_learner(
     reporter: HeartbeatReporter,
     ranks: Ranks | None = None,
     *,
+    fence: Fence = UNFENCED,
     text_of: TextOf | None = None,
     async_checkpoints: bool | None = None,
 ) -> Loop:
@@ -66,9 +70,9 @@ def build_learner(
     `text_of`: default: the model's tokenizer. `async_checkpoints`: default: on a GPU, since it takes host memory.
     """
     keys = Keys(folder.run_id)
-    records = Records(folder, open_trackers(settings.run.trackers, folder))
+    records = Records(folder, open_trackers(settings.run.trackers, folder), fence=fence)
     traces = open_traces(folder.run_id)
-    trainer, checkpoints = build_training(folder, settings, ranks, async_checkpoints=async_checkpoints)
+    trainer, checkpoints = build_training(folder, settings, ranks, fence=fence, async_checkpoints=async_checkpoints)
     model = trainer.model
     reporter.update(device=str(model.device))
     tokenizer = load_tokenizer(model.folder)
@@ -84,7 +88,11 @@ def build_learner(
     folder.note_rounds_total(curriculum.rounds_total)
     resumed = checkpoints.load()
     first_round = resumed.weight_version if resumed and settings.training.data == "online" else 0
-    collector = build_collector(client, keys, first_round, Purpose.TRAINING)
+    store = open_store(folder, settings.training.max_staleness, fence)
+    events = EventLog(client, keys, fence)
+    check = AnswerCheck(model.module.config.get_text_config().vocab_size, partial(fault_of_version, store))
+    new_collector = partial(build_collector, client, keys, fence, check)
+    collector = new_collector(first_round, Purpose.TRAINING)
     signals, strict = trainer.algorithm.signals, RECIPES[settings.training.recipe].strict_grading
     health, evaluation = settings.health, settings.evaluation
     as_text = text_of or _decoder(tokenizer)
@@ -98,7 +106,7 @@ def build_learner(
             benchmarks=benchmarks,
             sampling=sampling,
             text_of=as_text,
-            new_collector=partial(build_collector, client, keys, purpose=Purpose.EVALUATION),
+            new_collector=partial(new_collector, purpose=Purpose.EVALUATION),
             deadline_s=settings.deadlines.rollouts_s,
             meta=_describe(settings, sampling, benchmarks),
             last_version=curriculum.rounds_total,
@@ -109,11 +117,11 @@ def build_learner(
         collector=collector,
         source=_source(settings, curriculum, collector, reporter),
         trainer=trainer,
-        publisher=build_publisher(folder, settings.training.max_staleness, client, keys),
+        publisher=Publisher(store, events),
         checkpoints=checkpoints,
         records=records,
-        control=Control(client, keys),
-        events=EventLog(client, keys),
+        control=Control(client, keys, fence),
+        events=events,
         reporter=reporter,
         text_of=as_text,
         resumed=resumed,
@@ -124,12 +132,18 @@ def build_learner(
         monitor=None if health.action == "off" else CollapseMonitor(folder.rounds()),
         on_collapse="warn" if health.action == "off" else health.action,
         evaluations=evaluations,
+        repair=StoreRepair(store, partial(make_base, settings), events),
         traces=traces,
     )
 
 
 def build_evaluator(
-    folder: RunFolder, settings: LearnerSettings, client: redis.Redis, reporter: HeartbeatReporter
+    folder: RunFolder,
+    settings: LearnerSettings,
+    client: redis.Redis,
+    reporter: HeartbeatReporter,
+    *,
+    fence: Fence = UNFENCED,
 ) -> Evaluator:
     """The evaluator of the model at model.path on the benchmarks of the settings."""
     keys = Keys(folder.run_id)
@@ -139,14 +153,16 @@ def build_evaluator(
     stop_tokens = stop_token_ids(model_folder, tokenizer, template_of(settings.data, tokenizer))
     sampling = sampling_of(evaluation, settings.sampling, stop_tokens)
     benchmarks = load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit)
+    store = open_store(folder, 0, fence)
+    check = AnswerCheck(hf_checkpoint.vocabulary_of(model_folder), partial(fault_of_version, store))
     return Evaluator(
         folder=EvaluationFolder(folder.path),
         model_folder=model_folder,
         benchmarks=benchmarks,
         config=evaluation,
         sampling=sampling,
-        publisher=build_publisher(folder, 0, client, keys),
-        collector=build_collector(client, keys, 0, Purpose.EVALUATION),
+        publisher=Publisher(store, EventLog(client, keys, fence)),
+        collector=build_collector(client, keys, fence, check, 0, Purpose.EVALUATION),
         reporter=reporter,
         text_of=_decoder(tokenizer),
         meta=_describe(settings, sampling, benchmarks),
@@ -156,7 +172,12 @@ def build_evaluator(
 
 
 def build_training(
-    folder: RunFolder, settings: LearnerSettings, ranks: Ranks | None = None, *, async_checkpoints: bool | None = None
+    folder: RunFolder,
+    settings: LearnerSettings,
+    ranks: Ranks | None = None,
+    *,
+    fence: Fence = UNFENCED,
+    async_checkpoints: bool | None = None,
 ) -> tuple[Trainer, Checkpoints]:
     """What every rank has: the trainer of its share of the model, and the checkpoints of the run."""
     ranks = ranks or Ranks()
@@ -170,27 +191,46 @@ def build_training(
     )
     async_write = model.device.type == "cuda" if async_checkpoints is None else async_checkpoints
     checkpoints = Checkpoints(
-        folder.checkpoints, folder.run_id, keep=settings.checkpoint.keep, ranks=ranks, async_write=async_write
+        folder.checkpoints,
+        folder.run_id,
+        keep=settings.checkpoint.keep,
+        ranks=ranks,
+        async_write=async_write,
+        fence=fence,
     )
     return Trainer(model, settings.training), checkpoints
 
 
-def build_collector(client: redis.Redis, keys: Keys, first_round: int, purpose: Purpose) -> Collector:
+def make_base(settings: LearnerSettings) -> VersionContents:
+    """Version 0: the model as it was before training, loaded once more into host memory."""
+    model = load_model(settings.model.path, device="cpu", wire_dtype=settings.model.wire_dtype, adapters=settings.lora)
+    return contents_of_model(model, 0, settings.weight_sync.canary_prompts)
+
+
+def build_collector(
+    client: redis.Redis, keys: Keys, fence: Fence, check: AnswerCheck, first_round: int, purpose: Purpose
+) -> Collector:
     """A collector on the run's queues, not yet started; its errors quote why a task was given up."""
+    events = EventLog(client, keys, fence)
+
+    def report_refusal(generator_id: str, reason: str) -> None:
+        events.append(LEARNER_ID, "generator_refused", generator_id=generator_id, reason=reason)
+
     return Collector(
-        TaskIssuer(client, keys),
-        RolloutReader(client, keys),
+        TaskIssuer(client, keys, fence),
+        RolloutReader(client, keys, fence),
         first_round=first_round,
         purpose=purpose,
+        check=check,
         reason_of=partial(why_given_up, client, keys),
+        on_refusal=report_refusal,
     )
 
 
-def build_publisher(folder: RunFolder, max_staleness: int, client: redis.Redis, keys: Keys) -> Publisher:
-    """A publisher of the run's versions; it keeps every version that a task may still ask for."""
+def open_store(folder: RunFolder, max_staleness: int, fence: Fence) -> WeightPublisher:
+    """The run's versions; every one is kept that a task may still ask for."""
     keep_versions = max(KEEP_VERSIONS, max_staleness + 2)
-    store = WeightPublisher(folder.weights, folder.run_id, keep_versions=keep_versions)
-    return Publisher(store, EventLog(client, keys))
+    return WeightPublisher(folder.weights, folder.run_id, keep_versions=keep_versions, fence=fence)
 
 
 def why_given_up(client: redis.Redis, keys: Keys, task_id: str) -> str:

@@ -33,6 +33,7 @@ from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.monitoring.records import Records, TextOf, TrainedRound
 from learner.outcome import Outcome
 from learner.publisher import Publication, Publisher, contents_of_model
+from learner.repair import DamageReports, StoreRepair
 from learner.rollouts.collector import Collector, Interrupted
 from learner.rollouts.rollout_source import RolloutSource
 from learner.training.batch_sharding import TrainingSample
@@ -83,6 +84,9 @@ class Loop:
     on_collapse: Literal["warn", "pause", "rollback"] = "warn"
     evaluations: Evaluations | None = None
     """Set when versions are to be evaluated."""
+    repair: StoreRepair | None = None
+    """Looks after the published versions, where they are kept."""
+    reports: DamageReports | None = None
     traces: Traces | None = None
     """Set when a collector of traces is named."""
     _evaluation: Future[Evaluated] | None = None
@@ -98,11 +102,15 @@ class Loop:
 
     def __enter__(self) -> Self:
         self.collector.start()
+        if self.repair is not None:
+            self.reports = DamageReports(self.events, self._repair_reported, self.collector.fail)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.reports is not None:
+            self.reports.close()
         self.publisher.close()
         self.collector.stop()
         self.records.close()
@@ -112,10 +120,15 @@ class Loop:
 
     def run(self) -> Outcome:
         """Train to the last round, or until asked to stop before it."""
+        if self.repair is not None:
+            self.publisher.call(self.repair.at_start).result()
         self._begin_from(self.resumed)
+        if self.reports is not None:
+            self.reports.start()
         self._round_began = time.monotonic()
         self.reporter.enter("training")  # but for what is accounted as a wait or as something else
         self._run_rounds()
+        self._report_lost_records()
         outcome = Outcome.STOPPED
         if self._is_over():
             outcome = Outcome.FINISHED
@@ -199,6 +212,10 @@ class Loop:
         with self.reporter.during("publishing"):
             contents = contents_of_model(self.trainer.model, self._version, self.canary_prompts)
             return self.publisher.submit(self._version, contents, published)
+
+    def _repair_reported(self) -> bool:
+        assert self.repair is not None
+        return self.publisher.call(self.repair.while_training).result()
 
     def _fail_if_unpublished(self, publication: Future[Publication]) -> None:
         """A version that cannot be published admits no tasks: nobody must wait for their rollouts."""
@@ -348,6 +365,7 @@ class Loop:
                     "nothing_left_to_train", rounds_done=self._version, rounds_total=self.curriculum.rounds_total
                 )
         self.records.cut_back(self._version)
+        self._report_lost_records()
         self.reporter.update(weight_version=self._version)
         if self._must_retract(self.publisher.newest()):
             self.publisher.retract_after(self._version)
@@ -370,6 +388,14 @@ class Loop:
             if self._stopping.wait(PAUSE_CHECK_S) or time.monotonic() >= give_up_at:
                 log.warning("generators_not_followed", weight_version=self._version)
                 return
+
+    def _report_lost_records(self) -> None:
+        """Say which records of trained rounds are gone: whoever reads the others must not take them for all."""
+        if lost := self.records.lost(self._version):
+            log.warning("records_lost", metrics_of=list(lost.metrics), answers_of=list(lost.answers))
+            self.events.append(
+                LEARNER_ID, "records_lost", metrics_of=list(lost.metrics[:1000]), answers_of=list(lost.answers[:1000])
+            )
 
     def _must_retract(self, newest: int | None) -> bool:
         """Whether versions were published after the checkpoint that may not stay while the run catches up with them.

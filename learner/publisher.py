@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -21,6 +22,8 @@ from services.tensors import Tensors, read_safetensors
 from services.weights.publisher import WeightPublisher
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,10 @@ class Publisher:
     ) -> Future[Publication]:
         """Start publishing a version."""
         return self._thread.submit(self._publish, version, contents, published)
+
+    def call(self, work: Callable[[], T]) -> Future[T]:
+        """Do something between two publications, when the store is at rest."""
+        return self._thread.submit(work)
 
     def close(self) -> None:
         """Finish what was submitted."""

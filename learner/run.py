@@ -21,7 +21,9 @@ from services.errors import SeptError, UnavailableError
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
 from services.streams.events import EventLog
+from services.streams.fence import Fence, take_over
 from services.streams.heartbeats import Heartbeats
+from services.streams.key_check import restore_keys
 
 log = structlog.get_logger()
 
@@ -35,8 +37,8 @@ LAST_EVENT_S = 3.0
 def run_learner(folder: RunFolder, settings: LearnerSettings, *, redis_url: str, ranks: Ranks | None = None) -> Outcome:
     """Train the run in `folder`, from its newest checkpoint if it has one. With several ranks: what rank 0 does."""
     with (
-        connected(folder, redis_url, settings, device=settings.training.device) as (client, reporter),
-        build_learner(folder, settings, client, reporter, ranks) as loop,
+        connected(folder, redis_url, settings, device=settings.training.device) as (client, reporter, fence),
+        build_learner(folder, settings, client, reporter, ranks, fence=fence) as loop,
     ):
         stop_on_signals(loop.stop)
         outcome = loop.run()
@@ -53,8 +55,8 @@ def run_follower(folder: RunFolder, settings: LearnerSettings, ranks: Ranks) -> 
 def run_evaluator(folder: RunFolder, settings: LearnerSettings, *, redis_url: str) -> Outcome:
     """Evaluate the model, or go on with it, until every answer is graded."""
     with (
-        connected(folder, redis_url, settings, device="cpu") as (client, reporter),
-        build_evaluator(folder, settings, client, reporter) as evaluator,
+        connected(folder, redis_url, settings, device="cpu") as (client, reporter, fence),
+        build_evaluator(folder, settings, client, reporter, fence=fence) as evaluator,
     ):
         stop_on_signals(evaluator.stop)
         outcome = evaluator.run()
@@ -65,18 +67,21 @@ def run_evaluator(folder: RunFolder, settings: LearnerSettings, *, redis_url: st
 @contextlib.contextmanager
 def connected(
     folder: RunFolder, redis_url: str, settings: LearnerSettings, *, device: str
-) -> Iterator[tuple[redis.Redis, HeartbeatReporter]]:
+) -> Iterator[tuple[redis.Redis, HeartbeatReporter, Fence]]:
     """A client of the run's Redis, and heartbeats from the first moment on; the last one and an event say how it ended.
 
-    Whoever runs within the block tells the reporter the outcome, unless it fails.
+    From here on this process is the run's one writer: an earlier one that still lives is fenced. Whoever runs within
+    the block tells the reporter the outcome, unless it fails.
     """
     keys = Keys(folder.run_id)
     with connect(redis_url, deadline_s=settings.deadlines.startup_s) as client:
-        reporter = HeartbeatReporter(Heartbeats(client, keys), device=device)
+        restore_keys(client, keys)
+        fence = take_over(client, keys, folder.learner_epoch)
+        reporter = HeartbeatReporter(Heartbeats(client, keys, fence), device=device)
         reporter.start()
         message = ""
         try:
-            yield client, reporter
+            yield client, reporter, fence
         except BaseException as error:
             message = error.message if isinstance(error, SeptError) else f"{type(error).__name__}: {error}"
             raise
@@ -84,7 +89,7 @@ def connected(
             reporter.stop(message)
             # A client of its own: that of the run waits as long as a run has to.
             with contextlib.suppress(UnavailableError), connect(redis_url, deadline_s=LAST_EVENT_S) as last:
-                EventLog(last, keys).append(LEARNER_ID, reporter.state_at_end, message=message)
+                EventLog(last, keys, fence).append(LEARNER_ID, reporter.state_at_end, message=message)
 
 
 def stop_on_signals(stop: Callable[[], None]) -> None:

@@ -114,6 +114,8 @@ class VersionSpan(BaseModel):
     weight_version: int = Field(ge=0)
     start: int = Field(ge=0)
     end: int = Field(ge=0)
+    weight_digest: Digest | None = None
+    """Of that version as it was served. Engines do not know it; a rollout that a learner takes has it."""
 
 
 class Rollout(Contract):
@@ -230,6 +232,8 @@ class WeightManifest(Contract):
     """BLAKE3 over the tensors' names, types, shapes and digests: the identity of the version's content."""
     tensors: tuple[TensorEntry, ...]
     files: tuple[FileEntry, ...]
+    epoch: int = Field(default=0, ge=0)
+    """Of the learner that published it; 0: of one without a fence. No part of `digest`."""
     canaries: tuple[Canary, ...] = Field(default=(), max_length=64)
     """What the version computes, to be reproduced by every generator that serves it; no part of `digest`."""
     created_at: float
@@ -270,6 +274,8 @@ class Part(StrEnum):
 
 class Heartbeat(Contract):
     """A part's status, sent about once a second. Consumer: services."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     part: Part
     part_id: Identifier

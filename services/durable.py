@@ -12,12 +12,47 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeVar
 
 from services.errors import UnavailableError
 
+T = TypeVar("T")
+
 TEMPORARY_PREFIX = ".partial-"
 """Start of the names that an interrupted write leaves; `clear_partial` removes them."""
+
+
+class WriteGuard:
+    """Whether this process may change what it writes. This one lets everything pass; `services.streams.fence` does not.
+
+    with guard.guard(): ...                                          # a change
+    with guard.guard_after(new_folder(path)) as folder: ...          # one that takes long to prepare
+    """
+
+    def __init__(self, epoch: int = 0) -> None:
+        self.epoch = epoch
+        """Number of the writer; 0 where there is only one."""
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Raises before the block when the change is not allowed any more."""
+        yield
+
+    @contextlib.contextmanager
+    def guard_after(self, change: AbstractContextManager[T]) -> Iterator[T]:
+        """A `change` whose block prepares what its end makes visible: only the end is guarded.
+
+        Nobody has to wait for the preparation. If the change is not allowed at its end, it ends as after any other
+        error: nothing of it becomes visible.
+        """
+        with contextlib.ExitStack() as guarded, change as prepared:
+            yield prepared
+            guarded.enter_context(self.guard())
+
+
+UNGUARDED = WriteGuard()
 
 
 def fsync_folder(path: Path) -> None:

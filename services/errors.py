@@ -7,6 +7,7 @@
     ├── ContractError        a message or manifest from outside is not what its contract says
     ├── DeadlineError        a wait ended without what it waited for
     ├── UnavailableError     a peer (Redis, the endpoint, a part) cannot be reached or refuses
+    │   └── FencedError      another learner has taken over the run
     ├── WeightError          a weight version is missing, incomplete or inconsistent
     │   ├── DigestError      bytes do not have the digest their manifest promises
     │   └── VersionNotFoundError
@@ -57,6 +58,10 @@ class DeadlineError(SeptError):
 
 class UnavailableError(SeptError):
     """A peer (Redis, the endpoint, a part) cannot be reached or refuses."""
+
+
+class FencedError(UnavailableError):
+    """Another learner has taken over the run: this one may not write any more."""
 
 
 class WeightError(SeptError):

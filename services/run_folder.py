@@ -102,17 +102,38 @@ class RunFolder:
         self.redis = path / "redis"
         self.supervisor_lock = path / "supervisor.lock"
         self.learner_lock = path / "learner.lock"
+        self.learner_epoch = path / "learner.epoch"
+        """Number of the learner that may write here, see `services.streams.fence`."""
 
     def create(self) -> RunFolder:
         """Make the folder, its parts and its identity where they are missing."""
         with durable.explained(self.path):
             for folder in (self.path, self.rollouts, self.weights, self.checkpoints, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
+        if self._is_damaged() and (known := self._known_run_id()):
+            durable.write_file(self.identity, json.dumps({"run_id": known}) + "\n")
         if not self.identity.exists():
             run_id = f"{self.path.resolve().name[:40] or 'run'}-{uuid.uuid4().hex[:8]}"
             safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in run_id).lstrip("._-")
             durable.create_file(self.identity, json.dumps({"run_id": safe}) + "\n")  # parts may come first together
         return self
+
+    def _is_damaged(self) -> bool:
+        """Whether there was a run here, and run.json does not name it."""
+        try:
+            self.run_id  # noqa: B018 - read for its error
+        except ConfigError:
+            return True
+        return False
+
+    def _known_run_id(self) -> str | None:
+        """The run's name in its newest checkpoint or version that can be read."""
+        kept = [*sorted(self.checkpoints.glob("v*/meta.json")), *sorted(self.weights.glob("*/manifest.json"))]
+        for path in reversed(kept):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                if isinstance(run_id := json.loads(path.read_bytes())["run_id"], str):
+                    return run_id
+        return None
 
     @property
     def run_id(self) -> str:

@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -31,14 +31,17 @@ class ProcessSpec:
     argv: tuple[str, ...]
     log: Path
     env: Mapping[str, str]
+    mend: Callable[[str], str] | None = None
+    """Gets what a process wrote that failed, may remove the cause, and says what it did; empty where it did nothing."""
 
 
 class Process:
     """A started part. Its process group is killed with it, so an engine's own processes never outlive it."""
 
-    def __init__(self, spec: ProcessSpec, child: asyncio.subprocess.Process) -> None:
+    def __init__(self, spec: ProcessSpec, child: asyncio.subprocess.Process, log_from: int) -> None:
         self.spec = spec
         self._child = child
+        self._log_from = log_from
         self._started = asyncio.get_running_loop().time()
 
     @classmethod
@@ -48,6 +51,7 @@ class Process:
         with durable.explained(spec.log):
             log = spec.log.open("ab")
         with log:
+            log_from = log.tell()
             child = await asyncio.create_subprocess_exec(
                 *spec.argv,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -57,7 +61,7 @@ class Process:
                 start_new_session=True,  # Ctrl-C reaches the supervisor only, which drains in order
                 preexec_fn=lambda: die_with_parent(supervisor, signal.SIGTERM),
             )
-        return cls(spec, child)
+        return cls(spec, child, log_from)
 
     @property
     def pid(self) -> int:
@@ -66,6 +70,14 @@ class Process:
     @property
     def lived_s(self) -> float:
         return asyncio.get_running_loop().time() - self._started
+
+    def output(self) -> str:
+        """What this very process has written, the end of it if that is much."""
+        with contextlib.suppress(OSError), self.spec.log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(self._log_from, end - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
+        return ""
 
     async def wait(self) -> int:
         """The exit code (negative: the signal that ended it), after its whole group is gone."""

@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import signal
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from deploy.endpoints import Endpoints
 from deploy.local.flight_record import last_part_events, write_flight_record
 from deploy.local.generators_target import GeneratorsTargetInRedis
 from deploy.local.processes import ProcessSpec, kill_leftovers
+from deploy.local.supervised_part import RestartPolicy
 from deploy.local.supervisor import RunPlan, Supervisor
 from deploy.local.supervisor_log import SupervisorLog
 from deploy.local.work_reports import WorkReports
@@ -126,6 +128,8 @@ async def _supervise(
         drain_s=settings.deadlines.drain_s,
         before_drain_of_failed=read_part_events,
         has_worked=reports.has_worked,
+        is_ready=reports.is_ready,
+        policy=RestartPolicy(outlast_s=startup_s, ready_s=2 * startup_s),
     )
     loop = asyncio.get_running_loop()
     stop_signals = [number for number in STOP_SIGNALS if not _is_ignored_hang_up(number)]
@@ -174,7 +178,9 @@ def plan_run(
         return part(name, sept("generator", "--id", name), env)
 
     return RunPlan(
-        redis=part("redis", tuple(redis.command()), {}) if redis is not None else None,
+        redis=replace(part("redis", tuple(redis.command()), {}), mend=redis.set_aside_damaged)
+        if redis is not None
+        else None,
         services=part("services", sept("services", "--set", f"services.port={services_port}"), {}),
         learner=part(leader, sept(leader), placement.learner_env(gpus, count, cores, ranks=ranks)),
         generator=generator,

@@ -20,6 +20,9 @@ KILL_GRACE_S = 15.0
 """A part that has not left this long after its own drain deadline is killed: an engine's processes take 3 s to end, and
 several times that on a busy machine."""
 
+READY_CHECK_S = 2.0
+"""How often a part that is not ready yet is looked at."""
+
 SHOWN_LINES = 15
 """Lines of its log that the error about a part shows."""
 
@@ -32,6 +35,8 @@ class RestartPolicy:
     RestartPolicy(settled_s=60)         # 60 s of life with work done: the deaths before count no more
     RestartPolicy(max_failures=5)       # the fifth failure in a row is the last
     RestartPolicy(max_kills=30)         # being killed from outside (kill -9, out of memory) says less about the part
+    RestartPolicy(outlast_s=600)        # so long it may fail for want of something outside: a disk, Redis, an ingress
+    RestartPolicy(ready_s=1200)         # after which a part that has not reported yet is killed, as one that failed
     """
 
     first_delay_s: float = 0.5
@@ -39,6 +44,8 @@ class RestartPolicy:
     settled_s: float = 60.0
     max_failures: int = 5
     max_kills: int = 30
+    outlast_s: float = 600.0
+    ready_s: float = 1200.0
 
     def delay_s(self, deaths: int) -> float:
         """Seconds to wait after the given number of deaths in a row."""
@@ -50,10 +57,16 @@ def never_worked(_part: str, _pid: int) -> bool:
     return False
 
 
+def always_ready(_part: str, _pid: int) -> bool:
+    """For parts that report to nobody."""
+    return True
+
+
 class SupervisedPart:
     """A task that keeps one part running until it finishes, is stopped, or dies too often.
 
-    `has_worked` says of the part and the process that has ended whether it did any work.
+    `has_worked` says of the part and the process that has ended whether it did any work, `is_ready` of one that lives
+    whether it has come up.
     """
 
     def __init__(
@@ -65,6 +78,7 @@ class SupervisedPart:
         *,
         may_finish: bool,
         has_worked: Callable[[str, int], bool] = never_worked,
+        is_ready: Callable[[str, int], bool] = always_ready,
     ) -> None:
         self.spec = spec
         self._run_folder = run
@@ -72,10 +86,14 @@ class SupervisedPart:
         self._log = log
         self._may_finish = may_finish
         self._has_worked = has_worked
+        self._is_ready = is_ready
         self._process: Process | None = None
         self._stopping = asyncio.Event()
+        self._deaths = 0
         self._failures = 0
         self._kills = 0
+        self._lacking_since: float | None = None
+        """When it began to fail for want of something outside, on the loop's clock."""
         self.task = asyncio.create_task(self._keep(), name=spec.name)
 
     async def _keep(self) -> None:
@@ -84,29 +102,42 @@ class SupervisedPart:
             self._log.record("part_started", part=self.spec.name, pid=self._process.pid)
             if self._stopping.is_set():  # stopped while it was being started: it has nothing to drain yet
                 self._process.kill()
-            code = await self._process.wait()
+            code = await self._wait(self._process)
             if self._stopping.is_set() or (code == exit_codes.OK and self._may_finish):
                 self._log.record("part_ended", part=self.spec.name, exit_code=code)
                 return
             await self._wait_before_restart(code, self._process)
 
+    async def _wait(self, process: Process) -> int:
+        """The exit code; a process that does not become ready in time is killed and has failed."""
+        ended = asyncio.create_task(process.wait())
+        while not (await asyncio.wait([ended], timeout=READY_CHECK_S))[0]:
+            if self._is_ready(self.spec.name, process.pid):
+                return await ended
+            if process.lived_s >= self._policy.ready_s and not self._stopping.is_set():
+                self._log.record("part_not_ready", part=self.spec.name, after_s=round(process.lived_s))
+                process.kill()
+                await ended
+                return exit_codes.FAILED
+        return ended.result()
+
     async def _wait_before_restart(self, code: int, process: Process) -> None:
         lived_s = process.lived_s
         if self._has_worked(self.spec.name, process.pid) and lived_s >= self._policy.settled_s:
-            self._failures = self._kills = 0
-        if code == -signal.SIGKILL:
-            self._kills += 1
-        else:
-            self._failures += 1
-        permanent = code in exit_codes.PERMANENT
-        if permanent or self._failures >= self._policy.max_failures or self._kills >= self._policy.max_kills:
+            self._deaths = self._failures = self._kills = 0
+            self._lacking_since = None
+        if self.spec.mend is not None and code > 0 and (done := self.spec.mend(process.output())):
+            self._log.record("part_mended", part=self.spec.name, done=done)
+        self._count(code)
+        if self._must_give_up(code):
             raise self._gave_up(code, lived_s)
-        delay_s = self._policy.delay_s(self._failures + self._kills)
+        delay_s = self._policy.delay_s(self._deaths)
         self._log.record(
             "part_died",
             part=self.spec.name,
             ended=exit_codes.in_words(code),
             lived_s=round(lived_s, 1),
+            **({"last_words": _last_words(process.output())} if code > 0 else {}),
             restart_in_s=round(delay_s, 1),
         )
         try:
@@ -114,9 +145,30 @@ class SupervisedPart:
         except TimeoutError:
             return  # not stopped: start it again
 
+    def _count(self, code: int) -> None:
+        """A want of something outside counts by its duration, a failure of its own by its number."""
+        now = asyncio.get_running_loop().time()
+        self._deaths += 1
+        if code == exit_codes.UNAVAILABLE:
+            self._lacking_since = self._lacking_since or now
+        elif code == -signal.SIGKILL:
+            self._kills += 1
+        else:
+            self._failures += 1
+
+    def _must_give_up(self, code: int) -> bool:
+        policy, now = self._policy, asyncio.get_running_loop().time()
+        lacked_s = 0.0 if self._lacking_since is None else now - self._lacking_since
+        return (
+            code in exit_codes.PERMANENT
+            or self._failures >= policy.max_failures
+            or self._kills >= policy.max_kills
+            or (code == exit_codes.UNAVAILABLE and lacked_s >= policy.outlast_s)
+        )
+
     def _gave_up(self, code: int, lived_s: float) -> UnavailableError:
         lines = "\n".join(f"    {line}" for line in last_log_lines(self.spec.log, SHOWN_LINES))
-        deaths = self._failures + self._kills
+        deaths = self._deaths
         times = "" if deaths == 1 else f" {deaths} times in a row without having worked, the last time"
         return UnavailableError(
             f"{self.spec.name} died{times} after {lived_s:.1f} s ({exit_codes.in_words(code)}). "
@@ -135,3 +187,9 @@ class SupervisedPart:
         self._stopping.set()
         if self._process is not None:
             self._process.kill()
+
+
+def _last_words(output: str) -> str:
+    """The last thing that a process wrote, as far as it fits into a line; its hint is not it."""
+    lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("hint:")]
+    return lines[-1][:300] if lines else ""

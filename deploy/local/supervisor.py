@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deploy.local.processes import ProcessSpec
-from deploy.local.supervised_part import KILL_GRACE_S, RestartPolicy, SupervisedPart, never_worked
+from deploy.local.supervised_part import KILL_GRACE_S, RestartPolicy, SupervisedPart, always_ready, never_worked
 from deploy.local.supervisor_log import SupervisorLog
 
 SAME_STOP_S = 1.0
@@ -50,7 +50,7 @@ class Supervisor:
     stopped_by = await supervisor.run()     # None: the learner finished; else the signal that asked to stop
 
     `before_drain_of_failed` is awaited when a run has failed, while its parts still run. `has_worked` says of a part
-    and its process, which has ended, whether it did any work.
+    and its process, which has ended, whether it did any work; `is_ready` of one that lives, whether it has come up.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Supervisor:
         same_stop_s: float = SAME_STOP_S,
         before_drain_of_failed: Callable[[], Awaitable[None]] | None = None,
         has_worked: Callable[[str, int], bool] = never_worked,
+        is_ready: Callable[[str, int], bool] = always_ready,
     ) -> None:
         self._plan = plan
         self._run_folder = run
@@ -77,6 +78,7 @@ class Supervisor:
         self._same_stop_s = same_stop_s
         self._before_drain_of_failed = before_drain_of_failed
         self._has_worked = has_worked
+        self._is_ready = is_ready
         self._generators: dict[int, SupervisedPart] = {}
         self._leaving: set[SupervisedPart] = set()
         self._over = asyncio.Event()
@@ -125,7 +127,13 @@ class Supervisor:
 
     def _start_part(self, spec: ProcessSpec, *, may_finish: bool = False) -> SupervisedPart:
         part = SupervisedPart(
-            spec, self._run_folder, self._policy, self._log, may_finish=may_finish, has_worked=self._has_worked
+            spec,
+            self._run_folder,
+            self._policy,
+            self._log,
+            may_finish=may_finish,
+            has_worked=self._has_worked,
+            is_ready=self._is_ready,
         )
         part.task.add_done_callback(self._on_end)
         return part

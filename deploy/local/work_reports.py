@@ -52,12 +52,21 @@ class WorkReports:
         self._redis_url = redis_url
         self._keys = Keys(folder.run_id)
         self._sampled: set[int] = set()
+        self._reported: set[int] = set()
 
     def has_worked(self, part: str, pid: int) -> bool:
         """Whether the process `pid` has done work as this part; ask once, when it has ended."""
         if part.startswith(Part.GENERATOR.value):
             return pid in self._sampled
         return self._progress.has_grown(part)
+
+    def is_ready(self, part: str, pid: int) -> bool:
+        """Whether the process `pid` has sent a heartbeat, for a generator, whose engine may hang as it starts.
+
+        A learner sends its first one before it does anything that takes long, from any of its ranks' processes; Redis
+        and the services send none.
+        """
+        return not part.startswith(Part.GENERATOR.value) or pid in self._reported
 
     async def follow(self) -> None:
         """Read the heartbeats until cancelled; while Redis does not answer there are none."""
@@ -73,6 +82,7 @@ class WorkReports:
             heartbeats = AsyncHeartbeats(client, self._keys)
             while True:
                 beats = await heartbeats.read_all()
+                self._reported |= {beat.pid for beat, _ in beats}
                 self._sampled |= {beat.pid for beat, _ in beats if beat.part is Part.GENERATOR and beat.tokens_per_s}
                 await asyncio.sleep(READ_EVERY_S)
         finally:

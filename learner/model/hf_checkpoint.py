@@ -87,6 +87,13 @@ def config_dtype(folder: Path) -> str:
     return SAFETENSORS_NAMES.get(str(config.get("dtype") or config.get("torch_dtype")), "F32")
 
 
+def vocabulary_of(folder: Path) -> int | None:
+    """Rows of the model's embedding, as config.json says: every token id is below it. None where it does not say."""
+    config = read_json(folder / "config.json")
+    size = (config.get("text_config") or config).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
 def head_size(config: Any) -> int:
     """Size of an attention head. Most text configs of transformers give only hidden size and number of heads."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

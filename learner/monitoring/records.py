@@ -7,14 +7,17 @@ exactly once.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import from_json
 
 from learner.data.prompts import Prompt
 from learner.monitoring.collapse import Health
@@ -23,6 +26,7 @@ from learner.publisher import Publication
 from learner.training.trainer import RoundStats
 from services import durable
 from services.contracts import EvaluationMetrics, Rollout, RoundMetrics
+from services.durable import UNGUARDED, WriteGuard
 from services.run_folder import RunFolder
 
 TextOf = Callable[[NDArray[np.int32]], str]
@@ -102,31 +106,62 @@ class TrainedRound:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LostRecords:
+    """Rounds that were trained and whose records are gone or damaged; they cannot be made again."""
+
+    metrics: tuple[int, ...]
+    answers: tuple[int, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.metrics or self.answers)
+
+
 class Records:
     """metrics.jsonl and rollouts/ of one run folder."""
 
-    def __init__(self, folder: RunFolder, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(self, folder: RunFolder, trackers: Sequence[Tracker] = (), *, fence: WriteGuard = UNGUARDED) -> None:
         self._folder = folder
         self._trackers = trackers
+        self._fence = fence
 
     def cut_back(self, to_round: int) -> None:
-        """Drop what was recorded of `to_round` and later rounds, which will be trained again; call it to begin with."""
+        """Drop what was recorded of `to_round` and later rounds, which will be trained again; call it to begin with.
+
+        A metrics.jsonl that lacks rounds before that stays beside the new one, for whoever can read more of it.
+        """
+        metrics_file = self._folder.metrics
         kept = [metrics for metrics in self._folder.rounds() if metrics.round < to_round]
         text = "".join(f"{metrics.as_line()}\n" for metrics in kept)
-        if self._folder.metrics.exists() and self._folder.metrics.read_bytes() != text.encode():
-            durable.write_file(self._folder.metrics, text)
-        durable.clear_partial(self._folder.rollouts)
-        for round_, path in self._folder.rollout_files():
-            if round_ >= to_round:
-                path.unlink()
+        with self._fence.guard():
+            if metrics_file.exists() and metrics_file.read_bytes() != text.encode():
+                if len({metrics.round for metrics in kept}) < to_round:
+                    shutil.copyfile(metrics_file, metrics_file.with_name(f"metrics-damaged-{time.time_ns()}.jsonl"))
+                durable.write_file(metrics_file, text)
+            durable.clear_partial(self._folder.rollouts)
+            for round_, path in self._folder.rollout_files():
+                if round_ >= to_round:
+                    path.unlink()
         for tracker in self._trackers:
             tracker.begin(to_round)
+
+    def lost(self, to_round: int) -> LostRecords:
+        """The rounds before `to_round` whose line or answers are not there as they were written."""
+        rollouts_of = {metrics.round: metrics.rollouts for metrics in self._folder.rounds()}
+        rounds = range(to_round)
+        return LostRecords(
+            metrics=tuple(round_ for round_ in rounds if round_ not in rollouts_of),
+            answers=tuple(
+                round_ for round_ in rounds if not _are_whole(self._folder.rollouts_of(round_), rollouts_of.get(round_))
+            ),
+        )
 
     def write(self, metrics: RoundMetrics, answers: Sequence[Answer]) -> None:
         """Record one round: answers first, so that every round in metrics.jsonl has its file."""
         lines = [json.dumps(_as_record(answer), ensure_ascii=False) for answer in answers]
-        durable.write_file(self._folder.rollouts_of(metrics.round), "\n".join(lines) + "\n")
-        durable.append_line(self._folder.metrics, metrics.as_line())
+        with self._fence.guard():
+            durable.write_file(self._folder.rollouts_of(metrics.round), "\n".join(lines) + "\n")
+            durable.append_line(self._folder.metrics, metrics.as_line())
         self._track(metrics)
 
     def add_evaluations(self, round_: int, evaluations: tuple[EvaluationMetrics, ...]) -> None:
@@ -135,7 +170,8 @@ class Records:
             metrics.model_copy(update={"evaluations": evaluations}) if metrics.round == round_ else metrics
             for metrics in self._folder.rounds()
         ]
-        durable.write_file(self._folder.metrics, "".join(f"{metrics.as_line()}\n" for metrics in rounds))
+        with self._fence.guard():
+            durable.write_file(self._folder.metrics, "".join(f"{metrics.as_line()}\n" for metrics in rounds))
         for metrics in rounds:
             if metrics.round == round_:
                 self._track(metrics)
@@ -148,6 +184,16 @@ class Records:
     def _track(self, metrics: RoundMetrics) -> None:
         for tracker in self._trackers:
             tracker.log(metrics.round, numbers_of(metrics))
+
+
+def _are_whole(path: Path, count: int | None) -> bool:
+    """Whether every line of a round's file is one; `count`: how many there should be, if that is known."""
+    try:
+        lines = path.read_bytes().splitlines()
+        parsed = [from_json(line) for line in lines]
+    except (OSError, ValueError):
+        return False
+    return all(isinstance(line, dict) for line in parsed) and count in (None, len(parsed))
 
 
 def _as_record(answer: Answer) -> dict[str, object]:

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from operator import contains
 from typing import NamedTuple
 
-import numpy as np
 import structlog
 
+from learner.rollouts.answer_check import MAX_FAULTY_TASKS, REFUSED_S, AnswerCheck, Fault
 from services.contracts import Purpose, Rollout, Task
 from services.errors import ContractError, DeadlineError
 from services.streams.rollouts import RolloutReader
@@ -37,7 +37,8 @@ LOOK_EVERY_S = 1.0
 RECHECK_AFTER_S = 5.0
 """Silence after which outstanding tasks are checked, and those that nobody has any more are issued again."""
 MAX_REISSUES = 3
-"""So often a task that was given up, or answered with something else, is issued again before the run ends."""
+"""So often a task that was given up is issued again before the run ends. One whose answers are refused is issued again
+until the wait for rollouts has its deadline: a single bad generator must not end a run with good ones."""
 JOIN_S = 5.0
 
 Identity = tuple[int, int, int]
@@ -48,7 +49,13 @@ Waiting = Callable[[], AbstractContextManager[None]]
 
 class _Received(NamedTuple):
     rollout: Rollout
-    completed_at: float
+    entry_id: bytes
+
+
+class _Refused(NamedTuple):
+    rollout: Rollout
+    entry_id: bytes
+    fault: Fault
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked the wait to end
@@ -58,8 +65,9 @@ class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked the w
 class Collector:
     """Issues tasks and yields their rollouts in task order, whatever order they arrive in.
 
-    It leaves rollouts for another `purpose` alone. `reason_of` says why a task was given up, by task id, for the error
-    that names it.
+    It leaves rollouts for another `purpose` alone. What fails `check` is buried and its task sampled again; a generator
+    that fails often is refused for a while, which `on_refusal` is told with the name and the reason. `reason_of` says
+    why a task was given up, by task id, for the error that names it.
 
     Example::
 
@@ -77,7 +85,9 @@ class Collector:
         *,
         first_round: int,
         purpose: Purpose = Purpose.TRAINING,
+        check: AnswerCheck | None = None,
         reason_of: Callable[[str], str] = lambda task_id: "",
+        on_refusal: Callable[[str, str], object] = lambda generator_id, reason: None,
         look_every_s: float = LOOK_EVERY_S,
         recheck_after_s: float = RECHECK_AFTER_S,
     ) -> None:
@@ -85,7 +95,9 @@ class Collector:
         self._reader = reader
         self._first_round = first_round
         self._purpose = purpose
+        self._check = check or AnswerCheck()
         self._reason_of = reason_of
+        self._on_refusal = on_refusal
         self._look_every_s = look_every_s
         self._recheck_after_s = recheck_after_s
         self._expected: dict[int, dict[int, Task]] = {}
@@ -95,6 +107,9 @@ class Collector:
         self._issuing = threading.Lock()  # what one thread has registered and not issued yet is not lost to another
         self._last_arrival = time.monotonic()
         self._reissues: Counter[str] = Counter()
+        self._faulty: dict[str, set[str]] = defaultdict(set)
+        """Generator -> tasks that it answered wrongly."""
+        self._last_fault = ""
         self._fatal: BaseException | None = None
         self._interrupted = False
         self._stopping = threading.Event()
@@ -163,7 +178,8 @@ class Collector:
         """Whether every rollout of these tasks is here."""
         with self._changed:
             return all(
-                (received := self._received.get(identity)) is not None and _answers(task, received.rollout)
+                (received := self._received.get(identity)) is not None
+                and self._check.fault(received.rollout, task) is None
                 for task in tasks
                 for identity in _identities(task)
             )
@@ -172,14 +188,17 @@ class Collector:
         """Expect the rollouts of these tasks of one round, and issue the tasks whose rollouts are not here yet."""
         if not tasks:
             return
+        refused = []
         with self._issuing:
             with self._changed:
                 self._expected.setdefault(tasks[0].round, {}).update({task.position: task for task in tasks})
-                for identity, (rollout, _) in list(self._received.items()):
-                    if identity[0] == tasks[0].round and not self._answers_its_task(rollout):
+                for identity, (rollout, entry_id) in list(self._received.items()):
+                    if identity[0] == tasks[0].round and (fault := self._fault(rollout)) is not None:
+                        refused.append(_Refused(rollout, entry_id, fault._replace(blamed=False)))
                         del self._received[identity]
                 missing = self._missing(tasks)
                 self._changed.notify_all()
+            self._bury(refused)
             self._issuer.issue(missing)
 
     def in_order(self, round_: int, deadline_s: float, waiting: Waiting = nullcontext) -> Iterator[Rollout]:
@@ -202,7 +221,7 @@ class Collector:
     def completed_at(self, rollout: Rollout) -> float:
         """When a rollout that is held was handed in: Unix seconds by Redis' clock."""
         with self._changed:
-            return self._received[rollout.round, rollout.position, rollout.sample].completed_at
+            return entered_at(self._received[rollout.round, rollout.position, rollout.sample].entry_id)
 
     def release(self, before_round: int) -> None:
         """Delete from Redis and memory everything of earlier rounds."""
@@ -238,7 +257,8 @@ class Collector:
         names = ", ".join(task.task_id for task in missing[:3]) + (" ..." if len(missing) > 3 else "")
         return DeadlineError(
             "the generators",
-            f"round {round_} lacks the rollouts of {len(missing)} tasks ({names})",
+            f"round {round_} lacks the rollouts of {len(missing)} tasks ({names})"
+            + (f"; the last one that was refused: {self._last_fault}" if self._last_fault else ""),
             quiet_s,
             hint="see `sept status` for the generators' state, start one with `sept generator`, "
             "or raise deadlines.rollouts_s when answers take longer than that",
@@ -256,7 +276,8 @@ class Collector:
         asked = rechecked = time.monotonic()
         try:
             while not self._stopping.is_set():
-                self._accept(self._reader.read(min(READ_S, self._look_every_s)))
+                if self._accept(self._reader.read(min(READ_S, self._look_every_s))):
+                    self._issue_lost(blame=False)
                 now = time.monotonic()
                 if now - asked >= self._look_every_s:
                     asked = now
@@ -289,12 +310,12 @@ class Collector:
     def _issue_lost(self, *, blame: bool) -> None:
         """Issue again the expected tasks that are neither here nor in Redis.
 
-        `blame`: Redis has lost nothing, so the task was given up there or its answer was refused here.
+        `blame`: Redis has lost nothing and no answer was refused here, so the task was given up there.
         """
         with self._issuing:
             with self._changed:
                 missing = self._missing([task for tasks in self._expected.values() for task in tasks.values()])
-            unknown = set(self._issuer.unknown([task.task_id for task in missing]))
+            unknown = set(self._issuer.unknown(missing))
             # A task leaves the queue the instant its rollouts appear, so what was just completed is here now.
             self._take_in()
             with self._changed:
@@ -310,7 +331,7 @@ class Collector:
     def _give_up_hopeless(self, lost: Sequence[Task]) -> None:
         for task in lost:
             if self._reissues[task.task_id] > MAX_REISSUES:
-                reason = self._reason_of(task.task_id) or "its rollouts did not answer it"
+                reason = self._reason_of(task.task_id) or "nothing says why"
                 raise ContractError(
                     f"task {task.task_id} was issued {MAX_REISSUES + 1} times and never done: {reason}",
                     hint="the logs of the generators say what it does to them; leave its prompt out of data.path, "
@@ -322,49 +343,52 @@ class Collector:
         while arrived := self._reader.read(0):
             self._accept(arrived)
 
-    def _accept(self, arrived: Sequence[tuple[bytes, Rollout]]) -> None:
-        outdated = []
+    def _accept(self, arrived: Sequence[tuple[bytes, Rollout]]) -> bool:
+        """Take what is right; whether something was wrong, so that its task must be sampled again."""
+        outdated: list[bytes] = []
+        refused: list[_Refused] = []
         with self._changed:
             for entry_id, rollout in arrived:
                 if rollout.purpose is not self._purpose:
                     continue
                 if rollout.round < self._first_round:
                     outdated.append(entry_id)
-                    continue
-                self._entries.setdefault(rollout.round, []).append(entry_id)
-                if self._answers_its_task(rollout):
+                elif (fault := self._fault(rollout)) is not None:
+                    refused.append(_Refused(rollout, entry_id, fault))
+                else:
+                    self._entries.setdefault(rollout.round, []).append(entry_id)
                     identity = (rollout.round, rollout.position, rollout.sample)
-                    self._received.setdefault(identity, _Received(rollout, entered_at(entry_id)))
-            if arrived:
-                self._last_arrival = time.monotonic()
-                self._changed.notify_all()
+                    self._received.setdefault(identity, _Received(rollout, entry_id))
+                    self._last_arrival = time.monotonic()
+            self._changed.notify_all()
         self._reader.delete(outdated)
+        self._bury(refused)
+        return bool(refused)
 
-    def _answers_its_task(self, rollout: Rollout) -> bool:
-        """Whether the rollout answers the task it names, as far as that task is known yet."""
+    def _fault(self, rollout: Rollout) -> Fault | None:
+        """What is wrong with the rollout, as far as its task is known yet."""
         tasks = self._expected.get(rollout.round)
         if tasks is None:
-            return True
+            return self._check.fault(rollout, None)
         task = tasks.get(rollout.position)
-        answers = task is not None and _answers(task, rollout)
-        if not answers:
-            log.warning("foreign_rollout", rollout_id=rollout.rollout_id, generator_id=rollout.generator_id)
-        return answers
+        if task is None:
+            return Fault(f"round {rollout.round} has no task at position {rollout.position}")
+        return self._check.fault(rollout, task)
+
+    def _bury(self, refused: Sequence[_Refused]) -> None:
+        """Set the rollouts aside with their reasons, and refuse a generator that has failed often."""
+        for rollout, entry_id, fault in refused:
+            self._last_fault = f"{rollout.rollout_id} of {rollout.generator_id}: {fault.reason}"
+            self._reader.bury(entry_id, rollout, fault.reason)
+            faulty = self._faulty[rollout.generator_id]
+            if fault.blamed:
+                faulty.add(rollout.task_id)
+            if len(faulty) >= MAX_FAULTY_TASKS:
+                faulty.clear()
+                self._issuer.refuse(rollout.generator_id, REFUSED_S, fault.reason)
+                log.warning("generator_refused", generator_id=rollout.generator_id, reason=fault.reason)
+                self._on_refusal(rollout.generator_id, fault.reason)
 
 
 def _identities(task: Task) -> Iterator[Identity]:
     return ((task.round, task.position, sample) for sample in range(task.samples))
-
-
-def _answers(task: Task, rollout: Rollout) -> bool:
-    """Also by versions: none below what the task allows, and none of the round's future.
-
-    A version above the round exists only where a learner went back, and its generators have not followed yet.
-    """
-    return (
-        task.task_id == rollout.task_id
-        and rollout.sample < task.samples
-        and np.array_equal(task.prompt_tokens, rollout.prompt_tokens)
-        and task.min_weight_version <= rollout.spans[0].weight_version
-        and rollout.spans[-1].weight_version <= task.round
-    )

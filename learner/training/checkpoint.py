@@ -29,6 +29,7 @@ from learner.parallel.file_tensors import FileTensor
 from learner.parallel.ranks import Order, Ranks
 from learner.parallel.sharding import first_local_row, local_shard
 from services import durable
+from services.durable import UNGUARDED, WriteGuard
 from services.errors import CheckpointError, WeightError
 from services.run_folder import CheckpointFolder, version_name
 from services.tensors import digest_file, read_header
@@ -112,13 +113,15 @@ class Checkpoints:
     keep: int
     ranks: Ranks = field(default_factory=Ranks)
     async_write: bool = False
+    fence: WriteGuard = UNGUARDED
     _begun: _Begun | None = None
     _thread: ThreadPoolExecutor = field(init=False)
 
     def __post_init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         if self.ranks.is_leader:
-            durable.clear_partial(self.folder)
+            with self.fence.guard():
+                durable.clear_partial(self.folder)
 
     def save(
         self,
@@ -137,7 +140,8 @@ class Checkpoints:
         with ExitStack() as stack:
             name = b""
             if self.ranks.is_leader:
-                name = stack.enter_context(durable.new_folder(self.folder / version_name(weight_version))).name.encode()
+                final = self.folder / version_name(weight_version)
+                name = stack.enter_context(self.fence.guard_after(durable.new_folder(final))).name.encode()
             sent = self.ranks.broadcast(
                 np.frombuffer(name, np.uint8).astype(np.int64) if self.ranks.is_leader else None
             )
@@ -182,12 +186,14 @@ class Checkpoints:
             meta = {
                 "run_id": self.run_id,
                 "weight_version": begun.weight_version,
+                "epoch": self.fence.epoch,
                 "digests": {files.state_of(rank).name: bytes(row.tolist()).hex() for rank, row in enumerate(digests)},
             }
             files.meta.write_text(json.dumps(meta, indent=2) + "\n")
             before_commit()
-        for outdated in self._newest_first()[self.keep :]:
-            shutil.rmtree(outdated)
+        with self.fence.guard():
+            for outdated in self._newest_first()[self.keep :]:
+                shutil.rmtree(outdated)
         return final
 
     def versions(self) -> list[int]:
@@ -215,9 +221,10 @@ class Checkpoints:
             found = _read(folder, self.run_id, verify=True)
         except UNUSABLE as error:
             raise CheckpointError(f"the checkpoint of version {weight_version} cannot be loaded: {error}") from error
-        for later in self._newest_first():
-            if later.name > folder.name:
-                shutil.rmtree(later)
+        with self.fence.guard():
+            for later in self._newest_first():
+                if later.name > folder.name:
+                    shutil.rmtree(later)
         self._on_all_ranks(found)
         return found
 

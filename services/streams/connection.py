@@ -89,6 +89,21 @@ class Keys:
         return self._name("incarnation")
 
     @property
+    def epoch(self) -> str:
+        """String: number of the learner that may write, see `services.streams.fence`."""
+        return self._name("epoch")
+
+    @property
+    def refused(self) -> str:
+        """Hash: generator id -> until when, and why, the learner takes nothing of it."""
+        return self._name("refused")
+
+    @property
+    def damaged(self) -> str:
+        """Hash: weight version -> the generator that got bytes of it that are wrong."""
+        return self._name("damaged")
+
+    @property
     def counters(self) -> str:
         """Hash: running totals, "reissued" so far."""
         return self._name("counters")

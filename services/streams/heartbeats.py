@@ -5,6 +5,7 @@ Redis stamps each with its own clock, so an age does not depend on two machines 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import redis
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from services.contracts import Heartbeat
 from services.streams import scripts
 from services.streams.connection import Keys
+from services.streams.fence import UNFENCED, Fence
 
 HEARTBEAT_EVERY_S = 1.0
 """A part sends its heartbeat this often."""
@@ -27,10 +29,10 @@ log = structlog.get_logger()
 class Heartbeats:
     """For the learner, from threads."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, fence: Fence = UNFENCED) -> None:
         self._client = client
         self._keys = keys
-        self._beat = client.register_script(scripts.BEAT)
+        self._beat = fence.script(client, keys, scripts.BEAT)
 
     def send(self, heartbeat: Heartbeat) -> None:
         """Replaces the part's last heartbeat."""
@@ -83,7 +85,10 @@ def _decode(
     for part_id, value in sorted(stored.items()):
         sent_at, _, text = value.partition(b" ")
         try:
-            beats.append((Heartbeat.model_validate_json(text), max(0.0, now - float(sent_at))))
+            age_s = now - float(sent_at)
+            if not math.isfinite(age_s):
+                raise ValueError(f"it was sent at {sent_at!r}")
+            beats.append((Heartbeat.model_validate_json(text), max(0.0, age_s)))
         except (ValidationError, ValueError) as error:
             log.warning("heartbeat_rejected", part_id=part_id.decode(errors="replace"), reason=str(error)[:500])
             unreadable.append(part_id)

@@ -18,7 +18,8 @@ from services.errors import ContractError
 from services.streams import scripts
 from services.streams.connection import Keys, block_ms
 from services.streams.dead_letters import MAX_DEAD_LETTERS, letter_fields
-from services.streams.wire import Fields, decode_rollout
+from services.streams.fence import UNFENCED, Fence
+from services.streams.wire import Fields, decode_rollout, encode_rollout
 
 DELETE_CHUNK = 1000
 """Entry ids per XDEL."""
@@ -29,11 +30,12 @@ log = structlog.get_logger()
 class RolloutReader:
     """Reads each rollout once per pass, from the oldest in Redis."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, fence: Fence = UNFENCED) -> None:
         self._client = client
         self._keys = keys
         self._cursor: bytes = b"0"
-        self._bury = client.register_script(scripts.BURY)
+        self._bury = fence.script(client, keys, scripts.BURY)
+        self._delete = fence.script(client, keys, scripts.DELETE)
 
     def read(self, block_s: float, count: int = 256) -> list[tuple[bytes, Rollout]]:
         """Up to `count` pairs of entry id and rollout, waiting at most `block_s` for the first.
@@ -55,13 +57,13 @@ class RolloutReader:
                 return rollouts
 
     def delete(self, entry_ids: Sequence[bytes]) -> None:
-        """Deletes rollouts whose training a durable checkpoint contains: one round trip."""
-        if not entry_ids:
-            return
-        pipe: Any = self._client.pipeline(transaction=False)
+        """Deletes rollouts whose training a durable checkpoint contains."""
         for start in range(0, len(entry_ids), DELETE_CHUNK):
-            pipe.xdel(self._keys.rollouts, *entry_ids[start : start + DELETE_CHUNK])
-        pipe.execute()
+            self._delete([self._keys.rollouts], entry_ids[start : start + DELETE_CHUNK])
+
+    def bury(self, entry_id: bytes, rollout: Rollout, reason: str) -> None:
+        """Turns a rollout that does not answer its task into a dead letter with its generator's name."""
+        self._to_dead_letters(entry_id, encode_rollout(rollout), reason, rollout.generator_id)
 
     def rewind(self) -> None:
         """The next `read` starts again with the oldest rollout in Redis."""
@@ -71,7 +73,10 @@ class RolloutReader:
         try:
             return decode_rollout(fields)
         except ContractError as error:
-            log.warning("rollout_rejected", entry_id=entry_id.decode(), reason=error.message)
-            letter = letter_fields("rollouts", entry_id, fields, error.message)
-            self._bury([self._keys.rollouts, self._keys.dead_letters], [entry_id, MAX_DEAD_LETTERS, *letter])
+            self._to_dead_letters(entry_id, fields, error.message, "")
             return None
+
+    def _to_dead_letters(self, entry_id: bytes, fields: Fields, reason: str, generator_id: str) -> None:
+        log.warning("rollout_rejected", entry_id=entry_id.decode(), generator_id=generator_id, reason=reason)
+        letter = letter_fields("rollouts", entry_id, fields, reason, generator_id)
+        self._bury([self._keys.rollouts, self._keys.dead_letters], [entry_id, MAX_DEAD_LETTERS, *letter])

@@ -11,6 +11,15 @@ RELEASED = "-released"
 RELEASED_IDLE_MS = 86_400_000
 """Idle time set on a released entry: longer than any lease, so that the next `lease` gets it."""
 
+# In front of every script of the learner; its last key is that of the epoch, its last argument the learner's epoch.
+# A Redis that came back empty has no epoch; it gets this one.
+FENCED = """
+local epoch_key, epoch = table.remove(KEYS), table.remove(ARGV)
+local newest = tonumber(redis.call('GET', epoch_key) or 0) or 0
+if newest > tonumber(epoch) then return redis.error_reply('FENCED ' .. string.format('%.0f', newest)) end
+if newest < tonumber(epoch) then redis.call('SET', epoch_key, epoch) end
+"""
+
 _OPEN_GROUP = """
 local function open_group(tasks, group, mark_key, mark)
   if redis.call('SET', mark_key, mark, 'NX') then
@@ -21,7 +30,7 @@ end
 
 _FORGET = """
 local function forget(tasks, open, entry_id, task_id)
-  redis.call('XDEL', tasks, entry_id)
+  redis.pcall('XDEL', tasks, entry_id)
   if redis.call('HGET', open, task_id) == entry_id then redis.call('HDEL', open, task_id) end
 end
 """
@@ -36,14 +45,30 @@ return redis.call('GET', KEYS[2]) .. '/' .. server
 """
 )
 
+# Whether the entry of an open task is this very task. It may be gone (Redis evicted the stream and kept the rest, or a
+# copy of it was restored in part), belong to another task, or be changed, if only by settings that are others now.
+_ENTRY_OF = """
+local function entry_of(tasks, id, meta, prompt)
+  local found = redis.pcall('XRANGE', tasks, id, id)
+  local fields = not found.err and found[1] and found[1][2]
+  return fields and #fields == 4 and fields[2] == meta and fields[4] == prompt
+end
+"""
+
 # KEYS tasks open incarnation; ARGV group mark, then (task_id meta prompt) of each. Returns how many were new.
 ISSUE = (
     _OPEN_GROUP
+    + _ENTRY_OF
     + """
 open_group(KEYS[1], ARGV[1], KEYS[3], ARGV[2])
 local issued = 0
 for i = 3, #ARGV, 3 do
-  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 0 then
+  local open = redis.call('HGET', KEYS[2], ARGV[i])
+  if not (open and entry_of(KEYS[1], open, ARGV[i + 1], ARGV[i + 2])) then
+    if open then
+      redis.pcall('XACK', KEYS[1], ARGV[1], open)
+      redis.pcall('XDEL', KEYS[1], open)
+    end
     local id = redis.call('XADD', KEYS[1], '*', 'meta', ARGV[i + 1], 'prompt', ARGV[i + 2])
     redis.call('HSET', KEYS[2], ARGV[i], id)
     issued = issued + 1
@@ -53,20 +78,24 @@ return issued
 """
 )
 
-# KEYS tasks open; ARGV task ids. Returns those that are not open. One whose entry is gone (Redis evicted the stream and
-# kept the rest, or a copy of it was restored in part) could never be leased, so it is removed.
-UNKNOWN = """
+# KEYS tasks open; ARGV (task_id meta prompt) of each. Returns the ids of those that are not open, and closes those that
+# could never be leased as what they are.
+UNKNOWN = (
+    _ENTRY_OF
+    + """
 local unknown = {}
-for _, task_id in ipairs(ARGV) do
-  local id = redis.call('HGET', KEYS[2], task_id)
-  if id and #redis.call('XRANGE', KEYS[1], id, id) == 0 then
-    redis.call('HDEL', KEYS[2], task_id)
+for i = 1, #ARGV, 3 do
+  local id = redis.call('HGET', KEYS[2], ARGV[i])
+  if id and not entry_of(KEYS[1], id, ARGV[i + 1], ARGV[i + 2]) then
+    redis.pcall('XDEL', KEYS[1], id)
+    redis.call('HDEL', KEYS[2], ARGV[i])
     id = false
   end
-  if not id then unknown[#unknown + 1] = task_id end
+  if not id then unknown[#unknown + 1] = ARGV[i] end
 end
 return unknown
 """
+)
 
 # KEYS tasks open; ARGV group, then task ids. Returns how many were open.
 CLOSE = (
@@ -85,15 +114,37 @@ return closed
 """
 )
 
-# KEYS tasks counters; ARGV group consumer lease_ms cursor count.
+# `refused` holds generator -> "<until, server's seconds> <reason>".
+_REFUSED = """
+local function refused(key, generator_id)
+  local entry = redis.call('HGET', key, generator_id)
+  if not entry then return false end
+  local till, reason = string.match(entry, '^(%d+) (.*)$')
+  if till and tonumber(till) > tonumber(redis.call('TIME')[1]) then return redis.error_reply('REFUSED ' .. reason) end
+  return false
+end
+"""
+
+# KEYS refused; ARGV generator_id seconds reason. Those of long ago are forgotten when there are many.
+REFUSE = """
+if redis.call('HLEN', KEYS[1]) >= 1000 then redis.call('DEL', KEYS[1]) end
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%d ', redis.call('TIME')[1] + ARGV[2]) .. ARGV[3])
+return 1
+"""
+
+# KEYS tasks counters refused; ARGV group consumer lease_ms cursor count.
 # Returns {next cursor, TIME, {{id, deliveries, fields}, ...}}: expired leases first: the oldest round waits for them.
-LEASE = """
+LEASE = (
+    _REFUSED
+    + """
 local tasks, group, consumer, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[5])
+local refusal = refused(KEYS[3], consumer)
+if refusal then return refusal end
 local expired = redis.call('XAUTOCLAIM', tasks, group, consumer, ARGV[3], ARGV[4], 'COUNT', count)
 local taken = {}
 for _, entry in ipairs(expired[2]) do
   local deliveries = redis.call('XPENDING', tasks, group, entry[1], entry[1], 1)[1][4]
-  if deliveries > 1 then redis.call('HINCRBY', KEYS[2], 'reissued', 1) end
+  if deliveries > 1 then redis.pcall('HINCRBY', KEYS[2], 'reissued', 1) end
   taken[#taken + 1] = {entry[1], deliveries, entry[2]}
 end
 if #taken < count then
@@ -104,6 +155,7 @@ if #taken < count then
 end
 return {expired[1], redis.call('TIME'), taken}
 """
+)
 
 # KEYS tasks; ARGV group consumer, then entry ids. Returns the ids that the consumer owns, their idle time now 0.
 RENEW = """
@@ -146,13 +198,16 @@ end
 return #owned
 """
 
-# KEYS tasks open rollouts; ARGV group entry_id task_id, then (meta prompt response) of each rollout.
+# KEYS tasks open rollouts refused; ARGV group entry_id task_id generator_id, then (meta prompt response) of each.
 # Returns 1, or 0 when the task is no longer pending: another generator was first, or the learner closed it.
 COMPLETE = (
     _FORGET
+    + _REFUSED
     + """
+local refusal = refused(KEYS[4], ARGV[4])
+if refusal then return refusal end
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
-for i = 4, #ARGV, 3 do
+for i = 5, #ARGV, 3 do
   redis.call('XADD', KEYS[3], '*', 'meta', ARGV[i], 'prompt', ARGV[i + 1], 'response', ARGV[i + 2])
 end
 forget(KEYS[1], KEYS[2], ARGV[2], ARGV[3])
@@ -191,8 +246,26 @@ if not pending.err then
 end
 local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 return {redis.call('XLEN', KEYS[1]), owned, released, redis.call('XLEN', KEYS[2]), redis.call('XLEN', KEYS[3]),
-  tonumber(redis.call('HGET', KEYS[4], 'reissued') or 0), redis.call('TIME'), oldest and oldest[1] or ''}
+  tonumber(redis.call('HGET', KEYS[4], 'reissued') or 0) or 0, redis.call('TIME'), oldest and oldest[1] or ''}
 """
+
+# KEYS stream; ARGV id. Makes the stream anew of its entries up to the id: one that had later ones takes no earlier id
+# again.
+COPY_UNTIL = """
+local kept = redis.call('XRANGE', KEYS[1], '-', ARGV[1])
+redis.call('DEL', KEYS[1])
+for _, entry in ipairs(kept) do redis.call('XADD', KEYS[1], entry[1], unpack(entry[2])) end
+return #kept
+"""
+
+# KEYS rollouts; ARGV entry ids.
+DELETE = "return redis.call('XDEL', KEYS[1], unpack(ARGV))"
+
+# KEYS events; ARGV max_length, then the fields. Returns the event's id.
+APPEND = "return redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(ARGV, 2))"
+
+# KEYS control; ARGV field value.
+REQUEST = "return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])"
 
 # KEYS control; ARGV field value. Removes the request if it still has that value; returns 1, else 0.
 CLEAR_REQUEST = """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -19,10 +19,11 @@ import structlog
 from redis.exceptions import ResponseError
 
 from services.contracts import Rollout, Task
-from services.errors import ContractError
+from services.errors import ContractError, UnavailableError
 from services.streams import scripts
 from services.streams.connection import Keys, block_ms
 from services.streams.dead_letters import MAX_DEAD_LETTERS, letter_fields
+from services.streams.fence import UNFENCED, Fence
 from services.streams.wire import (
     META,
     PROMPT,
@@ -75,14 +76,14 @@ class QueueDepth:
 class TaskIssuer:
     """The learner's side of the queue."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, fence: Fence = UNFENCED) -> None:
         """Opens the queue: one round trip."""
-        self._client = client
         self._keys = keys
-        self._identify = client.register_script(scripts.IDENTIFY)
-        self._issue = client.register_script(scripts.ISSUE)
-        self._unknown = client.register_script(scripts.UNKNOWN)
-        self._close = client.register_script(scripts.CLOSE)
+        self._identify = fence.script(client, keys, scripts.IDENTIFY)
+        self._issue = fence.script(client, keys, scripts.ISSUE)
+        self._unknown = fence.script(client, keys, scripts.UNKNOWN)
+        self._close = fence.script(client, keys, scripts.CLOSE)
+        self._refuse = fence.script(client, keys, scripts.REFUSE)
         self._incarnation = self._identity()
 
     def alive(self) -> bool:
@@ -95,22 +96,26 @@ class TaskIssuer:
         return self._incarnation == known
 
     def issue(self, tasks: Sequence[Task]) -> int:
-        """Appends the tasks that are not open yet, in order; returns how many. Idempotent."""
+        """Appends the tasks that are not open yet, in order; returns how many. Idempotent.
+
+        A task that is open with other contents, as the settings were before, is replaced.
+        """
         issued = 0
-        for start in range(0, len(tasks), ISSUE_CHUNK):
-            args: list[str | bytes] = [scripts.GROUP, secrets.token_hex(16)]
-            for task in tasks[start : start + ISSUE_CHUNK]:
-                fields = encode_task(task)
-                args += [task.task_id, fields[META], fields[PROMPT]]
+        for chunk in _chunks(tasks):
+            args: list[str | bytes] = [scripts.GROUP, secrets.token_hex(16), *_told(chunk)]
             issued += cast(int, self._issue([self._keys.tasks, self._keys.open, self._keys.incarnation], args))
         return issued
 
-    def unknown(self, task_ids: Sequence[str]) -> list[str]:
-        """Those that are not open: never issued, completed, closed, given up, or lost with Redis."""
-        if not task_ids:
-            return []
-        unknown = cast("list[bytes]", self._unknown([self._keys.tasks, self._keys.open], list(task_ids)))
+    def unknown(self, tasks: Sequence[Task]) -> list[str]:
+        """Ids of those that are not open: never issued, completed, closed, given up, or lost with Redis."""
+        unknown: list[bytes] = []
+        for chunk in _chunks(tasks):
+            unknown += cast("list[bytes]", self._unknown([self._keys.tasks, self._keys.open], _told(chunk)))
         return [task_id.decode() for task_id in unknown]
+
+    def refuse(self, generator_id: str, seconds: float, reason: str) -> None:
+        """Lets that generator neither lease nor complete a task for so long."""
+        self._refuse([self._keys.refused], [generator_id, round(seconds), reason[:500]])
 
     def close(self, task_ids: Sequence[str]) -> int:
         """Drops tasks wherever they are; a completion that comes later is refused. Returns how many were open."""
@@ -121,6 +126,19 @@ class TaskIssuer:
     def _identity(self) -> bytes:
         keys = [self._keys.tasks, self._keys.incarnation]
         return cast(bytes, self._identify(keys, [scripts.GROUP, secrets.token_hex(16)]))
+
+
+def _chunks(tasks: Sequence[Task]) -> Iterator[Sequence[Task]]:
+    return (tasks[start : start + ISSUE_CHUNK] for start in range(0, len(tasks), ISSUE_CHUNK))
+
+
+def _told(tasks: Iterable[Task]) -> list[str | bytes]:
+    """(task_id meta prompt) of each, one after the other."""
+    told: list[str | bytes] = []
+    for task in tasks:
+        fields = encode_task(task)
+        told += [task.task_id, fields[META], fields[PROMPT]]
+    return told
 
 
 class _Delivery(NamedTuple):
@@ -152,6 +170,9 @@ class TaskLeaser:
 
         Expired leases of others come first, since the oldest round waits for them, then new tasks in stream order.
         Entries that cannot be read, or were delivered more than MAX_DELIVERIES times, become dead letters on the way.
+
+        Raises:
+            UnavailableError: the learner refuses this generator.
         """
         if count < 1:
             return []
@@ -164,6 +185,7 @@ class TaskLeaser:
                     # In slices of half a lease, because an expiry does not wake a blocked reader.
                     leases = await self._accept(await self._wait(count, min(wait_s, self._lease_s / 2)))
             except ResponseError as error:
+                self._raise_if_refused(error)
                 if "NOGROUP" not in str(error):
                     raise
                 await self._open_group()
@@ -193,13 +215,19 @@ class TaskLeaser:
 
         Raises:
             ContractError: `rollouts` are not samples 0 .. G-1 of the task.
+            UnavailableError: the learner refuses this generator.
         """
         _check_answers(lease.task, rollouts)
-        args: list[str | bytes] = [scripts.GROUP, lease.entry_id, lease.task.task_id]
+        args: list[str | bytes] = [scripts.GROUP, lease.entry_id, lease.task.task_id, self._generator_id]
         for rollout in rollouts:
             fields = encode_rollout(rollout)
             args += [fields[META], fields[PROMPT], fields[RESPONSE]]
-        first = await self._complete([self._keys.tasks, self._keys.open, self._keys.rollouts], args)
+        keys = [self._keys.tasks, self._keys.open, self._keys.rollouts, self._keys.refused]
+        try:
+            first = await self._complete(keys, args)
+        except ResponseError as error:
+            self._raise_if_refused(error)
+            raise
         self._held.discard(lease.entry_id)
         return bool(first)
 
@@ -234,7 +262,7 @@ class TaskLeaser:
             self._cursor,
             count,
         ]
-        self._cursor, now, taken = await self._lease([self._keys.tasks, self._keys.counters], args)
+        self._cursor, now, taken = await self._lease([self._keys.tasks, self._keys.counters, self._keys.refused], args)
         return [
             _Delivery(entry_id, deliveries, dict(zip(flat[::2], flat[1::2], strict=True)), _age_s(entry_id, now))
             for entry_id, deliveries, flat in taken
@@ -278,6 +306,15 @@ class TaskLeaser:
             if "NOGROUP" not in str(error):
                 raise
             return 0  # nothing is left to release
+
+    def _raise_if_refused(self, error: ResponseError) -> None:
+        if str(error).startswith("REFUSED"):
+            raise UnavailableError(
+                f"the learner takes no answers of {self._generator_id} for a while: "
+                f"{str(error).removeprefix('REFUSED').strip()}",
+                hint="this generator's model or engine is not the run's: compare release and settings; its answers are "
+                "in the dead letters",
+            ) from error
 
     async def _open_group(self) -> None:
         try:

@@ -7,15 +7,17 @@ where it broke off. What arrives has the size and digest in its manifest, or the
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 import httpx
 from pydantic import ValidationError
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from services import durable
 from services.contracts import FileEntry, WeightManifest
@@ -43,7 +45,7 @@ class _TryAgainError(Exception):
 
 
 class _Patience:
-    """Ends the attempts once `seconds` have gone by without progress."""
+    """Ends the attempts once `seconds` have gone by without progress; the pauses between them grow until there is."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -51,9 +53,14 @@ class _Patience:
 
     def progress(self) -> None:
         self._since = time.monotonic()
+        self._pauses = 0
 
     def __call__(self, _: RetryCallState) -> bool:
         return time.monotonic() - self._since >= self.seconds
+
+    def pause_s(self, _: RetryCallState) -> float:
+        self._pauses += 1
+        return min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(self._pauses, 30)) * random.uniform(0.5, 1.0)
 
 
 class WeightClient:
@@ -146,6 +153,9 @@ class WeightClient:
         async def attempt(patience: _Patience) -> None:
             nonlocal reached
             have = await asyncio.to_thread(_size, part)
+            if have > reached:  # what the attempt before it brought
+                reached = have
+                patience.progress()
             if 0 < have == entry.size_bytes:
                 return
             # If-Range: bytes are only joined to bytes of the same content
@@ -156,19 +166,15 @@ class WeightClient:
             async with self._http.stream("GET", path, params=params, headers=headers) as response:
                 await _check(response)
                 mode = "ab" if response.status_code == httpx.codes.PARTIAL_CONTENT else "wb"
-                file = await asyncio.to_thread(part.open, mode)
-                try:
-                    async for chunk in response.aiter_raw(CHUNK_BYTES):
-                        await asyncio.to_thread(file.write, chunk)
-                        if file.tell() > reached:  # a line that always breaks at the same place is no progress
-                            reached = file.tell()
+                async with contextlib.aclosing(_append(response, part, mode)) as sizes:
+                    async for size in sizes:
+                        if size > reached:  # a line that always breaks at the same place is no progress
+                            reached = size
                             patience.progress()
-                        if file.tell() > entry.size_bytes:
+                        if size > entry.size_bytes:
                             raise DigestError(
                                 f"file {entry.name!r} is longer than the {entry.size_bytes} bytes promised"
                             )
-                finally:
-                    await asyncio.to_thread(file.close)
 
         await self._persist(attempt, self._deadline_s)
 
@@ -176,7 +182,7 @@ class WeightClient:
         patience = _Patience(seconds)
         attempts = AsyncRetrying(
             retry=retry_if_exception_type((httpx.TransportError, _TryAgainError)),
-            wait=wait_exponential_jitter(multiplier=FIRST_RETRY_S, max=LAST_RETRY_S, jitter=FIRST_RETRY_S),
+            wait=patience.pause_s,
             stop=patience,
             reraise=True,
         )
@@ -212,6 +218,27 @@ async def _check(response: httpx.Response) -> None:
     if status == httpx.codes.CONFLICT:
         raise WeightError(f"{what} was refused: {reason}")
     raise ContractError(f"{what} was refused with status {status}: {reason}")
+
+
+async def _append(response: httpx.Response, part: Path, mode: str) -> AsyncGenerator[int, None]:
+    """Write the body to `part` in pieces of CHUNK_BYTES; yields the file's size after each.
+
+    What has arrived when the line breaks is written too: `aiter_raw` with a size of pieces would drop it.
+    """
+    waiting = bytearray()
+    with durable.explained(part):
+        file = await asyncio.to_thread(part.open, mode)
+        try:
+            async for chunk in response.aiter_raw():
+                waiting += chunk
+                if len(waiting) >= CHUNK_BYTES:
+                    await asyncio.to_thread(file.write, waiting)
+                    waiting = bytearray()
+                    yield file.tell()
+        finally:
+            await asyncio.to_thread(file.write, waiting)
+            await asyncio.to_thread(file.close)
+    yield _size(part)
 
 
 async def _read(response: httpx.Response, limit: int) -> bytes:

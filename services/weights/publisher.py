@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from services import durable
 from services.contracts import Canary, FileEntry, FileKind, FileName, TensorEntry, WeightManifest
+from services.durable import UNGUARDED, WriteGuard
 from services.errors import WeightError
 from services.tensors import (
     Tensors,
@@ -79,9 +80,18 @@ class WeightPublisher(WeightReader):
     """
 
     def __init__(
-        self, folder: Path, run_id: str, *, keep_versions: int = KEEP_VERSIONS, anchor_every: int = ANCHOR_EVERY
+        self,
+        folder: Path,
+        run_id: str,
+        *,
+        keep_versions: int = KEEP_VERSIONS,
+        anchor_every: int = ANCHOR_EVERY,
+        fence: WriteGuard = UNGUARDED,
     ) -> None:
         super().__init__(folder, run_id)
+        self._fence = fence
+        self.retracted: set[str] = set()
+        """Digests of the versions that this process took back: generators may still sample by them for a while."""
         self._keep_versions = keep_versions
         self._anchor_every = anchor_every
         self._last: tuple[WeightManifest, Tensors] | None = None
@@ -114,22 +124,61 @@ class WeightPublisher(WeightReader):
             return existing
         change = self._change(version, entries, tensors, packed) if version else None
         self.retract_after(version)
-        with durable.new_folder(self.folder_of(version)) as folder:
+        if existing is not None:
+            self.retracted.add(existing.digest)
+        with self._fence.guard_after(durable.new_folder(self.folder_of(version))) as folder:
             self._write_files(folder, version, tensors, change, model_files or {})
-            manifest = WeightManifest(
-                run_id=self.run_id,
-                weight_version=version,
-                parent_version=change.parent.weight_version if change else None,
-                parent_digest=change.parent.digest if change else None,
-                digest=version_digest(entries),
-                tensors=entries,
-                files=tuple(_describe_files(folder)),
-                canaries=tuple(canaries),
-                created_at=time.time(),
-            )
-            durable.write_file(folder / MANIFEST_NAME, manifest.model_dump_json())
+            manifest = self._write_manifest(folder, version, entries, change.parent if change else None, canaries)
         self._last = (manifest, tensors)
         self.retire()
+        return manifest
+
+    def restore(
+        self,
+        version: int,
+        tensors: Tensors,
+        model_files: Mapping[str, Path] | None = None,
+        canaries: Sequence[Canary] = (),
+    ) -> WeightManifest:
+        """Replace a damaged version by a snapshot of the same content; later versions stay."""
+        with self._fence.guard_after(durable.new_folder(self.folder_of(version))) as folder:
+            self._write_files(folder, version, tensors, None, model_files or {})
+            return self._write_manifest(folder, version, describe(tensors), None, canaries)
+
+    def drop(self, version: int) -> None:
+        """Take a version away; one rename does, and its files are deleted afterwards."""
+        with self._fence.guard():
+            outgoing = Path(tempfile.mkdtemp(prefix=durable.TEMPORARY_PREFIX, dir=self.folder))
+            self.folder_of(version).replace(outgoing)
+            durable.fsync_folder(self.folder)
+        shutil.rmtree(outgoing)
+
+    def held(self) -> tuple[WeightManifest, Tensors] | None:
+        """The version published last, if its tensors are in memory."""
+        return self._last
+
+    def _write_manifest(
+        self,
+        folder: Path,
+        version: int,
+        entries: Sequence[TensorEntry],
+        parent: WeightManifest | None,
+        canaries: Sequence[Canary],
+    ) -> WeightManifest:
+        """The manifest of the files that the folder holds already."""
+        manifest = WeightManifest(
+            run_id=self.run_id,
+            weight_version=version,
+            parent_version=parent.weight_version if parent else None,
+            parent_digest=parent.digest if parent else None,
+            digest=version_digest(entries),
+            tensors=tuple(entries),
+            files=tuple(_describe_files(folder)),
+            epoch=self._fence.epoch,
+            canaries=tuple(canaries),
+            created_at=time.time(),
+        )
+        durable.write_file(folder / MANIFEST_NAME, manifest.model_dump_json())
         return manifest
 
     def retire(self) -> None:
@@ -146,13 +195,14 @@ class WeightPublisher(WeightReader):
                     step = self.parent_of(step)
         for version in versions:
             if version not in needed:
-                self._drop(version)
+                self.drop(version)
 
     def retract_after(self, version: int) -> None:
         """Drop every later version, newest first, so that what remains is a complete history at any moment."""
         for later in reversed(self.versions()):
             if later > version:
-                self._drop(later)
+                self.retracted |= {manifest.digest for manifest in [self.find(later)] if manifest is not None}
+                self.drop(later)
 
     # What is sent
 
@@ -221,16 +271,10 @@ class WeightPublisher(WeightReader):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
 
-    def _drop(self, version: int) -> None:
-        """One rename takes the version away; its files are deleted afterwards."""
-        outgoing = Path(tempfile.mkdtemp(prefix=durable.TEMPORARY_PREFIX, dir=self.folder))
-        self.folder_of(version).replace(outgoing)
-        durable.fsync_folder(self.folder)
-        shutil.rmtree(outgoing)
-
     def _clear_leftovers(self) -> None:
         if not self._cleared:
-            durable.clear_partial(self.folder)
+            with self._fence.guard():
+                durable.clear_partial(self.folder)
             self._cleared = True
 
 

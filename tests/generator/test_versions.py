@@ -10,6 +10,7 @@ from generator.engines.scripted import ScriptedEngine
 from generator.versions import wait_for_first_version
 from services.config import DeadlinesConfig
 from services.errors import DeadlineError
+from services.streams.events import AsyncEventLog
 from tests.support.generator_world import PATIENCE_S, SLOW_S, World, task, until, until_message, until_state
 from tests.support.vllm_models import changed
 
@@ -78,9 +79,11 @@ async def test_a_damaged_version_is_reported_and_not_served(world: World) -> Non
         for path, content in good.items():
             path.write_bytes(bytes(len(content)))
         await until_message(world, "weights: ")
+        events = await AsyncEventLog(world.endpoint.redis, world.endpoint.keys).tail(10)
+        assert [(event.source, event.kind) for event in events] == [("g0", "version_damaged")], "once in a while"
         world.issue(task(0))
         (rollout,) = await world.rollouts(1)
-        assert rollout.spans[0].weight_version == 0
+        assert (rollout.spans[0].weight_version, rollout.spans[0].weight_digest) == (0, manifest.digest)
         for path, content in good.items():
             path.write_bytes(content)
         await world.serves(1, store.manifest(1).digest)

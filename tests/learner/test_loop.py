@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,15 +31,19 @@ from learner.loop import Loop
 from learner.monitoring.heartbeat import HeartbeatReporter
 from learner.outcome import Outcome
 from learner.publisher import Publisher
+from learner.training.batch_sharding import TrainingSample
+from learner.training.trainer import RoundStats
 from services.config import DeadlinesConfig, RunConfig
 from services.contracts import Canary, FileKind, Task, WeightManifest
-from services.errors import UnavailableError
+from services.errors import FencedError, UnavailableError
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
 from services.streams.events import EventLog
+from services.streams.fence import UNFENCED, Fence, take_over
 from services.streams.heartbeats import Heartbeats
 from services.streams.rollouts import RolloutReader
 from services.tensors import Tensors
+from services.weights.damage import find_damage
 from services.weights.export import export_version
 from services.weights.publisher import WeightPublisher
 from services.weights.reader import WeightReader
@@ -100,6 +104,7 @@ def life(
     async_checkpoints: bool = False,
     lora: LoraConfig | None = None,
     on_collapse: Literal["off", "warn", "pause", "rollback"] = "off",
+    fence: Fence = UNFENCED,
 ) -> Iterator[Life]:
     """A learner as `learner.build` makes it; leaving the block ends it as it stands, without saving anything."""
     settings = LearnerSettings(
@@ -116,11 +121,11 @@ def life(
     )
     keys = Keys(folder.run_id)
     with connect(redis_url) as client:
-        reporter = HeartbeatReporter(Heartbeats(client, keys), device="cpu", every_s=60)
+        reporter = HeartbeatReporter(Heartbeats(client, keys, fence), device="cpu", every_s=60)
         reporter.start()
         try:
             with build_learner(
-                folder, settings, client, reporter, text_of=text_of, async_checkpoints=async_checkpoints
+                folder, settings, client, reporter, fence=fence, text_of=text_of, async_checkpoints=async_checkpoints
             ) as loop:
                 yield Life(loop, client, keys, redis_url)
         finally:
@@ -540,6 +545,65 @@ def test_a_checkpoint_that_rots_costs_a_round_and_nothing_else(
         assert learner.loop.resumed.weight_version == ROUNDS - 1
         assert learner.go() is Outcome.FINISHED
         check(folder, learner, in_peace)
+
+
+@pytest.mark.parametrize("name", ["00000000/model.safetensors", "00000000/config.json", "00000002/delta.bin"])
+def test_versions_that_rot_are_made_again_when_the_learner_starts(
+    name: str, folder: RunFolder, redis_url: str, in_peace: dict[int, str]
+) -> None:
+    with life(folder, redis_url) as learner, Answering(redis_url, learner.keys, may_answer=lambda task: task.round < 3):
+        stopping = threading.Thread(target=stop_after, args=(learner.loop, folder, 3))
+        stopping.start()
+        learner.loop.run()
+        stopping.join()
+    rotten = folder.weights / name
+    rotten.write_bytes(b"x" * rotten.stat().st_size)
+    with life(folder, redis_url) as learner:
+        assert learner.go() is Outcome.FINISHED
+        kinds = [event.kind for event in last_events(learner.client, learner.keys)]
+    assert "version_unusable" in kinds
+    store = WeightReader(folder.weights, folder.run_id)
+    assert digests(folder).items() <= in_peace.items()
+    assert ROUNDS in store.versions()
+    assert 0 in store.versions()
+    assert find_damage(store) == {}
+
+
+def stop_after(loop: Loop, folder: RunFolder, rounds: int) -> None:
+    until(lambda: sum(1 for _ in folder.rounds()) == rounds)
+    loop.stop()
+
+
+def test_a_learner_that_was_replaced_writes_nothing_more(folder: RunFolder, redis_url: str) -> None:
+    """As one that was stopped for longer than anybody waits, and wakes up."""
+
+    def state() -> dict[str, object]:
+        files = {str(path): path.stat().st_mtime_ns for path in folder.path.rglob("*") if path.is_file()}
+        return {**files, **{str(key): learner.client.dump(key) for key in learner.client.scan_iter()}}
+
+    with connect(redis_url) as client:
+        own = take_over(client, Keys(folder.run_id), folder.learner_epoch)
+    with life(folder, redis_url, fence=own) as learner:
+        learner.loop.trainer.train_round = replaced_in(learner, folder)  # type: ignore[method-assign]
+        with pytest.raises(FencedError, match="another learner has taken over"):
+            learner.go()
+        before = state()
+    assert state() == before
+    assert folder.checkpointed() == []
+    assert WeightReader(folder.weights, folder.run_id).versions() == [0]
+    assert list(folder.rounds()) == []
+
+
+def replaced_in(learner: Life, folder: RunFolder) -> Callable[[Iterable[TrainingSample]], RoundStats]:
+    """Trains a round, at the end of which another learner has taken over."""
+    train = learner.loop.trainer.train_round
+
+    def train_round(samples: Iterable[TrainingSample]) -> RoundStats:
+        stats = train(samples)
+        take_over(learner.client, learner.keys, folder.learner_epoch)
+        return stats
+
+    return train_round
 
 
 def test_every_second_is_accounted_to_what_it_was_spent_on(folder: RunFolder, redis_url: str) -> None:

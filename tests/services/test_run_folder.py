@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,25 @@ def test_the_run_keeps_its_identity(tmp_path: Path) -> None:
     run_id = RunFolder(tmp_path / "my run!").create().run_id
     assert RunFolder(tmp_path / "my run!").create().run_id == run_id
     assert run_id.startswith("my-run-")
+
+
+@pytest.mark.parametrize("kept_by", ["checkpoint", "version"])
+@pytest.mark.parametrize("damaged", ["", "{}", '{"run_id": ', "\0\0\0"])
+def test_a_run_whose_identity_is_damaged_is_known_by_what_it_has_made(
+    kept_by: str, damaged: str, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run").create()
+    name = folder.run_id
+    if kept_by == "checkpoint":
+        folder.checkpoint_of(3).path.mkdir()
+        folder.checkpoint_of(3).meta.write_text(json.dumps({"run_id": name}))
+    else:
+        (folder.weights / "00000000").mkdir()
+        (folder.weights / "00000000" / "manifest.json").write_text(json.dumps({"run_id": name}))
+    folder.identity.write_text(damaged)
+    assert RunFolder(tmp_path / "run").create().run_id == name
+    folder.identity.unlink()
+    assert RunFolder(tmp_path / "run").create().run_id == name
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from blake3 import blake3
 
 from services.contracts import Rollout, Task, VersionSpan
 from services.streams.connection import Keys, connect_async
+from services.streams.events import AsyncEventLog
 from services.streams.tasks import Lease, TaskLeaser
 from services.streams.wire import encode_task
 
 T = TypeVar("T")
 
 
-def rollout_of(task: Task, sample: int = 0, *, version: int | None = None, vocabulary: int = 60) -> Rollout:
-    """An answer that depends on task and sample alone, sampled by the version of the task's round or limit."""
-    drawn = blake3(f"{task.task_id} {sample}".encode()).digest(length=9)
-    response = [byte % vocabulary for byte in drawn[: 1 + drawn[0] % 8]]
+def rollout_of(
+    task: Task, sample: int = 0, *, version: int | None = None, digest: str | None = None, vocabulary: int = 60
+) -> Rollout:
+    """An answer that depends on task and sample alone, sampled by the version of the task's round or limit.
+
+    It ends with the task's first stop token, or at the task's limit where there is none.
+    """
+    stops = task.stop_token_ids
+    drawn = blake3(f"{task.task_id} {sample}".encode()).digest(length=min(64, task.max_response_tokens))
+    plain = [token for token in range(vocabulary) if token not in stops]
+    length = 1 + drawn[0] % min(8, len(drawn)) if stops else len(drawn)
+    response = [plain[byte % len(plain)] for byte in drawn[:length]]
+    if stops:
+        response[-1] = stops[0]
     if version is None:
         version = task.round if task.max_weight_version is None else task.max_weight_version
     return Rollout(
@@ -30,9 +41,9 @@ def rollout_of(task: Task, sample: int = 0, *, version: int | None = None, vocab
         position=task.position,
         prompt_tokens=task.prompt_tokens,
         response_tokens=response,
-        finish_reason="length",
+        finish_reason="stop" if stops else "length",
         temperature=task.temperature,
-        spans=(VersionSpan(weight_version=version, start=0, end=len(response)),),
+        spans=(VersionSpan(weight_version=version, start=0, end=len(response), weight_digest=digest),),
         generator_id="by-hand",
         queued_s=0.0,
         generate_s=0.1,
@@ -40,11 +51,16 @@ def rollout_of(task: Task, sample: int = 0, *, version: int | None = None, vocab
     )
 
 
-def answers(task: Task) -> list[Rollout]:
-    return [rollout_of(task, sample) for sample in range(task.samples)]
+def answers(task: Task, digests: Mapping[int, str] | None = None) -> list[Rollout]:
+    """One a sample, by the version of the task's round or limit; with `digests`, by the newest of these up to it."""
+    version = task.round if task.max_weight_version is None else task.max_weight_version
+    if digests:
+        version = max((held for held in digests if held <= version), default=version)
+    digest = (digests or {}).get(version)
+    return [rollout_of(task, sample, version=version, digest=digest) for sample in range(task.samples)]
 
 
-def with_leaser(redis_url: str, keys: Keys, use: Callable[[TaskLeaser], Awaitable[T]]) -> T:
+def with_leaser(redis_url: str, keys: Keys, use: Callable[[TaskLeaser], Awaitable[T]], *, by: str = "by-hand") -> T:
     """What `use` makes of a leaser of its own."""
 
     async def run() -> T:
@@ -88,12 +104,20 @@ def reject(redis_url: str, keys: Keys, reason: str) -> None:
 
 
 class Answering:
-    """Answers every task of a run from a thread, until the block ends.
+    """Answers every task of a run from a thread, until the block ends, by the versions that its events announce.
 
     with Answering(redis_url, keys): ...
     """
 
-    def __init__(self, redis_url: str, keys: Keys, *, may_answer: Callable[[Task], bool] = lambda task: True) -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        keys: Keys,
+        *,
+        may_answer: Callable[[Task], bool] = lambda task: True,
+        by: str = "by-hand",
+    ) -> None:
+        self._by = by
         self._redis_url = redis_url
         self._keys = keys
         self._may_answer = may_answer
@@ -108,10 +132,22 @@ class Answering:
         self._thread.join()
 
     def _run(self) -> None:
-        async def use(leaser: TaskLeaser) -> None:
-            while not self._over.is_set():
-                for lease in await leaser.lease(1000, 0.05):
-                    if self._may_answer(lease.task):
-                        await leaser.complete(lease, answers(lease.task))
+        asyncio.run(self._answer())
 
-        with_leaser(self._redis_url, self._keys, use)
+    async def _answer(self) -> None:
+        client = await connect_async(self._redis_url)
+        try:
+            leaser, events = TaskLeaser(client, self._keys, self._by, 30), AsyncEventLog(client, self._keys)
+            digests: dict[int, str] = {}
+            seen = "0"
+            while not self._over.is_set():
+                leases = await leaser.lease(1000, 0.05)
+                for event in await events.read(seen, 0, count=10_000):
+                    seen = event.id
+                    if event.kind == "published":
+                        digests[event.fields["weight_version"]] = event.fields["digest"]
+                for lease in leases:
+                    if self._may_answer(lease.task):
+                        await leaser.complete(lease, answers(lease.task, digests))
+        finally:
+            await client.aclose()

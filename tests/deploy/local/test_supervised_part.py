@@ -6,10 +6,12 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from deploy.local import supervised_part
 from deploy.local.supervised_part import RestartPolicy, SupervisedPart, never_worked
 from deploy.local.supervisor import Supervisor
 from services.errors import UnavailableError
@@ -46,7 +48,7 @@ async def test_a_part_that_keeps_failing_ends_the_run_with_the_end_of_its_log(wa
 async def late_failures(watcher: Watcher, has_worked: Callable[[str, int], bool]) -> SupervisedPart:
     """A part that has failed until it was given up, each time after it had lived long enough to count as settled."""
     policy = RestartPolicy(first_delay_s=0.01, longest_delay_s=0.01, settled_s=0.0, max_failures=3)
-    spec = watcher.script("late", "print('out of ideas', flush=True); raise SystemExit(4)")
+    spec = watcher.script("late", "print('out of ideas', flush=True); raise SystemExit(1)")
     part = SupervisedPart(spec, watcher.folder, policy, watcher.log, may_finish=True, has_worked=has_worked)
     await asyncio.wait([part.task], timeout=60)
     return part
@@ -123,6 +125,48 @@ async def test_a_part_that_does_not_drain_is_killed(watcher: Watcher) -> None:
     supervisor.request_stop(signal.SIGINT)
     await run
     assert "part_killed part=learner" in watcher.said
+
+
+async def test_what_is_lacking_outside_is_waited_for_by_time_and_named(watcher: Watcher) -> None:
+    """However often it fails meanwhile."""
+    policy = RestartPolicy(first_delay_s=0.01, longest_delay_s=0.01, max_failures=2, outlast_s=1.0)
+    lacking = watcher.script("lacking", "print('sept: the disk is full\\n\\nhint: free some'); raise SystemExit(4)")
+    part = SupervisedPart(lacking, watcher.folder, policy, watcher.log, may_finish=True)
+    await asyncio.wait([part.task], timeout=60)
+    with pytest.raises(UnavailableError, match=r"lacking died \d+ times in a row") as caught:
+        await part.task
+    assert watcher.starts("lacking") > 2
+    assert "the disk is full" in caught.value.message
+    assert any("last_words=sept: the disk is full" in text for text in watcher.said)
+
+
+async def test_a_part_that_never_comes_up_is_given_up(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised_part, "READY_CHECK_S", 0.05)
+    policy = RestartPolicy(first_delay_s=0.01, longest_delay_s=0.01, max_failures=2, ready_s=0.2)
+    spec = watcher.script("hanging", "print('loading', flush=True)" + STUBBORN)
+    part = SupervisedPart(spec, watcher.folder, policy, watcher.log, may_finish=True, is_ready=lambda part, pid: False)
+    await asyncio.wait([part.task], timeout=60)
+    with pytest.raises(UnavailableError, match=r"hanging died 2 times in a row"):
+        await part.task
+    assert sum(text.startswith("part_not_ready part=hanging") for text in watcher.said) == 2
+
+
+async def test_a_cause_that_can_be_removed_is_removed_before_the_next_start(watcher: Watcher) -> None:
+    flag = watcher.folder / "flag"
+    looks = f"import os; print('no flag', flush=True); raise SystemExit(0 if os.path.exists({str(flag)!r}) else 1)"
+    spec = watcher.script("broken", looks)
+
+    def mend(output: str) -> str:
+        assert output == "no flag\n", "what this process wrote"
+        flag.touch()
+        return "the flag is set"
+
+    policy = RestartPolicy(first_delay_s=0.01, max_failures=2)
+    part = SupervisedPart(replace(spec, mend=mend), watcher.folder, policy, watcher.log, may_finish=True)
+    await asyncio.wait([part.task], timeout=60)
+    await part.task
+    assert watcher.starts("broken") == 2
+    assert "part_mended part=broken done=the flag is set" in watcher.said
 
 
 def test_delays_between_restarts_grow_to_a_limit() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.monitoring.records import Records, summarise
+from learner.monitoring.records import LostRecords, Records, summarise
 from services.contracts import VersionSpan
 from services.run_folder import RunFolder
 from tests.support.disk_order import disk_order
@@ -86,6 +86,24 @@ def test_a_line_torn_by_a_crash_is_dropped(torn: str, folder: RunFolder) -> None
     assert rounds(folder) == [0, 1]
     records.cut_back(1)
     assert folder.metrics.read_text() == metrics_of(0).as_line() + "\n"
+
+
+def test_records_that_are_lost_are_named_and_what_is_left_of_them_is_kept(folder: RunFolder) -> None:
+    records = Records(folder)
+    for round_ in range(6):
+        records.write(metrics_of(round_).model_copy(update={"rollouts": 1}), answers_of(round_))
+    assert not records.lost(6)
+    lines = folder.metrics.read_text().splitlines()
+    lines[2] = lines[2].replace("loss", "lo55")
+    folder.metrics.write_text("\n".join(lines) + "\n")
+    folder.rollouts_of(1).write_text('{"round": 1')
+    folder.rollouts_of(3).unlink()
+    folder.rollouts_of(4).write_text("")
+    records.cut_back(5)
+    assert rounds(folder) == [0, 1, 3, 4]
+    assert records.lost(5) == LostRecords(metrics=(2,), answers=(1, 3, 4))
+    (damaged,) = folder.path.glob("metrics-damaged-*.jsonl")
+    assert damaged.read_text().splitlines() == lines
 
 
 def test_a_half_written_file_of_answers_is_removed(folder: RunFolder) -> None:

@@ -7,18 +7,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import redis
 
 from learner.rollouts.collector import MAX_REISSUES, Collector, Interrupted
-from services.contracts import Purpose, Rollout
+from services.contracts import Purpose, Rollout, Task
 from services.errors import ContractError, DeadlineError, UnavailableError
 from services.streams.connection import Keys, connect
+from services.streams.dead_letters import read_dead_letters
 from services.streams.rollouts import RolloutReader
-from services.streams.tasks import Lease, TaskIssuer
+from services.streams.tasks import Lease, TaskIssuer, TaskLeaser
 from services.streams.wire import encode_rollout
-from tests.support.answering import answer, reject, rollout_of
+from tests.support.answering import Answering, answer, answers, reject, rollout_of, with_leaser
 from tests.support.collected import expected, ids, tasks_of
 
 KEYS = Keys("collector")
@@ -38,7 +40,7 @@ def collector(client: redis.Redis) -> Iterator[Open]:
     """Opens collectors over the same queue, one after the other as a learner that starts anew."""
     opened: list[Collector] = []
 
-    def open_one(*, first_round: int = 0, recheck_after_s: float = 60.0) -> Collector:
+    def open_one(*, first_round: int = 0, recheck_after_s: float = 60.0, **more: Any) -> Collector:
         for before in opened:
             before.stop()
         made = Collector(
@@ -48,6 +50,7 @@ def collector(client: redis.Redis) -> Iterator[Open]:
             reason_of=lambda task_id: f"{task_id} is cursed",
             look_every_s=0.05,
             recheck_after_s=recheck_after_s,
+            **more,
         )
         opened.append(made)
         made.start()
@@ -250,13 +253,86 @@ def test_tasks_that_are_sampled_anew_after_a_rollback_are_tried_as_often_again(c
     assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0, count=1)
 
 
-def test_answers_that_are_refused_every_time_end_the_run_by_name(collector: Open, redis_url: str) -> None:
-    collecting = collector(recheck_after_s=0.05)
+def test_answers_that_are_always_refused_end_the_wait_at_its_deadline_by_name(collector: Open, redis_url: str) -> None:
+    """However often they come: a bad generator does not end the wait for a good one sooner, nor make it longer."""
+    collecting = collector()
     collecting.expect(tasks_of(0, count=1))
     for _ in range(MAX_REISSUES + 1):
         answer(redis_url, KEYS, respond=lambda task: [rollout_of(task, sample, version=9) for sample in range(2)])
-    with pytest.raises(ContractError, match="r000000-00000"):
-        list(collecting.in_order(0, PATIENCE_S))
+    with pytest.raises(DeadlineError, match=r"r000000-00000.* of by-hand: sampled by version 9"):
+        list(collecting.in_order(0, 0.5))
+
+
+def test_what_is_refused_is_buried_by_name_and_sampled_again_at_once(
+    collector: Open, client: redis.Redis, redis_url: str
+) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0, count=2))
+
+    def warmer(task: Task) -> list[Rollout]:
+        return [rollout.model_copy(update={"temperature": 1.0}) for rollout in answers(task)]
+
+    answer(redis_url, KEYS, count=1, respond=warmer)
+    answer(redis_url, KEYS)
+    answer(redis_url, KEYS)
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0, count=2)
+    letters = read_dead_letters(client, KEYS)
+    assert [letter.generator_id for letter in letters] == ["by-hand", "by-hand"]
+    assert letters[0].reason == "sampled at temperature 1, the task asks for 0.6"
+    assert client.xlen(KEYS.rollouts) == 4
+
+
+def test_a_generator_that_fails_often_is_refused_and_another_goes_on(
+    collector: Open, client: redis.Redis, redis_url: str
+) -> None:
+    told: list[tuple[str, str]] = []
+    collecting = collector(on_refusal=lambda generator_id, reason: told.append((generator_id, reason)))
+    tasks = tasks_of(0)
+    collecting.expect(tasks)
+
+    async def misbehave(leaser: TaskLeaser) -> None:
+        try:
+            while True:
+                for lease in await leaser.lease(1, 1.0):
+                    wrong = [rollout.model_copy(update={"temperature": 1.0}) for rollout in answers(lease.task)]
+                    await leaser.complete(lease, wrong)
+        finally:
+            await leaser.leave()
+
+    with pytest.raises(UnavailableError, match="takes no answers of by-hand for a while: sampled at temperature 1"):
+        with_leaser(redis_url, KEYS, misbehave)
+    assert [generator_id for generator_id, _ in told] == ["by-hand"]
+    with Answering(redis_url, KEYS, by="another"):
+        assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
+    client.hset(KEYS.refused, "by-hand", "1 long ago")
+    assert answer(redis_url, KEYS, block_s=0) == [], "it may come back"
+
+
+def test_a_task_that_is_open_as_it_was_asked_for_before_is_asked_for_anew(collector: Open, redis_url: str) -> None:
+    """As when the settings have changed, or somebody has changed the task."""
+    collector().expect([task.model_copy(update={"temperature": 0.9}) for task in tasks_of(0)])
+    answer(redis_url, KEYS, count=1)
+    again = collector()
+    again.expect(tasks_of(0))
+    answered = answer(redis_url, KEYS)
+    assert answered == tasks_of(0), "also the one whose answer is there"
+    assert ids(again.in_order(0, PATIENCE_S)) == expected(0)
+
+
+@pytest.mark.parametrize("entry_id", [b"of another kind", b"1-1", None])
+def test_a_place_in_the_queue_that_is_none_does_not_keep_a_task_from_being_issued(
+    entry_id: bytes | None, collector: Open, client: redis.Redis, redis_url: str
+) -> None:
+    """None: that of another task."""
+    collecting = collector(recheck_after_s=0.05)
+    collecting.expect(tasks_of(0))
+    first, second = (task.task_id for task in tasks_of(0)[:2])
+    client.hset(KEYS.open, first, entry_id or client.hget(KEYS.open, second) or b"")
+    answer(redis_url, KEYS, order=lambda leases: [lease for lease in leases if lease.task.task_id != first])
+    again = collector()
+    again.expect(tasks_of(0))
+    answer(redis_url, KEYS, respond=answers)
+    assert ids(again.in_order(0, PATIENCE_S)) == expected(0)
 
 
 def test_silence_ends_in_an_error_that_names_the_tasks(collector: Open) -> None:

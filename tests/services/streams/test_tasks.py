@@ -63,9 +63,9 @@ async def test_an_open_task_is_not_issued_twice(issuer: TaskIssuer, alice: TaskL
     assert issuer.issue(TASKS[:3]) == 3
     [lease] = await alice.lease(1, 0)
     assert issuer.issue(TASKS) == 3
-    assert issuer.unknown([*IDS, "other"]) == ["other"]
+    assert issuer.unknown([*TASKS, make_task(77)]) == [make_task(77).task_id]
     await alice.complete(lease, make_rollouts(lease.task))
-    assert issuer.unknown(IDS) == [lease.task.task_id]
+    assert issuer.unknown(TASKS) == [lease.task.task_id]
     assert issuer.unknown([]) == []
 
 
@@ -297,12 +297,12 @@ async def test_a_damaged_task_is_open_for_issue_again(
     [lease] = await alice.lease(1, 0)
     assert await alice.reject(lease.entry_id, encode_task(lease.task), "damaged")
     assert not await alice.reject(lease.entry_id, encode_task(lease.task), "damaged")
-    assert issuer.unknown(IDS[:2]) == IDS[:1]
+    assert issuer.unknown(TASKS[:2]) == IDS[:1]
     assert [letter.reason for letter in await read_dead_letters_async(async_client, keys)] == ["damaged"]
     # A forged entry that claims an open task's id must not close that task.
     client.xadd(keys.tasks, {b"meta": b'{"task_id":"%s"}' % IDS[1].encode(), b"prompt": b""})
     await alice.lease(8, 0)
-    assert issuer.unknown(IDS[:2]) == IDS[:1]
+    assert issuer.unknown(TASKS[:2]) == IDS[:1]
 
 
 async def test_a_task_that_nobody_survives_is_given_up(
@@ -316,7 +316,7 @@ async def test_a_task_that_nobody_survives_is_given_up(
     assert await TaskLeaser(async_client, keys, "wary", LEASE_S).lease(1, 0) == []
     [letter] = read_dead_letters(client, keys)
     assert "delivered 6 times" in letter.reason
-    assert issuer.unknown(IDS[:1]) == IDS[:1]
+    assert issuer.unknown(TASKS[:1]) == IDS[:1]
 
 
 async def test_redis_coming_back_empty_is_noticed_once_and_reissue_works(
@@ -341,7 +341,7 @@ def test_a_loss_is_noticed_even_when_tasks_were_issued_since(client: redis.Redis
     client.flushall()
     issuer.issue(TASKS[3:])
     assert not issuer.alive()
-    assert issuer.unknown(IDS) == IDS[:3]
+    assert issuer.unknown(TASKS) == IDS[:3]
 
 
 def test_a_task_whose_entry_alone_is_gone_is_open_for_issue_again(
@@ -350,7 +350,7 @@ def test_a_task_whose_entry_alone_is_gone_is_open_for_issue_again(
     issuer.issue(TASKS[:2])
     client.delete(keys.tasks)
     assert issuer.alive(), "nothing tells of a loss in part"
-    assert issuer.unknown(IDS[:2]) == IDS[:2]
+    assert issuer.unknown(TASKS[:2]) == IDS[:2]
     assert issuer.issue(TASKS[:2]) == 2
 
 

@@ -85,13 +85,30 @@ async def test_a_file_arrives_whole(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["delta"]
 
 
-async def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    server = Server(broken_after(CHUNK_BYTES + 1000), from_range)
+@pytest.mark.parametrize("arrived", [1, 1000, CHUNK_BYTES, CHUNK_BYTES + 1000])
+async def test_a_broken_download_goes_on_where_it_stopped(arrived: int, tmp_path: Path) -> None:
+    server = Server(broken_after(arrived), from_range)
     async with server.client() as client:
         path = await client.fetch(3, ENTRY, tmp_path / "delta")
     assert path.read_bytes() == CONTENT
-    assert server.requests[1].headers["range"] == f"bytes={CHUNK_BYTES}-"
+    assert server.requests[1].headers["range"] == f"bytes={arrived}-"
     assert server.requests[1].headers["if-range"] == f'"{ENTRY.digest}"'
+
+
+async def test_a_line_that_breaks_again_and_again_is_used_as_long_as_something_arrives(tmp_path: Path) -> None:
+    """However often: the deadline is for the time without progress, and so are the pauses."""
+    pieces = 40
+    size = len(CONTENT) // pieces + 1
+
+    def piece(request: httpx.Request) -> httpx.Response:
+        start = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        return httpx.Response(206 if start else 200, stream=Line(CONTENT[start : start + size], broken=True))
+
+    server = Server(piece)
+    async with server.client(deadline_s=0.5) as client:
+        path = await client.fetch(3, ENTRY, tmp_path / "delta")
+    assert path.read_bytes() == CONTENT
+    assert len(server.requests) == pieces
 
 
 async def test_a_server_that_ignores_ranges_is_started_over(tmp_path: Path) -> None:
