@@ -317,16 +317,17 @@ class Collector:
                 missing = self._missing([task for tasks in self._expected.values() for task in tasks.values()])
             unknown = set(self._issuer.unknown(missing))
             # A task leaves the queue the instant its rollouts appear, so what was just completed is here now.
-            self._take_in()
+            refused = self._take_in()
             with self._changed:
                 lost = [task for task in self._missing(missing) if task.task_id in unknown]
-            if not lost:
-                return
-            if blame:
-                self._reissues.update(task.task_id for task in lost)
-                self._give_up_hopeless(lost)
-            self.reissued += self._issuer.issue(lost)
-        log.warning("tasks_reissued", count=len(lost), first=lost[0].task_id)
+            if lost:
+                if blame:
+                    self._reissues.update(task.task_id for task in lost)
+                    self._give_up_hopeless(lost)
+                self.reissued += self._issuer.issue(lost)
+                log.warning("tasks_reissued", count=len(lost), first=lost[0].task_id)
+        if refused:  # their tasks were still open when Redis was asked
+            self._issue_lost(blame=False)
 
     def _give_up_hopeless(self, lost: Sequence[Task]) -> None:
         for task in lost:
@@ -338,10 +339,12 @@ class Collector:
                     "or lower generator.max_in_flight if they run out of memory",
                 )
 
-    def _take_in(self) -> None:
-        """Accept everything that waits in Redis now."""
+    def _take_in(self) -> bool:
+        """Accept everything that waits in Redis now; whether some of it was wrong, as `_accept`."""
+        refused = False
         while arrived := self._reader.read(0):
-            self._accept(arrived)
+            refused |= self._accept(arrived)
+        return refused
 
     def _accept(self, arrived: Sequence[tuple[bytes, Rollout]]) -> bool:
         """Take what is right; whether something was wrong, so that its task must be sampled again."""

@@ -213,9 +213,9 @@ class CompletedBeforeUnknown(TaskIssuer):
 
     url = ""
 
-    def unknown(self, task_ids: Sequence[str]) -> list[str]:
+    def unknown(self, tasks: Sequence[Task]) -> list[str]:
         answer(self.url, KEYS, block_s=0)
-        return super().unknown(task_ids)
+        return super().unknown(tasks)
 
 
 def test_what_is_completed_while_the_collector_looks_for_lost_tasks_is_not_issued_again(
@@ -230,6 +230,43 @@ def test_what_is_completed_while_the_collector_looks_for_lost_tasks_is_not_issue
     collecting.stop()
     assert collecting.reissued == 0
     assert client.xlen(KEYS.tasks) == 0
+
+
+def from_the_future(task: Task) -> list[Rollout]:
+    return [rollout_of(task, sample, version=9) for sample in range(2)]
+
+
+class RefusedAfterUnknown(TaskIssuer):
+    """All other tasks are answered wrongly just after the collector has asked which of them Redis still has."""
+
+    url = ""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        super().__init__(client, keys)
+        self.done = threading.Event()
+
+    def unknown(self, tasks: Sequence[Task]) -> list[str]:
+        found = super().unknown(tasks)
+        if not self.done.is_set():
+            answer(self.url, KEYS, block_s=0, respond=from_the_future)
+            self.done.set()
+        return found
+
+
+def test_what_is_refused_while_the_collector_looks_for_lost_tasks_is_issued_again_at_once(
+    client: redis.Redis, redis_url: str
+) -> None:
+    issuer = RefusedAfterUnknown(client, KEYS)
+    issuer.url = redis_url
+    collecting = Collector(issuer, RolloutReader(client, KEYS), first_round=0, recheck_after_s=600.0)
+    collecting.start()
+    collecting.expect(tasks_of(0))
+    answer(redis_url, KEYS, count=1, respond=from_the_future)
+    assert issuer.done.wait(PATIENCE_S)
+    with Answering(redis_url, KEYS):
+        assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0), "not only after a silence"
+    collecting.stop()
+    assert collecting.reissued == 4
 
 
 def test_a_task_that_is_given_up_every_time_ends_the_run_by_name(collector: Open, redis_url: str) -> None:
