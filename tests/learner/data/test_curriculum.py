@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_of_a_fixed_data_set_every_prompt_is_drawn_once() -> None:
 
 def test_whole_rounds_of_an_epoch_leave_the_rest_to_another_epoch() -> None:
     """An online epoch leaves out another rest each time; a fixed data set has no answers to the rest, so never."""
-    whole = {"recipe": "paper", "rounds": 12}
+    whole: dict[str, Any] = {"recipe": "paper", "rounds": 12}
     online, fixed = curriculum(10, 4, **whole), curriculum(10, 4, data="fixed", **whole)
     epochs = [indexes(online, range(start, start + 2)) for start in range(0, 12, 2)]
     assert all(len(set(epoch)) == 8 for epoch in epochs)

@@ -109,6 +109,49 @@ def test_a_learner_that_starts_anew_takes_up_what_waits_and_issues_the_rest(coll
     assert collector(first_round=1).held == 0, "a checkpoint contains round 0"
 
 
+def test_a_task_is_here_when_all_its_samples_are(collector: Open, client: redis.Redis) -> None:
+    collecting = collector()
+    tasks = tasks_of(0, count=2)
+    collecting.expect(tasks)
+    for task, sample in [(tasks[0], 0), (tasks[0], 1), (tasks[1], 1)]:
+        send(client, rollout_of(task, sample))
+    in_order = collecting.in_order(0, PATIENCE_S)
+    assert [next(in_order).rollout_id for _ in range(2)] == expected(0, count=1)
+    assert collecting.has(tasks[:1])
+    assert not collecting.has(tasks), "one of its samples is missing"
+    send(client, rollout_of(tasks[1], 0))
+    assert len(ids(in_order)) == 2
+    assert collecting.has(tasks)
+
+
+def test_of_twins_the_first_is_trained_and_its_time_counts(collector: Open, client: redis.Redis) -> None:
+    collecting = collector()
+    (task,) = tasks_of(0, count=1)
+    first, second = (rollout_of(task, 0).model_copy(update={"generator_id": name}) for name in ("first", "second"))
+    collecting.expect([task])
+    for rollout in (first, second, rollout_of(task, 1)):
+        send(client, rollout)
+    taken = list(collecting.in_order(0, PATIENCE_S))
+    assert [rollout.generator_id for rollout in taken] == ["first", "by-hand"]
+
+
+def test_what_comes_after_its_round_was_released_is_cleared_away(collector: Open, client: redis.Redis) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0, count=1))
+    collecting.expect(tasks_of(1, count=1))
+    for sample in range(2):
+        send(client, rollout_of(tasks_of(0)[0], sample))
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0, count=1)
+    collecting.release(before_round=1)
+    send(client, rollout_of(tasks_of(0)[0], 0))
+    for sample in range(2):
+        send(client, rollout_of(tasks_of(1)[0], sample))
+    assert ids(collecting.in_order(1, PATIENCE_S)) == expected(1, count=1)
+    collecting.stop()
+    assert client.xlen(KEYS.rollouts) == 2, "only those of round 1 are kept"
+    assert collecting.held == 2
+
+
 def test_a_late_twin_is_ignored(collector: Open, client: redis.Redis, redis_url: str) -> None:
     collecting = collector()
     tasks = tasks_of(0)
@@ -440,6 +483,9 @@ def test_whoever_waits_hears_why_it_is_in_vain(collector: Open) -> None:
         collecting.fail(UnavailableError("the disk is full"))
         with pytest.raises(UnavailableError, match="the disk is full"):
             waiting.result(PATIENCE_S)
+    collecting.fail(UnavailableError("what came of it"))
+    with pytest.raises(UnavailableError, match="the disk is full"):
+        next(collecting.in_order(0, PATIENCE_S))
 
 
 def test_waits_are_accounted_for(collector: Open, redis_url: str) -> None:

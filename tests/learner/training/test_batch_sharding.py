@@ -52,6 +52,11 @@ def sequences_of(batch: MicroBatch) -> list[tuple[list[int], list[int]]]:
     return [(a.tolist(), b.tolist()) for a, b in zip(fed, responses, strict=True)]
 
 
+def responses_of(part: GlobalMicroBatch) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
+    """(index within the step, position in the round, tokens) of each response of all ranks."""
+    return tuple((one.step_index, one.position, tuple(one.tokens.tolist())) for one in part.responses)
+
+
 def expected(rollout: Rollout) -> tuple[list[int], list[int]]:
     tokens = [*rollout.prompt_tokens.tolist(), *rollout.response_tokens.tolist()]
     return tokens[:-1], rollout.response_tokens.tolist()
@@ -93,7 +98,7 @@ def test_the_ranks_share_every_micro_batch_without_sending_who_gets_what(size: i
         taken: dict[int, tuple[list[int], list[int]]] = {}
         for parts in zip(*mini_batches, strict=True):
             assert {part.lengths for part in parts} == {parts[0].lengths}
-            assert {part.response_lengths for part in parts} == {parts[0].response_lengths}
+            assert {responses_of(part) for part in parts} == {responses_of(parts[0])}
             assert {part.micro_batches for part in parts} == {sum(bool(part.positions) for part in parts)}
             for part in parts:
                 if part.positions:
@@ -102,6 +107,9 @@ def test_the_ranks_share_every_micro_batch_without_sending_who_gets_what(size: i
                 else:
                     assert sequences_of(part.batch) == [([0], [0])], "it fills in, and does not count"
         assert taken == {position: expected(rollout) for position, rollout in enumerate(of_step)}
+        assert [response for part in mini_batches[0] for response in responses_of(part)] == [
+            (index, rollout.position, tuple(rollout.response_tokens.tolist())) for index, rollout in enumerate(of_step)
+        ]
 
 
 def test_the_costliest_sequence_goes_to_the_rank_that_has_least() -> None:
@@ -121,8 +129,13 @@ def test_every_token_has_the_signal_of_its_rollout() -> None:
     for step, mini_batch in enumerate(steps):
         for part in mini_batch:
             assert part.targets.signals is not None
-            expected = np.repeat([signals[4 * step + position] for position in part.positions], part.response_lengths)
-            assert part.targets.signals.tolist() == expected.tolist()
+            own = [signals[4 * step + position] for position in part.positions]
+            assert part.targets.signals.tolist() == np.repeat(own, part.batch.response_lengths).tolist()
+            assert [response.signal for response in part.responses] == own
+            doubled = part.with_signals([2 * signal for signal in signals[4 * step : 4 * step + 4]])
+            assert doubled.targets.signals is not None
+            assert doubled.targets.signals.tolist() == (2 * part.targets.signals).tolist()
+            assert [response.signal for response in doubled.responses] == [2 * signal for signal in own]
             assert torch.equal(part.targets.tokens, part.batch.targets)
     (plain, *_), *_ = steps_of(sharding(), map(TrainingSample, rollouts, signals))
     assert plain.targets.signals is None

@@ -308,7 +308,7 @@ def test_a_single_gradient_that_is_not_finite_spoils_no_weight(tmp_path: Path, v
         spoilt[0] = value
         return spoilt
 
-    model.module.get_parameter("model.norm.weight").register_hook(spoil)
+    model.module.get_parameter("model.norm.weight").register_hook(spoil)  # type: ignore[no-untyped-call]
     stats = Trainer(model, tiny_models.training(weight_decay=0.0)).train_round(tiny_models.samples())
     assert (stats.steps, stats.skipped_steps) == (2, 1)
     assert largest_difference(*seen) == 0.0, "the second step began where the first one did"
