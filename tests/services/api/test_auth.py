@@ -148,10 +148,12 @@ async def test_the_app_itself_starts_and_open_paths_answer_without_a_token() -> 
         ("/", "text/html,*/*", "http.response.start 303"),
         ("/", "application/json", "http.response.start 401"),
         ("/v1/status", "text/html", "http.response.start 401"),
+        ("/", None, "http.response.start 401"),
     ],
 )
-async def test_only_a_person_who_opens_the_page_is_sent_to_the_login(path: str, accept: str, first: str) -> None:
-    assert (await answers("http", TOKEN, {**LOCAL, "accept": accept}, path))[0] == first
+async def test_only_a_person_who_opens_the_page_is_sent_to_the_login(path: str, accept: str | None, first: str) -> None:
+    accepting = {} if accept is None else {"accept": accept}
+    assert (await answers("http", TOKEN, {**LOCAL, **accepting}, path))[0] == first
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
@@ -171,6 +173,8 @@ async def test_a_refusal_says_what_to_do(guarded: Endpoint, endpoint: Endpoint) 
             "error": f"host {('evil.example' * 20)[:80]!r} is not this machine's loopback address",
             "hint": "use 127.0.0.1 or set services.token",
         }
+        answer = await http.get("/v1/status", headers={"Origin": "x" * 100})
+        assert answer.json()["error"] == f"origin {'x' * 80!r} may not use this endpoint"
         answer = await http.get("/v1/status", headers={"Origin": "http://evil.example"})
         assert answer.json() == {
             "error": "origin 'http://evil.example' may not use this endpoint",

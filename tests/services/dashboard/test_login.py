@@ -30,6 +30,7 @@ async def login(http: httpx.AsyncClient, token: str) -> httpx.Response:
 async def test_a_person_without_a_session_is_sent_to_the_login(http: httpx.AsyncClient) -> None:
     answer = await http.get("/", headers={"Accept": "text/html"})
     assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+    assert (await http.get(answer.headers["location"])).status_code == 200
     assert "Token" in (await http.get("/login")).text
     assert (await http.get("/page/login.css")).status_code == 200
     assert (await http.get("/page/main.js")).status_code == 401
