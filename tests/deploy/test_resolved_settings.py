@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -78,3 +79,40 @@ def test_a_changed_setting_says_when_it_takes_effect() -> None:
     assert takes_effect("weight_sync.canary_prompts") == "with the next version"
     assert takes_effect("training.learning_rate") == "with the next round"
     assert takes_effect("generator.count") == "now"
+    assert takes_effect("training.max_staleness") == takes_effect("sampling.top_p")
+    assert takes_effect("lora.alpha") == takes_effect("health.action") == takes_effect("training.rounds")
+
+
+@pytest.mark.parametrize(
+    ("value", "toml"),
+    [
+        (True, "true"),
+        (False, "false"),
+        (3, "3"),
+        (1e-7, "1e-07"),
+        ("é", '"é"'),
+        ("\n", '"\\U0000000a"'),
+        ((1, "a"), '[1, "a"]'),
+    ],
+)
+def test_every_kind_of_value_has_its_toml(value: Any, toml: str) -> None:
+    assert to_toml(value) == toml
+
+
+def test_the_model_s_folder_means_the_same_from_anywhere_and_an_id_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    for path, kept in (("model", str(tmp_path / "model")), ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"), ("", "")):
+        write_resolved(load(None, [f"model.path={path}"], environ={}), tmp_path / "config.toml", begun=False)
+        assert load(tmp_path / "config.toml", environ={}).model.path == kept
+
+
+def test_a_file_without_a_section_differs_where_the_run_does(tmp_path: Path) -> None:
+    """As one that an older release wrote, or a person has shortened."""
+    path = tmp_path / "config.toml"
+    path.write_text("[training]\nrounds = 3\n")
+    with pytest.raises(ConfigError, match=r"run\.seed was None when this run started and is 0 now"):
+        write_resolved(load(None, ["training.rounds=3"], environ={}), path)
+    assert "training.rounds" not in write_resolved(load(None, ["training.rounds=3"], environ={}), path, begun=False)
