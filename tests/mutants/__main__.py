@@ -30,6 +30,8 @@ class Score:
     equivalent: int = 0
     untried: int = 0
     survivors: list[tuple[str, str]] = field(default_factory=list)
+    outdated: set[tuple[str, str]] = field(default_factory=set)
+    """Entries of equivalent.toml whose mutant was noticed or is no more."""
 
     @property
     def share(self) -> float | None:
@@ -51,7 +53,8 @@ def equivalents(module: str, path: Path = EQUIVALENT) -> set[tuple[str, str]]:
 
 def score(target: Target) -> Score:
     """From the results so far."""
-    scratch, found, known = Scratch(target), Score(target), equivalents(target.module)
+    scratch, known = Scratch(target), equivalents(target.module)
+    found = Score(target, outdated=set(known))
     for mutant, code in scratch.results().items():
         if code in KILLED | TIMEOUTS:
             found.killed += 1
@@ -59,6 +62,7 @@ def score(target: Target) -> Score:
             change = scratch.change_of(mutant)
             if change in known:
                 found.equivalent += 1
+                found.outdated.discard(change)
             else:
                 found.survivors.append(change)
         else:
@@ -85,6 +89,9 @@ def main(arguments: list[str]) -> None:
         print(f"\n{target.module}: {found.killed} noticed, {len(found.survivors)} not")
         for was, now in found.survivors:
             print(f"    - {was}\n    + {now}")
+        if not found.untried:
+            for was, now in sorted(found.outdated):
+                print(f"    not met any more, in {EQUIVALENT.name}:\n    - {was}\n    + {now}")
     print("\n| module | noticed | not | equivalent | untried | share |\n|---|---|---|---|---|---|")
     print("\n".join(rows))
 
