@@ -1,13 +1,17 @@
-"""Kills the parts of a real run at random moments and checks that it becomes the run it would have been.
+"""Disturbs real runs and checks that they become the runs they would have been.
 
-    python -m benchmarks.chaos --kills 30 --json
-    python -m benchmarks.chaos --engine vllm --kills 4 --json
+    python -m benchmarks.chaos --json                      # 30 kills, then every other kind: one JSON line each
+    python -m benchmarks.chaos --kills 30 --only --json    # the kills alone
+    python -m benchmarks.chaos --kills 0 --only full-disk stopped-learner
+    python -m benchmarks.chaos --engine vllm --kills 4 --only --json
 
 Two runs of `sept run` on the same tiny model, prompts and seed: one in peace, one in which redis, services, learner,
 generators and the supervisor itself are killed with SIGKILL, in an order and at moments drawn from a printed seed. With
 the scripted engine every answer is a function of its task and of the very bytes of the weights that sampled it, and
 max_staleness is 0: a single token from a wrong version, a rollout lost or trained twice changes the final weights.
 Each part's recovery is the time from the kill until its successor does the part's work again.
+
+The other kinds are those of `benchmarks.disasters`.
 """
 
 from __future__ import annotations
@@ -33,37 +37,28 @@ from typing import Any
 
 from safetensors import safe_open
 
-from benchmarks.runs import DEADLINE_S, POLL_S, SUPERVISOR, Run, base_settings, until, write_inputs
+from benchmarks import disasters
+from benchmarks.runs import (
+    DEADLINE_S,
+    POLL_S,
+    PROMPTS_PER_ROUND,
+    SAMPLES,
+    STEPS_PER_ROUND,
+    SUPERVISOR,
+    Run,
+    chaos_settings,
+    until,
+    write_inputs,
+)
 from services.run_folder import RunFolder
 from services.weights.reader import WeightReader
 
-PROMPTS_PER_ROUND = 8
-SAMPLES = 2
-STEPS_PER_ROUND = 2
 ROUNDS_PER_KILL = 2
 """On average; so the run is long enough for all kills and every part has work to lose."""
 LAST_KILL = 2 / 3
 """Share of the rounds in which kills begin. What waits for a part to be back comes later, and before the run's end."""
 MOST_DELAY_S = 1.0
 """A kill comes at a moment within this after the round that it waited for."""
-
-
-def settings(inputs: Path, *, engine: str, rounds: int) -> dict[str, Any]:
-    """Short leases and beats, checkpoints that lag behind, small work."""
-    return base_settings(inputs) | {
-        "sampling.max_response_tokens": 24,
-        "sampling.rollouts_per_prompt": SAMPLES,
-        "training.rounds": rounds,
-        "training.prompts_per_round": PROMPTS_PER_ROUND,
-        "training.steps_per_round": STEPS_PER_ROUND,
-        "training.max_staleness": 0 if engine == "scripted" else 1,
-        "checkpoint.every_rounds": 3,
-        "generator.engine": engine,
-        "generator.count": 2 if engine == "scripted" else 1,
-        "generator.max_in_flight": 8,
-        "redis.lease_s": 3,
-        "deadlines.drain_s": 5,
-    }
 
 
 @dataclass
@@ -186,7 +181,7 @@ async def chaos(
     began = time.monotonic()
     rounds = rounds or kills * ROUNDS_PER_KILL
     await asyncio.to_thread(write_inputs, folder, seed=seed, prompts=5 * PROMPTS_PER_ROUND)
-    values = settings(folder, engine=engine, rounds=rounds)
+    values = chaos_settings(folder, engine=engine, rounds=rounds)
     undisturbed: RunCheck | None = None
     if engine == "scripted":
         say("the undisturbed run")
@@ -222,13 +217,32 @@ def passed(result: dict[str, Any]) -> bool:
     return not result["lost"] and not result["trained_twice"] and result["bit_identical"] is not False
 
 
+async def everything(options: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> bool:
+    """The kills, then the other kinds, each with a line of its own; whether all went well."""
+    well = True
+    if options.kills:
+        kills = folder / "kills"
+        kills.mkdir()
+        result = await chaos(kills, kills=options.kills, seed=options.seed, engine=options.engine, say=say)
+        print(json.dumps(result) if options.json else json.dumps(result, indent=2), flush=True)
+        well = passed(result)
+    kinds = [kind for kind in disasters.KINDS if options.only is None or kind.name in options.only]
+    if kinds:
+        async for line in disasters.inflict_all(folder, kinds):
+            print(json.dumps(line), flush=True)
+            well = disasters.passed(line) and well
+    return well
+
+
 def main() -> int:
+    names = [kind.name for kind in disasters.KINDS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--only", nargs="*", choices=names, help="of the other kinds only these")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 31))
-    parser.add_argument("--engine", choices=["scripted", "vllm"], default="scripted")
+    parser.add_argument("--engine", choices=["scripted", "vllm"], default="scripted", help="for the kills")
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder, to look at them")
-    parser.add_argument("--json", action="store_true", help="print nothing but the result on standard output")
+    parser.add_argument("--json", action="store_true", help="print nothing but JSON lines on standard output")
     options = parser.parse_args()
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
     began = time.monotonic()
@@ -238,13 +252,10 @@ def main() -> int:
 
     folder = options.keep or Path(tempfile.mkdtemp(prefix="sept-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
-    result = asyncio.run(
-        chaos(folder.resolve(), kills=options.kills, seed=options.seed, engine=options.engine, say=say)
-    )
-    if options.keep is None and passed(result):
+    well = asyncio.run(everything(options, folder.resolve(), say))
+    if options.keep is None and well:
         shutil.rmtree(folder)
-    print(json.dumps(result) if options.json else json.dumps(result, indent=2))
-    return 0 if passed(result) else 1
+    return 0 if well else 1
 
 
 if __name__ == "__main__":

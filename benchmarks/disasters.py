@@ -1,28 +1,22 @@
 """What else than kills may happen to a run: stops, damage, full disks, forgeries, a second learner, a lost terminal.
 
-    python -m benchmarks.disasters                                 # every kind; one JSON line each
-    python -m benchmarks.disasters --only stopped-learner --keep /tmp/x
-
-Each kind disturbs a run like that of `benchmarks.chaos` and asks for the same weights, nothing lost and nothing trained
-twice. Records cannot be made again: `records_lost` counts the rounds whose records the run says are gone. Where nothing
-could go on (`refused`), the run has to end with a text that names the cause. The disk kind mounts a file system and
-needs root.
+`python -m benchmarks.chaos` inflicts them. Each kind disturbs a run like that of the kills there and asks for the same
+weights, nothing lost and nothing trained twice. Records cannot be made again: `records_lost` counts the rounds whose
+records the run says are gone. Where nothing could go on (`refused`), the run has to end with a text that names the
+cause. The disk kind mounts a file system and needs root.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import os
 import pty
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,8 +26,7 @@ from typing import Any
 import redis
 from safetensors import safe_open
 
-from benchmarks.chaos import PROMPTS_PER_ROUND, SAMPLES, STEPS_PER_ROUND, settings
-from benchmarks.runs import Run, until, write_inputs
+from benchmarks.runs import PROMPTS_PER_ROUND, SAMPLES, STEPS_PER_ROUND, Run, chaos_settings, until, write_inputs
 from deploy import endpoints
 from deploy.same_code import with_same_code
 from learner.monitoring.records import Records
@@ -174,7 +167,7 @@ async def forged_rollouts(run: Run) -> None:
 def forgeries(fields: Any) -> Iterator[Rollout]:
     """Wrong answers to one task: token ids, length, temperature, digest."""
     task = decode_task(fields)
-    honest = {
+    honest: dict[str, Any] = {
         "task_id": task.task_id,
         "sample": 0,
         "round": task.round,
@@ -194,7 +187,7 @@ def forgeries(fields: Any) -> Iterator[Rollout]:
         {},
     ]
     for changes in wrong:
-        tokens = (honest | changes)["response_tokens"]
+        tokens: list[int] = changes.get("response_tokens", honest["response_tokens"])
         span = VersionSpan(weight_version=task.round, start=0, end=len(tokens), weight_digest="0" * 64)
         yield Rollout(**(honest | changes | {"spans": (span,)}))
 
@@ -222,9 +215,10 @@ def refusing_redis(refuse: str, *, then: str) -> Disturb:
     async def disturb(run: Run) -> None:
         await has_done(run, FIRST)
         with client_of(run) as (client, _):
-            client.execute_command(*refuse.split())
+            server: Any = client  # untyped in redis-py
+            server.execute_command(*refuse.split())
             await asyncio.sleep(LONGER_THAN_A_LEASE_S)
-            client.execute_command(*then.split())
+            server.execute_command(*then.split())
 
     return disturb
 
@@ -233,8 +227,9 @@ async def lost_terminal(run: Run) -> None:
     """The terminal of `sept run` is closed: it drains, and goes on when it is started again."""
     await run.stop()
     leader, follower = pty.openpty()
-    streams = {"stdin": follower, "stdout": follower, "stderr": follower}
-    process = await asyncio.create_subprocess_exec(*run.command(), **streams, start_new_session=True)
+    process = await asyncio.create_subprocess_exec(
+        *run.command(), stdin=follower, stdout=follower, stderr=follower, start_new_session=True
+    )
     os.close(follower)
     reading = asyncio.create_task(asyncio.to_thread(drain, leader))
 
@@ -361,7 +356,7 @@ async def inflict(kind: Kind, folder: Path, peace: dict[int, str]) -> dict[str, 
     """The kind's line."""
     began = time.monotonic()
     with surroundings(kind, folder) as (run_folder, more):
-        values = settings(folder, engine="scripted", rounds=ROUNDS)
+        values = chaos_settings(folder, engine="scripted", rounds=ROUNDS)
         values |= {"deadlines.startup_s": 60, "checkpoint.every_rounds": 2} | more
         run = Run(run_folder, values)
         died = ""
@@ -421,10 +416,10 @@ def surroundings(kind: Kind, folder: Path) -> Iterator[tuple[Path, dict[str, Any
         yield here / "run", more
 
 
-async def disasters(folder: Path, kinds: Sequence[Kind]) -> AsyncIterator[dict[str, Any]]:
+async def inflict_all(folder: Path, kinds: Sequence[Kind]) -> AsyncIterator[dict[str, Any]]:
     """A line a kind, as soon as it is known."""
     await asyncio.to_thread(write_inputs, folder, seed=0, prompts=5 * PROMPTS_PER_ROUND)
-    values = settings(folder, engine="scripted", rounds=ROUNDS)
+    values = chaos_settings(folder, engine="scripted", rounds=ROUNDS)
     undisturbed = await Run(folder / "undisturbed", values).whole()
     store = WeightReader(undisturbed.weights, undisturbed.run_id)
     peace = {version: store.manifest(version).digest for version in store.versions()}
@@ -440,29 +435,3 @@ def passed(line: dict[str, Any]) -> bool:
         and not line.get("trained_twice")
         and line.get("identical", True)
     )
-
-
-async def _print(folder: Path, kinds: Sequence[Kind]) -> bool:
-    lines = []
-    async for line in disasters(folder, kinds):
-        print(json.dumps(line), flush=True)
-        lines.append(line)
-    return all(map(passed, lines))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=[kind.name for kind in KINDS], help="these kinds")
-    parser.add_argument("--keep", type=Path, help="keep the runs in this folder, to look at them")
-    options = parser.parse_args()
-    kinds = [kind for kind in KINDS if not options.only or kind.name in options.only]
-    folder = options.keep or Path(tempfile.mkdtemp(prefix="sept-disasters-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    well = asyncio.run(_print(folder.resolve(), kinds))
-    if options.keep is None and well:
-        shutil.rmtree(folder)
-    return 0 if well else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

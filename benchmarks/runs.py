@@ -32,6 +32,10 @@ SUPERVISOR = "supervisor"
 END = "<end>"
 PROMPT_TOKENS = 32
 """No prompt of `write_inputs` is longer."""
+PROMPTS_PER_ROUND = 8
+SAMPLES = 2
+STEPS_PER_ROUND = 2
+"""Of a run to be disturbed."""
 
 
 def write_inputs(folder: Path, *, seed: int, prompts: int, hidden: int = 64, layers: int = 2) -> None:
@@ -81,6 +85,24 @@ def base_settings(inputs: Path) -> dict[str, Any]:
         "deadlines.startup_s": DEADLINE_S,
         "deadlines.rollouts_s": DEADLINE_S,
         "deadlines.weights_s": DEADLINE_S,
+    }
+
+
+def chaos_settings(inputs: Path, *, engine: str, rounds: int) -> dict[str, Any]:
+    """Short leases and beats, checkpoints that lag behind, small work: a run to be disturbed."""
+    return base_settings(inputs) | {
+        "sampling.max_response_tokens": 24,
+        "sampling.rollouts_per_prompt": SAMPLES,
+        "training.rounds": rounds,
+        "training.prompts_per_round": PROMPTS_PER_ROUND,
+        "training.steps_per_round": STEPS_PER_ROUND,
+        "training.max_staleness": 0 if engine == "scripted" else 1,
+        "checkpoint.every_rounds": 3,
+        "generator.engine": engine,
+        "generator.count": 2 if engine == "scripted" else 1,
+        "generator.max_in_flight": 8,
+        "redis.lease_s": 3,
+        "deadlines.drain_s": 5,
     }
 
 

@@ -15,6 +15,7 @@ from deploy import endpoints
 from deploy.locks import learner_lock
 from deploy.settings import Settings, longest_sequence, redis_url, require, services_url, token_of
 from learner.outcome import Outcome
+from learner.parallel import launch_env
 from services.logs import configure_logs
 from services.run_folder import RunFolder
 
@@ -34,6 +35,8 @@ def start_services(settings: Settings) -> None:
 
 def start_learner(settings: Settings) -> Outcome:
     """Train until the last round or a signal. Resumes from the run folder. One of several ranks does its part."""
+    for name, value in launch_env.ON_CUDA.items():
+        os.environ.setdefault(name, value)
     from learner.parallel.ranks import join_ranks
     from learner.run import run_follower, run_learner
 

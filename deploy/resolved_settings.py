@@ -60,7 +60,7 @@ def _changed(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]], 
 def takes_effect(key: str) -> str:
     """When a setting takes effect that was changed before a run was resumed."""
     if key.startswith("sampling.") or key == "training.max_staleness":
-        return "with the first round whose tasks are not issued yet"
+        return "with the next round; what was sampled of it before is sampled again"
     if key.startswith("weight_sync."):
         return "with the next version"
     if key.startswith(("training.", "lora.", "health.")):

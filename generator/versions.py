@@ -63,6 +63,7 @@ class UpdateCosts:
     pause_ms: float = 0.0
     sync_s: float = 0.0
     sync_bytes: int = 0
+    line_bytes_per_s: float = 0.0
 
 
 class Versions:
@@ -108,6 +109,7 @@ class Versions:
     async def start(self, manifest: WeightManifest) -> None:
         """Start the engine with `manifest`'s version, or with the newest if that one is retracted meanwhile."""
         manifest, model_folder = await self._fetch(manifest)
+        self.costs = UpdateCosts(line_bytes_per_s=self._client.line_bytes_per_s)
         await self._engine.start(model_folder, manifest.weight_version)
         await self._check_canaries(manifest)
         self._note_served(manifest)
@@ -173,7 +175,8 @@ class Versions:
         pause_s = await self._engine.apply(update, self._paused)
         pause_s += await self._check_canaries(manifest)
         sync_s = time.monotonic() - announced
-        self.costs = UpdateCosts(self.costs.updates + 1, pause_s * 1e3, sync_s, update.fetched_bytes)
+        line = self._client.line_bytes_per_s
+        self.costs = UpdateCosts(self.costs.updates + 1, pause_s * 1e3, sync_s, update.fetched_bytes, line)
         async with self._version_served:
             self._note_served(manifest)
             self._unverified = None

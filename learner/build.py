@@ -27,7 +27,7 @@ from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.monitoring.records import Records, TextOf
 from learner.monitoring.trackers import open_trackers
 from learner.parallel.ranks import Ranks
-from learner.publisher import Publisher, VersionContents, contents_of_model
+from learner.publisher import Publisher, VersionContents, contents_of_folder, contents_of_model
 from learner.recipes import RECIPES
 from learner.repair import StoreRepair
 from learner.rollouts.answer_check import AnswerCheck, fault_of_version
@@ -110,6 +110,7 @@ def build_learner(
             deadline_s=settings.deadlines.rollouts_s,
             meta=_describe(settings, sampling, benchmarks),
             last_version=curriculum.rounds_total,
+            guard=fence,
             strict_grading=strict,
         )
     return Loop(
@@ -117,7 +118,7 @@ def build_learner(
         collector=collector,
         source=_source(settings, curriculum, collector, reporter),
         trainer=trainer,
-        publisher=Publisher(store, events),
+        publisher=Publisher(store, events, reporter.slowest_line),
         checkpoints=checkpoints,
         records=records,
         control=Control(client, keys, fence),
@@ -153,7 +154,7 @@ def build_evaluator(
     stop_tokens = stop_token_ids(model_folder, tokenizer, template_of(settings.data, tokenizer))
     sampling = sampling_of(evaluation, settings.sampling, stop_tokens)
     benchmarks = load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit)
-    store = open_store(folder, 0, fence)
+    store, events = open_store(folder, 0, fence), EventLog(client, keys, fence)
     check = AnswerCheck(hf_checkpoint.vocabulary_of(model_folder), partial(fault_of_version, store))
     return Evaluator(
         folder=EvaluationFolder(folder.path),
@@ -161,7 +162,8 @@ def build_evaluator(
         benchmarks=benchmarks,
         config=evaluation,
         sampling=sampling,
-        publisher=Publisher(store, EventLog(client, keys, fence)),
+        publisher=Publisher(store, events),
+        repair=StoreRepair(store, partial(contents_of_folder, model_folder), events),
         collector=build_collector(client, keys, fence, check, 0, Purpose.EVALUATION),
         reporter=reporter,
         text_of=_decoder(tokenizer),

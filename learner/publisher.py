@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,12 @@ import structlog
 from learner.model import hf_checkpoint
 from learner.model.canary import compute_canaries
 from learner.model.trained_model import TrainedModel
-from learner.model.wire_tensors import wire_adapters, wire_tensors
+from learner.model.wire_tensors import wire_adapters, wire_changes, wire_tensors
 from learner.model_folder.files import files_left_out, model_files
 from services.contracts import Canary, FileKind, WeightManifest
 from services.streams.events import EventLog
 from services.tensors import Tensors, read_safetensors
+from services.weights.delta.plain import Flips
 from services.weights.publisher import WeightPublisher
 
 log = structlog.get_logger()
@@ -45,20 +46,37 @@ class VersionContents:
     """What a version is made of: copies, so that training may go on."""
 
     tensors: Tensors
+    """The whole version; empty where `flips` make it of the version before."""
     model_files: Mapping[str, Path] = field(default_factory=dict)
     """Config and tokenizer files by name; they belong to version 0."""
     canaries: tuple[Canary, ...] = ()
     adapters: Tensors | None = None
     """What makes the tensors of version 0, for a model with adapters."""
+    flips: Sequence[Flips] | None = None
+    seconds: float = 0.0
+    """Spent on gathering or comparing."""
 
 
 def contents_of_model(model: TrainedModel, version: int, canary_prompts: int) -> VersionContents:
-    """The weights as they are now, with so many canaries. All ranks of the model take part."""
+    """The weights as they are now, with so many canaries. All ranks of the model take part.
+
+    The version after the last one that was made like this has only what changes; whoever publishes it must have
+    published the one before.
+    """
+    started = time.monotonic()
+    follows = model.published.version is not None and model.published.version == version - 1
+    flips = wire_changes(model) if follows else None
+    tensors = wire_tensors(model) if flips is None else {}
+    seconds = time.monotonic() - started
+    adapters = wire_adapters(model)
+    model.published.version = version if adapters is None else None
     return VersionContents(
-        tensors=wire_tensors(model),
+        tensors=tensors,
         model_files=_files_to_publish(model.folder) if version == 0 else {},
         canaries=compute_canaries(model, canary_prompts),
-        adapters=wire_adapters(model),
+        adapters=adapters,
+        flips=flips,
+        seconds=seconds,
     )
 
 
@@ -82,12 +100,17 @@ Published = Callable[[int], None]
 """Called with a version once it is durable, on the publisher's thread; what it raises fails the publication."""
 
 
+SlowestLine = Callable[[], float | None]
+"""Bytes per second that reach the generator with the slowest line; None while no line is measured."""
+
+
 class Publisher:
     """One version at a time, in order."""
 
-    def __init__(self, store: WeightPublisher, events: EventLog) -> None:
+    def __init__(self, store: WeightPublisher, events: EventLog, slowest_line: SlowestLine = lambda: None) -> None:
         self._store = store
         self._events = events
+        self._slowest_line = slowest_line
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
 
     def newest(self) -> int | None:
@@ -113,12 +136,18 @@ class Publisher:
     def close(self) -> None:
         """Finish what was submitted."""
         self._thread.shutdown(wait=True)
+        self._store.close()
 
     def _publish(self, version: int, contents: VersionContents, published: Published | None) -> Publication:
         started = time.monotonic()
-        manifest = self._store.publish(
-            version, contents.tensors, contents.model_files, contents.canaries, contents.adapters
-        )
+        if contents.flips is None:
+            manifest = self._store.publish(
+                version, contents.tensors, contents.model_files, contents.canaries, contents.adapters
+            )
+        else:
+            manifest = self._store.publish_changes(
+                version, contents.flips, contents.canaries, line_bytes_per_s=self._slowest_line()
+            )
         publication = Publication(manifest, time.monotonic() - started)
         self._events.append("learner", "published", weight_version=version, digest=manifest.digest)
         log.info(
@@ -126,7 +155,9 @@ class Publisher:
             weight_version=version,
             sync_bytes=publication.sync_bytes,
             full_bytes=manifest.full_bytes,
+            gather_s=round(contents.seconds, 3),
             publish_s=round(publication.seconds, 3),
+            **{f"{what}_s": round(seconds, 3) for what, seconds in self._store.seconds.items()},
         )
         if published is not None:
             published(version)

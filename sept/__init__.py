@@ -16,7 +16,8 @@ def _prefer_own_code() -> None:
     root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     if not sys.flags.safe_path and sys.path and _is_working_directory(sys.path[0]):
         del sys.path[0]
-    added = {os.path.realpath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
+    given = os.environ.get("PYTHONPATH")  # an empty entry, as a colon at its end makes one, is the working directory
+    added = {os.path.realpath(entry) for entry in given.split(os.pathsep)} if given else set()
     installed = [entry for entry in sys.path if os.path.realpath(entry) not in added]
     if os.path.basename(root) not in ("site-packages", "dist-packages"):  # a checkout, which has no standard library
         installed = [root, *(entry for entry in installed if entry != root)]

@@ -21,6 +21,7 @@ from services.api.events import events_router
 from services.api.limits import BodyLimit
 from services.api.metrics import metrics_router
 from services.api.status import StatusReader, status_router
+from services.api.weight_memory import SmallFiles, WeightMemory
 from services.api.weights import weights_router
 from services.dashboard import queue_history
 from services.dashboard.assets import assets_router
@@ -95,7 +96,8 @@ def create_app(
     )
     app.state.notifier = notifier
     app.include_router(_health_router(redis, store))
-    app.include_router(weights_router(store, notifier))
+    memory = WeightMemory(store)
+    app.include_router(weights_router(memory, store, notifier))
     app.include_router(status_router(reader))
     app.include_router(events_router(events, notifier))
     app.include_router(metrics_router(reader))
@@ -107,6 +109,7 @@ def create_app(
     app.include_router(assets_router(with_login=token is not None))
     app.include_router(login_router(token))
     error_responses.install(app)
+    app.add_middleware(SmallFiles, memory=memory)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(AuthMiddleware, token=token)
     return app

@@ -302,6 +302,8 @@ class Heartbeat(Contract):
     """From learning of the last version to serving it."""
     sync_bytes: int = 0
     """Bytes fetched for the last update."""
+    line_bytes_per_s: float = 0.0
+    """Speed of its last long download from the endpoint; 0 before the first."""
     chat_url: str = ""
     """Where it answers OpenAI chat requests, if it does."""
 
@@ -414,3 +416,5 @@ class StatusSnapshot(Contract):
     rollouts_queued: int
     dead_letters: int
     oldest_task_s: float
+    seconds_left: float | None = None
+    """Until the last round, if the run goes on like its newest rounds; None when that is not known."""

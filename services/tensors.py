@@ -11,10 +11,11 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from blake3 import blake3
@@ -43,9 +44,14 @@ MAX_ELEMENTS = 1 << 56
 PIECE_BYTES = 1 << 22
 """Read at a time of a file whose digest is asked."""
 
+DIGEST_THREADS = min(8, len(os.sched_getaffinity(0)))
+"""Tensors digested at once: one core reads a tenth of what memory gives."""
+
 LENGTH_BYTES = 8
 HEADER_ALIGNMENT = 8
 FILE_MODE = 0o644
+
+Result = TypeVar("Result")
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
 
@@ -98,8 +104,15 @@ def digest_file(path: Path) -> str:
 
 
 def describe(tensors: Tensors) -> tuple[TensorEntry, ...]:
-    """The manifest's entries of these tensors, sorted by name."""
-    return tuple(describe_one(name, tensors[name]) for name in sorted(tensors))
+    """The manifest's entries of these tensors, sorted by name; digested on all cores, as verifying a version is."""
+    names = sorted(tensors)
+    return tuple(on_all_cores(describe_one, names, [tensors[name] for name in names]))
+
+
+def on_all_cores(function: Callable[..., Result], *arguments: Sequence[Any]) -> list[Result]:
+    """`map` on a thread per core, for functions that release the interpreter, as digests do."""
+    with ThreadPoolExecutor(DIGEST_THREADS, thread_name_prefix="digest") as pool:
+        return list(pool.map(function, *arguments))
 
 
 def describe_one(name: str, tensor: RawTensor) -> TensorEntry:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from sept.cli import app as commands
 from services.api.metrics import SnapshotCollector
-from services.bottleneck import find_bottleneck
+from services.bottleneck import Look, find_bottleneck
 from services.contracts import GeneratorStatus, Part, StatusSnapshot
 from tests.support.endpoint import open_endpoint
 from tests.support.heartbeats import heartbeat
@@ -41,7 +41,7 @@ def exported() -> set[str]:
         oldest_task_s=0,
     )  # fmt: skip
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(SnapshotCollector(snapshot, find_bottleneck(rounds, [row])))
+    registry.register(SnapshotCollector(snapshot, find_bottleneck(rounds, [row], [Look(rounds[-1].time, 1.0)] * 3)))
     return {family.name for family in text_string_to_metric_families(generate_latest(registry).decode())}
 
 

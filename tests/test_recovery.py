@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import PROMPTS_PER_ROUND, chaos, passed, settings
-from benchmarks.runs import SUPERVISOR, Run, until, write_inputs
+from benchmarks import disasters
+from benchmarks.chaos import chaos, passed
+from benchmarks.runs import PROMPTS_PER_ROUND, SUPERVISOR, Run, chaos_settings, until, write_inputs
 
 PARTS = ("redis", "generator-0", SUPERVISOR)  # with the supervisor everything dies, the learner too
 
@@ -28,7 +29,7 @@ async def test_a_run_whose_parts_are_killed_becomes_the_run_it_would_have_been(t
 async def test_a_learner_that_was_told_to_stop_by_itself_is_started_again(tmp_path: Path) -> None:
     """As by an eviction: what it leaves is not the end of the run."""
     write_inputs(tmp_path, seed=0, prompts=5 * PROMPTS_PER_ROUND)
-    run = Run(tmp_path / "run", settings(tmp_path, engine="scripted", rounds=8))
+    run = Run(tmp_path / "run", chaos_settings(tmp_path, engine="scripted", rounds=8))
 
     async def evict() -> None:
         async def trains() -> bool:
@@ -42,3 +43,11 @@ async def test_a_learner_that_was_told_to_stop_by_itself_is_started_again(tmp_pa
     folder = await run.whole(evict)
     assert [line.round for line in folder.rounds()] == list(range(8))
     assert [event["ended"] for event in run.events(SUPERVISOR) if event["event"] == "part_died"] == ["exit code 143"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+async def test_whatever_else_happens_to_a_run_it_becomes_the_run_it_would_have_been(tmp_path: Path) -> None:
+    kinds = [kind for kind in disasters.KINDS if kind.name != "full-disk" or os.geteuid() == 0]
+    failed = [line async for line in disasters.inflict_all(tmp_path, kinds) if not disasters.passed(line)]
+    assert failed == []

@@ -32,6 +32,10 @@ async def test_without_staleness_every_round_is_sampled_wholly_by_its_own_versio
     for rollout in rollouts:
         assert rollout["spans"] == [[rollout["round"], 0, rollout["response_tokens"]]]
         assert rollout["staleness"] == 0
+    folder = RunFolder(tmp_path / "run")
+    newest = WeightReader(folder.weights, folder.run_id).manifest(ROUNDS)
+    meta = json.loads(folder.checkpoint_of(ROUNDS).meta.read_text())
+    assert (newest.epoch, meta["epoch"], folder.learner_epoch.read_text()) == (1, 1, "1\n"), "its learner was fenced"
 
 
 async def test_staleness_stays_within_its_bound_while_answers_span_versions(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import exit_codes, placement
+from deploy.doctor.cuda import driver_problem, driver_version
 from deploy.settings import Settings, longest_sequence
 from learner.input_checks import InputCheck, input_checks
 from services.errors import SeptError
@@ -101,12 +102,14 @@ def check_python() -> Finding:
 
 
 def check_torch() -> Finding:
-    """PyTorch is there and sees the GPUs that the machine has."""
+    """PyTorch is there, its CUDA suits the driver, and it sees the GPUs that the machine has."""
     if importlib.util.find_spec("torch") is None:
         return Finding("PyTorch", "failed", "not installed", "make setup")
     import torch
 
     gpus = placement.visible_gpus()
+    if gpus and (problem := driver_problem(driver_version(), torch.version.cuda)) is not None:
+        return Finding("PyTorch", "failed", f"{torch.__version__}: {problem[0]}", problem[1])
     if gpus and not torch.cuda.is_available():
         return Finding(
             "PyTorch", "warning", f"{torch.__version__} cannot use {len(gpus)} GPU(s)", "install requirements/cuda.txt"

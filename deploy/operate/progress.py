@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.operate.client import RunClient
+from deploy.operate.durations import in_words
 from deploy.operate.ending import pass_at_1
 from services.api.status import rounds_total
 from services.contracts import Heartbeat, RoundMetrics, StatusSnapshot
@@ -108,9 +109,10 @@ def render(snapshot: StatusSnapshot | None, rounds: Sequence[RoundMetrics]) -> R
 def headline(snapshot: StatusSnapshot) -> Text:
     """State, progress and queue in one line."""
     detail = f" ({snapshot.detail})" if snapshot.detail else ""
+    left = "" if snapshot.seconds_left is None else f"  about {in_words(snapshot.seconds_left)} left"
     return Text.assemble(
         (f"{snapshot.run_id}  ", "bold"),
-        f"{snapshot.state}{detail}  round {snapshot.round} of {snapshot.rounds_total}  "
+        f"{snapshot.state}{detail}  round {snapshot.round} of {snapshot.rounds_total}{left}  "
         f"version {snapshot.weight_version if snapshot.weight_version is not None else '-'}  "
         f"queue: {snapshot.tasks_queued} tasks, {snapshot.tasks_leased} leased, "
         f"{snapshot.rollouts_queued} rollouts, {snapshot.dead_letters} dead letters",

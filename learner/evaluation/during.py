@@ -23,6 +23,7 @@ from learner.monitoring.records import TextOf
 from learner.publisher import Publication
 from learner.rollouts.collector import Collector, Interrupted
 from services.contracts import EvaluationMetrics
+from services.durable import UNGUARDED, WriteGuard
 from services.run_folder import RunFolder
 
 log = structlog.get_logger()
@@ -51,6 +52,7 @@ class Evaluations:
         deadline_s: float,
         meta: Mapping[str, Any],
         last_version: int,
+        guard: WriteGuard = UNGUARDED,
         strict_grading: bool = False,
     ) -> None:
         """`new_collector` makes one for evaluation, from a first round on; `meta` says how answers are asked for;
@@ -64,6 +66,7 @@ class Evaluations:
         self._deadline_s = deadline_s
         self._meta = meta
         self._last_version = last_version
+        self._guard = guard
         self._strict_grading = strict_grading
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evaluation")
         self._pool: GraderPool | None = None
@@ -101,7 +104,7 @@ class Evaluations:
         folder = self._folder.evaluation_of(version)
         meta = {"weight_version": version, "digest": digest, **self._meta}
         # A version that was trained again with other bytes is another one: its earlier answers go.
-        generations = Generations(folder, meta, replace=True)
+        generations = Generations(folder, meta, replace=True, guard=self._guard)
         folder.results.unlink(missing_ok=True)
         self._collector = self._new_collector(version)
         self._collector.start()
@@ -116,7 +119,8 @@ class Evaluations:
             self._collector.stop()
             self._collector = None
         results = summarise(generations.read(), self._config.samples)
-        write_results(folder.results, results, meta)
+        with self._guard.guard():
+            write_results(folder.results, results, meta)
         metrics = results.metrics(version)
         for found in metrics:
             log.info("evaluated", weight_version=version, temperature=found.temperature, **_first_k(found))

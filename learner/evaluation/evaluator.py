@@ -18,6 +18,7 @@ from learner.monitoring.heartbeat import HeartbeatReporter
 from learner.monitoring.records import TextOf
 from learner.outcome import Outcome
 from learner.publisher import Publisher, contents_of_folder
+from learner.repair import StoreRepair
 from learner.rollouts.collector import Collector, Interrupted
 from services.run_folder import EvaluationFolder
 
@@ -43,6 +44,8 @@ class Evaluator:
     """What answers must have in common to be counted together."""
     deadline_s: float
     """For the next rollout."""
+    repair: StoreRepair | None = None
+    """Looks after the published model, where it is kept."""
     strict_grading: bool = False
     """As in `GraderPool`."""
 
@@ -65,6 +68,8 @@ class Evaluator:
         ConfigError when the folder holds the answers of another model.
         """
         with self.reporter.during("publishing"):
+            if self.repair is not None:
+                self.publisher.call(self.repair.at_start).result()
             publication = self.publisher.submit(0, contents_of_folder(self.model_folder)).result()
         self.reporter.enter("evaluating")
         meta = {**self.meta, "digest": publication.manifest.digest}

@@ -17,6 +17,7 @@ from typing import Any
 
 from learner.grading.math_grading import Outcome
 from services import durable
+from services.durable import UNGUARDED, WriteGuard
 from services.errors import ConfigError
 from services.run_folder import EvaluationFolder
 
@@ -55,26 +56,35 @@ class Generation:
 class Generations:
     """The answers in one folder."""
 
-    def __init__(self, folder: EvaluationFolder, meta: Mapping[str, Any], *, replace: bool = False) -> None:
+    def __init__(
+        self,
+        folder: EvaluationFolder,
+        meta: Mapping[str, Any],
+        *,
+        replace: bool = False,
+        guard: WriteGuard = UNGUARDED,
+    ) -> None:
         """Open the folder for answers that were sampled as `meta` says.
 
         If it holds others (another model, another prompt, a changed problem), they are deleted with `replace`; else
         ConfigError, as the results would mix two evaluations. A benchmark that it does not hold yet is added.
         """
         self._path = folder.generations
+        self._guard = guard
         folder.path.mkdir(parents=True, exist_ok=True)
-        before = json.loads(folder.meta.read_text()) if folder.meta.exists() else {}
-        differing = _differing(before, meta) if before else []
+        before = _read_meta(folder) if folder.meta.exists() else {}
+        differing = ["evaluation.json, which cannot be read"] if before is None else _differing(before, meta)
+        differing = differing if before != {} else []
         if differing and not replace:
             raise ConfigError(
                 f"{folder.path} holds another evaluation: it differs in {', '.join(differing)}",
                 hint="name another folder, or restore what differs to go on with this one",
             )
-        if differing:
-            self._path.unlink(missing_ok=True)
-            before = {}
-        benchmarks = {**before.get(BENCHMARKS, {}), **meta.get(BENCHMARKS, {})}
-        durable.write_file(folder.meta, json.dumps({**meta, BENCHMARKS: benchmarks}, indent=2) + "\n")
+        benchmarks = {**({} if differing or not before else before.get(BENCHMARKS, {})), **meta.get(BENCHMARKS, {})}
+        with guard.guard():
+            if differing:
+                self._path.unlink(missing_ok=True)
+            durable.write_file(folder.meta, json.dumps({**meta, BENCHMARKS: benchmarks}, indent=2) + "\n")
         self.known = {generation.key for generation in self.read()}
 
     def add(self, generations: Sequence[Generation]) -> None:
@@ -82,11 +92,12 @@ class Generations:
         new = {generation.key: generation for generation in generations if generation.key not in self.known}
         if new:
             lines = [json.dumps(asdict(generation), ensure_ascii=False) for generation in new.values()]
-            durable.append_line(self._path, "\n".join(lines))
+            with self._guard.guard():
+                durable.append_line(self._path, "\n".join(lines))
             self.known |= new.keys()
 
     def read(self) -> Iterator[Generation]:
-        """All answers so far, without a line that a crash cut short."""
+        """All answers so far, without a line that a crash cut short or that was damaged: it is sampled again."""
         return read_generations(self._path)
 
 
@@ -99,20 +110,30 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def is_described_by(folder: EvaluationFolder, meta: Mapping[str, Any]) -> bool:
     """Whether the folder's answers were asked for as `meta` says; what it does not mention does not count."""
-    if not folder.meta.exists():
-        return False
-    before = json.loads(folder.meta.read_text())
-    return not _differing({key: before[key] for key in before.keys() & {*meta, BENCHMARKS}}, meta)
+    before = _read_meta(folder)
+    return before is not None and not _differing(
+        {key: before[key] for key in before.keys() & {*meta, BENCHMARKS}}, meta
+    )
+
+
+def _read_meta(folder: EvaluationFolder) -> dict[str, Any] | None:
+    """What evaluation.json says; None where it is not there or cannot be read."""
+    try:
+        meta = json.loads(folder.meta.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return meta if isinstance(meta, dict) else None
 
 
 def read_generations(path: Path) -> Iterator[Generation]:
     """The answers in a generations.jsonl, in its order."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for line in lines:
             try:
                 values = json.loads(line)
-            except ValueError:
+                generation = Generation(**(values | {"outcome": Outcome(values["outcome"])}))
+            except (ValueError, KeyError, TypeError):
                 continue
-            yield Generation(**(values | {"outcome": Outcome(values["outcome"])}))
+            yield generation

@@ -20,6 +20,7 @@ from learner.algorithms.nll import nll
 from learner.model.attention import packing_arguments
 from learner.model.flops import Cost
 from learner.model.packing import MicroBatch, filler_batch
+from learner.model.published_shards import PublishedShards
 from learner.model.vocabulary_loss import Head, summed_loss
 from learner.parallel.ranks import Order, Ranks
 
@@ -70,6 +71,8 @@ class TrainedModel:
     ranks: Ranks = field(default_factory=Ranks)
     autocast_dtype: torch.dtype | None = None
     """Type of the forward's matrix products; None: float32 like the weights."""
+    published: PublishedShards = field(default_factory=PublishedShards, repr=False)
+    """This rank's weights as they were published last."""
 
     @property
     def module(self) -> PreTrainedModel:

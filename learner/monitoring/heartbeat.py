@@ -102,6 +102,11 @@ class HeartbeatReporter:
         beats = [heartbeat for heartbeat, _ in self._heartbeats.read_all()]
         return max((beat.pause_ms for beat in beats if beat.part is Part.GENERATOR), default=0.0)
 
+    def slowest_line(self) -> float | None:
+        """Bytes per second that reach the living generator with the slowest line; None while none has measured it."""
+        beats = [beat for beat, age_s in self._heartbeats.read_all() if age_s <= self._lost_after_s]
+        return min((beat.line_bytes_per_s for beat in beats if beat.line_bytes_per_s), default=None)
+
     def has_generator_above(self, weight_version: int) -> bool:
         """Whether a living generator serves a later version than this."""
         living = [beat for beat, age_s in self._heartbeats.read_all() if age_s <= self._lost_after_s]

@@ -50,6 +50,7 @@ class Order(IntEnum):
     LOAD_CHECKPOINT = 6
     STOP = 7
     ADAPTERS = 8
+    CHANGES = 9
 
 
 class _Tag(IntEnum):
@@ -131,6 +132,24 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(totals, group=self._control)
         return totals
+
+    def gather_bytes(self, own: bytes) -> list[bytes]:
+        """The bytes of every rank, by rank, on rank 0; nothing on the others. Every rank calls it."""
+        if self.size == 1:
+            return [own]
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(own)]), group=self._control)
+        if not self.is_leader:
+            if own:
+                dist.send(torch.frombuffer(bytearray(own), dtype=torch.uint8), dst=0, group=self._control)
+            return []
+        received = [own]
+        for rank, size in enumerate(sizes[1:], start=1):
+            content = torch.empty(int(size), dtype=torch.uint8)
+            if int(size):
+                dist.recv(content, src=rank, group=self._control)
+            received.append(content.numpy().tobytes())
+        return received
 
     def device_mesh(self, device: torch.device) -> DeviceMesh:
         """The one-dimensional mesh of all ranks that FSDP shards over."""

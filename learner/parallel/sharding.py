@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.placement_types import Shard
+from torch.distributed.tensor.placement_types import Replicate, Shard
 
 from learner.parallel.ranks import Ranks
 
@@ -77,6 +77,21 @@ def first_local_row(tensor: torch.Tensor) -> int:
     assert tensor.placements == (Shard(0),), "FSDP2 shards by rows"
     mesh = tensor.device_mesh
     return min(mesh.get_local_rank() * -(-tensor.shape[0] // mesh.size()), tensor.shape[0])
+
+
+def own_part(tensor: torch.Tensor, *, is_leader: bool) -> tuple[torch.Tensor, int] | None:
+    """(part, its first flat element) of the tensor that this rank answers for, or None; together they cover it once.
+
+    What is not sharded by rows is the leader's. Every rank must call it, as it may gather.
+    """
+    if isinstance(tensor, DTensor) and Shard(0) in tensor.placements:
+        mesh, placements = tensor.device_mesh, tensor.placements
+        if all(placement in (Shard(0), Replicate()) for placement in placements):
+            copies = [mesh.get_local_rank(dim) for dim, placement in enumerate(placements) if placement == Replicate()]
+            row = tensor.numel() // tensor.shape[0]
+            return None if any(copies) else (local_shard(tensor), first_local_row(tensor) * row)
+    whole = gather(tensor)
+    return (whole, 0) if is_leader else None
 
 
 def copy_to_shard(target: torch.Tensor, saved: SavedRows) -> None:

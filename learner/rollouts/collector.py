@@ -23,7 +23,7 @@ import structlog
 
 from learner.rollouts.answer_check import MAX_FAULTY_TASKS, REFUSED_S, AnswerCheck, Fault
 from services.contracts import Purpose, Rollout, Task
-from services.errors import ContractError, DeadlineError
+from services.errors import ContractError, DeadlineError, FencedError
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
 from services.streams.wire import entered_at
@@ -288,7 +288,7 @@ class Collector:
                     self._issue_lost(blame=True)
         except BaseException as error:
             self.fail(error)  # else a wait for rollouts would never end
-            if not isinstance(error, ContractError):
+            if not isinstance(error, ContractError | FencedError):
                 raise
 
     def _after_redis_restarted(self) -> None:
@@ -320,13 +320,13 @@ class Collector:
             refused = self._take_in()
             with self._changed:
                 lost = [task for task in self._missing(missing) if task.task_id in unknown]
-            if lost:
-                if blame:
-                    self._reissues.update(task.task_id for task in lost)
-                    self._give_up_hopeless(lost)
-                self.reissued += self._issuer.issue(lost)
-                log.warning("tasks_reissued", count=len(lost), first=lost[0].task_id)
-        if refused:  # their tasks were still open when Redis was asked
+            if blame and lost:
+                self._reissues.update(task.task_id for task in lost)
+                self._give_up_hopeless(lost)
+            self.reissued += self._issuer.issue(lost)
+        if lost:
+            log.warning("tasks_reissued", count=len(lost), first=lost[0].task_id)
+        if refused:  # answers to tasks that were open when Redis was asked
             self._issue_lost(blame=False)
 
     def _give_up_hopeless(self, lost: Sequence[Task]) -> None:
@@ -340,10 +340,10 @@ class Collector:
                 )
 
     def _take_in(self) -> bool:
-        """Accept everything that waits in Redis now; whether some of it was wrong, as `_accept`."""
+        """Accept everything that waits in Redis now; whether something of it was refused."""
         refused = False
         while arrived := self._reader.read(0):
-            refused |= self._accept(arrived)
+            refused = self._accept(arrived) or refused
         return refused
 
     def _accept(self, arrived: Sequence[tuple[bytes, Rollout]]) -> bool:

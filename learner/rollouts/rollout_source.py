@@ -97,7 +97,8 @@ class FixedSource:
                 raise CheckpointError(
                     f"the fixed data set lacks answers to round {round_}, and the run is at version {version}: "
                     "the base model that drew the others is no longer served",
-                    hint="keep Redis and training.rounds as they were when the run began, or start a new run.dir",
+                    hint="keep Redis, training.rounds and sampling.* as they were when the run began, or start a new "
+                    "run.dir",
                 )
             self._collector.expect(tasks)
 

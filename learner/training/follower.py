@@ -7,7 +7,7 @@ import signal
 
 import structlog
 
-from learner.model.wire_tensors import wire_adapters, wire_tensors
+from learner.model.wire_tensors import wire_adapters, wire_changes, wire_tensors
 from learner.parallel.ranks import Order, RoundAbandoned
 from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import Trainer
@@ -32,6 +32,8 @@ def _obey(order: Order, trainer: Trainer, checkpoints: Checkpoints) -> None:
         model.join_leader_forward()
     elif order is Order.WEIGHTS:
         wire_tensors(model)
+    elif order is Order.CHANGES:
+        wire_changes(model)
     elif order is Order.ADAPTERS:
         wire_adapters(model)
     elif order is Order.BEGIN_CHECKPOINT:

@@ -34,6 +34,7 @@ PART_GAUGES = {
     "pause_ms": "How long generation stood still for the last update",
     "sync_s": "From hearing of the last version to serving it, in seconds",
     "sync_bytes": "Bytes fetched for the last update",
+    "line_bytes_per_s": "Bytes per second of the last long download of weights",
 }
 """Fields of Heartbeat that become sept_part_<field>{part, part_id}."""
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,10 +16,10 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from services.api.error_responses import may_answer
-from services.bottleneck import ROUNDS_CONSIDERED, Bottleneck, find_bottleneck
+from services.bottleneck import ROUNDS_CONSIDERED, Bottleneck, Look, find_bottleneck, seconds_left
 from services.contracts import GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot, WeightManifest
 from services.run_folder import RunFolder, last_lines
-from services.streams.connection import Keys
+from services.streams.connection import Keys, why_no_writes
 from services.streams.control import AsyncControl
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.tasks import QueueGauge
@@ -54,7 +57,7 @@ class StatusReader:
         beats = await AsyncHeartbeats(self._redis, self._keys).read_all()
         depth = await self._gauge.read()
         control = await self._control.state()
-        newest, rounds, total = await asyncio.to_thread(self._read_disk)
+        newest, rounds, total, looks = await asyncio.to_thread(self._read_disk)
         last = rounds[-1] if rounds else None
         learner, learner_age_s = self._learner(beats)
         learner_lost = learner is not None and learner_age_s > self._lost_after_s and learner.state not in FINAL_STATES
@@ -63,11 +66,13 @@ class StatusReader:
             for beat, age_s in beats
             if beat.part is Part.GENERATOR
         )
+        silent = learner_lost or any(status.lost for status in generators)
+        outside = await why_no_writes(self._redis) if silent else ""  # then nobody can send a heartbeat
         state = run_state(learner, paused=control.paused, published=newest is not None)
         snapshot = StatusSnapshot(
             run_id=self._keys.run_id,
             state=state,
-            detail=_detail(state, learner, learner_age_s if learner_lost else None, generators),
+            detail=outside or _detail(state, learner, learner_age_s if learner_lost else None, generators),
             round=last.round + 1 if last else 0,
             rounds_total=total,
             weight_version=newest.weight_version if newest else None,
@@ -82,12 +87,22 @@ class StatusReader:
             rollouts_queued=depth.rollouts_queued,
             dead_letters=depth.dead_letters,
             oldest_task_s=depth.oldest_task_s,
+            seconds_left=seconds_left(rounds, total) if state == "running" else None,
         )
-        return snapshot, find_bottleneck(rounds, generators)
+        if state != "running":
+            return snapshot, Bottleneck(kind="unknown", reason=f"the run is {state}")
+        return snapshot, find_bottleneck(
+            rounds,
+            generators,
+            looks,
+            generators_target=control.generators_target,
+            most_generators=_room_for(generators),
+        )
 
-    def _read_disk(self) -> tuple[WeightManifest | None, list[RoundMetrics], int]:
+    def _read_disk(self) -> tuple[WeightManifest | None, list[RoundMetrics], int, list[Look]]:
         rounds = last_rounds(self.folder.metrics, ROUNDS_CONSIDERED)
-        return self._store.latest(), rounds, rounds_total(self.folder.identity)
+        looks = last_looks(self.folder.queue_history)
+        return self._store.latest(), rounds, rounds_total(self.folder.identity), looks
 
     def _learner(self, beats: Sequence[tuple[Heartbeat, float]]) -> tuple[Heartbeat | None, float]:
         """The learner with the newest heartbeat: a restarted one may have another part id."""
@@ -148,6 +163,23 @@ def last_rounds(path: Path, count: int) -> list[RoundMetrics]:
         except ValidationError:
             continue  # cut short by a crash, or by the start of the tail
     return rounds[::-1]
+
+
+def last_looks(path: Path) -> list[Look]:
+    """The looks at the generators in the end of queue.jsonl, oldest first."""
+    looks = []
+    for line in last_lines(path, TAIL_BYTES):
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # cut short, or no generator was alive
+            values = json.loads(line)
+            looks.append(Look(float(values["time"]), float(values["generators_busy"])))
+    return looks
+
+
+def _room_for(generators: Sequence[GeneratorStatus]) -> int | None:
+    """How many generators this machine holds, where all of them compute on its cores; None: not known."""
+    beats = [status.heartbeat for status in generators]
+    here = socket.gethostname()
+    return len(os.sched_getaffinity(0)) if all(beat.host == here and beat.device == "cpu" for beat in beats) else None
 
 
 def rounds_total(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Routes of weight sync: manifests and files of the published versions. A file is never read into memory whole."""
+"""Routes of weight sync: manifests and files of the published versions. Only small files are read into memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from fastapi.responses import FileResponse
 
 from services.api.change_notifier import ChangeNotifier
 from services.api.error_responses import may_answer
+from services.api.weight_memory import FILE_TYPE, IMMUTABLE, Held, WeightMemory
 from services.contracts import Digest, FileEntry, FileName, WeightManifest
 from services.errors import VersionNotFoundError
+from services.weights.bundle import MEDIA_TYPE
 from services.weights.reader import MAX_VERSION, WeightReader
 
 MAX_POLL_S = 60.0
@@ -24,7 +26,6 @@ MAX_POLL_S = 60.0
 DISK_CHECK_S = 1.0
 """A waiting request also looks at the disk this often, so that a lost notification costs a second and not a poll."""
 
-IMMUTABLE = "public, max-age=31536000, immutable"
 REVALIDATE = "no-cache"
 
 Version = Annotated[int, PathParameter(ge=0, le=MAX_VERSION, description="weight version")]
@@ -37,27 +38,39 @@ class WeightFileResponse(FileResponse):
     chunk_size = 1 << 20
 
 
-def weights_router(store: WeightReader, notifier: ChangeNotifier) -> APIRouter:
-    """The /v1/weights routes over one run's versions."""
+def weights_router(memory: WeightMemory, store: WeightReader, notifier: ChangeNotifier) -> APIRouter:
+    """The /v1/weights routes over one run's versions, which are in `store`."""
     router = APIRouter(prefix="/v1/weights", tags=["weights"])
 
     @router.get(
         "/latest",
         response_model=WeightManifest,
-        responses={204: {"description": "Still the same at timeout_s"}, **may_answer(409, 422)},
+        responses={
+            200: {
+                "content": {MEDIA_TYPE: {}},
+                "description": "The manifest, or with it the small file too",
+            },
+            204: {"description": "Still the same at timeout_s"},
+            **may_answer(409, 422),
+        },
     )
     async def latest(
         after: Annotated[int | None, Query(ge=0, le=MAX_VERSION, description="version the caller holds")] = None,
         digest: Annotated[Digest | None, Query(description="its digest; unset: any content counts as held")] = None,
         timeout_s: Annotated[float, Query(ge=0, le=MAX_POLL_S, allow_inf_nan=False)] = 30.0,
+        accept: Annotated[str, Header(description=f"{MEDIA_TYPE}: may come with the file")] = "*/*",
     ) -> Response:
-        """The newest version's manifest; waits while the caller holds exactly that version."""
+        """The newest version's manifest; waits while the caller holds exactly that version.
+
+        A caller that accepts it, and holds the version before, also gets the delta in the same answer if that is small.
+        """
         give_up_at = time.monotonic() + timeout_s
         while True:
             change = notifier.next_change()
-            manifest = await asyncio.to_thread(store.latest)
-            if manifest is not None and not _holds(manifest, after, digest):
-                return _manifest_response(manifest)
+            held = await memory.newest()
+            if held is not None and not _is_held(held.manifest, after, digest):
+                bundled = await memory.bundled(held, after, digest) if MEDIA_TYPE in accept else None
+                return _answer(held, bundled)
             remaining_s = give_up_at - time.monotonic()
             if remaining_s <= 0 or notifier.closed:
                 return Response(status_code=204)
@@ -70,10 +83,10 @@ def weights_router(store: WeightReader, notifier: ChangeNotifier) -> APIRouter:
     )
     async def manifest(version: Version, if_none_match: IfNoneMatch = None) -> Response:
         """A version's manifest."""
-        found = await asyncio.to_thread(store.manifest, version)
-        if if_none_match == _etag(found.digest):
+        held = await memory.version(version)
+        if if_none_match == _etag(held.manifest.digest):
             return Response(status_code=304, headers={"ETag": if_none_match})
-        return _manifest_response(found)
+        return _answer(held)
 
     @router.get(
         "/{version}/files/{name:path}",
@@ -96,12 +109,13 @@ def weights_router(store: WeightReader, notifier: ChangeNotifier) -> APIRouter:
         headers = {"ETag": _etag(entry.digest), "Cache-Control": IMMUTABLE if digest else REVALIDATE}
         if if_none_match == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        return WeightFileResponse(path, headers=headers, media_type="application/octet-stream", stat_result=status)
+        await memory.content(await memory.version(version), entry)  # for those who ask next
+        return WeightFileResponse(path, headers=headers, media_type=FILE_TYPE, stat_result=status)
 
     return router
 
 
-def _holds(manifest: WeightManifest, after: int | None, digest: str | None) -> bool:
+def _is_held(manifest: WeightManifest, after: int | None, digest: str | None) -> bool:
     return manifest.weight_version == after and digest in (None, manifest.digest)
 
 
@@ -123,7 +137,9 @@ def _etag(digest: str) -> str:
     return f'"{digest}"'
 
 
-def _manifest_response(manifest: WeightManifest) -> Response:
-    """Serialised once, here: the framework would validate a large manifest again on its way out."""
-    headers = {"ETag": _etag(manifest.digest), "Cache-Control": REVALIDATE}
-    return Response(manifest.model_dump_json(), headers=headers, media_type="application/json")
+def _answer(held: Held, bundled: bytes | None = None) -> Response:
+    """Serialised once for all: the framework would validate a large manifest again on its way out."""
+    headers = {"ETag": _etag(held.manifest.digest), "Cache-Control": REVALIDATE, "Vary": "Accept"}
+    if bundled is not None:
+        return Response(bundled, headers=headers, media_type=MEDIA_TYPE)
+    return Response(held.body, headers=headers, media_type="application/json")

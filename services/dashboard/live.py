@@ -70,6 +70,8 @@ class Live:
                 yield f"data: {text}\n\n"
                 sent = text
             await self._notifier.wait(self._notifier.next_change(), EVERY_S)
+        self._made_at = None
+        yield f"data: {(await self.look())[1]}\n\n"  # how the run ended, as far as Redis still says so
 
     async def look(self) -> tuple[Frame, str]:
         """The present frame and its JSON, no older than a second."""

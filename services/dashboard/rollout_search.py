@@ -32,6 +32,7 @@ class RolloutRecord(BaseModel):
     """weight_version, first token, one past the last."""
     staleness: int
     nll: float | None = None
+    reward: float | None = None
     """Mean per response token when it was trained; None when it was not finite."""
     generator_id: str
 

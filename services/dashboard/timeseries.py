@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+
+from services.contracts import EvaluationMetrics
 
 DIGITS = 6
 """Significant digits that are sent: more than a screen has pixels."""
@@ -39,6 +41,8 @@ class Window(BaseModel):
     """Lines in the whole file."""
     per_bucket: int
     columns: dict[str, Band]
+    newest: dict[str, float]
+    """The last number of each column, exactly."""
 
 
 class TimeSeries:
@@ -81,7 +85,10 @@ class TimeSeries:
         bands = {
             name: _band(values, per_bucket, KEY_DIGITS if name == key else DIGITS) for name, values in columns.items()
         }
-        return Window(generation=generation, lines=lines, per_bucket=per_bucket, columns=bands)
+        newest = {
+            name: float(known[-1]) for name, values in columns.items() if (known := values[~np.isnan(values)]).size
+        }
+        return Window(generation=generation, lines=lines, per_bucket=per_bucket, columns=bands, newest=newest)
 
     def _take_in(self) -> None:
         try:
@@ -110,13 +117,29 @@ class TimeSeries:
             return  # cut short by a crash
         if not isinstance(values, dict):
             return
-        for name, value in values.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and name not in self._columns:
+        numbers = _numbers_of(values)
+        for name in numbers:
+            if name not in self._columns:
                 self._columns[name] = array("d", [math.nan] * self.lines)
         for name, column in self._columns.items():
-            value = values.get(name)
-            column.append(float(value) if isinstance(value, int | float) else math.nan)
+            column.append(numbers.get(name, math.nan))
         self.lines += 1
+
+
+def _numbers_of(line: dict[str, Any]) -> dict[str, float]:
+    """The numbers of one line; those of evaluations are named "pass@K BENCHMARK, TEMPERATURE"."""
+    found = {
+        name: float(value)
+        for name, value in line.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    try:
+        for measured in map(EvaluationMetrics.model_validate, line.get("evaluations", ())):
+            for benchmark, by_k in measured.pass_at_k.items():
+                found |= {f"pass@{k} {benchmark}, {measured.temperature:g}": share for k, share in by_k.items()}
+    except (ValidationError, TypeError):
+        pass  # of another release
+    return found
 
 
 def _band(values: NDArray[np.float64], per_bucket: int, digits: int) -> Band:

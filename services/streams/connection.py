@@ -269,6 +269,23 @@ async def connect_async(url: str, *, deadline_s: float = 10) -> redis.asyncio.Re
     return redis.asyncio.Redis.from_pool(pool)
 
 
+async def why_no_writes(client: redis.asyncio.Redis) -> str:
+    """Why the server, which answers, takes no writes now, with the remedy; empty when it does, or does not say."""
+    untyped: Any = client
+    try:
+        info = await untyped.info()
+    except ResponseError:  # a user who may not ask
+        return ""
+    limit = int(info.get("maxmemory", 0))
+    found = (
+        ("LOADING", bool(info.get("loading"))),
+        ("READONLY", info.get("role") == "slave"),
+        ("OOM", 0 < limit <= int(info.get("used_memory", 0))),
+        ("MISCONF", info.get("aof_last_write_status", "ok") != "ok"),
+    )
+    return next((f"Redis takes no writes ({code}): {NOT_NOW[code]}" for code, is_so in found if is_so), "")
+
+
 def is_cancelled() -> bool:
     """Whether the current task is to end, for loops that are ended by cancelling.
 

@@ -1,13 +1,15 @@
 """Encoding of tasks and rollouts as stream entries.
 
 An entry is {b"meta": JSON without the token ids, b"prompt": int32 LE, b"response": int32 LE (rollouts only)}, so token
-ids, nearly all of the bytes, are never printed as decimal text. Decoding trusts no byte: anything malformed raises
-ContractError before memory is spent on it.
+ids, nearly all of the bytes, are never printed as decimal text. The JSON ends with a checksum of the whole entry: Redis
+keeps entries in a file without one. Decoding trusts no byte: anything malformed raises ContractError before memory is
+spent on it.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -24,29 +26,33 @@ Fields = Mapping[bytes, bytes]
 
 MAX_META_BYTES = 1 << 20
 META, PROMPT, RESPONSE = b"meta", b"prompt", b"response"
+CHECKSUM = "checksum"
+SEAL = b',"%b":' % CHECKSUM.encode()
 
 C = TypeVar("C", bound=Contract)
 
 
 def encode_task(task: Task) -> dict[bytes, bytes]:
     """Fields of a task: meta and prompt."""
-    return {META: _meta(task, {"prompt_tokens"}), PROMPT: _raw(task.prompt_tokens)}
+    return _sealed({META: _meta(task, {"prompt_tokens"}), PROMPT: _raw(task.prompt_tokens)})
 
 
 def decode_task(fields: Fields) -> Task:
     """Raises ContractError for anything that `encode_task` could not have made."""
     task = _decode(Task, fields, {PROMPT: "prompt_tokens"})
     _check_finite("task", temperature=task.temperature)
+    _check_seal("task", fields)
     return task
 
 
 def encode_rollout(rollout: Rollout) -> dict[bytes, bytes]:
     """Fields of a rollout: meta, prompt and response."""
-    return {
+    fields = {
         META: _meta(rollout, {"prompt_tokens", "response_tokens"}),
         PROMPT: _raw(rollout.prompt_tokens),
         RESPONSE: _raw(rollout.response_tokens),
     }
+    return _sealed(fields)
 
 
 def decode_rollout(fields: Fields) -> Rollout:
@@ -58,6 +64,7 @@ def decode_rollout(fields: Fields) -> Rollout:
         queued_s=rollout.queued_s,
         generate_s=rollout.generate_s,
     )
+    _check_seal("rollout", fields)
     return rollout
 
 
@@ -80,6 +87,22 @@ def _meta(contract: Contract, left_out: set[str]) -> bytes:
     return contract.model_dump_json(exclude=left_out).encode()
 
 
+def _sealed(fields: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """The fields, the JSON with their checksum as its last member."""
+    return fields | {META: b"%b%b%d}" % (fields[META][:-1], SEAL, _checksum(fields[META][:-1], fields))}
+
+
+def _check_seal(name: str, fields: Fields) -> None:
+    body, _, seal = fields[META].rpartition(SEAL)
+    if seal != b"%d}" % _checksum(body, fields):
+        raise ContractError(f"{name} entry is not what was written: its checksum is another")
+
+
+def _checksum(body: bytes, fields: Fields) -> int:
+    """CRC-32 of the JSON without its end and of the arrays: against damage, not against malice."""
+    return zlib.crc32(fields.get(RESPONSE, b""), zlib.crc32(fields[PROMPT], zlib.crc32(body)))
+
+
 def _raw(tokens: NDArray[np.int32]) -> bytes:
     return tokens.astype(TOKEN_DTYPE, copy=False).tobytes()
 
@@ -99,6 +122,9 @@ def _decode(contract: type[C], fields: Fields, arrays: Mapping[bytes, str]) -> C
         raise ContractError(f"{name} meta is not JSON: {error}") from error
     if not isinstance(meta, dict) or set(meta) & set(arrays.values()):
         raise ContractError(f"{name} meta must be an object without token ids, got {type(meta).__name__}")
+    meta.pop(
+        CHECKSUM, None
+    )  # what follows names the fault of an entry that nobody has written so; `_check_seal` the rest
     try:
         return contract.model_validate({**meta, **{arrays[key]: fields[key] for key in arrays}})
     except ValidationError as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from services.contracts import FileEntry, FileKind, TensorEntry, WeightManifest
 from services.errors import DigestError, WeightError
-from services.tensors import RawTensor, Tensors, digest_bytes, read_safetensors
+from services.tensors import RawTensor, Tensors, digest_bytes, on_all_cores, read_safetensors
 from services.weights import adapters, delta
 
 
@@ -50,8 +50,11 @@ def patch(tensors: dict[str, RawTensor], patches: Iterable[delta.Patch], owned: 
     return applied
 
 
-def verify_tensors(tensors: Tensors, entries: Sequence[TensorEntry]) -> None:
-    """WeightError unless names, types and shapes are those of the entries; DigestError unless the bytes are, too."""
+def verify_tensors(tensors: Tensors, entries: Sequence[TensorEntry], known: Collection[str] = ()) -> None:
+    """WeightError unless names, types and shapes are those of the entries; DigestError unless the bytes are, too.
+
+    `known`: names of tensors whose bytes have been verified already and have not changed since.
+    """
     expected = {entry.name: entry for entry in entries}
     if tensors.keys() != expected.keys():
         strangers = sorted(tensors.keys() ^ expected.keys())
@@ -62,5 +65,7 @@ def verify_tensors(tensors: Tensors, entries: Sequence[TensorEntry]) -> None:
             raise WeightError(
                 f"tensor {name!r} is {tensor.dtype} {tensor.shape}, the manifest says {entry.dtype} {entry.shape}"
             )
-        if digest_bytes(tensor.data) != entry.digest:
+    names = [name for name in expected if name not in known]
+    for name, digest in zip(names, on_all_cores(digest_bytes, [tensors[name].data for name in names]), strict=True):
+        if digest != expected[name].digest:
             raise DigestError(f"tensor {name!r} does not have the digest of the manifest")

@@ -21,6 +21,7 @@ from services import durable
 from services.contracts import FileEntry, FileKind, WeightManifest
 from services.errors import VersionNotFoundError, WeightError
 from services.tensors import RawTensor, Tensors, read_safetensors, write_safetensors
+from services.time_accounting import StateClock
 from services.weights.chain import apply_change, change_of, verify_tensors
 from services.weights.client import WeightClient
 from services.weights.delta import Patch
@@ -43,6 +44,8 @@ class WeightUpdate:
     fetched_bytes: int
     tensors: Mapping[str, RawTensor]
     """The whole version. Valid until the mirror's next `advance`, which changes these bytes in place."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Spent on fetch, decode and digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +111,19 @@ class WeightMirror:
         route = await self._choose(manifest, self._copy)
         if route.snapshot is None:
             try:
-                patches = await self._travel(route, manifest)
-                return WeightUpdate(manifest, patches, changed, route.size_bytes, self.tensors)
+                patches, seconds = await self._travel(route, manifest)
+                return WeightUpdate(manifest, patches, changed, route.size_bytes, self.tensors, seconds)
             except WeightError as error:
                 log.warning("weight_changes_refused", weight_version=manifest.weight_version, reason=error.message)
                 route = await self._choose(manifest, None)
-        await self._travel(route, manifest)
-        return WeightUpdate(manifest, None, changed, route.size_bytes, self.tensors)
+        _, seconds = await self._travel(route, manifest)
+        return WeightUpdate(manifest, None, changed, route.size_bytes, self.tensors, seconds)
 
     async def renew(self, manifest: WeightManifest) -> WeightUpdate:
         """Become `manifest`'s version from a snapshot, and replace every tensor, whatever is held and served."""
         route = await self._choose(manifest, None)
-        await self._travel(route, manifest)
-        return WeightUpdate(manifest, None, _differing(None, manifest), route.size_bytes, self.tensors)
+        _, seconds = await self._travel(route, manifest)
+        return WeightUpdate(manifest, None, _differing(None, manifest), route.size_bytes, self.tensors, seconds)
 
     async def model_folder(self) -> Path:
         """Write the version held, with its config and tokenizer, as a Hugging Face folder and return its path."""
@@ -179,8 +182,12 @@ class WeightMirror:
 
     # Taking the route
 
-    async def _travel(self, route: _Route, target: WeightManifest) -> list[Patch]:
-        """Fetch everything, then build and verify in a thread; the copy held stays until all bytes are here."""
+    async def _travel(self, route: _Route, target: WeightManifest) -> tuple[list[Patch], dict[str, float]]:
+        """Fetch everything, then build and verify in a thread; the copy held stays until all bytes are here.
+
+        Returns the patches, and the seconds for each kind of work.
+        """
+        clock = StateClock("fetch")
         fetched = self._folder / "fetched"
         snapshot = None
         if route.snapshot is not None:
@@ -189,10 +196,10 @@ class WeightMirror:
         # from here the held bytes change in place: unless the build succeeds, nothing is held
         held, self._copy = self._copy, None
         try:
-            self._copy, patches = await asyncio.to_thread(_build, target, snapshot or held, changes)
+            self._copy, patches = await asyncio.to_thread(_build, target, snapshot or held, changes, clock)
         finally:
             await asyncio.to_thread(_empty, fetched)
-        return patches
+        return patches, clock.seconds()
 
     async def _fetch(self, manifest: WeightManifest, entry: FileEntry, folder: Path) -> Path:
         path = folder / entry.digest
@@ -229,12 +236,16 @@ class WeightMirror:
 
 
 def _build(
-    target: WeightManifest, start: Path | _Copy | None, changes: Sequence[tuple[WeightManifest, Path]]
+    target: WeightManifest,
+    start: Path | _Copy | None,
+    changes: Sequence[tuple[WeightManifest, Path]],
+    clock: StateClock,
 ) -> tuple[_Copy, list[Patch]]:
     """`target` from a snapshot's file or a copy, which is used up, and the files of changes in order."""
     if start is None:
         raise WeightError(f"nothing is held to build weight version {target.weight_version} from")
     copy = _Copy(target, read_safetensors(start)) if isinstance(start, Path) else replace(start, manifest=target)
+    clock.enter("decode")
     patches = []
     for step, path in changes:
         kind = change_of(step).kind
@@ -242,7 +253,9 @@ def _build(
             copy.base = _Base(str(step.parent_digest), dict(copy.tensors))
             copy.owned = set()  # what the base holds too is replaced, and patched no more
         patches += apply_change(kind, path, copy.tensors, copy.owned, copy.base.tensors if copy.base else None)
-    verify_tensors(copy.tensors, target.tensors)
+    clock.enter("digest")
+    touched = {each.name for each in patches} | _differing(None if isinstance(start, Path) else start.manifest, target)
+    verify_tensors(copy.tensors, target.tensors, known=copy.tensors.keys() - touched)
     return copy, patches
 
 

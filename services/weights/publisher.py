@@ -5,6 +5,7 @@ The layout of the folder is in `services.weights.reader`.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -29,6 +30,9 @@ from services.tensors import (
     write_safetensors,
 )
 from services.weights import adapters, delta
+from services.weights.delta import plain
+from services.weights.delta.plain import Flips
+from services.weights.encoding import OWN_PROCESS_BYTES, EncoderProcess, Job, VersionEncoder, prefers_small
 from services.weights.reader import (
     ADAPTERS_NAME,
     DELTA_NAME,
@@ -95,6 +99,11 @@ class WeightPublisher(WeightReader):
         self._keep_versions = keep_versions
         self._anchor_every = anchor_every
         self._last: tuple[WeightManifest, Tensors] | None = None
+        self._encoder: VersionEncoder | EncoderProcess | None = None
+        self._newest: WeightManifest | None = None
+        """The version published last, which the encoder holds or can read from its files."""
+        self.seconds: Mapping[str, float] = {}
+        """What the encoder spent on the newest version, by kind of work."""
         self._preferred: FileKind | None = None
         self._cleared = False
 
@@ -121,17 +130,91 @@ class WeightPublisher(WeightReader):
         existing = self.find(version)
         if existing is not None and existing.digest == version_digest(entries):
             self._last = (existing, tensors)
+            self._start_encoder(existing, tensors)
             return existing
         change = self._change(version, entries, tensors, packed) if version else None
-        self.retract_after(version)
-        if existing is not None:
-            self.retracted.add(existing.digest)
+        self._retract_from(version, existing)
         with self._fence.guard_after(durable.new_folder(self.folder_of(version))) as folder:
             self._write_files(folder, version, tensors, change, model_files or {})
             manifest = self._write_manifest(folder, version, entries, change.parent if change else None, canaries)
         self._last = (manifest, tensors)
+        self._start_encoder(manifest, tensors)
         self.retire()
         return manifest
+
+    def publish_changes(
+        self,
+        version: int,
+        flips: Sequence[Flips],
+        canaries: Sequence[Canary] = (),
+        *,
+        line_bytes_per_s: float | None = None,
+    ) -> WeightManifest:
+        """Make a version visible that flips bits of the one before, which this object must have published last.
+
+        `line_bytes_per_s`: the slowest generator's, as measured; it decides between small and plain coding.
+        Calling it again with the same flips is safe, as `publish` is.
+        """
+        parent, stored = self._newest, self.find(version - 1)
+        if self._encoder is None or parent is None or parent.weight_version != version - 1:
+            raise WeightError(f"version {version} does not follow what was published last", hint="publish it whole")
+        if stored is not None and stored.digest != parent.digest:
+            raise WeightError(
+                f"version {version} was compared with {parent.digest}, version {version - 1} is {stored.digest}",
+                hint="something else writes into this folder: two learners of one run?",
+            )
+        self._last = None
+        coded = plain.encode(plain.layout_of({entry.name: entry for entry in parent.tensors}), flips)
+        small = prefers_small(len(coded), parent.full_bytes, line_bytes_per_s)
+        with self._staged() as staged:
+            durable.write_file(staged / DELTA_NAME, coded)
+            anchored = version % self._anchor_every == 0 or stored is None
+            made = self._encoder.make(Job(parent, staged, small=small, snapshot=anchored))
+            if stored is None:  # it was damaged: nobody could apply a delta to it
+                (staged / DELTA_NAME).unlink(missing_ok=True)
+            existing = self.find(version)
+            if existing is None or existing.digest != version_digest(made.entries):
+                self._retract_from(version, existing)
+                with self._fence.guard_after(durable.new_folder(self.folder_of(version))) as folder:
+                    for path in staged.iterdir():
+                        path.replace(folder / path.name)
+                    changes = (folder / DELTA_NAME).exists()
+                    existing = self._write_manifest(
+                        folder, version, made.entries, parent if changes else None, canaries
+                    )
+        self._newest = existing
+        self.seconds = made.seconds
+        self.retire()
+        return existing
+
+    def close(self) -> None:
+        """End the encoder's process, where it has one."""
+        if self._encoder is not None:
+            self._encoder.close()
+
+    def _retract_from(self, version: int, existing: WeightManifest | None) -> None:
+        """Make room for another version of this number."""
+        self.retract_after(version)
+        if existing is not None:
+            self.retracted.add(existing.digest)
+
+    @contextlib.contextmanager
+    def _staged(self) -> Iterator[Path]:
+        """A temporary folder in the store's, for files that may become a version."""
+        folder = Path(tempfile.mkdtemp(prefix=durable.TEMPORARY_PREFIX, dir=self.folder))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _start_encoder(self, manifest: WeightManifest, tensors: Tensors) -> None:
+        """Whatever follows may be published by its changes."""
+        self._newest = manifest
+        if manifest.full_bytes >= OWN_PROCESS_BYTES:
+            self._encoder = self._encoder or EncoderProcess(self.folder, self.run_id)
+        else:
+            self._encoder = VersionEncoder(self.folder, self.run_id)
+            self._encoder.hold(manifest, tensors)
 
     def restore(
         self,
@@ -154,8 +237,12 @@ class WeightPublisher(WeightReader):
         shutil.rmtree(outgoing)
 
     def held(self) -> tuple[WeightManifest, Tensors] | None:
-        """The version published last, if its tensors are in memory."""
-        return self._last
+        """The version published last, if its tensors are in memory, here or in the encoder's process."""
+        if self._last is not None or self._newest is None or self._encoder is None:
+            return self._last
+        with self._staged() as staged:
+            path = staged / SNAPSHOT_NAME
+            return (self._newest, read_safetensors(path)) if self._encoder.save(self._newest.digest, path) else None
 
     def _write_manifest(
         self,

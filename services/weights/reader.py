@@ -56,7 +56,7 @@ class WeightReader:
 
     def manifest(self, version: int) -> WeightManifest:
         """VersionNotFoundError when the version is absent, WeightError when it is not of this run."""
-        path = self.folder_of(version) / MANIFEST_NAME
+        path = self.manifest_path(version)
         try:
             status = path.stat()
             manifest = _read_manifest(path, status.st_ino, status.st_mtime_ns)
@@ -113,6 +113,10 @@ class WeightReader:
             apply_change(change.kind, self.folder_of(step.weight_version) / change.name, tensors, owned)
         verify_tensors(tensors, target.tensors)
         return tensors
+
+    def manifest_path(self, version: int) -> Path:
+        """Where the version's manifest is, if it exists."""
+        return self.folder_of(version) / MANIFEST_NAME
 
     def folder_of(self, version: int) -> Path:
         """Folder of a version, whether it exists or not."""

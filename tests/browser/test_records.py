@@ -42,6 +42,12 @@ def test_a_long_history_is_joined_into_points_and_zooms_to_rounds(recorded: Sept
     seen = visit(f"{recorded.url}/")
     expect(seen.page.locator("#shown")).to_contain_text("4 to a point")
     expect(seen.page.locator('[data-chart="Loss"] path.band')).to_have_count(1)
+    expect(seen.page.locator("#shown")).to_contain_text("Rounds 0 to 1,499")
+    first = seen.page.locator("figure.chart").first
+    expect(first).to_have_attribute("data-chart", "Quality: pass@1")
+    expect(first.locator("circle")).to_have_count(3 * 15)
+    expect(first.locator(".legend")).to_contain_text("mean (tau 1)")
+    seen.shot("desktop-quality")
     seen.page.get_by_role("button", name="Last 50", exact=True).click()
     expect(seen.page.locator("#shown")).to_contain_text("Rounds 1,450 to 1,499.")
     expect(seen.page.locator("#state")).to_have_text("starting")

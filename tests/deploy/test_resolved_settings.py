@@ -75,7 +75,7 @@ def test_before_the_first_round_any_setting_may_be_corrected(tmp_path: Path) -> 
 
 
 def test_a_changed_setting_says_when_it_takes_effect() -> None:
-    assert takes_effect("sampling.tau_start") == "with the first round whose tasks are not issued yet"
+    assert takes_effect("sampling.tau_start") == ("with the next round; what was sampled of it before is sampled again")
     assert takes_effect("weight_sync.canary_prompts") == "with the next version"
     assert takes_effect("training.learning_rate") == "with the next round"
     assert takes_effect("generator.count") == "now"

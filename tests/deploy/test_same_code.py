@@ -43,9 +43,16 @@ def test_a_part_ignores_another_checkout(others_code: Path) -> None:
     assert "sept " in output_of(*sept_command("version"), cwd=others_code, env=env)
 
 
-def test_what_a_person_starts_takes_its_modules_from_its_own_folder(others_code: Path) -> None:
-    """Python itself puts the working directory first here, and PYTHONPATH before everything that is installed."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(others_code), str(ROOT)))}
+@pytest.mark.parametrize("entries", [("{others}", "{root}"), ("{root}", ""), ("", "{root}"), (".", "{root}", "")])
+def test_what_a_person_starts_takes_its_modules_from_its_own_folder(
+    entries: tuple[str, ...], others_code: Path
+) -> None:
+    """Python itself puts the working directory first here, and PYTHONPATH before everything that is installed.
+
+    An empty entry is the working directory, too.
+    """
+    found = os.pathsep.join(entry.format(others=others_code, root=ROOT) for entry in entries)
+    env = {**os.environ, "PYTHONPATH": found}
     services, deploy, redis = output_of(sys.executable, "-c", WHERE, cwd=others_code, env=env).split()
     assert Path(services) == ROOT / "services/__init__.py"
     assert Path(deploy) == ROOT / "deploy/__init__.py"

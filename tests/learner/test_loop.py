@@ -579,16 +579,16 @@ def test_a_learner_that_was_replaced_writes_nothing_more(folder: RunFolder, redi
 
     def state() -> dict[str, object]:
         files = {str(path): path.stat().st_mtime_ns for path in folder.path.rglob("*") if path.is_file()}
-        return {**files, **{str(key): learner.client.dump(key) for key in learner.client.scan_iter()}}
+        return {**files, **{str(key): client.dump(key) for key in client.scan_iter()}}
 
     with connect(redis_url) as client:
         own = take_over(client, Keys(folder.run_id), folder.learner_epoch)
-    with life(folder, redis_url, fence=own) as learner:
-        learner.loop.trainer.train_round = replaced_in(learner, folder)  # type: ignore[method-assign]
-        with pytest.raises(FencedError, match="another learner has taken over"):
-            learner.go()
-        before = state()
-    assert state() == before
+        with life(folder, redis_url, fence=own) as learner:
+            learner.loop.trainer.train_round = replaced_in(learner, folder)  # type: ignore[assignment,method-assign]
+            with pytest.raises(FencedError, match="another learner has taken over"):
+                learner.go()
+            before = state()
+        assert state() == before
     assert folder.checkpointed() == []
     assert WeightReader(folder.weights, folder.run_id).versions() == [0]
     assert list(folder.rounds()) == []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -110,3 +112,49 @@ def greedy_gaps(folder: Path, tensors: Mapping[str, RawTensor], prompt: list[int
     best_T, _ = logits_TV.max(dim=-1)
     gaps: list[float] = (best_T - logits_TV[torch.arange(len(response)), torch.tensor(response)]).tolist()
     return gaps
+
+
+def torch_tensors(tensors: Mapping[str, RawTensor]) -> dict[str, Any]:
+    """The BF16 tensors as torch's."""
+    import torch
+
+    return {
+        name: torch.frombuffer(bytearray(tensor.data.tobytes()), dtype=torch.bfloat16).view(tensor.shape)
+        for name, tensor in tensors.items()
+    }
+
+
+@contextlib.contextmanager
+def vllm_ranks(folder: Path, size: int) -> Iterator[Callable[[int], Any]]:
+    """Within the block a call with a rank builds vLLM's model of the folder, without values, as that rank of `size`
+    tensor-parallel ones has it. Layers keep their weights as loaded, as on a GPU.
+    """
+    import torch
+    import vllm.distributed.parallel_state as state
+    from vllm.config import set_current_vllm_config
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    arguments = EngineArgs(
+        model=str(folder), skip_tokenizer_init=True, dtype="bfloat16", max_model_len=64, enforce_eager=True
+    )
+    config = arguments.create_engine_config()
+    place: dict[str, Any] = {"distributed_init_method": f"file://{folder}/ranks-{size}", "backend": "gloo"}
+    with set_current_vllm_config(config):
+        state.init_distributed_environment(world_size=1, rank=0, local_rank=0, **place)
+        state.initialize_model_parallel(1)
+    group: Any = state._TP
+
+    def build(rank: int) -> Any:
+        group.world_size, group.rank_in_group = size, rank
+        config.compilation_config.static_forward_context.clear()
+        with set_current_vllm_config(config), set_default_torch_dtype(torch.bfloat16):
+            return initialize_model(vllm_config=config)
+
+    try:
+        yield build
+    finally:
+        group.world_size, group.rank_in_group = 1, 0
+        state.destroy_model_parallel()
+        state.destroy_distributed_environment()

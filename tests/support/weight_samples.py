@@ -9,6 +9,8 @@ import numpy as np
 
 from services.tensors import ITEM_BYTES, RawTensor, Tensors
 from services.weights.adapters import Adapter, merge, pack
+from services.weights.delta.plain import Flips
+from services.weights.delta.sections import bits_of
 from services.weights.publisher import WeightPublisher
 
 SHAPES: Mapping[str, tuple[str, tuple[int, ...]]] = {
@@ -39,6 +41,16 @@ def next_version(before: Mapping[str, RawTensor], seed: int) -> dict[str, RawTen
         data[rng.integers(0, data.size, 3)] ^= rng.integers(1, 256, 3, dtype=np.uint8)
         after[name] = RawTensor(before[name].dtype, before[name].shape, data)
     return after
+
+
+def flips_between(old: Tensors, new: Tensors) -> list[Flips]:
+    """What makes `new` of `old`, as the learner finds it."""
+    flips = []
+    for name in sorted(old):
+        flipped = bits_of(old[name]) ^ bits_of(new[name])
+        positions = np.flatnonzero(flipped)
+        flips.append(Flips(name, positions, flipped[positions]))
+    return flips
 
 
 def publish_versions(store: WeightPublisher, count: int) -> list[Tensors]:

@@ -55,6 +55,8 @@ class VllmEngine:
         self._scheduler = SchedulerLog()
         self._updating = asyncio.Lock()
         self._published_types: dict[str, str] = {}
+        self._patchable: frozenset[str] = frozenset()
+        """Tensors that updates patch in place."""
         self.requests = Requests(self._core)
         """For code that speaks vLLM's own request types."""
 
@@ -85,6 +87,7 @@ class VllmEngine:
             published_types=self._published_types.values(),
         )
         await self._core.start(arguments, stat_logger(self._scheduler), version)
+        self._patchable = await self._find_patchable()
         self.requests.start(version)
         log.info("vllm_started", seconds=round(time.monotonic() - started, 1), device=self.device)
 
@@ -107,8 +110,7 @@ class VllmEngine:
         assert self._handover is not None
         async with self._updating:
             path = self._handover / "update.safetensors"
-            sparse = not (self._is_quantised() or current_platform.is_cpu())
-            request = await asyncio.to_thread(write_update, update, path, sparse=sparse)
+            request = await asyncio.to_thread(write_update, update, path, patchable=self._patchable)
             started = time.monotonic()
             self.requests.block()
             try:
@@ -149,6 +151,15 @@ class VllmEngine:
         if self._handover is not None:
             shutil.rmtree(self._handover, ignore_errors=True)
         self.requests.accept()  # those that wait fail now, instead of waiting for ever
+
+    async def _find_patchable(self) -> frozenset[str]:
+        """What every worker keeps as loaded. Quantised engines repeat their quantisation by reloading."""
+        if self._is_quantised():
+            return frozenset()
+        found = await self._core.call(self.llm.collective_rpc("patchable_tensors"))
+        names = frozenset.intersection(*map(frozenset, found))
+        log.info("patchable_tensors", patchable=len(names), tensors=len(self._published_types))
+        return names
 
     def _is_quantised(self) -> bool:
         return self.llm.vllm_config.model_config.quantization is not None

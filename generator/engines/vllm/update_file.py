@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest, layerwise_groups
 
 from generator.engines.vllm.handover import INDICES, VALUES
@@ -16,9 +17,6 @@ from services.tensors import RawTensor, write_safetensors
 
 if TYPE_CHECKING:
     from services.weights.mirror import WeightUpdate
-
-PATCHABLE_BITS = {"BF16": (0x7F80, 0x007F), "F16": (0x7C00, 0x03FF), "F32": (0x7F800000, 0x007FFFFF)}
-"""Masks of exponent and fraction of the types that accept sparse patches; vLLM marks unchanged elements by NaN."""
 
 
 def create_handover_folder(cache: Path | None) -> Path:
@@ -31,44 +29,54 @@ def create_handover_folder(cache: Path | None) -> Path:
     return folder
 
 
-def write_update(update: WeightUpdate, path: Path, *, sparse: bool) -> WeightTransferUpdateRequest:
-    """Write the update as patches where `sparse` allows and they can express it, else as whole tensors."""
-    patches = sparse_patches(update) if sparse else None
-    if patches is not None:
-        shapes = {name: list(update.tensors[name].shape) for name in update.changed}
-        write_safetensors(path, patches, lasting=False)
-        return WeightTransferUpdateRequest({"path": str(path), "patched_shapes": shapes})
-    write_safetensors(path, changed_groups(update), lasting=False)
-    return WeightTransferUpdateRequest({"path": str(path)})
-
-
-def sparse_patches(update: WeightUpdate) -> dict[str, RawTensor] | None:
-    """Positions and new values of what changed, as tensors; None where whole tensors are needed: after a snapshot, for
-    types that accept no patches, and for new NaNs.
+def write_update(update: WeightUpdate, path: Path, *, patchable: Collection[str]) -> WeightTransferUpdateRequest:
+    """Write the update: `patchable` tensors as patches, or whole where that is smaller; for the others, all tensors of
+    their decoder layer, which reloads as a whole.
     """
+    patches: dict[str, RawTensor] = {}
+    whole: dict[str, RawTensor] = {}
+    shapes: dict[str, list[int]] = {}
+    replaced: list[str] = []
+    positions = changed_positions(update)
+    for group in layerwise_groups(list(update.tensors)):
+        changed = [name for name in group if name in update.changed]
+        if not changed:
+            continue
+        if positions is None or not set(changed) <= set(patchable):
+            whole |= {name: update.tensors[name] for name in group}
+            continue
+        for name in changed:
+            patch = _patch_of(name, update.tensors[name], positions[name])
+            if patch is None:
+                whole[name] = update.tensors[name]
+                replaced.append(name)
+            else:
+                patches |= patch
+                shapes[name] = list(update.tensors[name].shape)
+    write_safetensors(path, patches | whole, lasting=False)
+    return WeightTransferUpdateRequest({"path": str(path), "patched_shapes": shapes, "replaced": replaced})
+
+
+def changed_positions(update: WeightUpdate) -> dict[str, NDArray[np.int64]] | None:
+    """Flat positions of what changed, ascending, by tensor; None after a snapshot."""
     if update.patches is None:
         return None
-    indices: dict[str, list[np.ndarray[Any, np.dtype[np.int64]]]] = {}
+    parts: dict[str, list[NDArray[np.int64]]] = {}
     for patch in update.patches:
-        indices.setdefault(patch.name, []).append(patch.indices)
-    tensors = {}
-    for name, parts in indices.items():
-        tensor = update.tensors[name]
-        if tensor.dtype not in PATCHABLE_BITS:
-            return None
-        # a chain of deltas may touch an element twice; the newest value is in the mirror
-        positions = parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts))
-        values = tensor.data.view(f"<u{tensor.item_bytes}")[positions]
-        exponent, fraction = PATCHABLE_BITS[tensor.dtype]
-        if bool(((values & exponent == exponent) & (values & fraction != 0)).any()):
-            return None
-        tensors[INDICES + name] = RawTensor("I64", positions.shape, positions.astype("<i8").view(np.uint8))
-        tensors[VALUES + name] = RawTensor(tensor.dtype, positions.shape, values.view(np.uint8))
-    return tensors
+        parts.setdefault(patch.name, []).append(patch.indices)
+    # a chain of deltas may touch an element twice
+    return {name: found[0] if len(found) == 1 else np.unique(np.concatenate(found)) for name, found in parts.items()}
 
 
-def changed_groups(update: WeightUpdate) -> Mapping[str, RawTensor]:
-    """Every tensor of the decoder layers that changed: fused layers reload only as a whole."""
-    groups = layerwise_groups(list(update.tensors))
-    touched = [group for group in groups if not update.changed.isdisjoint(group)]
-    return {name: update.tensors[name] for group in touched for name in group}
+def _patch_of(name: str, tensor: RawTensor, positions: NDArray[np.int64]) -> dict[str, RawTensor] | None:
+    """Positions and new values as tensors; None where the tensor itself takes fewer bytes."""
+    elements = tensor.nbytes // tensor.item_bytes
+    narrow = elements <= np.iinfo(np.int32).max
+    if positions.size * ((4 if narrow else 8) + tensor.item_bytes) >= tensor.nbytes:
+        return None
+    values = tensor.data.view(f"<u{tensor.item_bytes}")[positions]
+    places = positions.astype("<i4" if narrow else "<i8")
+    return {
+        INDICES + name: RawTensor("I32" if narrow else "I64", positions.shape, places.view(np.uint8)),
+        VALUES + name: RawTensor(tensor.dtype, positions.shape, values.view(np.uint8)),
+    }

@@ -30,13 +30,11 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
-from vllm.model_executor.model_loader.checkpoint_weight_patch import (
-    CheckpointWeightPatch,
-    load_checkpoint_weight_patches,
-)
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.platforms import current_platform
 
 from generator.engines.vllm.handover import BACKEND, GENERATOR_PID, INDICES, VALUES
+from generator.engines.vllm.patching import PatchPlan, patchable
 from services.tensors import digest_bytes
 
 PACKING_LAYERS = (LinearBase, ParallelLMHead)
@@ -57,14 +55,17 @@ class FileUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
 
     path: str
     patched_shapes: dict[str, list[int]] = field(default_factory=dict)
-    """Checkpoint shapes of the tensors that the file patches; empty: the file holds whole tensors."""
+    """Checkpoint shapes of the tensors that the file patches."""
+    replaced: list[str] = field(default_factory=list)
+    """Names of the whole tensors in the file that are written in place; all other whole tensors are reloaded."""
 
 
 class FileWeightTransfer(WeightTransferEngine[NoInitInfo, FileUpdate]):  # type: ignore[misc]
     """Loads an update from a file through the model's own loader, so that fused and sharded layers come out right.
 
-    Patches go into the parameters in place. Whole tensors go through the layerwise reload, which also repeats what
-    the layer does to its weights after loading (packing on CPU, quantisation) and keeps the tensors' addresses.
+    Patches go into the parameters in place (`patching`), piece by piece. Whole tensors go through the layerwise reload,
+    which also repeats what the layer does to its weights after loading (packing on CPU, quantisation, shuffling) and
+    keeps the tensors' addresses.
     """
 
     init_info_cls = NoInitInfo
@@ -75,6 +76,7 @@ class FileWeightTransfer(WeightTransferEngine[NoInitInfo, FileUpdate]):  # type:
         self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: nn.Module
     ) -> None:
         super().__init__(config, vllm_config, device, model)
+        self._plan = PatchPlan(model)
         if GENERATOR_PID in os.environ:
             _end_after(int(os.environ[GENERATOR_PID]))
         # it warns of every layer that an update does not change
@@ -87,10 +89,20 @@ class FileWeightTransfer(WeightTransferEngine[NoInitInfo, FileUpdate]):  # type:
         """Nothing to do before the file is written."""
 
     def receive_weights(self, update_info: FileUpdate) -> None:
-        if update_info.patched_shapes:
-            self._patch(Path(update_info.path), update_info.patched_shapes)
-        else:
-            self._reload(Path(update_info.path))
+        with safe_open(Path(update_info.path), framework="pt") as file, torch.no_grad():
+            self._write_in_place(file, update_info)
+            written = {prefix + name for name in update_info.patched_shapes for prefix in (INDICES, VALUES)}
+            reloaded = [name for name in file.keys() if name not in written.union(update_info.replaced)]  # noqa: SIM118
+            if reloaded:
+                self._reload(file, reloaded)
+
+    def patchable_tensors(self) -> list[str]:
+        """Names of the tensors that may be patched: the model keeps them as its folder's checkpoint has them."""
+        if current_platform.is_cpu():  # its kernels compute with packed copies
+            return []
+        with safe_open(Path(self.model_config.model) / "model.safetensors", framework="pt") as file:
+            checkpoint = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return sorted(patchable(self.model, self._plan, checkpoint))
 
     def finish_weight_update(self) -> None:
         """Nothing to do: `receive_weights` leaves the model complete."""
@@ -99,19 +111,22 @@ class FileWeightTransfer(WeightTransferEngine[NoInitInfo, FileUpdate]):  # type:
         """Keeps nothing between updates; the worker ends now."""
         gc.freeze()  # else the collector searches a million objects for cycles, three times, which takes seconds
 
-    def _patch(self, path: Path, shapes: dict[str, list[int]]) -> None:
-        with safe_open(path, framework="pt", device=str(self.device)) as file:
-            # the values are whole elements at ascending positions, as the mirror verified: no need to sort them again
-            load_checkpoint_weight_patches(
-                self.model,
-                [_read_patch(file, name, shape) for name, shape in shapes.items()],
-                validate_unique_indices=False,
-            )
+    def _write_in_place(self, file: Any, update_info: FileUpdate) -> None:
+        patched = update_info.patched_shapes
+        patches = {name: (file.get_tensor(INDICES + name), file.get_tensor(VALUES + name)) for name in patched}
+        whole = {name: file.get_tensor(name) for name in update_info.replaced}
+        shapes = {name: (tuple(shape), patches[name][1].dtype) for name, shape in patched.items()}
+        self._plan.locate(shapes | {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in whole.items()})
+        for name, (positions, values) in patches.items():
+            self._plan.patch(name, positions, values)
+        for name, tensor in whole.items():
+            self._plan.replace(name, tensor)
 
-    def _reload(self, path: Path) -> None:
-        with torch.device(self.device), safe_open(path, framework="pt") as file:
+    def _reload(self, file: Any, names: list[str]) -> None:
+        self._plan.forget()
+        with torch.device(self.device):
             initialize_layerwise_reload(self.model)
-            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+            self.model.load_weights((name, file.get_tensor(name)) for name in names)
             finalize_layerwise_reload(self.model, self.model_config)
             _repack_tied_heads(self.model)
 
@@ -151,6 +166,12 @@ class ServedWeights:
     """Methods that vLLM adds to its worker class; `model_runner` is the worker's own."""
 
     model_runner: Any
+    weight_transfer_engine: Any
+
+    def patchable_tensors(self) -> list[str]:
+        """Names of the checkpoint's tensors that updates may patch in place."""
+        names: list[str] = self.weight_transfer_engine.patchable_tensors()
+        return names
 
     def served_digests(self, types: dict[str, str]) -> dict[str, str]:
         """BLAKE3 of each tensor as the model computes with it, cast to its type in the checkpoint (`types`, by name).
@@ -197,11 +218,6 @@ def _effective_weight(layer: Any, weight: nn.Parameter) -> torch.Tensor:
     identity = torch.eye(width, dtype=weight.dtype, device=weight.device)
     output: torch.Tensor = layer.quant_method.apply(layer, identity, None)
     return output.T
-
-
-def _read_patch(file: Any, name: str, shape: list[int]) -> CheckpointWeightPatch:
-    values = file.get_tensor(VALUES + name)
-    return CheckpointWeightPatch(name, tuple(shape), values.dtype, values, file.get_tensor(INDICES + name))
 
 
 def _digest(tensor: torch.Tensor) -> str:

@@ -1,7 +1,9 @@
 // Draws one chart as SVG: lines with the band of least and greatest, stacked shares, or bars. Knows no meaning.
 //
 //   const chart = new Chart(parent, { title, unit, kind: "line" | "stack" | "bars", format, axis, log, series: [{ label, colour }] });
-//   chart.show(xs, [{ mean, low, high }, ...])
+//   chart.show(xs, [{ mean, low, high, newest }, ...])      newest: the exact last value, where xs are joined
+//
+// `sparse`: most xs have no value; a line joins those that have, with a dot at each.
 
 import { element, number } from "./format.js";
 
@@ -31,7 +33,7 @@ export function ticks(low, high, count = 4) {
 const known = (values) => values.filter((value) => value !== null && value !== undefined && Number.isFinite(value));
 
 export class Chart {
-  constructor(parent, spec) {
+  constructor(parent, spec, first = false) {
     this.spec = { kind: "line", format: number, axis: number, ...spec };
     this.xs = [];
     this.data = [];
@@ -44,7 +46,8 @@ export class Chart {
     const caption = element("figcaption", {}, element("h3", {}, spec.title), element("span", { class: "unit" }, spec.unit ?? ""),
       this.readout, element("span", { class: "legend" }, ...legend));
     this.figure = element("figure", { class: "chart", "data-chart": spec.title }, caption, this.svg);
-    parent.append(this.figure);
+    this.figure.toggleAttribute("data-first", first);
+    if (first) parent.insertBefore(this.figure, parent.querySelector(":scope > :not([data-first])")); else parent.append(this.figure);
     all.add(this);
     this.#listen();
     new ResizeObserver(() => this.draw()).observe(this.figure);
@@ -68,8 +71,9 @@ export class Chart {
     this.svg.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
     this.#scale();
     this.layer = shape("g", {});
-    const parts = [...this.#axes()];
-    if (this.xs.length === 0) parts.push(shape("text", { x: this.width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, "nothing yet"));
+    const empty = !known(this.data.flatMap((series) => series.mean)).length;
+    const parts = empty ? [] : [...this.#axes()];
+    if (empty) parts.push(shape("text", { x: this.width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, "nothing yet"));
     else this.data.forEach((series, index) => parts.push(...this.#series(series, index)));
     this.svg.replaceChildren(...parts, this.layer);
     this.point(this.at);
@@ -128,8 +132,8 @@ export class Chart {
     const made = [];
     if (series.low) made.push(shape("path", { class: `band ${colour}`, d: this.#between(series.low, series.high) }));
     made.push(shape("path", { class: `line ${colour}`, d: this.#line(series.mean), fill: "none" }));
-    if (known(series.mean).length === 1) {
-      const at = series.mean.findIndex((value) => value !== null);
+    const places = this.xs.map((_, at) => at).filter((at) => series.mean[at] !== null && series.mean[at] !== undefined);
+    for (const at of this.spec.sparse || places.length === 1 ? places : []) {
       made.push(shape("circle", { class: `dot ${colour}`, r: 3.5, cx: this.x(this.xs[at]), cy: this.y(series.mean[at]) }));
     }
     return made;
@@ -138,7 +142,7 @@ export class Chart {
   #line(values) {
     let pen = "M";
     return values.map((value, at) => {
-      if (value === null || value === undefined) { pen = "M"; return ""; }
+      if (value === null || value === undefined) { if (!this.spec.sparse) pen = "M"; return ""; }
       const step = `${pen}${this.x(this.xs[at]).toFixed(1)},${this.y(value).toFixed(1)}`;
       pen = "L";
       return step;
@@ -158,7 +162,7 @@ export class Chart {
     const place = this.at ?? this.xs.length - 1;
     const series = this.raw ?? [];
     if (place < 0) return;
-    const shown = series.map((one) => one.mean[place]);
+    const shown = series.map((one) => (this.at === null ? one.newest ?? one.mean.findLast((value) => value !== null) : one.mean[place]));
     this.values.forEach((span, index) => { span.textContent = this.spec.kind === "bars" && this.at === null ? "" : this.spec.format(shown[index]); });
     this.readout.textContent = this.at === null ? "" : this.spec.axis(this.xs[place]);
     const told = this.spec.series.map(({ label }, index) => `${label} ${this.spec.format(shown[index])}`).join(", ");

@@ -18,7 +18,7 @@ const VIEWS = {
   messages: records.showMessages,
 };
 
-const pace = { round: null, seconds: 0 };
+let last = { state: "", detail: "" };
 const due = { rounds: 0, queue: 0 };
 let seen = "", view = "overview";
 
@@ -27,16 +27,17 @@ let seen = "", view = "overview";
 function onFrame(frame) {
   if (!frame.status) { tone("bad", "unreachable", frame.error); return; }
   const { status, requests, bottleneck } = frame;
+  last = status;
   const lost = status.learner_lost || status.generators.some((generator) => generator.lost);
   tone(lost && status.state === "running" ? "warn" : TONES[status.state], status.state, status.detail);
-  document.title = `${status.state} · ${status.run_id}`;
+  const progress = status.rounds_total ? `${Math.floor((100 * status.round) / status.rounds_total)} % ` : "";
+  document.title = `${progress}${status.state} · ${status.run_id}`;
   say(byId("run"), status.run_id);
   byId("progress").max = Math.max(1, status.rounds_total);
   byId("progress").value = status.round;
   say(byId("round"), status.rounds_total ? `${number(status.round)} / ${number(status.rounds_total)}` : number(status.round));
   say(byId("version"), status.weight_version === null ? "–" : `${status.weight_version} (${status.weight_digest.slice(0, 6)})`);
-  const left = status.last_round && status.state === "running" ? (status.rounds_total - status.round) * usual(status.last_round) : null;
-  say(byId("left"), left === null ? "–" : `about ${duration(left)}`);
+  say(byId("left"), status.seconds_left === null ? "–" : `about ${duration(status.seconds_left)}`);
   say(byId("queued"), number(status.tasks_queued));
   say(byId("leased"), number(status.tasks_leased));
   say(byId("held"), number(status.rollouts_queued));
@@ -48,10 +49,17 @@ function onFrame(frame) {
   if (view === "overview") refreshCharts(frame);
 }
 
-// Seconds a round usually takes, leaning to the newest ones.
-function usual({ round, round_s }) {
-  if (pace.round !== round) { pace.seconds = pace.round === null ? round_s : 0.9 * pace.seconds + 0.1 * round_s; pace.round = round; }
-  return pace.seconds;
+// What is left when the services no longer answer: how the run ended, or that it is not known.
+const ENDED = {
+  finished: "Write the model with: sept export. Measure it with: sept eval.",
+  failed: "The reason is above and in the run's newest flight record; sept run goes on from the last checkpoint.",
+  stopped: "sept run goes on from the last checkpoint.",
+};
+
+function onLost() {
+  steering.end();
+  if (last.state in ENDED) tone(TONES[last.state], last.state, `${last.detail ? `${last.detail}. ` : ""}${ENDED[last.state]}`);
+  else tone("bad", "disconnected", "The services do not answer; trying again. If the run has ended, sept status says how.");
 }
 
 function tone(kind, state, detail) {
@@ -115,4 +123,4 @@ overview.listen();
 rollouts.listen();
 addEventListener("hashchange", open);
 open();
-follow(onFrame, () => tone("bad", "disconnected", "the services do not answer; trying again"));
+follow(onFrame, onLost);

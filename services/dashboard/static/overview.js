@@ -35,46 +35,68 @@ const QUEUE_CHARTS = [
 ];
 const NO_CHART = new Set(["schema_version", "round", "weight_version", "epoch", "rollouts", "prompt_tokens", "response_tokens", "time", "tasks_reissued"]);
 
+// "pass@8 math500, 0.6": one chart a k, a line a benchmark and temperature; pass@1 is the first chart of all.
+const MEASURED = /^pass@(\d+) (.+)$/;
+
+function quality(window) {
+  const byK = new Map();
+  for (const name of Object.keys(window.columns)) {
+    const [, k, of] = name.match(MEASURED) ?? [];
+    if (k) byK.set(Number(k), [...(byK.get(Number(k)) ?? []), [name, of.replace(/, ([^,]+)$/, " (tau $1)")]]);
+  }
+  const ks = [...byK.keys()].sort((one, other) => one - other);
+  return ks.filter((k, at) => at === 0 || at === ks.length - 1).map((k) => ({
+    title: `Quality: pass@${k}`, unit: "share of problems, by evaluation", format: percent, sparse: true,
+    series: byK.get(k).map(([name, of], at) => [name, of, at % 5]),
+  }));
+}
+
 const drawn = new Map();
 const range = { round: {}, time: {} };
 let last = 0, recorded = 0;
 
 function chart(spec, onZoom) {
-  if (!drawn.has(spec.title)) {
-    const series = spec.series.map(([, label, colour]) => ({ label, colour }));
-    drawn.set(spec.title, new Chart(byId("charts"), { ...spec, series, onZoom }));
-  }
-  return drawn.get(spec.title);
+  const of = spec.series.map(([name]) => name).join();
+  const known = drawn.get(spec.title);
+  if (known?.of === of) return known.chart;
+  known?.chart.remove(); // another benchmark is measured now
+  const series = spec.series.map(([, label, colour]) => ({ label, colour }));
+  const made = new Chart(byId("charts"), { ...spec, series, onZoom }, spec.sparse);
+  drawn.set(spec.title, { of, chart: made });
+  return made;
 }
 
 function column(window, [name, , , over]) {
   const none = { mean: [] };
   const top = window.columns[name] ?? none;
-  if (!over) return top;
+  if (!over) return { ...top, newest: window.newest?.[name] };
   const below = window.columns[over]?.mean ?? [];
   const sum = (values, at) => values.slice(Math.max(0, at + 1 - TOGETHER), at + 1).reduce((whole, value) => whole + (value ?? 0), 0);
   return { mean: top.mean.map((_, at) => (sum(below, at) > 0 ? Math.min(1, sum(top.mean, at) / sum(below, at)) : null)) };
 }
 
 function show(specs, window, key, base, zoom) {
-  const xs = window.columns[key]?.mean ?? [];
+  const { mean = [], low = mean, high = mean } = window.columns[key] ?? {};
+  const xs = mean.map((middle, at) => (at === 0 ? (low ?? mean)[0] : at === mean.length - 1 ? (high ?? mean)[at] : middle)); // exact ends
   for (const spec of specs) chart({ ...base, ...spec }, zoom).show(xs, spec.series.map((one) => column(window, one)));
+  return xs;
 }
 
 // Columns that this page does not know (an evaluation's, a later release's) get a chart of their own.
 function others(window) {
   const known = new Set(ROUND_CHARTS.flatMap(({ series }) => series.flatMap(([name, , , over]) => [name, over])));
-  return Object.keys(window.columns).filter((name) => !known.has(name) && !NO_CHART.has(name))
-    .map((name) => ({ title: words(name), unit: "", series: [[name, "value", 2]] }));
+  return Object.keys(window.columns).filter((name) => !known.has(name) && !NO_CHART.has(name) && !MEASURED.test(name))
+    .map((name) => ({ title: sentence(name), unit: "", series: [[name, words(name), 2]] }));
 }
+
+const sentence = (name) => `${name[0].toUpperCase()}${words(name.slice(1))}`;
 
 export async function refreshRounds() {
   const chosen = last ? { from: Math.max(0, recorded - last) } : range.round;
   const window = await ask("/v1/rounds", chosen);
   recorded = window.lines;
-  show([...ROUND_CHARTS, ...others(window)], window, "round", ROUND, zoomRounds);
-  const shown = window.columns.round?.mean ?? [];
-  const stretch = shown.length ? `Rounds ${number(shown[0])} to ${number(shown.at(-1))}` : "No round is recorded yet";
+  const xs = show([...quality(window), ...ROUND_CHARTS, ...others(window)], window, "round", ROUND, zoomRounds);
+  const stretch = xs.length ? `Rounds ${number(xs[0])} to ${number(xs.at(-1))}` : "No round is recorded yet";
   const joined = window.per_bucket > 1 ? `, ${window.per_bucket} to a point (line: mean, band: least to greatest)` : "";
   say(byId("shown"), `${stretch}${joined}. Drag over a chart to zoom.`);
 }
@@ -105,7 +127,7 @@ function press(chosen) {
 
 const STALENESS_CHART = { title: "Staleness, newest round", unit: "rollouts by versions behind", kind: "bars", series: [["", "rollouts", 0]] };
 
-// All charts are there from the start, in this order, whatever answers first.
+// All charts but those of evaluations are there from the start, in this order, whatever answers first.
 export function listen() {
   for (const spec of ROUND_CHARTS) chart({ ...ROUND, ...spec }, zoomRounds);
   chart(STALENESS_CHART);

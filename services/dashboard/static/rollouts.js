@@ -39,6 +39,7 @@ function card(record, wanted) {
     fact("NLL", number(record.nll)), fact("tokens", number(record.response_tokens)), fact("ended by", record.finish_reason),
     fact("staleness", number(record.staleness)), fact("by", record.generator_id));
   const evaluated = record.correct === undefined || record.correct === null ? [] : [fact("verdict", record.correct ? "correct" : "wrong")];
+  if (record.reward !== undefined && record.reward !== null) evaluated.push(fact("reward", number(record.reward)));
   head.append(...evaluated);
   const children = [head, block("question", record.question, wanted), block("answer", record.answer, wanted), spans(record)];
   if (record.truth) children.push(element("p", { class: "note" }, `reference: ${record.truth}`));

@@ -5,9 +5,13 @@ import { ask, request } from "./transport.js";
 
 const VERSIONS_EVERY_MS = 5000;
 
-let editing = false, versionsAt = 0, versionsOf = "", newest = 0;
+const DOUBTED = 16; // generators that are asked about before they are started
+
+let editing = false, versionsAt = 0, versionsOf = "", newest = 0, chosen = "", paused = false, over = false;
 
 export function show(requests, status) {
+  paused = requests.paused;
+  if (over) again();
   byId("pause").hidden = requests.paused;
   byId("resume").hidden = !requests.paused && !requests.stop_after_round;
   say(byId("resume"), requests.paused ? "Resume" : "Do not stop");
@@ -18,9 +22,9 @@ export function show(requests, status) {
   if (!editing) byId("count").value = target ?? living;
   const notes = [];
   if (requests.stop_after_round) notes.push("The run ends when this round is durable.");
-  if (requests.checkpoint) notes.push("A checkpoint is written when this round is done.");
+  if (requests.checkpoint) notes.push(paused ? "A checkpoint is being written." : "A checkpoint is written when this round is done.");
   if (requests.rollback_to !== null) notes.push(`The run goes back to version ${requests.rollback_to} when this round is done.`);
-  if (target !== null && target !== living) notes.push(`${target} generators are wanted, ${living} are alive.`);
+  if (target !== null && target !== living) notes.push(`${target} generators are wanted, ${living} ${living === 1 ? "is" : "are"} alive.`);
   say(byId("requests"), notes.join(" "));
   newest = status.weight_version;
   const mark = `${newest} ${status.learner?.state}`;
@@ -31,12 +35,25 @@ export function show(requests, status) {
   }
 }
 
-// Keeps the choice while newer versions come; a list that is open is left alone.
+const controls = () => document.querySelectorAll(".steering button, .steering input, .steering select, .bottleneck button");
+
+// The run takes no more requests.
+export function end() {
+  over = true;
+  for (const control of controls()) control.disabled = true;
+}
+
+function again() {
+  over = false;
+  for (const control of controls()) control.disabled = false;
+  showTarget();
+}
+
+// The newest version is chosen until a person chooses another one; a list that is open is left alone.
 async function showVersions() {
   const versions = await ask("/v1/versions");
   const select = byId("target");
   if (document.activeElement === select && select.options.length) return;
-  const chosen = select.value;
   select.replaceChildren(...versions.map(({ weight_version: version, checkpointed }) =>
     element("option", { value: version, "data-checkpoint": checkpointed && "" }, checkpointed ? `${version}, checkpoint` : String(version))));
   if (versions.some((version) => String(version.weight_version) === chosen)) select.value = chosen;
@@ -46,7 +63,8 @@ async function showVersions() {
 function showTarget() {
   const option = byId("target").selectedOptions[0];
   byId("export").disabled = !option;
-  byId("rollback").disabled = !option?.hasAttribute("data-checkpoint");
+  const isEarlier = option && Number(option.value) < newest;
+  byId("rollback").disabled = !(isEarlier && option.hasAttribute("data-checkpoint"));
 }
 
 function toast(text) {
@@ -82,7 +100,9 @@ async function stop() {
 
 async function scale(target) {
   if (!Number.isInteger(target) || target < 0) return;
-  const sure = target > 0 || await confirmed("No generators?", "Nothing is sampled until there is one again; the learner waits.", "Run none");
+  const none = target > 0 || await confirmed("No generators?", "Nothing is sampled until there is one again; the learner waits.", "Run none");
+  const sure = none && (target <= DOUBTED || await confirmed(`${target} generators?`,
+    "Each takes a GPU, or a share of this machine's memory and cores. Too many make the run slower, or end it for want of memory.", `Run ${target}`));
   if (sure) await attempt(() => request("generators", { generators_target: target }), `${target} generators are wanted now.`);
   editing = false;
 }
@@ -101,7 +121,8 @@ function exportVersion(version) {
 export function listen() {
   byId("pause").addEventListener("click", () => attempt(() => request("pause"), "The run pauses after this round."));
   byId("resume").addEventListener("click", () => attempt(() => request("resume"), "The run goes on."));
-  byId("checkpoint").addEventListener("click", () => attempt(() => request("checkpoint"), "A checkpoint is written after this round."));
+  byId("checkpoint").addEventListener("click", () =>
+    attempt(() => request("checkpoint"), paused ? "A checkpoint is written now." : "A checkpoint is written after this round."));
   byId("stop").addEventListener("click", stop);
   const count = byId("count");
   const step = (by) => { editing = true; count.value = Math.max(0, Number(count.value) + by); };
@@ -111,7 +132,7 @@ export function listen() {
   byId("scale").addEventListener("submit", (event) => { event.preventDefault(); scale(count.valueAsNumber); });
   byId("suggest").addEventListener("click", () => scale(Number(byId("suggest").dataset.count)));
   const target = byId("target");
-  target.addEventListener("change", showTarget);
+  target.addEventListener("change", () => { chosen = target.value; showTarget(); });
   byId("export").addEventListener("click", () => exportVersion(Number(target.value)));
   byId("versioned").addEventListener("submit", (event) => { event.preventDefault(); rollBack(Number(target.value)); });
   showTarget();

@@ -75,3 +75,23 @@ def test_a_description_of_an_earlier_release_is_another_evaluation(tmp_path: Pat
     answered(folder, old)
     with pytest.raises(ConfigError, match="stop_token_ids"):
         Generations(folder, asking())
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", '{"model": ', "\0\0"])
+def test_a_description_that_is_damaged_is_no_description(damaged: str, tmp_path: Path) -> None:
+    folder = EvaluationFolder(tmp_path)
+    answered(folder, asking())
+    folder.meta.write_text(damaged)
+    assert not is_described_by(folder, asking())
+    with pytest.raises(ConfigError, match="which cannot be read"):
+        Generations(folder, asking())
+    assert Generations(folder, asking(), replace=True).known == set()
+
+
+@pytest.mark.parametrize("damaged", [b"\xff\xfe", b"[]", b'{"outcome": "?"}', b"{}", b"7"])
+def test_answers_that_are_damaged_are_sampled_again(damaged: bytes, tmp_path: Path) -> None:
+    folder = EvaluationFolder(tmp_path)
+    answered(folder, asking())
+    with folder.generations.open("ab") as file:
+        file.write(damaged + b"\n")
+    assert Generations(folder, asking()).known == {("held", 1.0, 0, 0)}

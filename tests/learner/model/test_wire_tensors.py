@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from learner.model.model_loading import load_model
-from learner.model.wire_tensors import wire_tensors
+from learner.model.wire_tensors import wire_changes, wire_tensors
 from services.tensors import read_safetensors, write_safetensors
 from tests.support import tiny_models
 
@@ -80,3 +80,30 @@ def test_published_weights_load_as_a_model(tmp_path: Path, family: tiny_models.F
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     for name, parameter in model.module.named_parameters():
         assert torch.equal(loaded.get_parameter(name), parameter)
+
+
+def test_changes_are_those_of_the_rounded_bits_since_the_last_publication(tmp_path: Path) -> None:
+    model = tiny_models.load(tmp_path, wire_dtype="bfloat16")
+    weight = model.module.get_parameter("model.layers.0.mlp.up_proj.weight")
+    first = wire_tensors(model)
+    with torch.no_grad():
+        weight[0, 0] *= 1 + 2**-20  # too little for bf16
+        weight[1, 3] *= -1
+        weight[2, 5] = torch.inf
+    for expected in ({"model.layers.0.mlp.up_proj.weight"}, set()):
+        found = [flips for flips in wire_changes(model) if flips.positions.size]
+        assert {flips.name for flips in found} == expected
+        if found:
+            width = weight.shape[1]
+            assert found[0].positions.tolist() == [width + 3, 2 * width + 5]
+            assert found[0].bits[0] == 0x8000, "the sign"
+            bits = first[found[0].name].data.view("<u2").copy()
+            bits[found[0].positions] ^= found[0].bits
+            assert bits.view(np.uint8).tobytes() == rounded_to_bf16(weight.detach().numpy().reshape(-1))
+    assert first.keys() == wire_tensors(model).keys()
+
+
+def test_the_tied_weights_change_once(tmp_path: Path) -> None:
+    model = tiny_models.load(tmp_path, tiny_models.config("qwen2"))
+    names = wire_tensors(model).keys()
+    assert sorted(flips.name for flips in wire_changes(model)) == sorted(names)

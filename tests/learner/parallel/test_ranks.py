@@ -19,7 +19,7 @@ from learner.algorithms.nll import nll
 from learner.config import LoraConfig, TrainingConfig
 from learner.model import packing
 from learner.model.trained_model import TrainedModel
-from learner.model.wire_tensors import wire_tensors
+from learner.model.wire_tensors import wire_changes, wire_tensors
 from learner.parallel.ranks import Ranks, join_ranks
 from learner.rollouts.collector import Interrupted
 from learner.training.batch_sharding import TrainingSample
@@ -28,6 +28,8 @@ from learner.training.trainer import RoundStats, Trainer
 from services.contracts import Rollout
 from services.errors import ConfigError
 from services.tensors import read_safetensors, write_safetensors
+from services.weights.delta import apply, decode
+from services.weights.delta.plain import encode, layout_of
 from tests.support import tiny_models
 from tests.support.ranks_together import made, together
 
@@ -57,6 +59,16 @@ def train(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Chec
     stats = trainer.train_round(round_of(trainer.algorithm))
     write_safetensors(folder / f"weights-{model.ranks.size}.safetensors", wire_tensors(model))
     (folder / f"stats-{model.ranks.size}.json").write_text(json.dumps([before, asdict(stats)]))
+
+
+def publish_changes(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """The weights before and after a round, and between them what all ranks together say has changed."""
+    before = wire_tensors(model)
+    trainer.train_round(round_of(trainer.algorithm))
+    (folder / "delta").write_bytes(encode(layout_of(before), wire_changes(model)))
+    assert not any(flips.positions.size for flips in wire_changes(model)), "nothing has changed since"
+    write_safetensors(folder / "before", before)
+    write_safetensors(folder / "after", wire_tensors(model))
 
 
 def outcome(folder: Path, ranks: int) -> tuple[float, RoundStats, dict[str, np.ndarray[Any, Any]]]:
@@ -98,6 +110,20 @@ def test_ranks_train_what_one_rank_trains(
     assert weights_n.keys() == weights_1.keys() == initial.keys()
     assert max(np.abs(weights_n[name] - weights_1[name]).max() for name in weights_1) < TOLERANCE
     assert any(not np.array_equal(weights_1[name], initial[name].data.view(np.float32)) for name in initial)
+
+
+def test_ranks_publish_only_what_changed_and_it_makes_the_same_bits(tmp_path: Path) -> None:
+    """Three ranks: some tensors do not split evenly, and some ranks have no rows of the smallest."""
+    tiny_models.save(tmp_path / "model", dtype=torch.bfloat16)
+    assert together(publish_changes, tmp_path, config(3, learning_rate=1e-5)) == [0] * 3
+    before, after = (read_safetensors(tmp_path / name) for name in ("before", "after"))
+    patches = list(decode(before, (tmp_path / "delta").read_bytes()))
+    elements = sum(tensor.nbytes // 2 for tensor in before.values())
+    assert 0 < sum(patch.indices.size for patch in patches) < 0.9 * elements
+    copies = {name: tensor.data.copy() for name, tensor in before.items()}
+    for patch in patches:
+        apply(patch, copies[patch.name])
+    assert all(np.array_equal(copies[name], tensor.data) for name, tensor in after.items())
 
 
 def save_then_die(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from pathlib import Path
 
 import httpx
@@ -10,10 +12,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services import durable
-from services.api.status import last_rounds, run_state
+from services.api.status import StatusReader, last_rounds, run_state
 from services.contracts import Heartbeat, Part, RoundMetrics, StatusSnapshot
+from services.net import free_port
+from services.run_folder import RunFolder
+from services.streams.connection import Keys, connect_async
 from services.streams.control import AsyncControl
+from services.streams.embedded import EmbeddedRedis
 from services.streams.heartbeats import AsyncHeartbeats
+from services.weights.reader import WeightReader
 from tests.support.endpoint import Endpoint
 from tests.support.heartbeats import heartbeat
 from tests.support.weight_samples import first_version
@@ -137,3 +144,32 @@ async def test_the_metrics_are_the_status(endpoint: Endpoint, http: httpx.AsyncC
     assert samples[("sept_part_up", "learner", "learner-1")] == 1
     assert samples[("sept_part_share", "generating", "generator", "generator-1")] == 1
     assert samples[("sept_last_round_loss",)] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("refuse", "named"),
+    [
+        (
+            "REPLICAOF 127.0.0.1 1",
+            r"Redis takes no writes \(READONLY\): the server is a read-only replica: let",
+        ),
+        ("CONFIG SET maxmemory 1", r"Redis takes no writes \(OOM\): the server's memory is full: raise its maxmemory"),
+    ],
+)
+async def test_a_redis_that_takes_no_heartbeats_is_named_instead_of_their_senders(
+    refuse: str, named: str, tmp_path: Path
+) -> None:
+    server = EmbeddedRedis(tmp_path / "redis", free_port(), "correct-horse-battery")
+    process = await asyncio.create_subprocess_exec(*server.command(), stdout=asyncio.subprocess.DEVNULL)
+    try:
+        async with await connect_async(server.url) as client:
+            folder = RunFolder(tmp_path / "run").create()
+            keys, store = Keys(folder.run_id), WeightReader(folder.weights, folder.run_id)
+            reader = StatusReader(folder, store, client, keys, lost_after_s=-1)
+            await AsyncHeartbeats(client, keys).send(heartbeat(Part.LEARNER, "learner", "training"))
+            assert "has been silent" in (await reader.read()).detail
+            await client.execute_command(*refuse.split())  # type: ignore[no-untyped-call]
+            assert re.match(named, (await reader.read()).detail)
+    finally:
+        process.kill()
+        await process.wait()

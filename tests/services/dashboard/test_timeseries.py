@@ -11,7 +11,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.contracts import EvaluationMetrics
 from services.dashboard.timeseries import TimeSeries
+from tests.support.recorded_run import metrics
 
 
 def write(path: Path, *lines: dict[str, Any], end: str = "\n") -> None:
@@ -42,6 +44,36 @@ def test_a_field_that_comes_later_is_unknown_before(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, {"round": 0}, {"round": 1, "pass_at_1": 0.5}, {"round": 2, "pass_at_1": math.nan})
     assert TimeSeries(path).window("round").columns["pass_at_1"].mean == [None, 0.5, None]
+
+
+def test_what_evaluations_measured_has_columns_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    measured = EvaluationMetrics(
+        weight_version=2, temperature=0.6, samples=4, pass_at_k={"sums": {1: 0.25, 4: 0.5}, "mean": {1: 0.25}}
+    )
+    path.write_text(
+        "".join(f"{one.as_line()}\n" for one in (metrics(0), metrics(1, evaluations=(measured,)), metrics(2)))
+    )
+    window = TimeSeries(path).window("round")
+    assert window.columns["pass@1 sums, 0.6"].mean == [None, 0.25, None]
+    assert window.columns["pass@4 sums, 0.6"].mean == [None, 0.5, None]
+    assert window.newest["pass@1 mean, 0.6"] == 0.25
+
+
+def test_evaluations_of_another_release_leave_the_line_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, {"round": 0, "evaluations": [{"accuracy": 1}]}, {"round": 1, "evaluations": "none"})
+    assert TimeSeries(path).window("round").columns.keys() == {"round"}
+
+
+def test_the_newest_number_is_exact_where_lines_are_joined(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, *({"round": number, "loss": float(number)} for number in range(10)))
+    window = TimeSeries(path).window("round", buckets=2)
+    assert window.columns["loss"].mean == [2.0, 7.0]
+    assert window.newest == {"round": 9.0, "loss": 9.0}
+    assert window.columns["round"].low is not None
+    assert window.columns["round"].low[0] == 0.0
 
 
 def test_damaged_lines_are_left_out(tmp_path: Path) -> None:

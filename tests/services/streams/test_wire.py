@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -127,6 +128,19 @@ def test_a_rollout_whose_spans_leave_a_gap_is_refused() -> None:
         decode_rollout({**ROLLOUT, b"meta": meta})
 
 
+@pytest.mark.parametrize("entry", [TASK, ROLLOUT])
+def test_an_entry_that_was_damaged_is_refused_wherever_it_was(entry: dict[bytes, bytes]) -> None:
+    """Also where what is left would be another valid one."""
+    decode: Any = decode_task if entry is TASK else decode_rollout
+    decode(entry)
+    for field, content in entry.items():
+        for place in range(len(content)):
+            damaged = bytearray(content)
+            damaged[place] ^= 1
+            with pytest.raises(ContractError):
+                decode({**entry, field: bytes(damaged)})
+
+
 @pytest.mark.parametrize("field", ["temperature", "queued_s", "generate_s"])
 def test_no_number_of_a_rollout_may_be_infinite(field: str) -> None:
     meta = json.loads(ROLLOUT[b"meta"])
@@ -161,10 +175,11 @@ def test_a_refusal_names_the_kind_the_place_and_the_value(changes: dict[bytes, b
 
 
 def test_what_is_exactly_at_a_limit_is_taken() -> None:
+    longest = make_task(0, prompt_tokens=[0] * MAX_TOKENS)
+    assert decode_task(encode_task(longest)).prompt_tokens.size == MAX_TOKENS
     padded = TASK[b"meta"] + b" " * (MAX_META_BYTES - len(TASK[b"meta"]))
-    longest = bytes(4 * MAX_TOKENS)
-    task = decode_task({b"meta": padded, b"prompt": longest})
-    assert task.prompt_tokens.size == MAX_TOKENS
+    with pytest.raises(ContractError, match="its checksum is another"):
+        decode_task({**TASK, b"meta": padded})
 
 
 def test_the_time_of_an_entry_is_in_its_id() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.contracts import FileEntry, FileKind
+from services.contracts import FileEntry, FileKind, WeightManifest
 from services.errors import ContractError, DigestError, SeptError, UnavailableError, VersionNotFoundError, WeightError
 from services.tensors import digest_bytes
+from services.weights.bundle import MEDIA_TYPE, bundle
 from services.weights.client import CHUNK_BYTES, WeightClient
 
 CONTENT = bytes(range(256)) * (3 * CHUNK_BYTES // 256)
@@ -126,7 +127,7 @@ async def test_a_line_that_always_breaks_at_the_same_place_is_given_up(tmp_path:
 
 async def test_a_line_that_keeps_breaking_is_followed_as_long_as_it_gets_further(tmp_path: Path) -> None:
     """The deadline is one of silence: the download as a whole takes longer."""
-    content = bytes(range(256)) * (6 * CHUNK_BYTES // 256)
+    content = bytes(range(256)) * (14 * CHUNK_BYTES // 256)
     entry = ENTRY.model_copy(update={"size_bytes": len(content), "digest": digest_bytes(content)})
     sent: list[int] = []
 
@@ -136,11 +137,11 @@ async def test_a_line_that_keeps_breaking_is_followed_as_long_as_it_gets_further
         end = start + CHUNK_BYTES
         return httpx.Response(206 if start else 200, stream=Line(content[start:end], broken=end < len(content)))
 
-    async with WeightClient("http://far", deadline_s=0.7, transport=httpx.MockTransport(a_piece_more)) as client:
+    async with WeightClient("http://far", deadline_s=0.8, transport=httpx.MockTransport(a_piece_more)) as client:
         began = time.monotonic()
         path = await client.fetch(3, entry, tmp_path / "delta")
     assert path.read_bytes() == content
-    assert time.monotonic() - began > 0.7
+    assert time.monotonic() - began > 0.8
     assert sent == list(range(0, len(content), CHUNK_BYTES))
 
 
@@ -255,3 +256,54 @@ async def test_an_answer_beyond_the_limit_is_refused_in_however_many_pieces(
             with pytest.raises(SeptError) as caught:
                 await client.manifest(3)
         assert ("exceeds the limit of 100 bytes" in caught.value.message) is refused
+
+
+async def test_a_file_that_came_with_the_manifest_is_not_asked_for(tmp_path: Path) -> None:
+    manifest = manifest_with(ENTRY)
+    server = Server(answering(bundle(manifest.model_dump_json().encode(), CONTENT), 200, MEDIA_TYPE), sending(CONTENT))
+    async with server.client() as client:
+        assert await client.latest(0, None, 0) == manifest
+        assert (await client.fetch(1, ENTRY, tmp_path / "delta")).read_bytes() == CONTENT
+        assert len(server.requests) == 1
+        await client.fetch(1, ENTRY, tmp_path / "again")
+    assert len(server.requests) == 2, "it is kept for the version that it came with"
+
+
+async def test_a_damaged_file_that_came_with_the_manifest_is_fetched(tmp_path: Path) -> None:
+    manifest = manifest_with(ENTRY)
+    body = bundle(manifest.model_dump_json().encode(), CONTENT[:-1] + b"?")
+    server = Server(answering(body, 200, MEDIA_TYPE), sending(CONTENT))
+    async with server.client() as client:
+        await client.latest(0, None, 0)
+        assert (await client.fetch(1, ENTRY, tmp_path / "delta")).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("body", [b"", b"short", b"\xff" * 20, bundle(b'{"weight_version": 1}', b"")[:12]])
+async def test_a_bundle_that_is_none_is_refused(body: bytes) -> None:
+    server = Server(answering(body + b'"weight_version"', 200, MEDIA_TYPE))
+    async with server.client() as client:
+        with pytest.raises(ContractError):
+            await client.latest(0, None, 0)
+
+
+async def test_a_long_download_measures_the_line_and_a_short_one_does_not(tmp_path: Path) -> None:
+    short = FileEntry(name="delta.bin", kind=FileKind.DELTA, size_bytes=4, digest=digest_bytes(CONTENT[:4]))
+    server = Server(sending(CONTENT[:4]), sending(CONTENT))
+    async with server.client() as client:
+        await client.fetch(1, short, tmp_path / "short")
+        assert client.line_bytes_per_s == 0
+        await client.fetch(1, ENTRY, tmp_path / "long")
+        assert client.line_bytes_per_s > len(CONTENT) / 60
+
+
+def manifest_with(entry: FileEntry) -> WeightManifest:
+    return WeightManifest(
+        run_id="run",
+        weight_version=1,
+        parent_version=0,
+        parent_digest="0" * 64,
+        digest="1" * 64,
+        tensors=(),
+        files=(entry,),
+        created_at=0.0,
+    )

@@ -10,7 +10,9 @@ import pytest
 from services.contracts import FileKind, WeightManifest
 from services.errors import WeightError
 from services.tensors import Tensors
+from services.weights import encoding, publisher
 from services.weights.adapters import Adapter, merge, pack
+from services.weights.delta import plain
 from services.weights.publisher import WeightPublisher
 from services.weights.reader import WeightReader
 from tests.support.disk_order import disk_order
@@ -20,6 +22,7 @@ from tests.support.weight_samples import (
     base_version,
     bits,
     first_version,
+    flips_between,
     next_version,
     publish_versions,
     tensor,
@@ -250,3 +253,99 @@ def test_adapters_that_make_another_version_are_not_sent(store: WeightPublisher)
 def test_adapters_need_their_base(store: WeightPublisher) -> None:
     tensors, packed = adapted_version(base_version(), 1)
     assert kinds(store.publish(5, tensors, packed=packed)) == {FileKind.SNAPSHOT}
+
+
+# -- by changes --------------------------------------------------------------------------------------------------------
+
+
+def test_versions_published_by_their_changes_are_those_published_whole(store: WeightPublisher, tmp_path: Path) -> None:
+    whole = open_store(tmp_path / "whole")
+    history = publish_versions(whole, 6)
+    store.publish(0, history[0])
+    for version in range(1, 6):
+        store.publish_changes(version, flips_between(history[version - 1], history[version]))
+    for version in range(6):
+        ours, theirs = store.manifest(version), whole.manifest(version)
+        assert (ours.digest, ours.tensors, ours.parent_digest) == (theirs.digest, theirs.tensors, theirs.parent_digest)
+        assert [(file.name, file.digest) for file in ours.files] == [(file.name, file.digest) for file in theirs.files]
+        assert bits(store.load(version)) == bits(history[version])
+
+
+def test_changes_that_would_not_be_smaller_become_a_snapshot(store: WeightPublisher) -> None:
+    store.publish(0, first_version(0))
+    manifest = store.publish_changes(1, flips_between(first_version(0), first_version(100)))
+    assert kinds(manifest) == {FileKind.SNAPSHOT}
+    assert manifest.parent_version is None
+    assert bits(store.load(1)) == bits(first_version(100))
+
+
+def test_publishing_the_same_changes_again_changes_nothing(store: WeightPublisher) -> None:
+    first, second = first_version(), next_version(first_version(), 1)
+    store.publish(0, first)
+    store.publish(1, second)
+    again = open_store(store.folder)
+    again.publish(0, first)
+    before = store.manifest(1)
+    assert again.publish_changes(1, flips_between(first, second)) == before
+    assert store.versions() == [0, 1]
+    assert not list(store.folder.glob(".partial-*"))
+
+
+def test_other_changes_replace_the_version_and_drop_the_later_ones(store: WeightPublisher) -> None:
+    history = publish_versions(store, 4)
+    again = open_store(store.folder)
+    again.publish(0, history[0])
+    other = next_version(history[0], 99)
+    again.publish_changes(1, flips_between(history[0], other))
+    assert store.versions() == [0, 1]
+    assert bits(store.load(1)) == bits(other)
+
+
+def test_changes_of_another_version_than_the_stored_one_are_refused(store: WeightPublisher) -> None:
+    history = publish_versions(store, 2)
+    with pytest.raises(WeightError, match="publish it whole"):
+        open_store(store.folder).publish_changes(2, flips_between(history[1], next_version(history[1], 2)))
+    rival = open_store(store.folder)
+    rival.publish(1, next_version(history[0], 50))
+    with pytest.raises(WeightError, match="was compared with"):
+        store.publish_changes(2, flips_between(history[1], next_version(history[1], 2)))
+
+
+def test_a_large_model_on_a_fast_line_is_coded_plainly(store: WeightPublisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "QUICK_S", 0.0)
+    history = [first_version()]
+    store.publish(0, history[0])
+    for version, line in ((1, None), (2, 1e9), (3, 1.0)):
+        history.append(next_version(history[-1], version))
+        flips = flips_between(history[-2], history[-1])
+        store.publish_changes(version, flips, line_bytes_per_s=line)
+        delta = store.file_path(version, "delta.bin").read_bytes()
+        assert delta.startswith(plain.MAGIC) is (line != 1.0)
+        assert bits(store.load(version)) == bits(history[-1])
+
+
+def test_a_version_whose_parent_was_dropped_is_a_snapshot(store: WeightPublisher) -> None:
+    history = publish_versions(store, 3)
+    store.drop(2)
+    after = next_version(history[2], 3)
+    assert kinds(store.publish_changes(3, flips_between(history[2], after))) == {FileKind.SNAPSHOT}
+    assert bits(store.load(3)) == bits(after)
+
+
+@pytest.mark.parametrize("own_process", [False, True])
+def test_what_was_published_by_changes_is_still_held(
+    store: WeightPublisher, own_process: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged version is made again from what is held."""
+    if own_process:
+        monkeypatch.setattr(publisher, "OWN_PROCESS_BYTES", 0)
+    first, second = first_version(), next_version(first_version(), 1)
+    store.publish(0, first)
+    manifest = store.publish_changes(1, flips_between(first, second))
+    held = store.held()
+    assert held is not None
+    assert held[0] == manifest
+    assert bits(held[1]) == bits(second)
+    assert store.restore(1, held[1]).digest == manifest.digest
+    assert not list(store.folder.glob(".partial-*"))
+    store.close()

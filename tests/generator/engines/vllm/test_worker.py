@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.tensors import write_safetensors
 from tests.support.vllm_models import changed, first_tensors, update_between
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -26,7 +25,7 @@ def bits_of(fused: object, other: object) -> dict[str, bytes]:
 def test_patches_change_the_parameters_in_place_to_the_bit(tmp_path: Path) -> None:
     import torch
 
-    from generator.engines.vllm.update_file import sparse_patches
+    from generator.engines.vllm.update_file import write_update
     from generator.engines.vllm.worker import FileWeightTransfer
 
     class Model(torch.nn.Module):
@@ -53,11 +52,9 @@ def test_patches_change_the_parameters_in_place_to_the_bit(tmp_path: Path) -> No
 
     new = changed(old, seed=1, share=0.3)
     update = update_between(1, old, new)
-    patches = sparse_patches(update)
-    assert patches is not None
-    write_safetensors(tmp_path / "update", patches)
-    shapes = {name: list(new[name].shape) for name in update.changed}
-    engine.receive_weights(engine.parse_update_info({"path": str(tmp_path / "update"), "patched_shapes": shapes}))
+    request = write_update(update, tmp_path / "update", patchable=update.tensors)
+    assert request.update_info["patched_shapes"]
+    engine.receive_weights(engine.parse_update_info(request.update_info))
 
     assert bits_of(model.fused, model.other) == {name: tensor.data.tobytes() for name, tensor in new.items()}
     assert (model.fused.data_ptr(), model.other.data_ptr()) == addresses
