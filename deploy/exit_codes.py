@@ -11,6 +11,7 @@ from services.errors import (
     ContractError,
     DataError,
     DeadlineError,
+    LostRankError,
     ModelError,
     SeptError,
     UnavailableError,
@@ -25,6 +26,8 @@ BAD_INPUT = 3
 """A model, data file, message or checkpoint."""
 UNAVAILABLE = 4
 """A peer does not answer, or a wait ended at its deadline."""
+LOST_RANK = 5
+"""Of a learner's rank: another rank has ended, and its exit code says why."""
 NO_READER = 141
 """128 + SIGPIPE: whoever read the output has left."""
 STOPPED = 143
@@ -36,6 +39,7 @@ PERMANENT = (BAD_CONFIG, BAD_INPUT)
 _CODES: tuple[tuple[tuple[type[SeptError], ...], int], ...] = (
     ((ConfigError,), BAD_CONFIG),
     ((DataError, ModelError, ContractError, CheckpointError), BAD_INPUT),
+    ((LostRankError,), LOST_RANK),
     ((UnavailableError, DeadlineError), UNAVAILABLE),
 )
 

@@ -25,6 +25,9 @@ from services.config import RunConfig
 from services.errors import ConfigError
 from services.run_folder import RunFolder
 
+INCLUDE = "include"
+"""Key before the first section of a config file."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
@@ -39,12 +42,14 @@ def load(
     sets: Iterable[str] = (),
     *,
     join: bool = False,
+    as_generator: bool = False,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
     """Read, merge and check the settings; ConfigError names the key, the value, its source and the remedy.
 
     A config file inside a run folder (the resolved one that `sept run` leaves there) belongs to that folder.
-    With `join`, the addresses and secrets that no source sets come from the active run in run.dir.
+    With `join`, the addresses and secrets that no source sets come from the active run in run.dir; `as_generator`:
+    those of generators, which may do less.
     """
     layers = [_Layer(str(config), values_of_file(config))] if config is not None else []
     layers += [_from_environment(os.environ if environ is None else environ), _from_sets(sets)]
@@ -55,7 +60,7 @@ def load(
     if config is not None and RunFolder(config.parent).identity.exists():
         merged.setdefault("run", {}).setdefault("dir", str(config.parent))
     if join:
-        _join(merged)
+        _join(merged, as_generator=as_generator)
     return _checked(merged, layers)
 
 
@@ -72,21 +77,48 @@ def _checked(merged: dict[str, dict[str, Any]], layers: list[_Layer]) -> Setting
         raise _explained(error, layers) from error
 
 
-def _join(merged: dict[str, dict[str, Any]]) -> None:
+def _join(merged: dict[str, dict[str, Any]], *, as_generator: bool) -> None:
     """Fill in the addresses of the active run, where there is one."""
     folder = merged.get("run", {}).get("dir", RunConfig().dir)
     found = endpoints.read(RunFolder(Path(folder)))
-    if found is not None:
-        for section, key, value in (
-            ("redis", "url", found.redis_url),
-            ("services", "url", found.services_url),
-            ("services", "token", found.token),
-        ):
+    if found is None:
+        return
+    given = {("services", "url"): found.services_url, ("services", "tls_cert"): found.tls_cert}
+    if as_generator:
+        given |= {
+            ("redis", "url"): found.generator_redis_url or found.redis_url,
+            ("services", "token"): found.generator_token or found.token,
+        }
+    else:
+        given |= {
+            ("redis", "url"): found.redis_url,
+            ("services", "token"): found.token,
+            ("services", "generator_token"): found.generator_token,
+            ("services", "watch_token"): found.watch_token,
+        }
+    for (section, key), value in given.items():
+        if value is not None:
             merged.setdefault(section, {}).setdefault(key, value)
 
 
 def values_of_file(path: Path) -> dict[str, dict[str, Any]]:
-    """section -> key -> value as in the file, unchecked; ConfigError when it is no TOML file of sections."""
+    """section -> key -> value as in the file, unchecked; ConfigError when it is no TOML file of sections.
+
+    `include = "other.toml"`, before the first section, names a file beside it whose values count where it has none.
+    """
+    values = _parsed(path)
+    included = values.pop(INCLUDE, None)
+    if included is None:
+        return values
+    base = path.parent / str(included)
+    if base.resolve() == path.resolve() or INCLUDE in (merged := _parsed(base)):
+        raise ConfigError(f"{path} includes {base}, which includes another file", hint="include one file, once")
+    for section, content in values.items():
+        merged.setdefault(section, {}).update(content)
+    return merged
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -98,7 +130,7 @@ def values_of_file(path: Path) -> dict[str, dict[str, Any]]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"config file {path} is not TOML: {error}", hint="texts need quotes in TOML") from error
     for section, content in values.items():
-        if not isinstance(content, dict):
+        if not isinstance(content, dict) and section != INCLUDE:
             raise ConfigError(
                 f"{section} = {content!r} in {path} is outside a section",
                 hint=f"settings belong to one of [{'], ['.join(Settings.model_fields)}]",

@@ -6,18 +6,33 @@ Each function blocks until its part has finished or has drained. It raises SeptE
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import secrets
 import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from deploy import endpoints
 from deploy.locks import learner_lock
-from deploy.settings import Settings, longest_sequence, redis_url, require, services_url, token_of
+from deploy.same_code import own_release
+from deploy.settings import (
+    Settings,
+    digests_for_ranks,
+    redis_url,
+    require,
+    services_url,
+    token_of,
+)
 from learner.outcome import Outcome
 from learner.parallel import launch_env
 from services.logs import configure_logs
 from services.run_folder import RunFolder
+from services.streams.connection import Keys, connect
+
+if TYPE_CHECKING:
+    from learner.parallel.ranks import Ranks
 
 
 def start_services(settings: Settings) -> None:
@@ -37,18 +52,42 @@ def start_learner(settings: Settings) -> Outcome:
     """Train until the last round or a signal. Resumes from the run folder. One of several ranks does its part."""
     for name, value in launch_env.ON_CUDA.items():
         os.environ.setdefault(name, value)
-    from learner.parallel.ranks import join_ranks
     from learner.run import run_follower, run_learner
 
     require(settings, "model.path", "data.path")
     folder = RunFolder(settings.run.dir).create()
-    with join_ranks(settings.training.ranks) as ranks:
+    with _joined_ranks(settings, Keys(folder.run_id)) as ranks:
         configure_logs("learner" if ranks.is_leader else f"learner-rank-{ranks.rank}")
         if not ranks.is_leader:
             run_follower(folder, settings, ranks)
             return Outcome.FINISHED
         with learner_lock(folder, settings.deadlines.startup_s):
             return run_learner(folder, settings, redis_url=redis_url(settings), ranks=ranks)
+
+
+@contextlib.contextmanager
+def _joined_ranks(settings: Settings, keys: Keys) -> Iterator[Ranks]:
+    """This process among the learner's ranks."""
+    from learner.parallel.ranks import Ranks, join_ranks, own_rank
+    from learner.parallel.rendezvous import RankCard, Rendezvous
+
+    training, deadline_s = settings.training, settings.deadlines.startup_s
+    if training.ranks == 1:
+        yield Ranks()
+        return
+    rank, nonce = own_rank(training.ranks)
+    card = RankCard(
+        rank=rank,
+        size=training.ranks,
+        release=own_release(),
+        settings=digests_for_ranks(settings),
+        process=f"{socket.gethostname()}, process {os.getpid()}",
+    )
+    within_node = training.sharding == "node"
+    with connect(redis_url(settings), deadline_s=deadline_s) as client:
+        rendezvous = Rendezvous(client, keys.ranks, nonce, deadline_s)
+        with join_ranks(rendezvous, card, nodes=training.nodes, shard_within_node=within_node) as ranks:
+            yield ranks
 
 
 def start_evaluator(settings: Settings) -> Outcome:
@@ -72,15 +111,16 @@ def start_generator(settings: Settings, generator_id: str) -> None:
         services_url=url,
         token=token_of(settings),
         lease_s=settings.redis.lease_s,
-        # an address of the folder may be that of another run by now
-        run_id=folder.run_id if found is not None and found.services_url == url else None,
+        # an address of the folder may be that of another program by now
+        identity=folder.run_identity if found is not None and found.services_url == url else None,
+        tls_cert=settings.services.tls_cert,
     )
     asyncio.run(
         run_generator(
             generator_id,
             peers=peers,
             config=settings.generator,
-            max_model_len=longest_sequence(settings),
+            max_model_len=settings.longest_sequence,
             deadlines=settings.deadlines,
             cache=folder.mirror_of(generator_id),
         )

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import structlog
 from pydantic import SecretStr
 
 from deploy.load_settings import values_of_file
@@ -13,6 +14,8 @@ from deploy.settings import FIXED_IN_A_RUN, Settings, setting_fields
 from learner.data.readers.source import absolute_source
 from services import durable
 from services.errors import ConfigError
+
+log = structlog.get_logger()
 
 
 def to_resolved(settings: Settings) -> str:
@@ -36,9 +39,23 @@ def write_resolved(settings: Settings, path: Path, *, begun: bool = True) -> lis
     ConfigError if one of them may not change within a run that has `begun`: before its first round everything may.
     """
     resolved = to_resolved(settings)
-    changed = _changed(values_of_file(path), tomllib.loads(resolved), begun=begun) if path.exists() else []
+    before = _last_start(path) if path.exists() else None
+    changed = [] if before is None else _changed(before, tomllib.loads(resolved), begun=begun)
     durable.write_file(path, resolved)
     return changed
+
+
+def _last_start(path: Path) -> dict[str, dict[str, Any]] | None:
+    """The settings of the last start; None where the file is damaged, which keeps no run from going on."""
+    try:
+        values = values_of_file(path)
+    except ConfigError as error:
+        log.warning("settings_of_last_start_lost", reason=error.message)
+        return None
+    missing = Settings.model_fields.keys() - values.keys()  # each has its section in a file that is whole
+    if missing:
+        log.warning("settings_of_last_start_lost", reason=f"{path} lacks [{min(missing)}]")
+    return None if missing else values
 
 
 def _changed(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]], *, begun: bool) -> list[str]:
@@ -89,4 +106,5 @@ def _absolute(key: str, value: Any) -> Any:
         return tuple(f"{name}{equals}{_absolute('data.path', path)}" for name, equals, path in named)
     if key == "data.path":
         return absolute_source(value)
-    return str(Path(value).resolve()) if key == "model.path" and value and Path(value).exists() else value
+    is_file = key in ("services.tls_cert", "services.tls_key") or (key == "model.path" and value)
+    return str(Path(value).resolve()) if is_file and Path(value).exists() else value

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
+from blake3 import blake3
 from pydantic import BaseModel, model_validator
 from pydantic.fields import FieldInfo
 
@@ -75,6 +78,7 @@ def _conflicts(settings: Settings) -> Iterator[str]:
             f"{settings.generator.engine}: a scripted engine has nothing to say"
         )
     yield from _open_addresses(settings)
+    yield from _roles(settings)
 
 
 def _open_addresses(settings: Settings) -> Iterator[str]:
@@ -94,19 +98,38 @@ def _open_addresses(settings: Settings) -> Iterator[str]:
         )
 
 
+def _roles(settings: Settings) -> Iterator[str]:
+    """Tokens and certificates that do not fit together."""
+    services = settings.services
+    given = {
+        f"services.{name}": token.get_secret_value()
+        for name in ("token", "generator_token", "watch_token")
+        if (token := getattr(services, name))
+    }
+    if given and "services.token" not in given:
+        yield (
+            f"{next(iter(given))} is set and services.token is not, so everybody may steer the run: set "
+            f"{ENV_PREFIX}SERVICES{ENV_DELIMITER}TOKEN to a secret, too"
+        )
+    for one, other in itertools.combinations(given, 2):
+        if given[one] == given[other]:
+            yield f"{one} and {other} are the same secret, and a token has one role: give each its own"
+    if services.tls_key is not None and services.tls_cert is None:
+        yield (
+            f"services.tls_key ({services.tls_key}) is set and services.tls_cert is not: name the certificate that "
+            "belongs to it, or unset the key"
+        )
+
+
 def services_url(settings: Settings) -> str:
     """How other parts reach the services."""
-    return settings.services.url or reachable_url(settings.services.host, settings.services.port)
+    services = settings.services
+    return services.url or reachable_url(services.host, services.port, tls=services.tls_key is not None)
 
 
 def token_of(settings: Settings) -> str | None:
-    """The token of the services as text; None also for an empty one, which would keep nobody out."""
+    """The token that this part sends to the services, as text; None also for an empty one."""
     return settings.services.token.get_secret_value() if settings.services.token else None
-
-
-def longest_sequence(settings: Settings) -> int:
-    """Most tokens of a prompt with its response that an engine must hold."""
-    return settings.data.max_prompt_tokens + settings.sampling.max_response_tokens
 
 
 def redis_url(settings: Settings) -> str:
@@ -117,6 +140,24 @@ def redis_url(settings: Settings) -> str:
             hint="start the run with `sept run`, or set redis.url to the Redis that the other parts use",
         )
     return settings.redis.url.get_secret_value()
+
+
+def digests_for_ranks(settings: Settings) -> dict[str, str]:
+    """Section -> BLAKE3 of its values, of the sections that all ranks of a learner must agree on.
+
+    A local model may be elsewhere on another host: it counts by its config.json and the sizes of its files.
+    """
+    model = settings.model.model_copy(update={"path": _model_in_words(Path(settings.model.path))})
+    sections = {"model": model, "training": settings.training, "lora": settings.lora}
+    return {name: blake3(section.model_dump_json().encode()).hexdigest()[:16] for name, section in sections.items()}
+
+
+def _model_in_words(path: Path) -> str:
+    config = path / "config.json"
+    if not config.is_file():
+        return str(path)  # of the hub
+    sizes = sorted(f"{file.name} {file.stat().st_size}" for file in path.glob("*.safetensors"))
+    return "\n".join([config.read_text(errors="replace"), *sizes])
 
 
 def require(settings: Settings, *keys: str) -> None:

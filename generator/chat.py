@@ -34,6 +34,7 @@ from generator.engines.base import Engine
 from generator.engines.vllm.engine import VllmEngine
 from services.api.auth import AuthMiddleware
 from services.api.limits import BodyLimit
+from services.api.tokens import Role, Tokens
 from services.errors import ConfigError, SeptError, UnavailableError
 from services.net import listen, listener_url, split_address
 
@@ -205,8 +206,8 @@ def create_chat_app(handlers: ChatHandlers, token: str | None) -> FastAPI:
         except SeptError as error:
             return _error_response(error.message, HTTPStatus.SERVICE_UNAVAILABLE)
 
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(AuthMiddleware, token=token)
+    app.add_middleware(BodyLimit, longest=lambda _method, _path: MAX_BODY_BYTES)
+    app.add_middleware(AuthMiddleware, tokens=Tokens({Role.STEER: token}) if token else None)
     return app
 
 

@@ -18,14 +18,18 @@ from generator.loop import SIGN_OFF_S, Generator
 from generator.versions import wait_for_first_version
 from services.config import DeadlinesConfig
 from services.errors import SeptError, UnavailableError
+from services.run_folder import RunIdentity
 from services.streams.connection import Keys, connect_async
 from services.streams.events import AsyncEventLog
 from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.tasks import TaskLeaser
 from services.time_accounting import StateClock
 from services.weights.client import WeightClient
+from services.weights.host_downloads import HostDownloads
 from services.weights.mirror import WeightMirror
 
+DOWNLOADS = ".downloads"
+"""Folder beside the generators' mirrors for what those of one host fetch once."""
 SAME_STOP_S = 1.0
 """Signals this close together are one request: systemd sends its own to a part that the supervisor stops, too."""
 
@@ -38,8 +42,10 @@ class Peers:
     services_url: str
     token: str | None
     lease_s: float
-    run_id: str | None = None
+    identity: RunIdentity | None = None
     """The run that must answer there; None: whichever does."""
+    tls_cert: Path | None = None
+    """Certificate of the services that is trusted besides the system's."""
 
 
 async def run_generator(
@@ -57,26 +63,27 @@ async def run_generator(
     """
     create = partial(create_engine, config, max_model_len=max_model_len, seed=_seed(generator_id), cache=cache)
     clock = StateClock("starting")
-    async with WeightClient(peers.services_url, peers.token, deadline_s=deadlines.startup_s) as client:
+    async with WeightClient(
+        peers.services_url,
+        peers.token,
+        deadline_s=deadlines.startup_s,
+        identity=peers.identity,
+        tls_cert=peers.tls_cert,
+    ) as client:
         engine, manifest = await asyncio.gather(
             asyncio.to_thread(create),
             wait_for_first_version(client, deadlines.startup_s),
         )
-        if peers.run_id not in (None, manifest.run_id):
-            raise UnavailableError(
-                f"the services at {peers.services_url} are those of run {manifest.run_id}, not of {peers.run_id}",
-                hint="the run is not active any more: start it with `sept run`, or set services.url to its address",
-            )
         redis = await connect_async(peers.redis_url, deadline_s=deadlines.startup_s)
         keys = Keys(manifest.run_id)
         generator = Generator(
             generator_id,
             engine,
-            WeightMirror(cache, client),
+            WeightMirror(cache, client, HostDownloads(cache.parent / DOWNLOADS, client)),
             client,
             TaskLeaser(redis, keys, generator_id, peers.lease_s),
             AsyncHeartbeats(redis, keys),
-            AsyncEventLog(redis, keys),
+            AsyncEventLog(redis, keys, of_generator=True),
             config=config,
             deadlines=deadlines,
             lease_s=peers.lease_s,
@@ -89,7 +96,7 @@ async def run_generator(
         except BaseExceptionGroup as group:
             # one failure cancels the other coroutines; the first error is the cause
             error = _first_error(group)
-            await _report_failure(AsyncEventLog(redis, keys), generator_id, error)
+            await _report_failure(AsyncEventLog(redis, keys, of_generator=True), generator_id, error)
             raise error from group
         finally:
             await redis.aclose()

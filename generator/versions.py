@@ -19,6 +19,7 @@ from generator.engines.base import Engine
 from services.config import DeadlinesConfig
 from services.contracts import WeightManifest
 from services.errors import ContractError, DeadlineError, SeptError, UnavailableError, WeightError
+from services.http_client import OtherRunError
 from services.streams.connection import is_cancelled
 from services.streams.events import AsyncEventLog
 from services.weights.client import WeightClient
@@ -35,12 +36,14 @@ REPORT_EVERY_S = 10.0
 
 
 async def wait_for_first_version(client: WeightClient, deadline_s: float) -> WeightManifest:
-    """Wait for the learner's first publication; DeadlineError when none comes."""
+    """Wait for the learner's first publication; DeadlineError when none comes, OtherRunError of another run."""
     started = time.monotonic()
     reason = "no version was published"
     while (waited := time.monotonic() - started) < deadline_s:
         try:
             manifest = await client.latest(None, None, min(LONG_POLL_S, deadline_s - waited))
+        except OtherRunError:
+            raise
         except (UnavailableError, WeightError) as error:  # WeightError: the learner makes a damaged version again
             reason = error.message
             await asyncio.sleep(RETRY_S)

@@ -13,7 +13,8 @@ from services.config import DeadlinesConfig, OneOf, RunConfig, Section, WeightSy
 TAU_S: Final = "tau_s"
 """As training.tau_t: the sampling temperature of each round."""
 
-GradientCheckpointing = Literal["off", "light", "full"]
+Recomputation = Literal["off", "light", "full"]
+"""What the backward pass computes again to save memory: nothing, all but matrix products and attention, everything."""
 
 
 class ModelConfig(Section):
@@ -87,7 +88,10 @@ class TrainingConfig(Section):
     max_staleness: int = Field(default=1, ge=0)
     """Rounds that generation may run ahead of training; 0: strict alternation, as in the paper."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """adamw_8bit: moments in 2 bytes per parameter instead of 8; with one rank only, and with the extra adam8bit."""
+    """adamw_8bit: moments in 2 bytes per parameter instead of 8; with the extra adam8bit."""
+    optimizer_offload: bool = False
+    """Keep AdamW's moments in host memory, 8 bytes per parameter less on the GPU; a step takes about a second longer
+    for each 7 billion parameters of a rank."""
     learning_rate: float = Field(default=1e-7, gt=0)
     """Learning rate after warm-up; it stays constant."""
     warmup_steps: int = Field(default=10, ge=0)
@@ -101,19 +105,37 @@ class TrainingConfig(Section):
     device: str = "auto"
     """Torch device of the learner; auto: CUDA if there is a device, else the CPU."""
     ranks: int = Field(default=1, ge=1)
-    """Processes that train together on one machine, a device each; they shard weights, gradients and moments."""
-    gradient_checkpointing: GradientCheckpointing = "off"
+    """Processes that train together, a device each, those of all nodes; they shard weights, gradients and moments."""
+    nodes: int = Field(default=1, ge=1)
+    """Hosts with the same number of ranks each; `sept learner --node K` starts those of one."""
+    sharding: Literal["all", "node"] = "all"
+    """all: over all ranks; node: over the ranks of a node, and every node holds a copy (HSDP), for slow networks."""
+    gradient_checkpointing: Recomputation | Literal["auto"] = "auto"
     """What the backward pass computes again to save memory. off: nothing; light: all but matrix products and attention;
-    full: everything."""
+    full: everything; auto: the first of these with which training fits into the device's memory."""
 
     @model_validator(mode="after")
-    def _moments_can_be_sharded(self) -> Self:
-        if self.optimizer == "adamw_8bit" and self.ranks > 1:
+    def _moments_are_somewhere(self) -> Self:
+        if self.optimizer == "adamw_8bit" and self.optimizer_offload:
             raise ValueError(
-                f"training.optimizer = adamw_8bit trains on one rank, and training.ranks is {self.ranks}: its blocks "
-                "of moments do not align with the rows of the ranks"
+                "training.optimizer = adamw_8bit and training.optimizer_offload = true exclude each other: moments in "
+                "8 bits stay on the device"
             )
         return self
+
+    @model_validator(mode="after")
+    def _nodes_are_alike(self) -> Self:
+        if self.ranks % self.nodes:
+            raise ValueError(
+                f"training.ranks ({self.ranks}) must be a multiple of training.nodes ({self.nodes}): it counts the "
+                "ranks of all nodes, and each has the same number"
+            )
+        return self
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks on each host."""
+        return self.ranks // self.nodes
 
     @model_validator(mode="after")
     def _cosine_knows_its_end(self) -> Self:
@@ -150,6 +172,8 @@ class CheckpointConfig(Section):
 
     every_rounds: int = Field(default=1, ge=1)
     """Rounds between two checkpoints; rollouts since the last one stay in Redis."""
+    every_minutes: float = Field(default=0.0, ge=0)
+    """Least minutes between two checkpoints, besides every_rounds; 0: rounds alone count."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints to keep."""
 
@@ -192,3 +216,8 @@ class LearnerSettings(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
+
+    @property
+    def longest_sequence(self) -> int:
+        """Most tokens of a prompt with its response, which an engine must hold and a micro-batch may have to."""
+        return self.data.max_prompt_tokens + self.sampling.max_response_tokens

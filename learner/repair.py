@@ -40,54 +40,60 @@ class StoreRepair:
         self._make_base = make_base
         self._events = events
 
-    def at_start(self) -> None:
-        """Version 0 is made again; others are dropped, as the learner publishes what it needs of them."""
-        damaged = self._look()
-        self._drop(damaged, keep=None)
-        if 0 in damaged:
-            self._restore_base()
+    def at_start(self, *, resumed: bool = False) -> None:
+        """Version 0 is made again; others are dropped, as the learner publishes what it needs of them.
+
+        `resumed`: there has to be a version 0.
+        """
+        if resumed and not self._store.versions():
+            self._restore_base("the folder of the versions is empty")
+        self._drop(self._look()[1], keep=None)
 
     def while_training(self) -> bool:
         """As `at_start`, but the newest version is made again; whether anything was wrong.
 
         WeightError when it cannot be made from memory: the learner then has to start again from its checkpoint.
         """
-        damaged = self._look()
-        if not damaged:
-            return False
-        held = self._store.held()
-        newest = held[0].weight_version if held is not None else None
-        last = self._store.versions()[-1]
+        found, damaged = self._look()
+        published = self._store.last_published
+        newest = self._store.versions()[-1] if published is None else published.weight_version
+        if newest not in self._store.versions():
+            damaged[newest] = "it is gone"
+        held = self._store.held() if newest in damaged else None
         self._drop(damaged, keep=newest)
-        if 0 in damaged:
-            self._restore_base()
-        if held is not None and newest in damaged and newest != 0:
-            self._store.restore(held[0].weight_version, held[1], canaries=held[0].canaries)
-            self._tell("version_restored", held[0].weight_version, "from memory")
-        elif last in damaged and last != 0:
+        if held is not None:
+            self._store.restore(newest, held[1], canaries=held[0].canaries)
+            self._tell("version_restored", newest, "from memory")
+        elif newest in damaged:
             raise WeightError(
-                f"weight version {last} is damaged ({damaged[last]}) and no longer in memory",
+                f"weight version {newest} is damaged ({damaged[newest]}) and no longer in memory",
                 hint="the learner starts again from its checkpoint and publishes it anew",
             )
-        return True
+        return found or bool(damaged)
 
-    def _look(self) -> dict[int, str]:
+    def _look(self) -> tuple[bool, dict[int, str]]:
+        """Make version 0 again if that is needed; whether anything was wrong, and what still is: version -> why."""
         started = time.monotonic()
         damaged = find_damage(self._store)
+        found = bool(damaged)
+        if 0 in damaged:
+            self._restore_base(damaged[0])
+            damaged = find_damage(self._store)  # what is made of version 0 may be sound
         log.info("versions_checked", damaged=sorted(damaged), seconds=round(time.monotonic() - started, 2))
         for version, reason in damaged.items():
             self._tell("version_unusable", version, reason)
-        return damaged
+        return found, damaged
 
-    def _drop(self, damaged: dict[int, str], keep: int | None) -> None:
-        for version in sorted(damaged, reverse=True):
-            if version not in (0, keep):
-                self._store.drop(version)
-
-    def _restore_base(self) -> None:
+    def _restore_base(self, reason: str) -> None:
+        self._tell("version_unusable", 0, reason)
         base = self._make_base()
         self._store.restore(0, base.tensors, base.model_files, base.canaries)
         self._tell("version_restored", 0, "from model.path")
+
+    def _drop(self, damaged: dict[int, str], keep: int | None) -> None:
+        for version in sorted(damaged, reverse=True):
+            if version != keep:
+                self._store.drop(version)
 
     def _tell(self, kind: str, version: int, reason: str) -> None:
         log.warning(kind, weight_version=version, reason=reason)

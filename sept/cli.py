@@ -17,7 +17,7 @@ from typing import Any, Literal
 from cyclopts import App, CycloptsError, Group
 
 from deploy import exit_codes
-from sept import operate_commands, other_commands, part_commands, start_commands
+from sept import operate_commands, other_commands, part_commands, start_commands, token_commands
 from services.errors import SeptError
 
 app = App(
@@ -49,6 +49,11 @@ def _add_commands() -> None:
     scale = App(name="scale", help="Change how much of the machine a run uses.", group=group)
     scale.command(operate_commands.scale_generators, name="generators")
     app.command(scale)
+    tokens = App(name="tokens", help="Make and revoke tokens, each for a role.", group=group)
+    tokens.command(token_commands.add)
+    tokens.command(token_commands.show, name="list")
+    tokens.command(token_commands.revoke)
+    app.command(tokens)
     app.command(operate_commands.status, group=group)
     app.command(operate_commands.logs, group=group)
     app.command(operate_commands.pause, group=group)

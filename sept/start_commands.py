@@ -38,6 +38,7 @@ def ray(
     max_generators: int | None = None,
     downscale_after_s: float = defaults.DOWNSCALE_AFTER_S,
     http_port: int = defaults.SERVE_PORT,
+    learner_strategy: defaults.LearnerStrategy = "STRICT_SPREAD",
     sets: Sets = (),
 ) -> None:
     """Run everything on the Ray cluster of RAY_ADDRESS until the last round; resumes the run folder.
@@ -54,6 +55,9 @@ def ray(
         A generator ends when there was too little to do for this long.
     http_port
         Where the services listen on every node.
+    learner_strategy
+        Where the nodes of a learner with training.nodes > 1 are: STRICT_SPREAD, each on a Ray node of its own; PACK, on
+        as few as have room.
     """
     work_unattended(by_thread=True)
     hang_up_means(signal.SIGINT)  # which drains
@@ -66,6 +70,7 @@ def ray(
         "max_generators": max_generators,
         "downscale_after_s": downscale_after_s,
         "http_port": http_port,
+        "learner_strategy": learner_strategy,
     }
     start_ray(config, sets, options, Console().print)
 

@@ -51,7 +51,9 @@ class RedisConfig(Section):
     """[redis]: the queue between generators and learner."""
 
     url: SecretStr | None = None
-    """redis://[:password@]host:port/db; unset: `sept run` starts an embedded server in the run folder."""
+    """redis[s]://[user:password@]host:port/db; unset: `sept run` starts an embedded server in the run folder."""
+    generator_url: SecretStr | None = None
+    """The same server for generators, with a user that may do only what they need; unset: redis.url."""
     lease_s: float = Field(default=30.0, gt=0)
     """A task whose generator has not renewed it for this long goes to another generator."""
 
@@ -66,7 +68,15 @@ class ServicesConfig(Section):
     url: str | None = None
     """How the other parts reach the services; unset: http://host:port."""
     token: SecretStr | None = None
-    """Bearer token for every route but /healthz; required beyond loopback."""
+    """Bearer token for everything but /healthz, and what a part itself sends; required beyond loopback."""
+    generator_token: SecretStr | None = None
+    """Token that pulls weights and reads the status, for generators; unset: `sept run` draws one."""
+    watch_token: SecretStr | None = None
+    """Token that reads the page, metrics, events and answers, and changes nothing."""
+    tls_cert: Path | None = None
+    """PEM file with the services' certificate: served with tls_key, trusted by the other parts."""
+    tls_key: Path | None = None
+    """PEM file with the certificate's private key; the services then speak HTTPS."""
 
 
 class WeightSyncConfig(Section):

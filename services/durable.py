@@ -112,7 +112,7 @@ def write_file(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
         fsync_folder(path.parent)
 
 
-def create_file(path: Path, data: str) -> bool:
+def create_file(path: Path, data: str, *, mode: int = 0o644) -> bool:
     """Write the file durably unless it exists; of several callers at once, one gets True."""
     with explained(path):
         handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
@@ -122,7 +122,7 @@ def create_file(path: Path, data: str) -> bool:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.chmod(0o644)
+            temporary.chmod(mode)
             path.hardlink_to(temporary)  # unlike a rename, it never replaces
         except FileExistsError:
             return False

@@ -7,7 +7,8 @@
     ├── ContractError        a message or manifest from outside is not what its contract says
     ├── DeadlineError        a wait ended without what it waited for
     ├── UnavailableError     a peer (Redis, the endpoint, a part) cannot be reached or refuses
-    │   └── FencedError      another learner has taken over the run
+    │   ├── FencedError      another learner has taken over the run
+    │   └── LostRankError    another rank of the learner has ended
     ├── WeightError          a weight version is missing, incomplete or inconsistent
     │   ├── DigestError      bytes do not have the digest their manifest promises
     │   └── VersionNotFoundError
@@ -62,6 +63,10 @@ class UnavailableError(SeptError):
 
 class FencedError(UnavailableError):
     """Another learner has taken over the run: this one may not write any more."""
+
+
+class LostRankError(UnavailableError):
+    """Another rank of the learner has ended; that one says why."""
 
 
 class WeightError(SeptError):

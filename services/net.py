@@ -15,7 +15,7 @@ BACKLOG = 2048
 """Connections that the kernel holds until they are accepted."""
 
 REDIS_PORT = 6379
-REDIS_URL_HINT = "write redis.url as redis://[:password@]host:port/db"
+REDIS_URL_HINT = "write redis.url as redis://[user:password@]host:port/db, or rediss://... for TLS"
 
 
 def is_loopback(host: str) -> bool:
@@ -88,19 +88,20 @@ def _family(host: str) -> socket.AddressFamily:
 # URLs
 
 
-def listener_url(listener: socket.socket) -> str:
-    """http://host:port of a bound socket."""
+def listener_url(listener: socket.socket, *, tls: bool = False) -> str:
+    """http[s]://host:port of a bound socket."""
     host, port = listener.getsockname()[:2]
-    return _http_url(host, port)
+    return _http_url(host, port, tls=tls)
 
 
-def reachable_url(host: str, port: int) -> str:
-    """http://host:port by which another process on this machine reaches a listener on `host`."""
-    return _http_url({"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host), port)  # noqa: S104
+def reachable_url(host: str, port: int, *, tls: bool = False) -> str:
+    """http[s]://host:port by which another process on this machine reaches a listener on `host`."""
+    return _http_url({"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host), port, tls=tls)  # noqa: S104
 
 
-def _http_url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _http_url(host: str, port: int, *, tls: bool) -> str:
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def hostname_of(url: str) -> str:

@@ -2,6 +2,8 @@
 
 config.toml      the settings as resolved, without secrets
 run.json         run_id and rounds_total
+identity.key     by which the services prove which run is theirs (0600)
+tokens.json      tokens that were made or revoked while the run goes on, as digests (0600)
 endpoints.json   where Redis and the services of a local run listen, with their secrets (0600)
 metrics.jsonl    one line a round
 queue.jsonl      how full the queues were, one line every few seconds
@@ -10,7 +12,7 @@ evaluations/     one folder an evaluated version
 exports/         versions as Hugging Face model folders that people asked for
 model/           the model that the demo trained or that an evaluation reads, as a Hugging Face folder
 weights/         published versions
-mirrors/         one folder a generator: its verified copy of the published weights
+mirrors/         one folder a generator: its verified copy of the published weights; .downloads is for all of a host
 checkpoints/     what the learner resumes from
 logs/            one file a part
 tensorboard/     event files; Weights & Biases adds wandb/, and MLflow keeps its files elsewhere
@@ -24,13 +26,17 @@ flight-*.json    what is known about a failure of the run
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -49,6 +55,19 @@ _ROUND_NAME = re.compile(r"round-([0-9]{6,})\.jsonl")
 def version_name(weight_version: int) -> str:
     """12 -> "v000012": the name of everything that is kept by version, in the order of versions."""
     return f"v{weight_version:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """Which run it is: what its services prove and its clients check."""
+
+    run_id: str
+    key: bytes = field(repr=False)
+    """Secret of the run's folder: whoever may read that can prove to be the run."""
+
+    def proof(self, challenge: str) -> str:
+        """The answer to the challenge that only a holder of the key can give."""
+        return hmac.new(self.key, f"sept identity {self.run_id} {challenge}".encode(), hashlib.sha256).hexdigest()
 
 
 class EvaluationFolder:
@@ -87,6 +106,8 @@ class RunFolder:
         self.path = path
         self.config = path / "config.toml"
         self.identity = path / "run.json"
+        self.identity_key = path / "identity.key"
+        self.tokens = path / "tokens.json"
         self.endpoints = path / "endpoints.json"
         self.metrics = path / "metrics.jsonl"
         self.queue_history = path / "queue.jsonl"
@@ -105,17 +126,23 @@ class RunFolder:
         self.learner_epoch = path / "learner.epoch"
         """Number of the learner that may write here, see `services.streams.fence`."""
 
-    def create(self) -> RunFolder:
-        """Make the folder, its parts and its identity where they are missing."""
+    def create(self, run_id: str | None = None) -> RunFolder:
+        """Make the folder, its parts and its identity where they are missing; `run_id`: of a run begun elsewhere."""
         with durable.explained(self.path):
-            for folder in (self.path, self.rollouts, self.weights, self.checkpoints, self.logs):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.identity.exists() and self.path.stat().st_uid == os.geteuid():  # a volume may be another's
+                self.path.chmod(0o700)
+            for folder in (self.rollouts, self.weights, self.checkpoints, self.logs):
+                folder.mkdir(exist_ok=True)
         if self._is_damaged() and (known := self._known_run_id()):
             durable.write_file(self.identity, json.dumps({"run_id": known}) + "\n")
         if not self.identity.exists():
-            run_id = f"{self.path.resolve().name[:40] or 'run'}-{uuid.uuid4().hex[:8]}"
-            safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in run_id).lstrip("._-")
-            durable.create_file(self.identity, json.dumps({"run_id": safe}) + "\n")  # parts may come first together
+            drawn = f"{self.path.resolve().name[:40] or 'run'}-{uuid.uuid4().hex[:8]}"
+            safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in drawn).lstrip("._-")
+            text = json.dumps({"run_id": run_id or safe}) + "\n"
+            durable.create_file(self.identity, text)  # parts may come first together
+        if not self.identity_key.exists():
+            durable.create_file(self.identity_key, secrets.token_hex(32) + "\n", mode=0o600)
         return self
 
     def _is_damaged(self) -> bool:
@@ -145,6 +172,19 @@ class RunFolder:
                 f"{self.identity} does not name a run ({type(error).__name__})",
                 hint="start the run with `sept run`, or point run.dir at the folder of one that was started",
             ) from error
+
+    @property
+    def run_identity(self) -> RunIdentity:
+        """What the run's services prove and its clients check; ConfigError when the folder is of no run."""
+        try:
+            key = self.identity_key.read_bytes().strip()
+        except OSError as error:
+            raise ConfigError(
+                f"{self.identity_key} cannot be read ({error.strerror})",
+                hint="only the user who started the run may join it; a run that was started before has it again "
+                "after `sept run`",
+            ) from error
+        return RunIdentity(self.run_id, key)
 
     @property
     def has_begun(self) -> bool:

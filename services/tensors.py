@@ -254,6 +254,19 @@ def write_safetensors(path: Path, tensors: Tensors, *, lasting: bool = True) -> 
             durable.fsync_folder(path.parent)
 
 
+def encode_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """The start of a safetensors file whose data follow in this order; `tensors`: name -> safetensors' type, shape."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    reached = 0
+    for name, (dtype, shape) in tensors.items():
+        end = reached + math.prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [reached, end]}
+        reached = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % HEADER_ALIGNMENT)
+    return len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded
+
+
 def encoded_bytes(tensors: Tensors) -> int:
     """Size of the file that `write_safetensors` writes."""
     return sum(memoryview(block).nbytes for block in _blocks(tensors))
@@ -263,16 +276,6 @@ def _blocks(tensors: Tensors) -> Iterator[bytes | memoryview]:
     """Header, then data; widest elements first, so that every tensor is aligned to its element."""
     order = sorted(tensors, key=lambda name: (-tensors[name].item_bytes, name))
     # transformers refuses a file without this marker; it names the layout of linear weights, not a library
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    reached = 0
-    for name in order:
-        tensor = tensors[name]
-        offsets = [reached, reached + tensor.nbytes]
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
-        reached += tensor.nbytes
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % HEADER_ALIGNMENT)
-    yield len(encoded).to_bytes(LENGTH_BYTES, "little")
-    yield encoded
+    yield encode_header({name: (tensors[name].dtype, tensors[name].shape) for name in order}, {"format": "pt"})
     for name in order:
         yield np.ascontiguousarray(tensors[name].data).data

@@ -30,7 +30,7 @@ def claim(gpus: Sequence[str], count: int, folder: Path = FOLDER) -> list[str]:
     if count > len(gpus):
         raise ConfigError(
             f"{count} GPUs are asked for, this container sees {len(gpus)}",
-            hint="lower generator.tensor_parallel, or check that the NVIDIA container toolkit is installed",
+            hint="lower training.ranks or generator.tensor_parallel, or install the NVIDIA container toolkit",
         )
     if len(gpus) == 1:
         return list(gpus)
@@ -50,7 +50,7 @@ def claim(gpus: Sequence[str], count: int, folder: Path = FOLDER) -> list[str]:
             os.close(handle)
         raise UnavailableError(
             f"{count} GPUs are asked for, {len(held)} of {len(gpus)} are free",
-            hint="scale to fewer generators: the learner takes one GPU, each generator its own",
+            hint="scale to fewer generators: the learner takes training.ranks GPUs, each generator its own",
         )
     for handle in held.values():
         os.set_inheritable(handle, True)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import signal
-from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
-from deploy import endpoints, placement
+from deploy import endpoints
 from deploy.endpoints import Endpoints
 from deploy.local.flight_record import last_part_events, write_flight_record
 from deploy.local.generators_target import GeneratorsTargetInRedis
-from deploy.local.processes import ProcessSpec, kill_leftovers
+from deploy.local.plan import plan_run
+from deploy.local.processes import kill_leftovers
 from deploy.local.supervised_part import RestartPolicy
 from deploy.local.supervisor import RunPlan, Supervisor
 from deploy.local.supervisor_log import SupervisorLog
@@ -27,12 +26,12 @@ from deploy.operate.ending import ending
 from deploy.operate.page_address import page_lines
 from deploy.operate.progress import Progress
 from deploy.resolved_settings import takes_effect, write_resolved
-from deploy.same_code import sept_command, with_same_code
-from deploy.settings import ENV_DELIMITER, ENV_PREFIX, FIXED_IN_A_RUN, Settings, require, token_of
+from deploy.run_memory import memory_of_run, place_parts
+from deploy.settings import FIXED_IN_A_RUN, Settings, require, token_of
 from learner.input_checks import check_inputs
 from services.api.status import rounds_total
 from services.errors import ConfigError, SeptError, UnavailableError
-from services.net import LOOPBACK, free_port, port_of, reachable_url, why_not_free
+from services.net import LOOPBACK, free_port, hostname_of, is_loopback, port_of, reachable_url, why_not_free
 from services.run_folder import RunFolder
 from services.streams.embedded import EmbeddedRedis
 
@@ -50,6 +49,9 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
     """
     require(settings, *LEADERS[leader])
     check_inputs(settings, leader=leader)
+    _check_other_nodes_can_join(settings)
+    placement = place_parts(settings, leader=leader)
+    memory = memory_of_run(settings, placement, leader=leader)
     folder = RunFolder(settings.run.dir.resolve()).create()
     with run_lock(folder):
         killed = kill_leftovers(folder.path)
@@ -63,7 +65,8 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
             return None
         redis, where, port = _choose_endpoints(settings, folder)
         endpoints.write(folder, where)
-        nearby = where.model_copy(update={"services_url": reachable_url(settings.services.host, port)})
+        at = reachable_url(settings.services.host, port, tls=settings.services.tls_key is not None)
+        nearby = where.model_copy(update={"services_url": at})
         try:
             async with RunClient(nearby, of_run=folder) as client:
                 with Progress(folder, client, console) as progress:
@@ -74,7 +77,7 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
                         log.record("leftovers_killed", processes=len(killed))
                     for key in changed:
                         log.record("settings_changed", key=key, takes_effect=takes_effect(key))
-                    plan = plan_run(settings, folder, redis, port, leader=leader)
+                    plan = plan_run(settings, folder, redis, port, placement, memory, leader=leader)
                     stopped_by = await _supervise(plan, settings, folder, where, log, progress)
                     if stopped_by is None:
                         _note_surplus(folder, log)
@@ -91,6 +94,18 @@ def _is_finished(settings: Settings, folder: RunFolder, changed: list[str]) -> b
     total = settings.training.rounds or (0 if changed else rounds_total(folder.identity))
     evaluated = not settings.evaluation.every_rounds or folder.evaluation_of(done).results.exists()
     return 0 < total == done and evaluated
+
+
+def _check_other_nodes_can_join(settings: Settings) -> None:
+    """ConfigError when the learner waits for other hosts that reach neither Redis nor the services of this one."""
+    nodes, url = settings.training.nodes, settings.redis.url
+    if nodes > 1 and (url is None or is_loopback(hostname_of(url.get_secret_value()))):
+        raise ConfigError(
+            f"training.nodes is {nodes}, and redis.url is {'not set' if url is None else 'an address of loopback'}: "
+            "the other hosts of the learner cannot reach it",
+            hint="start a Redis with a password on this host's address, and set "
+            "SEPT_REDIS__URL=redis://:PASSWORD@HOST:6379/0 on every host (docs/deployment.md)",
+        )
 
 
 def _note_surplus(folder: RunFolder, log: SupervisorLog) -> None:
@@ -120,14 +135,16 @@ async def _supervise(
 
     count, startup_s = settings.generator.count, settings.deadlines.startup_s
     reports = WorkReports(folder, where.redis_url)
+    target = GeneratorsTargetInRedis(where.redis_url, folder.run_id, count, startup_s, limit=plan.generators_limit)
     supervisor = Supervisor(
         plan,
         run=folder.path,
-        generators_target=GeneratorsTargetInRedis(where.redis_url, folder.run_id, count, startup_s),
+        generators_target=target,
         log=log,
         drain_s=settings.deadlines.drain_s,
         before_drain_of_failed=read_part_events,
         has_worked=reports.has_worked,
+        generators_may_start=reports.learner_has_loaded if plan.one_after_the_other else None,
         is_ready=reports.is_ready,
         policy=RestartPolicy(outlast_s=startup_s, ready_s=2 * startup_s),
     )
@@ -158,47 +175,6 @@ def _is_ignored_hang_up(number: signal.Signals) -> bool:
     return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
-def plan_run(
-    settings: Settings, folder: RunFolder, redis: EmbeddedRedis | None, services_port: int, *, leader: str = "learner"
-) -> RunPlan:
-    """The commands of all parts, each with its log and its share of the machine."""
-    gpus, cores = placement.visible_gpus(), len(os.sched_getaffinity(0))
-    count, ranks = max(1, settings.generator.count), settings.training.ranks
-
-    def part(name: str, command: tuple[str, ...], env: dict[str, str]) -> ProcessSpec:
-        return ProcessSpec(name, command, folder.log_of(name), {**inherited_environment(), **env})
-
-    def sept(command: str, *more: str) -> tuple[str, ...]:
-        return sept_command(command, "--config", str(folder.config), *more)
-
-    def generator(index: int) -> ProcessSpec:
-        name = f"generator-{index}"
-        tensor_parallel = settings.generator.tensor_parallel
-        env = placement.generator_env(index, gpus, count, cores, tensor_parallel=tensor_parallel, ranks=ranks)
-        return part(name, sept("generator", "--id", name), env)
-
-    return RunPlan(
-        redis=replace(part("redis", tuple(redis.command()), {}), mend=redis.set_aside_damaged)
-        if redis is not None
-        else None,
-        services=part("services", sept("services", "--set", f"services.port={services_port}"), {}),
-        learner=part(leader, sept(leader), placement.learner_env(gpus, count, cores, ranks=ranks)),
-        generator=generator,
-        generators_target=settings.generator.count,
-    )
-
-
-def inherited_environment() -> dict[str, str]:
-    """This process's environment without settings: the resolved config holds them, those of --set too."""
-    return with_same_code(
-        {
-            name: value
-            for name, value in os.environ.items()
-            if not (name.startswith(ENV_PREFIX) and ENV_DELIMITER in name)
-        }
-    )
-
-
 def _choose_endpoints(settings: Settings, folder: RunFolder) -> tuple[EmbeddedRedis | None, Endpoints, int]:
     """The server of Redis, all addresses and the services' port: as this run had them before where they are free."""
     try:
@@ -212,13 +188,32 @@ def _choose_endpoints(settings: Settings, folder: RunFolder) -> tuple[EmbeddedRe
             f"services.port {port} on {settings.services.host} is taken by another program",
             hint="stop that program, or set services.port to another port (0 takes a free one)",
         )
-    token = token_of(settings)
-    url = settings.services.url or reachable_url(settings.services.host, port)
+    where = Endpoints(
+        redis_url=settings.redis.url.get_secret_value() if settings.redis.url else "",
+        services_url=settings.services.url
+        or reachable_url(settings.services.host, port, tls=settings.services.tls_key is not None),
+        token=token_of(settings),
+        generator_redis_url=settings.redis.generator_url.get_secret_value() if settings.redis.generator_url else None,
+        generator_token=_generator_token(settings),
+        watch_token=settings.services.watch_token.get_secret_value() if settings.services.watch_token else None,
+        tls_cert=settings.services.tls_cert and settings.services.tls_cert.resolve(),
+    )
     if settings.redis.url is not None:
-        return None, Endpoints(redis_url=settings.redis.url.get_secret_value(), services_url=url, token=token), port
+        return None, where, port
     redis_port = _port_of(before.redis_url if before else None, LOOPBACK)
-    redis = EmbeddedRedis(folder.redis, redis_port, secrets.token_urlsafe(24))
-    return redis, Endpoints(redis_url=redis.url, services_url=url, token=token), port
+    redis = EmbeddedRedis(
+        folder.redis, redis_port, secrets.token_urlsafe(24), generator_password=secrets.token_urlsafe(24)
+    )
+    urls = {"redis_url": redis.url, "generator_redis_url": redis.generator_url}
+    return redis, where.model_copy(update=urls), port
+
+
+def _generator_token(settings: Settings) -> str | None:
+    """The token of generators; one is drawn for this start where the services have tokens at all."""
+    given = settings.services.generator_token
+    if given is not None:
+        return given.get_secret_value()
+    return secrets.token_urlsafe(24) if settings.services.token is not None else None
 
 
 def _port_of(url: str | None, host: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +13,7 @@ from deploy.endpoints import Endpoints, not_active
 from deploy.locks import is_run_locked
 from services.contracts import StatusSnapshot
 from services.errors import ContractError, UnavailableError
-from services.http_client import answered_by_another, open_client
+from services.http_client import OtherRunError, answered_by_another, open_client
 from services.run_folder import RunFolder
 
 TIMEOUT_S = 5.0
@@ -24,8 +23,8 @@ STATUS = "/v1/status"
 class RunClient:
     """async with RunClient(endpoints, of_run=folder) as run: snapshot = await run.status()
 
-    `of_run`: the folder whose run must answer. The first request asks the services which run is theirs, and nothing is
-    sent to those of another one. None: whatever run is served there, at an address from settings.
+    `of_run`: the folder whose run must answer. Before the first request the services prove that it is theirs, and
+    nothing is sent to anybody else. None: whatever run is served there, at an address from settings.
     """
 
     def __init__(
@@ -36,8 +35,16 @@ class RunClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url = endpoints.services_url
-        self._http = open_client(self._url, token=endpoints.token, timeout=TIMEOUT_S, transport=transport)
-        self._unverified = of_run
+        self._http = open_client(
+            self._url,
+            token=endpoints.token,
+            timeout=TIMEOUT_S,
+            identity=of_run.run_identity if of_run is not None else None,
+            tls_cert=endpoints.tls_cert,
+            transport=transport,
+        )
+        self._of_run = of_run
+        self._answered = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -89,23 +96,15 @@ class RunClient:
         await self._ask("POST", "/v1/control/generators", {"generators_target": generators_target})
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        if self._unverified is not None:
-            await self._verify(self._unverified)
-            self._unverified = None
-        return await self._send(method, path, body)
-
-    async def _verify(self, folder: RunFolder) -> None:
-        """UnavailableError unless the services are those of the folder's run."""
         try:
-            found = json.loads((await self._send("GET", STATUS)).content).get("run_id")
-        except (ValueError, AttributeError):
-            found = None
+            answer = await self._send(method, path, body)
         except UnavailableError as error:
-            if is_run_locked(folder):
+            moved = isinstance(error, OtherRunError)
+            if self._of_run is None or (not moved and (self._answered or is_run_locked(self._of_run))):
                 raise  # it is active: its services start, or something is wrong with them
-            raise not_active(folder, f"its last address was {self._url}, and now {error.message}") from error
-        if found != folder.run_id:
-            raise not_active(folder, f"its last address {self._url} belongs to {found or 'another program'} now")
+            raise not_active(self._of_run, f"its last address was {self._url}, and now {error.message}") from error
+        self._answered = True
+        return answer
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         try:

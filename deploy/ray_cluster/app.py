@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from ray import serve
 from ray.serve import Application
 
 from deploy.load_settings import load
-from deploy.ray_cluster.defaults import DOWNSCALE_AFTER_S, MIN_GENERATORS, SERVE_PORT
-from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services, code_digest
+from deploy.ray_cluster.defaults import DOWNSCALE_AFTER_S, MIN_GENERATORS, SERVE_PORT, LearnerStrategy
+from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services
 from deploy.resolved_settings import to_resolved
-from deploy.settings import Settings, redis_url, require, token_of
+from deploy.same_code import code_digest
+from deploy.settings import Settings, require, token_of
+from learner.config import TrainingConfig
 from learner.input_checks import check_inputs
 from services.errors import ConfigError, UnavailableError
 from services.net import LOOPBACK, reachable_url
@@ -34,6 +37,8 @@ STORE = "sept_store"
 """Ray resource of the nodes that have the run's folder."""
 STORE_SHARE = 0.001
 """So small that it decides where a replica is placed and limits nothing."""
+NODE_SHARE = 0.001
+"""CPU that a further node of a learner on CPU claims: enough to be placed where there are CPUs."""
 HEALTH_PERIOD_S = 5.0
 LOOK_BACK_S = 15.0
 """The longest queue of this time counts: generators must not go because a round ends."""
@@ -59,7 +64,9 @@ class Options(BaseModel):
     """A generator ends when there was too little to do for this long; starting an engine takes minutes."""
     generator_cpus: float = Field(default=1.0, gt=0)
     gpus: bool | None = None
-    """One GPU for the learner and generator.tensor_parallel for each generator; unset: if the cluster has any."""
+    """A GPU for each rank of the learner, generator.tensor_parallel for each generator; unset: if there are any."""
+    learner_strategy: LearnerStrategy = "STRICT_SPREAD"
+    """Where the nodes of a learner with training.nodes > 1 are placed."""
     on_store: bool | None = None
     """Tie learner and services to nodes with the resource sept_store; unset: if the cluster has such nodes now."""
     http_port: int = Field(default=SERVE_PORT, ge=1, le=65535)
@@ -78,6 +85,7 @@ def build_application(settings: Settings, options: Options, resources: dict[str,
     """Three deployments, placed on what the cluster has."""
     settings = settings_for_ray(settings, options)
     run = RayRun(to_resolved(settings), _environment(settings), code_digest())
+    for_generators = replace(run, environment=_environment_of_generators(settings))
     store = store_resource({**resources, **({STORE: 1.0} if options.on_store else {})}, nodes)
     gpus = options.gpus if options.gpus is not None else resources.get("GPU", 0) > 0
     drain_s = settings.deadlines.drain_s + GRACE_S
@@ -88,14 +96,9 @@ def build_application(settings: Settings, options: Options, resources: dict[str,
         "logging_config": {"enable_access_log": False},
     }
     deployment: Any = serve.deployment
-    learner = deployment(
-        Learner,
-        name="learner",
-        # The learner claims no CPU: a generator may have the last one of the only node with the store, and the learner
-        # could never move there. It does claim a GPU, as two parts cannot share one.
-        ray_actor_options={"num_cpus": 0, "num_gpus": int(gpus), "resources": store},
-        **common,
-    )
+    check_nodes(settings, options, nodes)
+    placed = learner_placement(settings.training, store, options.learner_strategy, gpus=gpus)
+    learner = deployment(Learner, name="learner", **placed, **common)
     generator = deployment(
         Generator,
         name="generator",
@@ -108,8 +111,35 @@ def build_application(settings: Settings, options: Options, resources: dict[str,
         **common,
     )
     services = deployment(Services, name="services", ray_actor_options={"num_cpus": 0, "resources": store}, **common)
-    bound: Application = services.bind(run, learner.bind(run), generator.bind(run))
+    bound: Application = services.bind(run, learner.bind(run), generator.bind(for_generators))
     return bound
+
+
+def learner_placement(
+    training: TrainingConfig, store: dict[str, float], strategy: LearnerStrategy, *, gpus: bool
+) -> dict[str, Any]:
+    """Where Serve puts the learner: the actor of node 0 where the run's folder is; a bundle for each node of several.
+
+    The learner claims no CPU: a generator may have the last one of the only node with the store, and the learner could
+    never move there. It does claim its GPUs, as two parts cannot share one.
+    """
+    count = training.ranks_per_node if gpus else 0
+    placed: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0, "num_gpus": count, "resources": store}}
+    if training.nodes > 1:
+        own = {"GPU": float(count)} if gpus else {"CPU": NODE_SHARE}
+        placed["placement_group_bundles"] = [{**own, **store}, *([own] * (training.nodes - 1))]
+        placed["placement_group_strategy"] = strategy
+    return placed
+
+
+def check_nodes(settings: Settings, options: Options, nodes: int) -> None:
+    """ConfigError when the learner needs more Ray nodes than there are."""
+    wanted = settings.training.nodes
+    if options.learner_strategy == "STRICT_SPREAD" and wanted > nodes:
+        raise ConfigError(
+            f"training.nodes is {wanted}, the cluster has {nodes} nodes, and each part of the learner needs its own",
+            hint="add nodes, lower training.nodes, or pass --learner-strategy PACK",
+        )
 
 
 def scaling(settings: Settings, options: Options) -> dict[str, Any]:
@@ -166,13 +196,26 @@ def store_resource(resources: dict[str, float], nodes: int) -> dict[str, float]:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    token = token_of(settings)
-    assert token is not None
-    return {
-        "SEPT_RUN__DIR": str(settings.run.dir.resolve()),
-        "SEPT_REDIS__URL": redis_url(settings),
-        "SEPT_SERVICES__TOKEN": token,
+    """Addresses and secrets of services and learner. Ray's dashboard does not show what replicas are made of."""
+    services = settings.services
+    secrets = {
+        "SEPT_REDIS__URL": settings.redis.url,
+        "SEPT_SERVICES__TOKEN": services.token,
+        "SEPT_SERVICES__GENERATOR_TOKEN": services.generator_token,
+        "SEPT_SERVICES__WATCH_TOKEN": services.watch_token,
     }
+    given = {name: secret.get_secret_value() for name, secret in secrets.items() if secret is not None}
+    return {"SEPT_RUN__DIR": str(settings.run.dir.resolve()), **given}
+
+
+def _environment_of_generators(settings: Settings) -> dict[str, str]:
+    """What generators need, with the token and the Redis user of their role where the settings give them."""
+    services, redis = settings.services, settings.redis
+    secrets = {
+        "SEPT_REDIS__URL": redis.generator_url or redis.url,
+        "SEPT_SERVICES__TOKEN": services.generator_token or services.token,
+    }
+    return {name: secret.get_secret_value() for name, secret in secrets.items() if secret is not None}
 
 
 def _alive_nodes() -> list[dict[str, Any]]:

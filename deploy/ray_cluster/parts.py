@@ -15,42 +15,37 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from blake3 import blake3
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deploy.endpoints import Endpoints
 from deploy.load_settings import load
+from deploy.local.plan import inherited_environment
 from deploy.local.processes import ProcessSpec
-from deploy.local.run import inherited_environment
 from deploy.local.supervised_part import KILL_GRACE_S, RestartPolicy, SupervisedPart
 from deploy.local.supervisor_log import SupervisorLog
 from deploy.operate.client import RunClient
 from deploy.placement import visible_gpus
 from deploy.ray_cluster.scaling import METRIC
-from deploy.same_code import sept_command
+from deploy.same_code import code_digest, sept_command
 from deploy.settings import Settings, redis_url, services_url, token_of
 from learner.parallel import launch_env
+from services.api.tokens import Role
 from services.app import create_app
 from services.errors import ConfigError, UnavailableError
 from services.logs import configure_logs
 from services.run_folder import RunFolder
+from services.server import tokens_of
 from services.streams.connection import Keys, connect_async
 from services.weights.reader import WeightReader
 
-PACKAGES = ("services", "learner", "generator", "deploy", "studies", "sept")
 REPORT_EVERY_S = 2.0
 """How often a generator asks the services for the length of the queue."""
-
-
-def code_digest() -> str:
-    """BLAKE3 of sept's own source on this node."""
-    root, hasher = Path(__file__).parents[2], blake3()
-    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
-        hasher.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return hasher.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +87,7 @@ class Services:
             settings = run.settings(Path(folder))
         run_folder = RunFolder(settings.run.dir).create()
         keys = Keys(run_folder.run_id)
+        role_tokens = tokens_of(settings.services)
         where = endpoints_of(settings)
         self._redis = await connect_async(where.redis_url, deadline_s=settings.deadlines.startup_s)
         self._app = create_app(
@@ -99,7 +95,8 @@ class Services:
             store=WeightReader(run_folder.weights, keys.run_id),
             redis=self._redis,
             keys=keys,
-            token=where.token,
+            token=role_tokens.pop(Role.STEER, None),
+            role_tokens=role_tokens,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -135,7 +132,7 @@ class SupervisedReplica:
         supervisor_log = SupervisorLog(own.log_of("supervisor"), lambda text: None)
         self._part = SupervisedPart(spec, self._folder, RestartPolicy(), supervisor_log, may_finish=may_finish)
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Serve calls this periodically, and replaces the replica when it raises."""
         if self._part.task.done() and (error := self._part.task.exception()) is not None:
             raise error
@@ -150,12 +147,23 @@ class SupervisedReplica:
 
 
 class Learner(SupervisedReplica):
-    """The one learner, on a node that has the run's folder."""
+    """The one learner, or its node 0, on a Ray node that has the run's folder.
+
+    A learner of several nodes has a placement group: this replica is in its first bundle, and starts an actor in each
+    of the others. Ray moves a bundle whose Ray node is lost to another one, and starts its actor there again.
+    """
 
     async def __init__(self, run: RayRun) -> None:  # type: ignore[misc]  # Serve awaits it
-        log = RunFolder(Path(run.environment["SEPT_RUN__DIR"])).create().log_of("learner")
+        folder = RunFolder(Path(run.environment["SEPT_RUN__DIR"])).create()
         extra_env = {} if visible_gpus() else launch_env.ON_CPU
-        await self.start(run, "learner", ("learner",), may_finish=True, log=log, extra_env=extra_env)
+        command = ("learner", "--node", "0")
+        await self.start(run, "learner", command, may_finish=True, log=folder.log_of("learner"), extra_env=extra_env)
+        self._nodes: list[Any] = []
+        self._ends: list[asyncio.Future[None]] = []
+        for node in range(1, self.settings.training.nodes):
+            actor = ray.remote(LearnerNode).options(**_in_bundle(node), max_restarts=-1, max_task_retries=-1).remote()
+            self._nodes.append(actor)
+            self._ends.append(asyncio.wrap_future(actor.run.remote(run, node, folder.run_id).future()))
 
     def outcome(self) -> str:
         """ "running", "finished", or why it failed."""
@@ -163,6 +171,50 @@ class Learner(SupervisedReplica):
             return "running"
         error = self._part.task.exception()
         return "finished" if error is None else str(error)
+
+    async def check_health(self) -> None:
+        """As of every replica; a node that cannot be kept running fails the learner."""
+        await super().check_health()
+        for end in self._ends:
+            if end.done():
+                end.result()
+
+    async def __del__(self) -> None:
+        """Serve waits here: node 0 ends the learner in order, and no node is started again."""
+        for actor in getattr(self, "_nodes", ()):
+            actor.stop.remote()
+        await super().__del__()
+
+
+class LearnerNode(SupervisedReplica):
+    """A further node of the learner, with a GPU for each of its ranks; the run's folder need not be there."""
+
+    async def run(self, run: RayRun, node: int, run_id: str) -> None:
+        """Keep it running until the learner ends; UnavailableError when it cannot be kept running."""
+        shared = RunFolder(Path(run.environment["SEPT_RUN__DIR"]))
+        if not (shared.identity.exists() and shared.run_id == run_id):
+            own = RunFolder(Path(tempfile.mkdtemp(prefix="sept-node-"))).create(run_id)
+            run = RayRun(run.config, {**run.environment, "SEPT_RUN__DIR": str(own.path)}, run.code)
+        extra_env = {} if visible_gpus() else launch_env.ON_CPU
+        command = ("learner", "--node", str(node))
+        await self.start(run, f"learner-node-{node}", command, may_finish=True, extra_env=extra_env)
+        await self._part.task
+
+    async def stop(self) -> None:
+        """Let it end with the learner, and do not start it again."""
+        if hasattr(self, "_part"):
+            self._part.terminate()
+
+
+def _in_bundle(node: int) -> dict[str, Any]:
+    """Options of the actor of that node: its bundle, with all GPUs that the bundle has."""
+    group = ray.util.get_current_placement_group()
+    assert group is not None, "a learner of several nodes is placed by a group"
+    return {
+        "num_cpus": 0,
+        "num_gpus": group.bundle_specs[node].get("GPU", 0),
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node),
+    }
 
 
 class Generator(SupervisedReplica):

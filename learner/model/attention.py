@@ -79,10 +79,8 @@ def packed_attention(
             f"{type(module).__name__} asks for capped scores, attention sinks or a mask of its own",
             hint="packed training supports plain causal and sliding-window attention",
         )
-    if query.is_cuda and torch.is_autocast_enabled("cuda"):
-        # Rotary embedding returns float32, and autocast does not cast the inputs of the varlen operator.
-        dtype = torch.get_autocast_dtype("cuda")
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    # Some models rotate in float32; the kernels take one type, that of the weights.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if _has_varlen_kernel(query):
         out = _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window)
     else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +21,7 @@ from learner.model.lora import adapters_of, base_name, is_adapter, merge_adapter
 from learner.model.packing import Sequence, pack_sequences
 from learner.model.trained_model import TrainedModel
 from learner.model.wire_tensors import TORCH_DTYPES
+from learner.parallel.ranks import Order
 from services.contracts import Canary
 from services.errors import ModelError
 
@@ -29,19 +29,17 @@ PROMPT_TOKENS = 16
 STRIDE = 7919
 """A prime: the prompts step through the whole vocabulary, and need neither data set nor tokenizer."""
 
-Originals = dict[torch.nn.Parameter, torch.Tensor]
-"""The values of parameters before they were rounded."""
-
 
 def compute_canaries(model: TrainedModel, prompts: int) -> tuple[Canary, ...]:
     """That many canaries: log-probabilities in float32 arithmetic, with weights merged and rounded as published.
 
     The trained module computes them, not the published bytes, so that every mistake between here and an engine's
     kernels (names, layouts, tied weights) shows. ModelError when they are not finite.
-    Rank 0 calls this. The other ranks join its forward with unrounded weights: their results are not used.
+    Rank 0 calls this; the other ranks take part by `join_canaries`.
     """
     if not prompts:
         return ()
+    model.ranks.send_order(Order.CANARIES)
     token_ids = _prompts(prompts, model.module.config.get_text_config().vocab_size)
     log_probs = _log_probs(model, token_ids).reshape(prompts, PROMPT_TOKENS - 1)
     if not bool(torch.isfinite(log_probs).all()):
@@ -61,6 +59,11 @@ def _prompts(count: int, vocabulary: int) -> NDArray[np.int32]:
     return ids.astype(np.int32).reshape(count, PROMPT_TOKENS)
 
 
+def join_canaries(model: TrainedModel) -> None:
+    """On the other ranks: take part in rank 0's `compute_canaries`."""
+    _log_probs(model, _prompts(1, model.module.config.get_text_config().vocab_size))
+
+
 def _log_probs(model: TrainedModel, token_ids: NDArray[np.int32]) -> torch.Tensor:
     """Log-probabilities of every prompt's tokens after its first, concatenated."""
     batch = pack_sequences([Sequence(tokens[:1], tokens[1:]) for tokens in token_ids]).to(model.device)
@@ -68,54 +71,34 @@ def _log_probs(model: TrainedModel, token_ids: NDArray[np.int32]) -> torch.Tenso
     model.module.train(False)
     try:
         with torch.no_grad(), _as_published(model):
-            return (
-                replace(model, autocast_dtype=None)
-                .leader_token_losses(batch, nll, Targets(batch.targets), 1.0)
-                .log_probs
-            )
+            return model.token_losses(batch, nll, Targets(batch.targets), 1.0).log_probs
     finally:
         model.module.train(training)
 
 
 @contextlib.contextmanager
 def _as_published(model: TrainedModel) -> Iterator[None]:
-    """Within the block each layer computes with its weights as published. Takes the memory of one layer and the head.
-
-    Sharded weights are gathered at that time: the hooks of sharding run before these, and after them on the way out.
-    """
-    published = partial(_published, model, adapters_of(model.module))
-    head: Any = model.module.get_output_embeddings()  # type: ignore[no-untyped-call]
-    handles = []
-    for path, layer in model.module.named_modules():
-        user = model.loss_module if layer is head else layer  # the head's weights are used without its forward
-        originals: Originals = {}
-        handles.append(user.register_forward_pre_hook(partial(_replace, published, path, layer, originals)))
-        handles.append(user.register_forward_hook(partial(_restore, originals), prepend=True, always_call=True))
-    try:
+    """Within the block each layer computes in float32 with its weights as published. Every rank must enter it."""
+    adapters = adapters_of(model.module)
+    exact = {
+        part: part.weight for layer in adapters.values() for part in (*layer.lora_A.values(), *layer.lora_B.values())
+    }
+    with model.exact_weights(partial(_published, model, adapters, exact)):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _published(model: TrainedModel, adapters: Mapping[str, Any], path: str, weight: torch.Tensor) -> torch.Tensor:
-    """The weight as published, in its own type. An adapter is merged into its weight, so its own factors become 0."""
+def _published(
+    model: TrainedModel,
+    adapters: Mapping[str, Any],
+    exact: Mapping[torch.nn.Module, torch.Tensor],
+    path: str,
+    weight: torch.Tensor,
+) -> torch.Tensor:
+    """The weight as published, in float32. An adapter is merged into its weight, so its own factors become 0."""
     if is_adapter(path):
         return torch.zeros_like(weight)
     name = base_name(path)
     name = model.module.all_tied_weights_keys.get(name, name)
     dtype = TORCH_DTYPES[model.wire_dtype(name)]
-    rounded = merge_adapter(weight, adapters[name], dtype) if name in adapters else weight.detach().to(dtype)
-    return rounded.to(weight.dtype)
-
-
-def _replace(published: Any, path: str, layer: torch.nn.Module, originals: Originals, *_: Any) -> None:
-    for name, parameter in layer.named_parameters(recurse=False):
-        originals[parameter] = parameter.data
-        parameter.data = published(f"{path}.{name}", parameter)
-
-
-def _restore(originals: Originals, *_: Any) -> None:
-    for parameter, exact in originals.items():
-        parameter.data = exact
-    originals.clear()
+    merged = merge_adapter(weight, adapters[name], dtype, exact.__getitem__) if name in adapters else weight.to(dtype)
+    return merged.to(weight.dtype)

@@ -8,6 +8,7 @@ moments and are in checkpoints. Engines serve W' like any other weights. W' is c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +57,13 @@ def add_adapters(module: PreTrainedModel, config: LoraConfig) -> None:
         )
 
 
+def freeze_in(module: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Keep the frozen weights, without values yet, in this type: half of the memory where it is 16 bits."""
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
 def initialise_adapters(module: PreTrainedModel) -> None:
     """Give each rank its rows of A, random, and B, zero: the same on any number of ranks and after every restart.
 
@@ -93,10 +101,22 @@ def base_name(name: str) -> str:
     return name.replace(BASE_INFIX, ".")
 
 
-def factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """(B [out, rank], A [rank, in], scale) as published: int16, int16, float. Every rank must call it."""
-    b, b_step = _to_fixed_point(gather(layer.lora_B[ADAPTER].weight.detach()))
-    a, a_step = _to_fixed_point(gather(layer.lora_A[ADAPTER].weight.detach()))
+def weight_of(factor: torch.nn.Module) -> torch.Tensor:
+    """The float32 weight of a layer's A or B, this rank's rows of it."""
+    weight: Any = factor.weight
+    return weight  # type: ignore[no-any-return]
+
+
+WeightOf = Callable[[torch.nn.Module], torch.Tensor]
+
+
+def factors(layer: Any, weight_of: WeightOf = weight_of) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """(B [out, rank], A [rank, in], scale) as published: int16, int16, float. Every rank must call it.
+
+    `weight_of` finds A's and B's float32 weights; in the middle of a forward the layers hold copies.
+    """
+    b, b_step = _to_fixed_point(gather(weight_of(layer.lora_B[ADAPTER]).detach()))
+    a, a_step = _to_fixed_point(gather(weight_of(layer.lora_A[ADAPTER]).detach()))
     return b, a, float(layer.scaling[ADAPTER]) * b_step * a_step
 
 
@@ -112,12 +132,14 @@ def _to_fixed_point(factor: torch.Tensor) -> tuple[torch.Tensor, float]:
     return (factor.double() * 2.0**-exponent).round().to(torch.int16), 2.0**exponent
 
 
-def merge_adapter(weight: torch.Tensor, layer: Any, dtype: torch.dtype) -> torch.Tensor:
+def merge_adapter(
+    weight: torch.Tensor, layer: Any, dtype: torch.dtype, weight_of: WeightOf = weight_of
+) -> torch.Tensor:
     """W' of the layer whose frozen weight is `weight`, whole, in the published type. Every rank must call it.
 
     Computes the same bits as `services.weights.adapters.merge`, by blocks of rows.
     """
-    b, a, scale = factors(layer)
+    b, a, scale = factors(layer, weight_of)
     frozen, a = gather(weight.detach()), a.double()
     rows = max(1, BLOCK_ELEMENTS // a.shape[1])
     blocks = zip(torch.split(b, rows), torch.split(frozen, rows), strict=True)

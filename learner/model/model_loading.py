@@ -9,12 +9,14 @@ import structlog
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, initialization
 
-from learner.config import GradientCheckpointing, LoraConfig
+from learner.config import LoraConfig, Recomputation
 from learner.model import hf_checkpoint, lora
 from learner.model.activation_checkpointing import checkpoint_activations
 from learner.model.attention import PACKED_ATTENTION
 from learner.model.flops import cost_of
-from learner.model.onednn_linear import use_onednn
+from learner.model.kernel_check import check_kernels
+from learner.model.kernels.fused import use_fused
+from learner.model.kernels.onednn_linear import use_onednn
 from learner.model.self_check import check_model
 from learner.model.trained_model import LossModule, TrainedModel
 from learner.model.weight_reading import ReadingPlan, compute_buffers, plan_reading, read_weights
@@ -49,12 +51,14 @@ def load_model(
     *,
     device: str = "auto",
     wire_dtype: WireDtype = "auto",
-    gradient_checkpointing: GradientCheckpointing = "off",
+    gradient_checkpointing: Recomputation = "off",
     adapters: LoraConfig | None = None,
     ranks: Ranks | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> TrainedModel:
     """Load a Hugging Face id or folder for training: float32, packed attention, no dropout, sharded over the ranks.
 
+    `compute_dtype` is the type of the forward's weights and activations: bf16 on CUDA and float32 on a CPU.
     A collective operation: each rank reads its own rows, and all of them take part in the check. Raises ModelError for
     a checkpoint that is not whole, and for an architecture that this learner would train wrongly (see `self_check`).
     """
@@ -65,8 +69,10 @@ def load_model(
         gradient_checkpointing=gradient_checkpointing,
         adapters=adapters,
         ranks=ranks,
+        compute_dtype=compute_dtype,
     )
     check_model(model)
+    check_kernels(model)
     model.module.train()
     return model
 
@@ -76,11 +82,12 @@ def read_model(
     *,
     device: str,
     wire_dtype: WireDtype = "auto",
-    gradient_checkpointing: GradientCheckpointing = "off",
+    gradient_checkpointing: Recomputation = "off",
     adapters: LoraConfig | None = None,
     ranks: Ranks | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> TrainedModel:
-    """`load_model` without the check of its forward, for which each layer's weights are gathered."""
+    """`load_model` without the check of its forward."""
     folder = hf_checkpoint.resolve_folder(path)
     ranks = ranks or Ranks()
     own_device = ranks.own_device(resolve_device(device))
@@ -88,12 +95,14 @@ def read_model(
     stored = hf_checkpoint.stored_tensors(folder)
     plan = plan_reading(module, stored)
     cost = cost_of(module)
+    compute_dtype = compute_dtype or (torch.bfloat16 if own_device.type == "cuda" else torch.float32)
     _adapt(module, own_device, gradient_checkpointing, adapters)
-    loss_module = LossModule(module)
-    layers = frozenset(module._no_split_modules or ())
-    shard_module(loss_module, layers, ranks, own_device, forwards=[LossModule.own_logits.__name__])
-    _fill(loss_module, plan, own_device)
     fixed = None if wire_dtype == "auto" else hf_checkpoint.SAFETENSORS_NAMES[wire_dtype]
+    published = {fixed} if fixed else {hf_checkpoint.config_dtype(folder), *(t.dtype for t in stored.values())}
+    if published == {hf_checkpoint.SAFETENSORS_NAMES["bfloat16"]} and compute_dtype == torch.bfloat16:
+        lora.freeze_in(module, compute_dtype)
+    loss_module = sharded_loss_module(module, ranks, own_device, compute_dtype)
+    _fill(loss_module, plan, own_device)
     return TrainedModel(
         loss_module=loss_module,
         folder=folder,
@@ -102,20 +111,20 @@ def read_model(
         wire_dtypes={} if fixed else {name: tensor.dtype for name, tensor in stored.items()},
         default_wire_dtype=fixed or hf_checkpoint.config_dtype(folder),
         ranks=ranks,
-        autocast_dtype=torch.bfloat16 if own_device.type == "cuda" else None,
+        compute_dtype=compute_dtype,
     )
 
 
 def _empty_module(folder: Path) -> PreTrainedModel:
     """The folder's model in float32 on the meta device, where tensors have shapes and no memory."""
     try:
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if getattr(config, "quantization_config", None):
             raise ModelError(
                 f"{folder} holds quantised weights, which cannot be trained", hint="use the model's unquantised release"
             )
         with torch.device("meta"), initialization.meta_device_safe_creation_ops():
-            options = {"dtype": torch.float32, "attn_implementation": PACKED_ATTENTION}
+            options = {"dtype": torch.float32, "attn_implementation": PACKED_ATTENTION, "trust_remote_code": False}
             module: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-untyped-call]
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise ModelError(
@@ -126,11 +135,13 @@ def _empty_module(folder: Path) -> PreTrainedModel:
 
 
 def _adapt(
-    module: PreTrainedModel, device: torch.device, recompute: GradientCheckpointing, adapters: LoraConfig | None
+    module: PreTrainedModel, device: torch.device, recompute: Recomputation, adapters: LoraConfig | None
 ) -> None:
     """Change the layers to what is trained: products, dropout, kept activations, adapters."""
     if device.type == "cpu":
         use_onednn(module)
+    else:
+        use_fused(module)
     for layer in module.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0
@@ -138,6 +149,15 @@ def _adapt(
     if adapters is not None and adapters.rank:
         lora.add_adapters(module, adapters)
         log.info("adapters_added", rank=adapters.rank, adapter_bytes=lora.adapter_bytes(module))
+
+
+def sharded_loss_module(
+    module: PreTrainedModel, ranks: Ranks, device: torch.device, compute_dtype: torch.dtype
+) -> LossModule:
+    """The model, still on the meta device, with its loss, sharded over the ranks."""
+    loss_module = LossModule(module)
+    shard_module(loss_module.groups, ranks, device, compute_dtype)
+    return loss_module
 
 
 def _fill(loss_module: LossModule, plan: ReadingPlan, device: torch.device) -> None:

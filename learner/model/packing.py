@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -66,7 +66,13 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on `device`."""
         names = ("input_ids", "position_ids", "cu_seqlens", "rows", "targets")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        moved: dict[str, Any] = {name: copy_without_waiting(getattr(self, name), device) for name in names}
+        return replace(self, **moved)
+
+
+def copy_without_waiting(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`; the host goes on, so the next micro-batch arrives while the GPU computes."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class HasLength(Protocol):

@@ -5,8 +5,6 @@ Legend of shapes: S sequences, T tokens, R response tokens, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
@@ -23,14 +21,13 @@ TOLERANCE = 1e-3
 
 def check_model(model: TrainedModel) -> None:
     """Raise ModelError unless packed log-probabilities equal those of the model's own forward. Every rank calls it."""
-    vocabulary = model.loss_module.head.weight.shape[0]
+    vocabulary = model.loss_module.vocabulary
     tokens = (np.arange(1, 24, dtype=np.int64) * 7919 % vocabulary).astype(np.int32)
     sequences = [Sequence(tokens[:5], tokens[5:12]), Sequence(tokens[12:13], tokens[13:])]
     batch = pack_sequences(sequences).to(model.device)
     model.module.train(False)
-    exact = replace(model, autocast_dtype=None)
-    with torch.no_grad():
-        packed = exact.token_losses(batch, nll, Targets(batch.targets), tau=1.0).log_probs
+    with torch.no_grad(), model.exact_weights():
+        packed = model.token_losses(batch, nll, Targets(batch.targets), tau=1.0).log_probs
         model.module.set_attn_implementation("eager")
         alone = _own_log_probs(model, sequences)
         model.module.set_attn_implementation(PACKED_ATTENTION)

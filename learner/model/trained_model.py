@@ -1,14 +1,18 @@
 """The model that is trained: float32 weights and a packed forward pass that ends in the loss of every token.
 
-With several ranks the weights are sharded, and every rank takes part in each forward.
+On a GPU the forward computes in bf16, with copies of the weights that each layer's turn makes (`learner.parallel.
+sharding`); where numbers must be exact, `exact_weights` gives the layers their float32 weights instead. With several
+ranks the weights are sharded, and every rank takes part in each forward.
 
 Legend of shapes: T tokens fed, N response tokens, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,14 @@ from learner.algorithms.base import Targets, TokenLoss, TokenLosses
 from learner.algorithms.nll import nll
 from learner.model.attention import packing_arguments
 from learner.model.flops import Cost
+from learner.model.kernels.vocabulary_loss import Head, summed_loss
 from learner.model.packing import MicroBatch, filler_batch
-from learner.model.published_shards import PublishedShards
-from learner.model.vocabulary_loss import Head, summed_loss
+from learner.parallel.published_shards import PublishedShards
 from learner.parallel.ranks import Order, Ranks
+from learner.parallel.sharding import gather, sharding_groups
+
+Change = Callable[[str, torch.Tensor], torch.Tensor]
+"""(name in the module, its float32 weight as a whole) -> what the layer is to compute with."""
 
 
 class LossModule(torch.nn.Module):
@@ -31,15 +39,32 @@ class LossModule(torch.nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head.__class__ = type(type(head).__name__, (_ScoringHead, type(head)), {})
+        self.groups = sharding_groups(self, frozenset(model._no_split_modules or ()))
+        """What is gathered together, or given exact weights together."""
 
     @property
-    def head(self) -> Head:
-        """The last layer, which maps hidden states to logits."""
-        layer: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        return Head(layer.weight, getattr(layer, "bias", None), softcap)
+    def vocabulary(self) -> int:
+        """V, the rows of the head."""
+        head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        return int(head.weight.shape[0])
 
-    def forward(self, batch: MicroBatch, token_loss: TokenLoss, targets: Targets, tau: float) -> TokenLosses:
+    def forward(self, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns: whatever uses the weights is called here, where sharding and `exact_weights` act."""
+        return compute()
+
+    def losses(self, batch: MicroBatch, token_loss: TokenLoss, targets: Targets, tau: float) -> TokenLosses:
+        """The loss summed over N response tokens, and their log-probabilities [N]."""
+        losses: TokenLosses = self(partial(self._losses, batch, token_loss, targets, tau))
+        return losses
+
+    def own_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[S, T, V] logits of sequences [S, T], padded on the right, by the model's own forward without packing."""
+        logits: torch.Tensor = self(lambda: self.model(input_ids=input_ids, use_cache=False).logits)
+        return logits
+
+    def _losses(self, batch: MicroBatch, token_loss: TokenLoss, targets: Targets, tau: float) -> TokenLosses:
         out = self.model.base_model(
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
@@ -47,12 +72,30 @@ class LossModule(torch.nn.Module):
             **packing_arguments(batch),
         )
         hidden_NH = out.last_hidden_state[0].index_select(0, batch.rows)
-        return summed_loss(token_loss, hidden_NH, self.head, targets, tau)
+        softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        losses: TokenLosses = head(
+            hidden_NH,
+            lambda hidden, weight, bias: summed_loss(token_loss, hidden, Head(weight, bias, softcap), targets, tau),
+        )
+        return losses
 
-    def own_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[S, T, V] logits of sequences [S, T], padded on the right, by the model's own forward without packing."""
-        logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).logits
-        return logits
+
+class _ScoringHead(torch.nn.Module):
+    """Added to the class of the last layer: its forward can end in the loss, so that what is done around a layer's
+    forward (gathering its weights, replacing them) is done around the loss as well."""
+
+    weight: torch.nn.Parameter
+    bias: torch.nn.Parameter | None
+
+    def forward(self, x: torch.Tensor, losses: Callable[..., TokenLosses] | None = None) -> Any:
+        """The layer's own forward, or `losses`(x, weight, bias)."""
+        if losses is None:
+            return super().forward(x)
+        for parameter in self.parameters(recurse=False):
+            if parameter.requires_grad and parameter.is_leaf:
+                parameter.grad_dtype = torch.float32  # the sum over thousands of tokens, also of a copy in 16 bits
+        return losses(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,8 +112,8 @@ class TrainedModel:
     default_wire_dtype: str
     """The type of floating tensors that `wire_dtypes` does not name."""
     ranks: Ranks = field(default_factory=Ranks)
-    autocast_dtype: torch.dtype | None = None
-    """Type of the forward's matrix products; None: float32 like the weights."""
+    compute_dtype: torch.dtype = torch.float32
+    """Type of the forward's weights and activations."""
     published: PublishedShards = field(default_factory=PublishedShards, repr=False)
     """This rank's weights as they were published last."""
 
@@ -88,11 +131,35 @@ class TrainedModel:
 
         A collective operation: all ranks call it, each with a micro-batch of its own.
         """
-        # No cache of cast weights: each is used once per forward, and together the copies would undo the sharding.
-        mixed = self.autocast_dtype is not None
-        with torch.autocast(self.device.type, self.autocast_dtype, enabled=mixed, cache_enabled=False):
-            losses: TokenLosses = self.loss_module(batch, token_loss, targets, tau)
-        return losses
+        return self.loss_module.losses(batch, token_loss, targets, tau)
+
+    @contextlib.contextmanager
+    def exact_weights(self, change: Change | None = None) -> Iterator[None]:
+        """Within the block each layer computes in float32, with its weights or with what `change` makes of them.
+
+        Takes the memory of a decoder layer's weights or of the head's. Every rank must enter the block, as weights that
+        are gathered in another type are gathered once more: the hooks of sharding run before these, and after them on
+        the way out.
+        """
+        if change is None and self.compute_dtype == torch.float32:
+            yield
+            return
+        shards = dict(self.module.named_parameters())
+        groups = self.loss_module.groups
+        members = [set(group.parameters()) for group in groups]
+        members[-1] -= set().union(*members[:-1])
+        handles = []
+        for group, parameters in zip(groups, members, strict=True):
+            names = [name for name, parameter in shards.items() if parameter in parameters]
+            originals: Originals = {}
+            replace = partial(_replace, self.module, {name: shards[name] for name in names}, change, originals)
+            handles.append(group.register_forward_pre_hook(replace))
+            handles.append(group.register_forward_hook(partial(_restore, originals), prepend=True, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def leader_token_losses(
         self, batch: MicroBatch, token_loss: TokenLoss, targets: Targets, tau: float
@@ -106,3 +173,30 @@ class TrainedModel:
         batch = filler_batch().to(self.device)
         with torch.no_grad():
             self.token_losses(batch, nll, Targets(batch.targets), 1.0)
+
+
+Originals = dict[torch.nn.Parameter, torch.Tensor]
+"""The values of parameters before they were replaced."""
+
+
+def _replace(
+    module: PreTrainedModel,
+    shards: Mapping[str, torch.nn.Parameter],
+    change: Change | None,
+    originals: Originals,
+    *_: Any,
+) -> None:
+    replaced = {}
+    for name, shard in shards.items():
+        parameter = module.get_parameter(name)
+        weight = (parameter if parameter.dtype == torch.float32 else gather(shard.detach()).float()).detach()
+        originals[parameter] = parameter.data
+        replaced[parameter] = weight if change is None else change(name, weight)
+    for parameter, weight in replaced.items():  # after all are computed, as an adapter's factors make another weight
+        parameter.data = weight
+
+
+def _restore(originals: Originals, *_: Any) -> None:
+    for parameter, exact in originals.items():
+        parameter.data = exact
+    originals.clear()

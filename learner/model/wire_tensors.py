@@ -14,8 +14,8 @@ import torch
 from transformers.core_model_loading import revert_weight_conversion
 
 from learner.model import lora
-from learner.model.published_shards import unsigned_type
 from learner.model.trained_model import TrainedModel
+from learner.parallel.published_shards import unsigned_type
 from learner.parallel.ranks import Order
 from learner.parallel.sharding import gather, own_part
 from services.errors import ModelError

@@ -23,18 +23,25 @@ def check_model_folder(folder: Path) -> None:
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{folder / 'config.json'} names no model_type", hint=AGAIN)
     read_json(folder / "generation_config.json")
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         _check_header(path)
     check_tokenizer_files(folder)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights: one, or those that the index lists. Others in the folder do not count."""
     single, index = folder / WEIGHTS, folder / INDEX
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise ModelError(f"{folder} has neither {WEIGHTS} nor {INDEX}", hint="save the model with save_pretrained")
+        pickled = next((path.name for path in folder.glob("*.bin")), None)
+        raise ModelError(
+            f"{folder} has neither {WEIGHTS} nor {INDEX}" + (f", only {pickled}" if pickled else ""),
+            hint="load the model where you trust its source, as reading a .bin runs what is in it, and save it with "
+            "save_pretrained"
+            if pickled
+            else "save the model with save_pretrained",
+        )
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files or not all(Path(str(file)).name == file for file in files.values()):
         raise ModelError(f"{index} does not map tensors to files of its folder", hint=AGAIN)

@@ -1,7 +1,10 @@
 """Environment variables of a learner process, for its launchers too. Imports nothing, so that launchers stay light."""
 
-RANK, SIZE, STORE = "SEPT_RANK", "SEPT_RANKS", "SEPT_RANKS_STORE"
-"""Names of the variables that hold a process's rank, the number of ranks, and the rendezvous file."""
+RANK, SIZE, NONCE = "SEPT_RANK", "SEPT_RANKS", "SEPT_RANKS_NONCE"
+"""Names of the variables that hold a process's rank, the number of ranks, and the nonce of their start."""
+
+GPU_SHARE = "SEPT_GPU_SHARE"
+"""Name of the variable that holds the share of a GPU's memory that the learner's tensors may take."""
 
 ON_CPU = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"}
 """Environment of a learner on CPU: glibc's malloc without bins for small blocks. Aligning a tensor cuts a small block

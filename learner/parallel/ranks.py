@@ -27,8 +27,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from learner.parallel.launch_env import RANK, SIZE, STORE
-from services.errors import ConfigError, UnavailableError
+from learner.parallel.launch_env import NONCE, RANK, SIZE
+from learner.parallel.rendezvous import RankCard, Rendezvous
+from services.errors import ConfigError, LostRankError
 
 Payload = NDArray[np.int64]
 """[any number] integers that rank 0 broadcasts."""
@@ -51,6 +52,7 @@ class Order(IntEnum):
     STOP = 7
     ADAPTERS = 8
     CHANGES = 9
+    CANARIES = 10
 
 
 class _Tag(IntEnum):
@@ -66,11 +68,26 @@ class RoundAbandoned(Exception):  # noqa: N818 - not an error: rank 0 ended the 
 
 
 class Ranks:
-    """This process among `size` ranks; `Ranks()` is the only one."""
+    """This process among `size` ranks on `nodes` hosts; `Ranks()` is the only one.
 
-    def __init__(self, rank: int = 0, size: int = 1, control: Any = None) -> None:
+    With `shard_within_node` each host holds the whole model, sharded over its own ranks.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        control: Any = None,
+        *,
+        nodes: int = 1,
+        shard_within_node: bool = False,
+    ) -> None:
         self.rank = rank
         self.size = size
+        self.nodes = nodes
+        self.ranks_per_node = size // nodes
+        self.replicas = nodes if shard_within_node else 1
+        """Copies of the model that are kept equal."""
         self._control = control
         """Process group of orders, payloads and sums: gloo, whatever the device is."""
 
@@ -78,6 +95,11 @@ class Ranks:
     def is_leader(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
+
+    @property
+    def holds_first_replica(self) -> bool:
+        """Whether this rank's shards are of the first copy of the model, which checkpoints are made of."""
+        return self.rank < self.size // self.replicas
 
     def send_order(self, order: Order) -> None:
         """Send the order from rank 0. Does nothing on the others, which are here because they received it."""
@@ -89,7 +111,7 @@ class Ranks:
         return Order(int(self.broadcast(None)[0]))
 
     def broadcast(self, payload: Payload | None) -> Payload:
-        """Return rank 0's payload on every rank; the others pass None. UnavailableError when another rank has died."""
+        """Return rank 0's payload on every rank; the others pass None. LostRankError when another rank has died."""
         if self.size == 1:
             assert payload is not None
             return payload
@@ -99,10 +121,7 @@ class Ranks:
             content = torch.empty(int(length), dtype=torch.int64) if payload is None else torch.from_numpy(payload)
             dist.broadcast(content, src=0, group=self._control)
         except RuntimeError as error:  # how gloo reports a peer that has died
-            raise UnavailableError(
-                f"rank {self.rank} of {self.size} has lost another rank: {error}",
-                hint="the first rank that died says why, above; the run resumes when it is started again",
-            ) from error
+            raise self._lost(error) from error
         received: Payload = content.numpy()
         return received
 
@@ -133,6 +152,14 @@ class Ranks:
             dist.all_reduce(totals, group=self._control)
         return totals
 
+    def broadcast_bytes(self, content: torch.Tensor) -> None:
+        """Fill `content`, a uint8 tensor in host memory of the same size on every rank, with rank 0's."""
+        if self.size > 1:
+            try:
+                dist.broadcast(content, src=0, group=self._control)
+            except RuntimeError as error:
+                raise self._lost(error) from error
+
     def gather_bytes(self, own: bytes) -> list[bytes]:
         """The bytes of every rank, by rank, on rank 0; nothing on the others. Every rank calls it."""
         if self.size == 1:
@@ -152,46 +179,68 @@ class Ranks:
         return received
 
     def device_mesh(self, device: torch.device) -> DeviceMesh:
-        """The one-dimensional mesh of all ranks that FSDP shards over."""
-        return init_device_mesh(device.type, (self.size,))
+        """The mesh that FSDP shards over: all ranks, or with replicas (replica, shard), each row a node."""
+        if self.replicas == 1:
+            return init_device_mesh(device.type, (self.size,))
+        return init_device_mesh(
+            device.type, (self.replicas, self.size // self.replicas), mesh_dim_names=("replica", "shard")
+        )
 
     def own_device(self, device: torch.device) -> torch.device:
         """This rank's own device of that type."""
         if device.type != "cuda" or self.size == 1:
             return device
-        own = torch.device("cuda", self.rank)
+        own = torch.device("cuda", self.rank % self.ranks_per_node)
         if own.index >= torch.cuda.device_count():
             raise ConfigError(
-                f"training.ranks is {self.size}, the learner sees {torch.cuda.device_count()} CUDA devices",
-                hint="set training.ranks to the number of GPUs for the learner at most",
+                f"training.ranks needs {self.ranks_per_node} CUDA devices on each host, the learner sees "
+                f"{torch.cuda.device_count()} on this one",
+                hint="set training.ranks to the number of GPUs for the learner at most, those of all nodes",
             )
         torch.cuda.set_device(own)
         return own
 
+    def _lost(self, error: RuntimeError) -> LostRankError:
+        return LostRankError(
+            f"rank {self.rank} of {self.size} has lost another rank: {error}",
+            hint="the first rank that ended says why, above or in the log of its node; the run resumes when it is "
+            "started again",
+        )
 
-@contextlib.contextmanager
-def join_ranks(count: int) -> Iterator[Ranks]:
-    """Join the `count` ranks that a launcher started; rank 0 orders the others to stop when it leaves the block.
 
-    The ranks find each other through a file and use the loopback interface only, so no port is open to other machines.
-    After an error the group is not destroyed: the other ranks would fail before this one has reported its error.
-    """
-    if count == 1:
-        yield Ranks()
-        return
+def own_rank(count: int) -> tuple[int, str]:
+    """This process's rank among `count`, and the nonce of its start, as its launcher says; ConfigError without one."""
     size = int(os.environ.get(SIZE, "1"))
-    if size != count:
+    if size != count or not {RANK, NONCE} <= os.environ.keys():
         raise ConfigError(
             f"training.ranks is {count}, this learner was started as {size} processes",
             hint="start it with `sept learner` or `sept run`, which start all of its processes",
         )
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(name, "lo")
+    return int(os.environ[RANK]), os.environ[NONCE]
+
+
+@contextlib.contextmanager
+def join_ranks(
+    rendezvous: Rendezvous, card: RankCard, *, nodes: int = 1, shard_within_node: bool = False
+) -> Iterator[Ranks]:
+    """Join the ranks of this start; rank 0 orders the others to stop when it leaves the block.
+
+    The ranks find each other through the run's Redis, and connect over the interface that their launcher names. After
+    an error the group is not destroyed: the other ranks would fail before this one has reported its error.
+    """
+    rendezvous.check_in(card)
+    # NCCL's own monitor would ask the store from a thread, once a second; the launchers watch over the ranks here.
+    os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store = dist.FileStore(os.environ[STORE], size)  # type: ignore[attr-defined]
-    rank = int(os.environ[RANK])
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COMPUTE_TIMEOUT)
-    ranks = Ranks(rank, size, dist.new_group(backend="gloo", timeout=ORDER_TIMEOUT))
-    yield ranks
+    store = rendezvous.store()  # torch keeps its own half of it only: this name keeps ours alive
+    dist.init_process_group(backend, store=store, rank=card.rank, world_size=card.size, timeout=COMPUTE_TIMEOUT)
+    control = dist.new_group(backend="gloo", timeout=ORDER_TIMEOUT)
+    ranks = Ranks(card.rank, card.size, control, nodes=nodes, shard_within_node=shard_within_node)
+    try:
+        yield ranks
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):  # in the middle of a computation
+            raise ranks._lost(error) from error
+        raise
     ranks.send_order(Order.STOP)
     dist.destroy_process_group()

@@ -1,17 +1,22 @@
 """Shards weights, gradients and optimizer state over the ranks, each tensor by rows; all handling of DTensors is here.
 
-By torch's FSDP2: the parameters of a decoder layer are gathered for its forward and backward only, and gradients are
-summed over the ranks as they are scattered. With one rank nothing is sharded, and a tensor is its own shard.
+By torch's FSDP2: the parameters of a decoder layer are gathered for its forward and backward only, in the type of the
+computation, and gradients are summed over the ranks in float32 as they are scattered. The shards are the float32 master
+weights. One rank that computes in float32 needs none of that: nothing is sharded, and a tensor is its own shard.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor.placement_types import Replicate, Shard
 
 from learner.parallel.ranks import Ranks
@@ -27,31 +32,48 @@ class SavedRows(Protocol):
 
 
 def shard_module(
-    root: torch.nn.Module,
-    layer_names: frozenset[str],
-    ranks: Ranks,
-    device: torch.device,
-    *,
-    forwards: Sequence[str] = (),
+    groups: Sequence[torch.nn.Module], ranks: Ranks, device: torch.device, compute_dtype: torch.dtype = torch.float32
 ) -> None:
-    """Shard in place the layers of these class names, and `root`, which holds the remaining parameters.
+    """Shard in place the modules of `sharding_groups`, to be gathered in `compute_dtype`.
 
-    Tensors on the meta device stay there: `to_empty` gives them memory for this rank's rows. `forwards` are methods of
-    `root` that compute with the weights besides its forward.
+    Tensors on the meta device stay there: `to_empty` gives them memory for this rank's rows.
 
     The root is resharded after its forward too: a gathered copy that stays would miss weights loaded in between.
     """
-    if ranks.size == 1:
+    if ranks.size == 1 and compute_dtype == torch.float32:
         return
-    mesh = ranks.device_mesh(device)
-    for module in [module for module in root.modules() if type(module).__name__ in layer_names] + [root]:
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    mesh = _device_mesh(ranks, device)
+    rounded = compute_dtype != torch.float32
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute_dtype if rounded else None,
+        reduce_dtype=torch.float32 if rounded else None,
+        cast_forward_inputs=False,  # the embedding's type is that of its weight, and so is that of what follows
+    )
+    for module in groups:
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         assert isinstance(module, FSDPModule)
         # The sum over the ranks, not their mean: the step divides by the tokens of all. gloo has no other reduction.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-    for name in forwards:
-        register_fsdp_forward_method(root, name)
+
+
+def _device_mesh(ranks: Ranks, device: torch.device) -> DeviceMesh:
+    """The ranks' mesh; a process that is the only rank makes a group of its own, over which nothing is sent."""
+    if ranks.size == 1 and not dist.is_initialized():
+        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    return ranks.device_mesh(device)
+
+
+def sharding_groups(root: torch.nn.Module, layer_names: frozenset[str]) -> list[torch.nn.Module]:
+    """The modules whose parameters are gathered together: the layers of these class names, every other module with
+    parameters of its own, and last `root`, which has what several modules share, as tied embeddings do."""
+    layers = [module for module in root.modules() if type(module).__name__ in layer_names]
+    inside = {part for layer in layers for part in layer.modules()}
+    others = [module for module in root.modules() if module not in inside and module is not root]
+    owned = {module: list(module.parameters(recurse=False)) for module in others}
+    owners = Counter(parameter for parameters in owned.values() for parameter in parameters)
+    alone = [m for m, parameters in owned.items() if parameters and all(owners[p] == 1 for p in parameters)]
+    return [*layers, *(m for m in alone if not list(m.children())), root]
 
 
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
@@ -62,21 +84,37 @@ def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     return rows
 
 
+def sharded_like(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`rows`, which may be in host memory, as this rank's part of a tensor that is sharded as `tensor` is."""
+    if not isinstance(tensor, DTensor):
+        return rows
+    local = local_shard(tensor)
+    shape = tensor.shape
+    if rows.shape != local.shape:  # scales of blocks, of which every rank has an equal share
+        shape = torch.Size([rows.shape[0] * (tensor.shape[0] // local.shape[0])])
+    meta = TensorMeta(shape, torch.empty(shape, device="meta").stride(), rows.dtype)
+    spec = DTensorSpec(tensor.device_mesh, tensor.placements, tensor_meta=meta)
+    return DTensor(rows, spec, requires_grad=False)  # type: ignore[no-untyped-call]
+
+
 def gather(tensor: torch.Tensor) -> torch.Tensor:
     """The whole tensor. A collective operation: every rank must call it."""
     if not isinstance(tensor, DTensor):
         return tensor
+    if tensor.device_mesh.size() == 1:
+        return local_shard(tensor)
     gathered: torch.Tensor = tensor.full_tensor()
     return gathered
 
 
 def first_local_row(tensor: torch.Tensor) -> int:
-    """Index in the whole tensor of this rank's first row: rank * ceil(rows / ranks), as FSDP2 splits (torch.chunk)."""
+    """Index in the whole tensor of this rank's first row: shard * ceil(rows / shards), as FSDP2 splits them."""
     if not isinstance(tensor, DTensor):
         return 0
-    assert tensor.placements == (Shard(0),), "FSDP2 shards by rows"
-    mesh = tensor.device_mesh
-    return min(mesh.get_local_rank() * -(-tensor.shape[0] // mesh.size()), tensor.shape[0])
+    *replicated, sharded = tensor.placements
+    assert sharded == Shard(0) and replicated in ([], [Replicate()]), "FSDP2 shards by rows, within a node or over all"
+    mesh, dimension = tensor.device_mesh, len(replicated)
+    return min(mesh.get_local_rank(dimension) * -(-tensor.shape[0] // mesh.size(dimension)), tensor.shape[0])
 
 
 def own_part(tensor: torch.Tensor, *, is_leader: bool) -> tuple[torch.Tensor, int] | None:

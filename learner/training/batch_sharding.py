@@ -94,13 +94,14 @@ class GlobalMicroBatch:
         """The same with these signals, by position within the optimizer step."""
         responses = tuple(response._replace(signal=signals[response.step_index]) for response in self.responses)
         own = [signals[position] for position in self.positions]
-        per_token = signals_per_token(self.batch, own).to(self.targets.tokens.device)
+        per_token = signals_per_token(self.batch, own)
         return replace(self, responses=responses, targets=replace(self.targets, signals=per_token))
 
 
 def signals_per_token(batch: MicroBatch, signals: Sequence[float]) -> torch.Tensor:
-    """[N] of each response token of the batch, whose sequences have these signals; a filler has none."""
-    return torch.tensor(signals or [0.0]).repeat_interleave(torch.tensor(batch.response_lengths))
+    """[N] of each response token of the batch, on its device; its sequences have these signals, a filler has none."""
+    per_token = np.repeat(np.array(signals or [0.0], np.float32), batch.response_lengths)
+    return packing.copy_without_waiting(torch.from_numpy(per_token), batch.targets.device)
 
 
 class BatchSharding:
@@ -155,9 +156,10 @@ class BatchSharding:
             shares = packing.assign_to_ranks(lengths, self._budget_tokens, self._ranks.size, self._cost)
             mine = shares[self._ranks.rank]
             own = [group[position] for position in mine]
-            batch = packing.pack_sequences([sample.sequence for sample in own]) if own else packing.filler_batch()
+            packed = packing.pack_sequences([sample.sequence for sample in own]) if own else packing.filler_batch()
+            batch = packed.to(self._device)
             yield GlobalMicroBatch(
-                batch=batch.to(self._device),
+                batch=batch,
                 targets=self._targets(batch, [sample.signal for sample in own]),
                 positions=tuple(first + position for position in mine),
                 micro_batches=sum(map(bool, shares)),
@@ -171,7 +173,6 @@ class BatchSharding:
             first += len(group)
 
     def _targets(self, batch: MicroBatch, signals: list[float]) -> Targets:
-        tokens = batch.targets.to(self._device, non_blocking=True)
         if not self._with_signals:
-            return Targets(tokens)
-        return Targets(tokens, signals=signals_per_token(batch, signals).to(self._device))
+            return Targets(batch.targets)
+        return Targets(batch.targets, signals=signals_per_token(batch, signals))

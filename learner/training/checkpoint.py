@@ -4,15 +4,17 @@
     checkpoints/v000012/state-00001.safetensors    rank 1's rows; the header of each says which rows those are
     checkpoints/v000012/meta.json                  run, version, and the digest of every state file
 
-Every rank writes its own file, and any number of ranks reads what it needs of all of them. (torch's own distributed
+Every rank writes its own file, and any number of ranks reads what it needs of all of them. Where the hosts of the ranks
+share no folder, rank 0 writes all rows, and reads them for the others (`gathered_state`). (torch's own distributed
 checkpoints were not taken: their index is a pickle, and with safetensors they build each file in memory first.)
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,6 +30,8 @@ import torch
 from learner.parallel.file_tensors import FileTensor
 from learner.parallel.ranks import Order, Ranks
 from learner.parallel.sharding import first_local_row, local_shard
+from learner.training.gathered_state import Saved, send_index, write_gathered
+from learner.training.host_copies import HostCopies
 from services import durable
 from services.durable import UNGUARDED, WriteGuard
 from services.errors import CheckpointError, WeightError
@@ -39,6 +43,8 @@ log = structlog.get_logger()
 ROWS = "rows"
 """Key in a state file's header: name -> [first row in the whole tensor, rows of the whole tensor], as JSON."""
 DIGEST_BYTES = 32
+READERS = 8
+"""Files that are verified at once."""
 
 UNUSABLE = (OSError, ValueError, KeyError, TypeError, CheckpointError, WeightError)
 """What reading a checkpoint raises whose files are gone or not what was written."""
@@ -55,6 +61,11 @@ class SavedTensor:
     def __init__(self) -> None:
         self.shape: tuple[int, ...] = ()
         self._parts: list[tuple[int, FileTensor]] = []
+
+    @property
+    def dtype(self) -> str:
+        """safetensors' name of its type."""
+        return self._parts[0][1].dtype
 
     def add(self, first: int, rows: int, part: FileTensor) -> None:
         """`part` holds rows from `first` on; `rows` in all."""
@@ -86,7 +97,16 @@ class Checkpoint:
 
     run_id: str
     weight_version: int
-    tensors: Mapping[str, SavedTensor]
+    tensors: Mapping[str, Saved]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sharing:
+    """Who has the folder of rank 0 before it."""
+
+    by_writers: bool = True
+    """All ranks that hold the first copy of the model."""
+    by_all: bool = True
 
 
 @dataclass(slots=True)
@@ -116,12 +136,15 @@ class Checkpoints:
     fence: WriteGuard = UNGUARDED
     _begun: _Begun | None = None
     _thread: ThreadPoolExecutor = field(init=False)
+    _sharing: _Sharing = field(init=False)
+    _copies: HostCopies = field(default_factory=HostCopies)
 
     def __post_init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         if self.ranks.is_leader:
             with self.fence.guard():
                 durable.clear_partial(self.folder)
+        self._sharing = _find_sharing(self.folder, self.ranks) if self.ranks.nodes > 1 else _Sharing()
 
     def save(
         self,
@@ -138,28 +161,33 @@ class Checkpoints:
         """Start writing a checkpoint; it does not count before `commit`. Other ranks than 0 may give any version."""
         self.ranks.send_order(Order.BEGIN_CHECKPOINT)
         with ExitStack() as stack:
-            name = b""
+            name = ""
             if self.ranks.is_leader:
                 final = self.folder / version_name(weight_version)
-                name = stack.enter_context(self.fence.guard_after(durable.new_folder(final))).name.encode()
-            sent = self.ranks.broadcast(
-                np.frombuffer(name, np.uint8).astype(np.int64) if self.ranks.is_leader else None
-            )
-            path = self.folder / bytes(sent.astype(np.uint8)).decode()
-            mine = {
-                name: local_shard(t).detach()
-                for name, t in tensors.items()
-                if self.ranks.is_leader or local_shard(t) is not t
-            }
-            rows = {
-                name: [first_local_row(t), t.shape[0] if t.ndim else 1] for name, t in tensors.items() if name in mine
-            }
-            if self.async_write:
-                mine = {name: t.to("cpu", copy=True) for name, t in mine.items()}
-            digest = self._thread.submit(_write_state, mine, rows, CheckpointFolder(path).state_of(self.ranks.rank))
-            if not self.async_write:
-                digest.result()
+                name = stack.enter_context(self.fence.guard_after(durable.new_folder(final))).name
+            path = self.folder / _broadcast_name(name, self.ranks)
+            digest = self._write(CheckpointFolder(path).state_of(self.ranks.rank), tensors)
             self._begun = _Begun(stack.pop_all(), path, weight_version, digest)
+
+    def _write(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> Future[str]:
+        """This rank's file, where it has one to write; its digest once it is durable, empty without a file."""
+        if not self._sharing.by_writers:
+            whole = {name: [0, t.shape[0] if t.ndim else 1] for name, t in tensors.items()}
+            return _done(write_gathered(tensors, path, {ROWS: json.dumps(whole)}, self.ranks))
+        if not self.ranks.holds_first_replica:
+            return _done("")
+        mine = {
+            name: local_shard(t).detach()
+            for name, t in tensors.items()
+            if self.ranks.is_leader or local_shard(t) is not t
+        }
+        rows = {name: [first_local_row(t), t.shape[0] if t.ndim else 1] for name, t in tensors.items() if name in mine}
+        if self.async_write:
+            mine = self._copies.take(mine)
+        digest = self._thread.submit(_write_state, mine, rows, path, self._copies.wait)
+        if not self.async_write:
+            digest.result()
+        return digest
 
     @property
     def begun(self) -> int | None:
@@ -178,16 +206,20 @@ class Checkpoints:
         final = self.folder / version_name(begun.weight_version)
         with begun.folder:
             digests = torch.zeros(self.ranks.size, DIGEST_BYTES, dtype=torch.int64)
-            digests[self.ranks.rank] = torch.tensor(list(bytes.fromhex(begun.digest.result())))
+            if digest := begun.digest.result():
+                digests[self.ranks.rank] = torch.tensor(list(bytes.fromhex(digest)))
             self.ranks.all_reduce_sum(digests)
             if not self.ranks.is_leader:
                 return final
             files = CheckpointFolder(begun.path)
+            written = self.ranks.size // self.ranks.replicas if self._sharing.by_writers else 1
             meta = {
                 "run_id": self.run_id,
                 "weight_version": begun.weight_version,
                 "epoch": self.fence.epoch,
-                "digests": {files.state_of(rank).name: bytes(row.tolist()).hex() for rank, row in enumerate(digests)},
+                "digests": {
+                    files.state_of(rank).name: bytes(row.tolist()).hex() for rank, row in enumerate(digests[:written])
+                },
             }
             files.meta.write_text(json.dumps(meta, indent=2) + "\n")
             before_commit()
@@ -225,17 +257,21 @@ class Checkpoints:
             for later in self._newest_first():
                 if later.name > folder.name:
                     shutil.rmtree(later)
-        self._on_all_ranks(found)
-        return found
+        opened = self._on_all_ranks(found)
+        assert opened is not None
+        return opened
 
     def _on_all_ranks(self, found: Checkpoint | None) -> Checkpoint | None:
         """What rank 0 found and verified, opened on every rank."""
         self.ranks.send_order(Order.LOAD_CHECKPOINT)
         version = -1 if found is None else found.weight_version
         found_version = int(self.ranks.broadcast(np.array([version]) if self.ranks.is_leader else None)[0])
-        if self.ranks.is_leader or found_version < 0:
-            return found
-        return _read(self.folder / version_name(found_version), self.run_id, verify=False)
+        if found_version < 0:
+            return None
+        if not self._sharing.by_all:
+            sent = send_index(None if found is None else found.tensors, self.ranks)
+            return Checkpoint(self.run_id, found_version, sent)
+        return found or _read(self.folder / version_name(found_version), self.run_id, verify=False)
 
     def _newest_intact(self) -> Checkpoint | None:
         folders = self._newest_first()
@@ -255,6 +291,37 @@ class Checkpoints:
         return sorted(self.folder.glob("v[0-9]*"), reverse=True)
 
 
+def _find_sharing(folder: Path, ranks: Ranks) -> _Sharing:
+    """Who sees a file that rank 0 makes in its folder under a name that was never there before."""
+    name = f"{durable.TEMPORARY_PREFIX}seen-{secrets.token_hex(16)}" if ranks.is_leader else ""
+    with durable.explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if ranks.is_leader:
+            (folder / name).touch()
+    name = _broadcast_name(name, ranks)
+    seen = torch.zeros(ranks.size, dtype=torch.int64)
+    # Listed, since a look at one name could be answered by a network mount's cache.
+    seen[ranks.rank] = name in {path.name for path in folder.iterdir()}
+    ranks.all_reduce_sum(seen)
+    if ranks.is_leader:
+        (folder / name).unlink()
+    sharing = _Sharing(bool(seen[: ranks.size // ranks.replicas].all()), bool(seen.all()))
+    log.info("checkpoint_folder", written_by="every rank" if sharing.by_writers else "rank 0", shared=sharing.by_all)
+    return sharing
+
+
+def _broadcast_name(name: str, ranks: Ranks) -> str:
+    """Rank 0's name of a file, on every rank."""
+    sent = np.frombuffer(name.encode(), np.uint8).astype(np.int64) if ranks.is_leader else None
+    return bytes(ranks.broadcast(sent).astype(np.uint8)).decode()
+
+
+def _done(digest: str) -> Future[str]:
+    done: Future[str] = Future()
+    done.set_result(digest)
+    return done
+
+
 def _read(folder: Path, run_id: str, *, verify: bool) -> Checkpoint:
     files = CheckpointFolder(folder)
     meta = json.loads(files.meta.read_text())
@@ -263,20 +330,31 @@ def _read(folder: Path, run_id: str, *, verify: bool) -> Checkpoint:
     if folder.name != version_name(int(meta["weight_version"])):
         raise CheckpointError(f"it says that it is version {meta['weight_version']}")
     tensors: dict[str, SavedTensor] = {}
-    for number, (name, digest) in enumerate(meta["digests"].items()):
-        path = files.state_of(number)
-        if name != path.name:
-            raise CheckpointError(f"it names {name} where {path.name} belongs")
-        if verify and digest_file(path) != digest:
-            raise CheckpointError(f"{name} has changed since it was written")
+    paths = [files.state_of(number) for number in range(len(meta["digests"]))]
+    if wrong := next((name for name, path in zip(meta["digests"], paths, strict=True) if name != path.name), None):
+        raise CheckpointError(f"it names {wrong}, which is no state file's name in order")
+    if verify:
+        _verify(paths, list(meta["digests"].values()))
+    for path in paths:
         header = read_header(path)
         for tensor, (first, rows) in json.loads(header.metadata[ROWS]).items():
             tensors.setdefault(tensor, SavedTensor()).add(first, rows, FileTensor(path, header.places[tensor]))
     return Checkpoint(run_id, int(meta["weight_version"]), tensors)
 
 
-def _write_state(tensors: Mapping[str, torch.Tensor], rows: Mapping[str, list[int]], path: Path) -> str:
+def _verify(paths: Sequence[Path], digests: Sequence[str]) -> None:
+    """CheckpointError names a file whose bytes are not what was written. All are read at once, as disks are fastest."""
+    with ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="verify") as readers:
+        for path, found, digest in zip(paths, readers.map(digest_file, paths), digests, strict=True):
+            if found != digest:
+                raise CheckpointError(f"{path.name} has changed since it was written")
+
+
+def _write_state(
+    tensors: Mapping[str, torch.Tensor], rows: Mapping[str, list[int]], path: Path, wait_for_copies: Callable[[], None]
+) -> str:
     """The digest of the file, durably written."""
+    wait_for_copies()
     try:
         safetensors.torch.save_file(
             {name: t.contiguous() for name, t in tensors.items()}, path, metadata={ROWS: json.dumps(rows)}

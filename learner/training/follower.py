@@ -7,6 +7,7 @@ import signal
 
 import structlog
 
+from learner.model.canary import join_canaries
 from learner.model.wire_tensors import wire_adapters, wire_changes, wire_tensors
 from learner.parallel.ranks import Order, RoundAbandoned
 from learner.training.checkpoint import Checkpoints
@@ -30,6 +31,8 @@ def _obey(order: Order, trainer: Trainer, checkpoints: Checkpoints) -> None:
             trainer.train_round()
     elif order is Order.FORWARD:
         model.join_leader_forward()
+    elif order is Order.CANARIES:
+        join_canaries(model)
     elif order is Order.WEIGHTS:
         wire_tensors(model)
     elif order is Order.CHANGES:

@@ -45,13 +45,14 @@ class ErrorBody(BaseModel):
 DESCRIPTIONS = {
     400: "Malformed request",
     401: "No valid token",
-    403: "Not from this machine's own pages",
+    403: "Not for the role of this token, or not from this machine's own pages",
     404: "No such version or file",
     409: "Contradicts what the store holds, or the bytes are not what the manifest promises",
     413: "Longer than allowed",
     416: "Range not satisfiable",
     422: "Does not keep the contract",
-    503: "Redis cannot be reached, or the disk cannot be written",
+    429: "Too many tries; Retry-After says when the next may come",
+    503: "Redis cannot be reached, the disk cannot be written, or too many ask for the same",
 }
 
 

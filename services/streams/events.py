@@ -4,6 +4,9 @@ log = AsyncEventLog(client, Keys("run-7"))
 await log.append("services", "published", weight_version=3)
 await log.read("0", block_s=0)                       # from the beginning
 await log.read(await log.last_id(), block_s=30)      # waits for the next one
+
+Generators, which may run where nobody watches, append to a stream of their own. The services take what is in it over
+into the run's: no generator speaks in the name of another part, or drops what others wrote.
 """
 
 from __future__ import annotations
@@ -20,13 +23,19 @@ from pydantic_core import from_json
 
 from services.errors import ContractError
 from services.streams import scripts
-from services.streams.connection import Keys, block_ms
+from services.streams.connection import MAX_BLOCK_S, Keys, block_ms
 from services.streams.fence import UNFENCED, Fence
+from services.streams.wire import is_of_the_future
 
 MAX_EVENTS = 10_000
 """About so many are kept, the newest."""
 MALFORMED = "malformed"
 """Kind of an event that could not be read; readers skip it like any unknown kind."""
+
+OF_THE_RUN = frozenset({"learner", "evaluator", "services", "supervisor"})
+"""Sources that no generator can be."""
+MAX_EVENT_BYTES = 1 << 16
+"""Of a generator's event; longer ones become MALFORMED."""
 
 _EVENT_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 _JSON: TypeAdapter[dict[str, JsonValue]] = TypeAdapter(dict[str, JsonValue])
@@ -70,16 +79,17 @@ class EventLog:
 
 
 class AsyncEventLog:
-    """For everybody else, from event loops."""
+    """For everybody else, from event loops. `of_generator`: what is appended comes from a generator."""
 
-    def __init__(self, client: redis.asyncio.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.asyncio.Redis, keys: Keys, *, of_generator: bool = False) -> None:
         self._client = client
         self._key = keys.events
+        self._own = keys.generator_events if of_generator else keys.events
 
     async def append(self, source: str, kind: str, **fields: JsonValue) -> str:
         """Adds an event and returns its id."""
         event: Any = _encode(source, kind, fields)
-        added: Any = await self._client.xadd(self._key, event, maxlen=MAX_EVENTS, approximate=True)
+        added: Any = await self._client.xadd(self._own, event, maxlen=MAX_EVENTS, approximate=True)
         return str(added.decode())
 
     async def read(self, after_id: str, block_s: float, count: int = 256) -> list[Event]:
@@ -106,6 +116,28 @@ class AsyncEventLog:
         """Id to read from in order to see only later events."""
         entries: Any = await self._client.xrevrange(self._key, count=1)
         return str(entries[0][0].decode()) if entries else "0"
+
+
+async def take_over_events_of_generators(client: redis.asyncio.Redis, keys: Keys) -> int:
+    """Move what generators have appended into the run's events; waits a moment for some, returns how many it moved.
+
+    An event that claims to be of another part, or that no release appends, is moved as MALFORMED.
+    """
+    untyped: Any = client
+    streams = await untyped.xread({keys.generator_events: "0"}, count=256, block=block_ms(MAX_BLOCK_S))
+    entries = [entry for _, found in streams or [] for entry in found]
+    for entry_id, raw in entries:
+        too_long = sum(len(name) + len(value) for name, value in raw.items()) > MAX_EVENT_BYTES
+        event = decode_event(entry_id, {} if too_long else raw)
+        if event.kind == MALFORMED or event.source in OF_THE_RUN:
+            raw = _encode("", MALFORMED, {})
+        pipe: Any = client.pipeline(transaction=True)  # a reader sees it in one of the two, never in both
+        pipe.xadd(keys.events, raw, maxlen=MAX_EVENTS, approximate=True)
+        pipe.xdel(keys.generator_events, entry_id)
+        await pipe.execute()
+    if entries and is_of_the_future(entries[-1][0]):
+        await untyped.delete(keys.generator_events)  # behind such an id nobody could append
+    return len(entries)
 
 
 def check_event_id(event_id: str) -> None:

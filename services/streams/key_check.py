@@ -14,18 +14,16 @@ import structlog
 
 from services.streams import scripts
 from services.streams.connection import Keys
-from services.streams.wire import entered_at
-
-AHEAD_S = 86_400.0
-"""An entry's id is the server's time; one that is ahead by more than this was not drawn by the server."""
+from services.streams.wire import AHEAD_S, entered_at
 
 log = structlog.get_logger()
 
 
 def restore_keys(client: redis.Redis, keys: Keys) -> None:
     """Remove the run's keys that have a wrong type, and entries with ids of the far future. Idempotent."""
-    streams = (keys.tasks, keys.rollouts, keys.dead_letters, keys.events)
-    hashes = (keys.open, keys.counters, keys.heartbeats, keys.control, keys.refused, keys.damaged)
+    streams = (keys.tasks, keys.rollouts, keys.dead_letters, keys.events, keys.generator_events)
+    beats = (keys.heartbeats, keys.learner_heartbeats)
+    hashes = (keys.open, keys.counters, keys.control, keys.refused, keys.damaged, *beats)
     strings = (keys.incarnation, keys.generators_target, keys.epoch)
     for kind, names in (("stream", streams), ("hash", hashes), ("string", strings)):
         for name in names:

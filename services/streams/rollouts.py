@@ -19,7 +19,8 @@ from services.streams import scripts
 from services.streams.connection import Keys, block_ms
 from services.streams.dead_letters import MAX_DEAD_LETTERS, letter_fields
 from services.streams.fence import UNFENCED, Fence
-from services.streams.wire import Fields, decode_rollout, encode_rollout
+from services.streams.key_check import restore_keys
+from services.streams.wire import Fields, decode_rollout, encode_rollout, is_of_the_future
 
 DELETE_CHUNK = 1000
 """Entry ids per XDEL."""
@@ -48,6 +49,10 @@ class RolloutReader:
             block = block_ms(wait_s) if wait_s > 0 else None
             streams: Any = self._client.xread({self._keys.rollouts: self._cursor}, count=count, block=block)
             entries = cast("list[tuple[bytes, Fields]]", streams[0][1]) if streams else []
+            if entries and is_of_the_future(entries[-1][0]):
+                restore_keys(self._client, self._keys)  # behind such an entry no generator can hand in another
+                self.rewind()
+                continue
             rollouts = [
                 (entry_id, rollout) for entry_id, fields in entries if (rollout := self._decode(entry_id, fields))
             ]

@@ -78,15 +78,40 @@ return issued
 """
 )
 
+# Whether an entry can still be leased: the group has not come to it, or it is somebody's lease. One that was
+# acknowledged without its rollouts, or passed over, is neither.
+_LEASABLE = f"""
+local function number_of(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+local function last_delivered(tasks)
+  local groups = redis.pcall('XINFO', 'GROUPS', tasks)
+  for _, group in ipairs(groups.err and {{}} or groups) do
+    local found = {{}}
+    for i = 1, #group, 2 do found[group[i]] = group[i + 1] end
+    if found['name'] == '{GROUP}' then return number_of(found['last-delivered-id']) end
+  end
+end
+local function leasable(tasks, id, last_ms, last_seq)
+  local ms, seq = number_of(id)
+  if not last_ms or ms > last_ms or (ms == last_ms and seq > last_seq) then return true end
+  local pending = redis.pcall('XPENDING', tasks, '{GROUP}', id, id, 1)
+  return not pending.err and #pending > 0
+end
+"""
+
 # KEYS tasks open; ARGV (task_id meta prompt) of each. Returns the ids of those that are not open, and closes those that
 # could never be leased as what they are.
 UNKNOWN = (
     _ENTRY_OF
+    + _LEASABLE
     + """
 local unknown = {}
+local last_ms, last_seq = last_delivered(KEYS[1])
 for i = 1, #ARGV, 3 do
   local id = redis.call('HGET', KEYS[2], ARGV[i])
-  if id and not entry_of(KEYS[1], id, ARGV[i + 1], ARGV[i + 2]) then
+  if id and not (entry_of(KEYS[1], id, ARGV[i + 1], ARGV[i + 2]) and leasable(KEYS[1], id, last_ms, last_seq)) then
     redis.pcall('XDEL', KEYS[1], id)
     redis.call('HDEL', KEYS[2], ARGV[i])
     id = false
@@ -206,10 +231,11 @@ COMPLETE = (
     + """
 local refusal = refused(KEYS[4], ARGV[4])
 if refusal then return refusal end
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then return 0 end
 for i = 5, #ARGV, 3 do
   redis.call('XADD', KEYS[3], '*', 'meta', ARGV[i], 'prompt', ARGV[i + 1], 'response', ARGV[i + 2])
 end
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])  -- after the rollouts are there: nothing is undone when one is not taken
 forget(KEYS[1], KEYS[2], ARGV[2], ARGV[3])
 return 1
 """
@@ -220,7 +246,7 @@ REJECT = (
     _FORGET
     + """
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
-redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', unpack(ARGV, 5))
+redis.pcall('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', unpack(ARGV, 5))  -- a letter that is lost stops nobody
 forget(KEYS[1], KEYS[2], ARGV[2], ARGV[3])
 return 1
 """
@@ -229,7 +255,7 @@ return 1
 # KEYS rollouts dead_letters; ARGV entry_id max_length, then the fields of the dead letter.
 BURY = """
 if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', unpack(ARGV, 3))
+redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', unpack(ARGV, 3))
 return 1
 """
 

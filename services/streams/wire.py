@@ -9,6 +9,7 @@ spent on it.
 from __future__ import annotations
 
 import math
+import time
 import zlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -23,6 +24,9 @@ from services.errors import ContractError
 
 Fields = Mapping[bytes, bytes]
 """One stream entry."""
+
+AHEAD_S = 86_400.0
+"""An entry's id is the server's time; one that is ahead by more than this was not drawn by the server."""
 
 MAX_META_BYTES = 1 << 20
 META, PROMPT, RESPONSE = b"meta", b"prompt", b"response"
@@ -71,6 +75,11 @@ def decode_rollout(fields: Fields) -> Rollout:
 def entered_at(entry_id: bytes) -> float:
     """When the entry was added to its stream: Unix seconds by Redis' clock."""
     return int(entry_id.split(b"-")[0]) / 1000
+
+
+def is_of_the_future(entry_id: bytes) -> bool:
+    """Whether no server can have drawn this id by now."""
+    return entered_at(entry_id) > time.time() + AHEAD_S
 
 
 def claimed_task_id(fields: Fields) -> str:

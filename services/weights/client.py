@@ -23,6 +23,7 @@ from services import durable
 from services.contracts import FileEntry, WeightManifest
 from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
 from services.http_client import answered_by_another, open_client
+from services.run_folder import RunIdentity
 from services.tensors import digest_bytes, digest_file
 from services.weights.bundle import MEDIA_TYPE, unbundle
 
@@ -69,8 +70,9 @@ class _Patience:
 class WeightClient:
     """Talks to one endpoint; close it, or use it as an async context manager.
 
-    `token`: bearer token, where the endpoint wants one. `deadline_s`: how long the endpoint may be out of reach before
-    a call raises UnavailableError.
+    `token`: bearer token, where the endpoint wants one. `identity`: the run whose endpoint must be there, before the
+    token is sent. `tls_cert`: certificate to trust besides the system's. `deadline_s`: how long the endpoint may be
+    out of reach before a call raises UnavailableError.
     """
 
     def __init__(
@@ -79,6 +81,8 @@ class WeightClient:
         token: str | None = None,
         *,
         deadline_s: float,
+        identity: RunIdentity | None = None,
+        tls_cert: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url = base_url.rstrip("/")
@@ -91,6 +95,8 @@ class WeightClient:
             self._url,
             token=token,
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
+            identity=identity,
+            tls_cert=tls_cert,
             # a compressed answer could neither be resumed nor compared with its size
             headers={"Accept-Encoding": "identity"},
             transport=transport,

@@ -11,11 +11,13 @@ from services.weights.reader import WeightReader
 def find_damage(store: WeightReader) -> dict[int, str]:
     """Version -> what is wrong with it, for every version that no generator can build. Reads all bytes of the store.
 
-    A version can be built when its files are as its manifest says, and it has a snapshot or its parent can be built.
+    Version 0, which holds the model's files, belongs to every store that has any. A version can be built when its files
+    are as its manifest says, and it has a snapshot or its parent can be built.
     """
-    damaged: dict[int, str] = {}
+    versions = store.versions()
+    damaged: dict[int, str] = {} if 0 in versions or not versions else {0: "it is gone"}
     sound: dict[int, WeightManifest] = {}
-    for version in store.versions():
+    for version in versions:
         try:
             manifest = store.manifest(version)
         except WeightError as error:

@@ -16,6 +16,9 @@ from services.weights.reader import WeightReader
 
 log = structlog.get_logger()
 
+KEPT_FREE_BYTES = 1 << 30
+"""What an export leaves on its disk."""
+
 WEIGHTS_NAME = "model.safetensors"
 
 
@@ -23,7 +26,7 @@ def export_version(folder: RunFolder, out: Path, weight_version: int | None = No
     """Write the version (the newest when None) with config and tokenizer to `out`; returns which it was.
 
     The folder appears whole or not at all. Raises VersionNotFoundError for a version that the run does not hold,
-    UnavailableError when `out` is there already.
+    UnavailableError when `out` is there already, or its disk has no room for it.
     """
     if out.exists():
         raise UnavailableError(f"{out} exists already", hint="name a folder that does not exist yet")
@@ -36,6 +39,7 @@ def export_version(folder: RunFolder, out: Path, weight_version: int | None = No
         raise VersionNotFoundError(
             f"version {version} is not in {folder.weights}", hint=f"it holds {held[0]} to {held[-1]}, with gaps"
         )
+    _expect_space(out, store.manifest(version).full_bytes)
     tensors = store.load(version)
     with durable.new_folder(out) as partial:
         for entry in store.manifest(0).files:
@@ -45,3 +49,15 @@ def export_version(folder: RunFolder, out: Path, weight_version: int | None = No
         write_safetensors(partial / WEIGHTS_NAME, tensors)
     log.info("exported", weight_version=version, folder=str(out))
     return version
+
+
+def _expect_space(out: Path, needed_bytes: int) -> None:
+    """An export may be asked for at any time, and must not take the disk from the run that trains on it."""
+    place = next(parent for parent in out.resolve().parents if parent.exists())
+    free_bytes = shutil.disk_usage(place).free
+    if free_bytes - needed_bytes < KEPT_FREE_BYTES:
+        raise UnavailableError(
+            f"the export takes {needed_bytes / 1e9:.2f} GB and must leave {KEPT_FREE_BYTES / 1e9:.2f} GB free at "
+            f"{place}, which has {free_bytes / 1e9:.2f} GB",
+            hint="free some space there, or export to another disk",
+        )

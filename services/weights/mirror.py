@@ -20,11 +20,12 @@ from pydantic import ValidationError
 from services import durable
 from services.contracts import FileEntry, FileKind, WeightManifest
 from services.errors import VersionNotFoundError, WeightError
-from services.tensors import RawTensor, Tensors, read_safetensors, write_safetensors
+from services.tensors import RawTensor, Tensors, digest_file, read_safetensors, write_safetensors
 from services.time_accounting import StateClock
 from services.weights.chain import apply_change, change_of, verify_tensors
 from services.weights.client import WeightClient
 from services.weights.delta import Patch
+from services.weights.host_downloads import HostDownloads
 
 WEIGHTS_NAME = "model.safetensors"
 MANIFEST_NAME = "weight_manifest.json"
@@ -77,11 +78,15 @@ class _Route:
 
 
 class WeightMirror:
-    """Holds at most one version, and only a verified one. One process per folder, one `advance` at a time."""
+    """Holds at most one version, and only a verified one. One process per folder, one `advance` at a time.
 
-    def __init__(self, folder: Path, client: WeightClient) -> None:
+    `downloads`: of this host, for mirrors of several generators to share.
+    """
+
+    def __init__(self, folder: Path, client: WeightClient, downloads: HostDownloads | None = None) -> None:
         self._folder = folder
         self._client = client
+        self._downloads = downloads or client
         self._copy: _Copy | None = None
         self._opened = False
 
@@ -203,9 +208,9 @@ class WeightMirror:
 
     async def _fetch(self, manifest: WeightManifest, entry: FileEntry, folder: Path) -> Path:
         path = folder / entry.digest
-        if await asyncio.to_thread(path.exists):
+        if await asyncio.to_thread(_is_whole, path, entry):
             return path
-        return await self._client.fetch(manifest.weight_version, entry, path)
+        return await self._downloads.fetch(manifest.weight_version, entry, path)
 
     # On disk
 
@@ -261,6 +266,11 @@ def _build(
 
 def _is_base(base: _Base | None, step: WeightManifest) -> bool:
     return base is not None and base.digest == step.parent_digest
+
+
+def _is_whole(path: Path, entry: FileEntry) -> bool:
+    """Whether an earlier process left the file, and nothing has happened to it since."""
+    return path.exists() and digest_file(path) == entry.digest
 
 
 def _empty(folder: Path) -> None:

@@ -10,10 +10,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from services import durable
@@ -24,12 +22,11 @@ from services.tensors import (
     Tensors,
     describe,
     digest_file,
-    encoded_bytes,
     read_safetensors,
     version_digest,
     write_safetensors,
 )
-from services.weights import adapters, delta
+from services.weights.changes import Change, ChangeChooser
 from services.weights.delta import plain
 from services.weights.delta.plain import Flips
 from services.weights.encoding import OWN_PROCESS_BYTES, EncoderProcess, Job, VersionEncoder, prefers_small
@@ -40,6 +37,7 @@ from services.weights.reader import (
     MAX_VERSION,
     SNAPSHOT_NAME,
     WeightReader,
+    sealed,
 )
 
 ANCHOR_EVERY = 20
@@ -56,24 +54,6 @@ WEIGHT_KINDS = {
 RESERVED_NAMES = frozenset({MANIFEST_NAME, *WEIGHT_KINDS})
 
 _FILE_NAME: TypeAdapter[str] = TypeAdapter(FileName)
-
-log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Change:
-    """What makes a version of another: a delta, or the tensors of a file of adapters."""
-
-    parent: WeightManifest
-    content: bytes | Tensors
-
-    @property
-    def kind(self) -> FileKind:
-        return FileKind.DELTA if isinstance(self.content, bytes) else FileKind.ADAPTERS
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.content) if isinstance(self.content, bytes) else encoded_bytes(self.content)
 
 
 class WeightPublisher(WeightReader):
@@ -96,6 +76,7 @@ class WeightPublisher(WeightReader):
         self._fence = fence
         self.retracted: set[str] = set()
         """Digests of the versions that this process took back: generators may still sample by them for a while."""
+        self._chooser = ChangeChooser(self)
         self._keep_versions = keep_versions
         self._anchor_every = anchor_every
         self._last: tuple[WeightManifest, Tensors] | None = None
@@ -104,7 +85,6 @@ class WeightPublisher(WeightReader):
         """The version published last, which the encoder holds or can read from its files."""
         self.seconds: Mapping[str, float] = {}
         """What the encoder spent on the newest version, by kind of work."""
-        self._preferred: FileKind | None = None
         self._cleared = False
 
     def publish(
@@ -132,7 +112,7 @@ class WeightPublisher(WeightReader):
             self._last = (existing, tensors)
             self._start_encoder(existing, tensors)
             return existing
-        change = self._change(version, entries, tensors, packed) if version else None
+        change = self._chooser.choose(version, entries, tensors, packed, self._last) if version else None
         self._retract_from(version, existing)
         with self._fence.guard_after(durable.new_folder(self.folder_of(version))) as folder:
             self._write_files(folder, version, tensors, change, model_files or {})
@@ -236,6 +216,11 @@ class WeightPublisher(WeightReader):
             durable.fsync_folder(self.folder)
         shutil.rmtree(outgoing)
 
+    @property
+    def last_published(self) -> WeightManifest | None:
+        """What this process published last, whatever has become of its files."""
+        return self._newest
+
     def held(self) -> tuple[WeightManifest, Tensors] | None:
         """The version published last, if its tensors are in memory, here or in the encoder's process."""
         if self._last is not None or self._newest is None or self._encoder is None:
@@ -265,7 +250,7 @@ class WeightPublisher(WeightReader):
             canaries=tuple(canaries),
             created_at=time.time(),
         )
-        durable.write_file(folder / MANIFEST_NAME, manifest.model_dump_json())
+        durable.write_file(folder / MANIFEST_NAME, sealed(manifest))
         return manifest
 
     def retire(self) -> None:
@@ -291,60 +276,10 @@ class WeightPublisher(WeightReader):
                 self.retracted |= {manifest.digest for manifest in [self.find(later)] if manifest is not None}
                 self.drop(later)
 
-    # What is sent
-
-    def _change(
-        self, version: int, entries: Sequence[TensorEntry], tensors: Tensors, packed: Tensors | None
-    ) -> _Change | None:
-        """The delta or the adapters to send; None where only a snapshot will do."""
-        by_adapters = None
-        if packed and self._preferred is not FileKind.DELTA:
-            by_adapters = self._adapters(entries, tensors, packed)
-        if by_adapters is not None and self._preferred is FileKind.ADAPTERS:
-            return by_adapters
-        by_delta = self._delta(version - 1, entries, tensors)
-        if by_adapters is None or by_delta is None:
-            return by_adapters or by_delta
-        chosen = min(by_adapters, by_delta, key=lambda change: change.size_bytes)
-        self._preferred = chosen.kind
-        log.info(
-            "update_kind_chosen",
-            kind=chosen.kind.value,
-            adapters_bytes=by_adapters.size_bytes,
-            delta_bytes=by_delta.size_bytes,
-        )
-        return chosen
-
-    def _delta(self, parent_version: int, entries: Sequence[TensorEntry], tensors: Tensors) -> _Change | None:
-        """The delta, unless it has no parent to apply to or would not be smaller than a snapshot."""
-        parent = self.find(parent_version)
-        if parent is None or _layout(parent.tensors) != _layout(entries):
-            return None
-        change = delta.encode(self._tensors_of(parent), tensors)
-        return _Change(parent, change) if len(change) < parent.full_bytes else None
-
-    def _adapters(self, entries: Sequence[TensorEntry], tensors: Tensors, packed: Tensors) -> _Change | None:
-        """The adapters, if version 0 exists and they make exactly these tensors of it, as every mirror needs."""
-        base = self.find(0)
-        if base is None or _layout(base.tensors) != _layout(entries):
-            return None
-        names = set(adapters.adapted(packed))
-        frozen = [[entry for entry in side if entry.name not in names] for side in (base.tensors, entries)]
-        base_tensors = read_safetensors(self.folder_of(0) / SNAPSHOT_NAME)
-        if frozen[0] != frozen[1] or any(True for _ in adapters.decode(base_tensors, tensors, packed)):
-            log.warning("adapters_not_sent", reason="version 0 with the adapters is not what is published")
-            return None
-        return _Change(base, packed)
-
-    def _tensors_of(self, manifest: WeightManifest) -> Tensors:
-        if self._last is not None and self._last[0].digest == manifest.digest:
-            return self._last[1]
-        return self.load(manifest.weight_version)
-
     # On disk
 
     def _write_files(
-        self, folder: Path, version: int, tensors: Tensors, change: _Change | None, model_files: Mapping[str, Path]
+        self, folder: Path, version: int, tensors: Tensors, change: Change | None, model_files: Mapping[str, Path]
     ) -> None:
         content = change.content if change else None
         if content is None or (isinstance(content, bytes) and version % self._anchor_every == 0):
@@ -363,10 +298,6 @@ class WeightPublisher(WeightReader):
             with self._fence.guard():
                 durable.clear_partial(self.folder)
             self._cleared = True
-
-
-def _layout(entries: Sequence[TensorEntry]) -> list[tuple[str, str, tuple[int, ...]]]:
-    return sorted((entry.name, entry.dtype, entry.shape) for entry in entries)
 
 
 def _describe_files(folder: Path) -> Iterator[FileEntry]:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from services.contracts import FileKind, WeightManifest
 from services.errors import VersionNotFoundError, WeightError
-from services.tensors import RawTensor, read_safetensors
+from services.tensors import RawTensor, digest_bytes, read_safetensors
 from services.weights.chain import apply_change, change_of, verify_tensors
 
 MANIFEST_NAME = "manifest.json"
@@ -29,6 +29,8 @@ ADAPTERS_NAME = "adapters.safetensors"
 
 MAX_VERSION = 99_999_999
 """Folder names have eight digits."""
+
+_SEAL = b',"file_digest":"'
 
 _FOLDER = re.compile(r"[0-9]{8}")
 
@@ -126,4 +128,13 @@ class WeightReader:
 @functools.lru_cache(maxsize=256)
 def _read_manifest(path: Path, _inode: int, _mtime_ns: int) -> WeightManifest:
     """Parsed once per file, as every poll asks for the newest. A replaced file has another inode or time."""
-    return WeightManifest.model_validate_json(path.read_bytes())
+    body, seal, digest = path.read_bytes().rpartition(_SEAL)
+    if seal and digest != b'%b"}' % digest_bytes(body).encode():
+        raise WeightError(f"{path} has other bytes than were written")
+    return WeightManifest.model_validate_json(body + b"}" if seal else digest)
+
+
+def sealed(manifest: WeightManifest) -> bytes:
+    """The content of a manifest's file: its JSON, whose last member is the digest of all that is before it."""
+    body = manifest.model_dump_json().encode().removesuffix(b"}")
+    return b'%b%b%b"}' % (body, _SEAL, digest_bytes(body).encode())

@@ -44,11 +44,11 @@ def past(status: StatusSnapshot | None, rounds: int) -> Callable[[StatusSnapshot
 
 @pytest.fixture
 def world(tmp_path: Path, stack_of: Callable[[str, Path], Stack]) -> Stack:
-    """A stack whose volume holds the small world."""
+    """A stack whose volume holds the small world, with a learner of two ranks."""
     folder = tmp_path / "world"
     folder.mkdir()
     config = scripted_run.write(
-        folder, seen_at=WORLD, run="/sept/runs/world", rounds=ROUNDS, response_tokens=96, in_flight=4
+        folder, seen_at=WORLD, run="/sept/runs/world", rounds=ROUNDS, response_tokens=96, in_flight=4, ranks=2
     )
     stack = stack_of("sept-world", config)
     put(stack, readable(folder), WORLD)
@@ -58,6 +58,8 @@ def world(tmp_path: Path, stack_of: Callable[[str, Path], Stack]) -> Stack:
 def test_a_run_survives_scaling_kills_and_being_taken_down(world: Stack, tmp_path: Path) -> None:
     world.compose("up", "-d", "--scale", "generator=1")
     world.until("first round", lambda status: status.round >= 1, READY_S)
+    (learner,) = world.containers("learner")
+    assert world.docker("top", learner, "-o", "args").count(" -m sept learner") == 2  # started by the first process
     for service in ("services", "learner", "generator"):
         (container,) = world.containers(service)
         assert world.docker("exec", container, "id", "-u") == "10001"

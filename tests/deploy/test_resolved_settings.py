@@ -60,6 +60,14 @@ def test_changed_settings_are_named_and_fixed_ones_refused(tmp_path: Path) -> No
         assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("damaged", [b"\xff", b"[run", b"", b"[run]\nseed = 7\n", b"seed = 3"])
+def test_damaged_settings_of_the_last_start_are_replaced(damaged: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(damaged)
+    assert write_resolved(load(None, environ={}), path) == []
+    assert load(path, environ={}).run.seed == 0
+
+
 def test_before_the_first_round_any_setting_may_be_corrected(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path).create()
     write_resolved(load(None, environ={}), folder.config)

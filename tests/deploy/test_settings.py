@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.load_settings import load
-from deploy.settings import flatten, services_url, setting_fields, token_of
+from deploy.settings import digests_for_ranks, flatten, services_url, setting_fields, token_of
 from services.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -20,17 +20,20 @@ sampling.tau_start sampling.tau_end sampling.schedule sampling.anneal_epochs sam
 sampling.max_response_tokens sampling.rollouts_per_prompt
 training.recipe training.algorithm training.data training.tau_t training.epochs training.rounds
 training.prompts_per_round
-training.steps_per_round training.max_staleness training.optimizer training.learning_rate training.warmup_steps
+training.steps_per_round training.max_staleness training.optimizer training.optimizer_offload training.learning_rate
+training.warmup_steps
 training.weight_decay training.max_grad_norm training.micro_batch_tokens training.device training.ranks
+training.nodes training.sharding
 training.gradient_checkpointing lora.rank lora.alpha lora.targets
-checkpoint.every_rounds checkpoint.keep
+checkpoint.every_rounds checkpoint.every_minutes checkpoint.keep
 health.action evaluation.every_rounds evaluation.benchmarks evaluation.samples evaluation.temperatures evaluation.limit
 weight_sync.canary_prompts
 deadlines.startup_s deadlines.rollouts_s deadlines.weights_s deadlines.drain_s
 generator.count generator.engine generator.dtype generator.max_in_flight
 generator.memory_fraction generator.cpu_cache_gib generator.tensor_parallel generator.chat
-redis.url redis.lease_s
-services.host services.port services.url services.token
+redis.url redis.generator_url redis.lease_s
+services.host services.port services.url services.token services.generator_token services.watch_token
+services.tls_cert services.tls_key
 """
 
 
@@ -43,7 +46,7 @@ def refused(sets: list[str], environ: dict[str, str] | None = None, config: Path
 def test_the_list_of_settings_is_frozen() -> None:
     """A new setting is a decision: add it here, and take one away if you can."""
     assert list(setting_fields()) == ALL_SETTINGS.split()
-    assert len(setting_fields()) <= 67
+    assert len(setting_fields()) <= 75
 
 
 RUNS = [path for path in sorted((ROOT / "deploy" / "config").glob("*.toml")) if not path.stem.startswith("study-")]
@@ -61,6 +64,12 @@ def test_shipped_configs_load(config: Path) -> None:
         (["training.algorithm=grpo"], ("training.algorithm (grpo)", "sampling.rollouts_per_prompt")),
         (["services.host=0.0.0.0"], ("services.host (0.0.0.0)", "services.token")),
         (["generator.chat=0.0.0.0:80"], ("generator.chat (0.0.0.0:80)", "services.token")),
+        (["services.watch_token=w"], ("services.watch_token", "services.token")),
+        (
+            ["services.token=t", "services.generator_token=t"],
+            ("services.token", "services.generator_token", "the same secret"),
+        ),
+        (["services.tls_key=key.pem"], ("services.tls_key (key.pem)", "services.tls_cert")),
         (
             ["generator.chat=localhost:0", "generator.engine=scripted"],
             ("generator.chat", "generator.engine vllm"),
@@ -88,3 +97,22 @@ def test_services_are_reached_where_they_are_bound() -> None:
 
 def test_flatten_names_every_setting() -> None:
     assert list(flatten(load(None, environ={}))) == list(setting_fields())
+
+
+def test_ranks_agree_though_their_model_is_elsewhere_on_another_host(tmp_path: Path) -> None:
+    for host in ("a", "b", "c"):
+        (tmp_path / host).mkdir()
+        (tmp_path / host / "config.json").write_text('{"hidden_size": 64}')
+        (tmp_path / host / "model.safetensors").write_bytes(b"x" * (9 if host == "c" else 8))
+
+    def digests(*sets: str) -> dict[str, str]:
+        return digests_for_ranks(load(None, sets, environ={}))
+
+    here = digests(f"model.path={tmp_path / 'a'}", "run.dir=one")
+    assert digests(f"model.path={tmp_path / 'b'}", "run.dir=other", "generator.count=3") == here
+    assert digests(f"model.path={tmp_path / 'c'}")["model"] != here["model"]
+    assert digests("model.path=org/one")["model"] != digests("model.path=org/two")["model"]
+    for key in ("training.learning_rate=1e-3", "training.nodes=1", "training.ranks=2", "lora.rank=4"):
+        section = key.partition(".")[0]
+        differs = digests(key)[section] != digests()[section]
+        assert differs == (key != "training.nodes=1")

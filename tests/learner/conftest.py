@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+import torch.distributed as dist
 
 
 @pytest.fixture
@@ -15,3 +16,10 @@ def signal_handlers() -> Iterator[None]:
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def one_rank_group() -> Iterator[None]:
+    """A model that computes in bf16 on one rank makes a process group of its own, which ends with the test."""
+    yield
+    dist.destroy_process_group()

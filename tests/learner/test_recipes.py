@@ -62,7 +62,7 @@ def test_a_cosine_without_an_end_is_refused() -> None:
 )
 def test_betas_are_those_of_the_papers_trainer(changes: dict[str, Any], betas: tuple[float, float]) -> None:
     made = Optimizer({"w": torch.zeros(2, requires_grad=True)}, TrainingConfig(**changes))
-    assert made._torch.param_groups[0]["betas"] == betas
+    assert made._torch[0].param_groups[0]["betas"] == betas
 
 
 def test_the_papers_epochs_take_whole_rounds_of_different_prompts() -> None:

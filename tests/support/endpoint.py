@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,11 @@ import uvicorn
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
+from services.api.connections import GuardedProtocol
+from services.api.tokens import Role
 from services.app import create_app
 from services.net import LOOPBACK, listen, listener_url
 from services.run_folder import RunFolder
-from services.sendfile import SendfileProtocol
 from services.server import DrainingServer
 from services.streams.connection import Keys, connect_async
 from services.weights.client import WeightClient
@@ -52,13 +53,15 @@ def open_store(
 
 
 @asynccontextmanager
-async def open_endpoint(path: Path, redis_url: str, *, token: str | None = None) -> AsyncIterator[Endpoint]:
+async def open_endpoint(
+    path: Path, redis_url: str, *, token: str | None = None, role_tokens: Mapping[Role, str] | None = None
+) -> AsyncIterator[Endpoint]:
     """An app whose lifespan is not running: enough for everything but waking by events."""
     folder = RunFolder(path).create()
     redis = await connect_async(redis_url)
     keys = Keys(folder.run_id)
     store = open_store(folder.weights, keys.run_id)
-    app = create_app(folder=folder, store=store, redis=redis, keys=keys, token=token)
+    app = create_app(folder=folder, store=store, redis=redis, keys=keys, token=token, role_tokens=role_tokens)
     try:
         yield Endpoint(folder, store, redis, keys, app)
     finally:
@@ -69,7 +72,7 @@ async def open_endpoint(path: Path, redis_url: str, *, token: str | None = None)
 async def served(app: FastAPI) -> AsyncIterator[str]:
     """The app behind a real server on a free port; yields its address."""
     with listen(LOOPBACK, 0, setting="services.port") as listener:
-        config = uvicorn.Config(app, http=SendfileProtocol, lifespan="on", log_config=None, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(app, http=GuardedProtocol, lifespan="on", log_config=None, timeout_graceful_shutdown=5)
         server = DrainingServer(config, app.state.notifier)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         try:

@@ -29,22 +29,29 @@ class RayWorld(Watched):
     config: Path
     redis_url: str
     port: int
+    sets: tuple[str, ...] = ()
 
     @classmethod
-    def make(cls, folder: Path, redis_url: str, *, rounds: int, response_tokens: int = 32) -> RayWorld:
+    def make(
+        cls, folder: Path, redis_url: str, *, rounds: int, response_tokens: int = 32, sets: tuple[str, ...] = ()
+    ) -> RayWorld:
         config = scripted_run.write(folder, rounds=rounds, response_tokens=response_tokens, in_flight=8)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
-        return cls(folder, config, redis_url, port)
+        return cls(folder, config, redis_url, port, sets)
 
     def settings(self) -> Settings:
         environ = {"SEPT_REDIS__URL": self.redis_url, "SEPT_SERVICES__TOKEN": TOKEN}
-        return load(self.config, [f"services.port={self.port}"], environ=environ)
+        return load(self.config, [f"services.port={self.port}", *self.sets], environ=environ)
 
-    def options(self, *, most: int, downscale_after_s: float = 300.0) -> Options:
+    def options(self, *, most: int, least: int = 1, downscale_after_s: float = 300.0) -> Options:
         return Options(
-            config=self.config, http_port=self.port, max_generators=most, downscale_after_s=downscale_after_s
+            config=self.config,
+            http_port=self.port,
+            min_generators=least,
+            max_generators=most,
+            downscale_after_s=downscale_after_s,
         )
 
     def found(self) -> list[tuple[int, float, list[str]]]:

@@ -13,7 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from generator.engines.scripted import VOCABULARY as SCRIPTED
+from services.contracts import Rollout, VersionSpan
 
 VOCABULARY = SCRIPTED + 2
 """Every scripted token, the end, and one more: the learner must know each id that it is given."""
@@ -47,6 +50,7 @@ learning_rate = 1e-3
 warmup_steps = 0
 micro_batch_tokens = 2048
 device = "cpu"
+ranks = {ranks}
 
 [generator]
 engine = "scripted"
@@ -72,12 +76,14 @@ def write(
     prompts_per_round: int = 16,
     response_tokens: int = 32,
     in_flight: int = 16,
+    ranks: int = 1,
+    shape: Mapping[str, int] | None = None,
 ) -> Path:
-    """Model, prompts and config below `folder`; returns the config.
+    """Model, prompts and config below `folder`; returns the config. `shape`: other sizes of the model's config.
 
     `seen_at`: where the parts see that folder; `run`: the run's folder as they see it.
     """
-    write_model(folder / "model")
+    write_model(folder / "model", shape or {})
     questions = [{"question": f"{number:04d}"} for number in range(PROMPTS)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     seen = seen_at or str(folder)
@@ -91,12 +97,23 @@ def write(
             prompts_per_round=prompts_per_round,
             response_tokens=response_tokens,
             in_flight=in_flight,
+            ranks=ranks,
         )
     )
     return config
 
 
-def write_model(folder: Path) -> None:
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+}
+
+
+def write_model(folder: Path, shape: Mapping[str, Any]) -> None:
     """A random Qwen2 with a tokenizer of one token per character."""
     import torch
     from tokenizers import Regex, Tokenizer
@@ -117,12 +134,7 @@ def write_model(folder: Path) -> None:
     model = qwen2(
         Qwen2Config(
             vocab_size=VOCABULARY,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=128,
+            **(SHAPE | dict(shape)),
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=end,
@@ -190,3 +202,43 @@ def expected_rounds(config: Path, model: Path, prompts: Path) -> list[tuple[int,
         )
         for round_ in range(curriculum.rounds_total)
     ]
+
+
+def losses_of(run: Path) -> list[float]:
+    """The losses that a run recorded, rounds in order."""
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_bytes().splitlines()]
+
+
+def losses_of_one_rank(config: Path, run: Path) -> list[float]:
+    """What one rank, here, loses on the rollouts that the run recorded: its curve, up to rounding."""
+    from transformers import AutoTokenizer
+
+    from deploy.load_settings import load
+    from learner.model.model_loading import load_model
+    from learner.training.batch_sharding import TrainingSample
+    from learner.training.trainer import Trainer
+
+    settings = load(config, environ={})
+    tokenizer = AutoTokenizer.from_pretrained(settings.model.path)
+    trainer = Trainer(load_model(settings.model.path, device="cpu"), settings.training)
+    losses = []
+    for path in sorted((run / "rollouts").glob("round-*.jsonl")):
+        answers = [json.loads(line) for line in path.read_bytes().splitlines()]
+        samples = [TrainingSample(_rollout_of(answer, tokenizer)) for answer in answers]
+        losses.append(trainer.train_round(samples).loss)
+    return losses
+
+
+def _rollout_of(answer: dict[str, Any], tokenizer: Any) -> Rollout:
+    """The rollout that was recorded: a character is a token here, and the last one of a whole answer does not show."""
+    tokens = tokenizer.convert_tokens_to_ids(list(answer["answer"]))
+    tokens += [VOCABULARY - 1] if answer["finish_reason"] == "stop" else []
+    assert len(tokens) == answer["response_tokens"]
+    return Rollout(
+        task_id=answer["rollout_id"].rpartition(".")[0],
+        prompt_tokens=np.array(tokenizer.convert_tokens_to_ids(list(answer["question"])), np.int32),
+        response_tokens=np.array(tokens, np.int32),
+        spans=tuple(VersionSpan(weight_version=v, start=a, end=b) for v, a, b in answer["spans"]),
+        **{key: answer[key] for key in ("sample", "round", "position", "finish_reason", "temperature", "generator_id")},
+        **{key: answer[key] for key in ("queued_s", "generate_s")},
+    )

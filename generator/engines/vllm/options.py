@@ -31,6 +31,8 @@ def engine_arguments(
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     return AsyncEngineArgs(
         model=str(model_folder),
+        trust_remote_code=False,
+        load_format="safetensors",  # never a file whose reading runs code
         skip_tokenizer_init=not config.chat,
         generation_config="vllm",
         dtype=_engine_type(config, published_types),
@@ -38,7 +40,7 @@ def engine_arguments(
         max_model_len=max_model_len,
         max_num_seqs=config.max_in_flight + 1,  # one is reserved for scoring
         enforce_eager=cpu,
-        gpu_memory_utilization=config.memory_fraction,
+        gpu_memory_utilization=config.share_of_gpu,
         kv_cache_memory_bytes=int(config.cpu_cache_gib * 2**30) if cpu else None,
         tensor_parallel_size=config.tensor_parallel,
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),

@@ -110,13 +110,13 @@ def patchable(model: nn.Module, plan: PatchPlan, checkpoint: Mapping[str, torch.
 
 def _storages_kept_as_loaded(model: nn.Module) -> set[int]:
     """Storages of the parameters that no layer processes, and from which nothing else is derived."""
-    processed = [path for path, module in model.named_modules() if hasattr(module, "process_weights_after_loading")]
+    processing = [module for module in model.modules() if hasattr(module, "process_weights_after_loading")]
+    derived = {id(part) for module in processing for part in module.modules()}
     kept: set[int] = set()
     changed: set[int] = set()
-    for path, module in model.named_modules():
-        derived = any(path == above or path.startswith(f"{above}." if above else "") for above in processed)
+    for module in model.modules():
         method = getattr(module, "quant_method", None)
-        plain = not derived and (method is None or type(method) in PLAIN_METHODS)
+        plain = id(module) not in derived and (method is None or type(method) in PLAIN_METHODS)
         for parameter in module.parameters(recurse=False):
             (kept if plain else changed).add(parameter.untyped_storage()._cdata)
     return kept - changed
@@ -179,7 +179,9 @@ def _places(model: nn.Module, shapes: Shapes) -> dict[str, list[Place]]:
     try:
         with torch.no_grad(), recorder:
             loader.load_weights(iter(weights))
-    except (RuntimeError, NotImplementedError, AssertionError, ValueError, IndexError, KeyError) as error:
+    except NotPatchableError:
+        raise
+    except Exception as error:  # whatever a loader does with a tensor that has no values
         raise NotPatchableError(f"the model's loader does not merely copy: {error}") from error
     return dict(recorder.places)
 

@@ -17,11 +17,18 @@ from yamllint.config import YamlLintConfig
 
 from deploy.load_settings import load
 from learner.parallel.launch_env import ON_CPU
+from tests.support.redis_users import assert_generators_user
 
 ROOT = Path(__file__).parents[3]
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "deploy/containers/docker/Dockerfile"
-SECRETS = {"SEPT_TOKEN": "token", "REDIS_PASSWORD": "password"}
+SECRETS = {
+    "SEPT_TOKEN": "token",
+    "SEPT_GENERATOR_TOKEN": "another",
+    "SEPT_WATCH_TOKEN": "third",
+    "REDIS_PASSWORD": "password",
+    "REDIS_GENERATOR_PASSWORD": "anotherpassword",
+}
 OURS = ("services", "learner", "generator", "learner-gpu", "generator-gpu")
 LINT = """
 extends: default
@@ -92,7 +99,7 @@ def test_no_secret_is_part_of_a_command(services: dict[str, Any]) -> None:
     """What compose fills into a command shows in `ps`; what the container's shell fills in does not."""
     for name, service in services.items():
         words = " ".join([*service.get("command", []), *service.get("entrypoint", [])])
-        assert not re.search(r"(?<!\$)\$\{?(SEPT_TOKEN|REDIS_PASSWORD)", words), name
+        assert not re.search(r"(?<!\$)\$\{?(SEPT_\w*TOKEN|REDIS_\w*PASSWORD|GRAFANA)", words), name
 
 
 def test_containers_are_closed_and_drain(services: dict[str, Any]) -> None:
@@ -102,6 +109,7 @@ def test_containers_are_closed_and_drain(services: dict[str, Any]) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["init"] is True, name
         assert name == "demo" or service["healthcheck"]["test"], name
+        assert service["mem_limit"] and service["pids_limit"], name
     drain_s = load(None, environ={}).deadlines.drain_s
     for name in OURS:
         assert float(services[name]["stop_grace_period"].removesuffix("s")) > drain_s + 5
@@ -124,11 +132,44 @@ def test_a_learner_on_cpu_gets_the_environment_that_sept_run_gives_it(services: 
     assert services["learner"]["environment"].items() >= ON_CPU.items()
 
 
+def test_a_learner_has_a_gpu_for_each_rank_and_memory_to_share_between_them(services: dict[str, Any]) -> None:
+    assert services["learner-gpu"]["environment"]["SEPT_GPUS"] == "${SEPT_LEARNER_GPUS:-1}"
+    assert services["learner-gpu"]["shm_size"] == services["learner"]["shm_size"] == "8g"
+
+
 def test_every_setting_in_the_environment_exists(services: dict[str, Any]) -> None:
     for name in OURS:
         given = {key: str(value) for key, value in services[name]["environment"].items()}
-        given = {key: re.sub(r"\$\{\w+:[?-]([^}]*)\}", "x", value) for key, value in given.items()}
+        given = {key: re.sub(r"\$\{(\w+):[?-][^}]*\}", r"\1", value) for key, value in given.items()}
         assert load(None, environ=given).services.port == 8400
+
+
+def test_every_part_has_the_secrets_of_its_role_alone(services: dict[str, Any]) -> None:
+    def secrets_of(name: str) -> set[str]:
+        return set(re.findall(r"\$\{(\w*(?:TOKEN|PASSWORD))", str(services[name].get("environment", ""))))
+
+    for name in ("generator", "generator-gpu"):
+        assert secrets_of(name) == {"SEPT_GENERATOR_TOKEN", "REDIS_GENERATOR_PASSWORD"}
+    for name in ("learner", "learner-gpu"):
+        assert secrets_of(name) == {"SEPT_WATCH_TOKEN", "REDIS_PASSWORD"}
+    assert secrets_of("prometheus") == {"SEPT_WATCH_TOKEN"}
+    assert secrets_of("grafana") == {"GRAFANA_PASSWORD"}
+    assert secrets_of("redis") == {"REDIS_PASSWORD", "REDIS_GENERATOR_PASSWORD"}
+
+
+def test_grafana_starts_with_a_password_of_its_own_only(services: dict[str, Any]) -> None:
+    script = services["grafana"]["entrypoint"][-1].replace("$$", "$").replace("exec /run.sh", "echo started")
+    for password, started in (("", False), ("one", True)):
+        done = subprocess.run(
+            ["sh", "-c", script], env={"GF_SECURITY_ADMIN_PASSWORD": password}, capture_output=True, text=True
+        )
+        assert (done.stdout == "started\n") == started == (done.returncode == 0)
+        assert started or "set GRAFANA_PASSWORD in .env" in done.stderr
+
+
+def test_the_redis_that_it_starts_has_the_generators_user(services: dict[str, Any], tmp_path: Path) -> None:
+    script = services["redis"]["command"][-1].replace("$$", "$")
+    assert_generators_user(script, tmp_path)
 
 
 def test_every_file_that_is_mounted_exists(services: dict[str, Any]) -> None:
@@ -152,8 +193,33 @@ def test_images_end_as_an_ordinary_user() -> None:
         assert re.findall(r"^USER (\S+)", stage, re.MULTILINE)[-1] == "10001:10001"
 
 
+REQUIREMENTS = sorted(path for path in (ROOT / "requirements").rglob("*.txt") if path.name != "overrides.txt")
+WITHOUT_HASH = "torch==2.13.0+cpu"
+"""Its build differs between the indexes that have it."""
+
+
 @pytest.mark.parametrize(("image", "whole"), [("services", "cpu"), ("worker-cpu", "cpu"), ("worker-cuda", "cuda")])
 def test_images_hold_what_was_tested(image: str, whole: str) -> None:
     held = pins(ROOT / f"requirements/images/{image}.txt")
     assert not held - pins(ROOT / f"requirements/{whole}.txt")
-    assert ("torch==" in "".join(held)) == (image != "services")
+    assert ("torch==" in "".join(held)) == (image == "worker-cuda")
+    torch = {(ROOT / folder / "torch-cpu.txt").read_text() for folder in ("requirements", "requirements/images")}
+    assert torch == {f"{WITHOUT_HASH}\n"}
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.stem)
+def test_every_package_is_pinned_with_its_hashes(path: Path) -> None:
+    packages = path.read_text().replace("\\\n", " ").splitlines()
+    assert packages
+    for package in packages:
+        name, *hashes = package.split()
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[^=]+", name)
+        assert name == WITHOUT_HASH or (hashes and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", h) for h in hashes))
+
+
+@pytest.mark.parametrize("path", [DOCKERFILE, ROOT / "Makefile", ROOT / "README.md"], ids=lambda path: path.name)
+def test_whatever_installs_packages_asks_for_their_hashes(path: Path) -> None:
+    installs = re.findall(r"pip install ([^&|\n]*-r [^&|\n ]+)", path.read_text().replace("\\\n", " "))
+    assert installs
+    for install in installs:
+        assert "--require-hashes" in install or install.endswith("torch-cpu.txt"), install

@@ -14,10 +14,11 @@ pytest.importorskip("ray.serve")
 
 from deploy.load_settings import load
 from deploy.ray_cluster.app import Options
+from tests.support.redis_users import assert_generators_user
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "deploy/containers/kubernetes"
-FILES = ("sept.yaml", "rayservice.yaml")
+FILES = ("sept.yaml", "learner-nodes.yaml", "rayservice.yaml")
 LINT = """
 extends: default
 rules:
@@ -53,10 +54,39 @@ def test_the_file_is_clean_yaml(name: str) -> None:
     assert not [f"{problem.line}: {problem.desc}" for problem in problems]
 
 
-def test_core_kinds_follow_the_api_servers_schemas() -> None:
+@pytest.mark.parametrize("name", ["sept.yaml", "learner-nodes.yaml"])
+def test_core_kinds_follow_the_api_servers_schemas(name: str) -> None:
     validator = pytest.importorskip("kubernetes_validate")
-    for manifest in manifests("sept.yaml"):
+    for manifest in manifests(name):
         validator.validate(manifest, "1.31", strict=True)
+
+
+def test_the_validator_refuses_what_the_api_server_would() -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    (job,) = [manifest for manifest in manifests("learner-nodes.yaml") if manifest["kind"] == "Job"]
+    job["spec"]["completionsMode"] = job["spec"].pop("completionMode")
+    with pytest.raises(validator.ValidationError, match="completionsMode"):
+        validator.validate(job, "1.31", strict=True)
+
+
+def test_a_learner_of_several_nodes_is_a_pod_for_each_with_a_gpu_for_each_rank() -> None:
+    (job,) = [manifest for manifest in manifests("learner-nodes.yaml") if manifest["kind"] == "Job"]
+    spec, (container,) = job["spec"], job["spec"]["template"]["spec"]["containers"]
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"] == int(container["args"][container["args"].index("--nodes") + 1])
+    assert container["args"][-2:] == ["--node", "$(JOB_COMPLETION_INDEX)"]
+    said = (FOLDER / "learner-nodes.yaml").read_text().splitlines()[0]
+    assert f"ranks = {spec['completions'] * int(container['resources']['limits']['nvidia.com/gpu'])}" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("sept.yaml", "learner"), ("learner-nodes.yaml", "learner-nodes"), ("rayservice.yaml", "store")]
+)
+def test_ranks_share_memory_beyond_a_containers_default(name: str, part: str) -> None:
+    (volume,) = [volume for volume in pods(name)[part]["volumes"] if volume["name"] == "shm"]
+    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    (container,) = pods(name)[part]["containers"]
+    assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
 
 
 @pytest.mark.parametrize(("name", "part"), EVERY_POD)
@@ -92,13 +122,54 @@ def test_what_is_mounted_is_there(name: str, part: str) -> None:
 @pytest.mark.parametrize(("name", "part"), [pair for pair in EVERY_POD if pair[1] != "redis"])
 def test_settings_exist_and_secrets_come_from_the_secret(name: str, part: str) -> None:
     (container,) = pods(name)[part]["containers"]
-    given = {entry["name"]: entry.get("value", "secret") for entry in container["env"]}
+    given = {entry["name"]: entry.get("value", f"secret of {entry['name']}") for entry in container["env"]}
     settings = load(None, environ=given)
     assert settings.services.token is not None and settings.redis.url is not None
     for entry in container["env"]:
-        if entry["name"] in ("SEPT_SERVICES__TOKEN", "REDIS_PASSWORD"):
+        if entry["name"].endswith(("TOKEN", "PASSWORD")):
             assert entry["valueFrom"]["secretKeyRef"]["name"] == "sept"
     assert pods(name)[part]["terminationGracePeriodSeconds"] > settings.deadlines.drain_s + 5
+
+
+def test_every_part_has_the_secrets_of_its_role_alone() -> None:
+    def secrets_of(part: str) -> set[str]:
+        (container,) = pods("sept.yaml")[part]["containers"]
+        return {entry["valueFrom"]["secretKeyRef"]["key"] for entry in container["env"] if "secretKeyRef" in str(entry)}
+
+    assert secrets_of("generator") == {"generator-token", "redis-generator-password"}
+    assert secrets_of("learner") == {"watch-token", "redis-password"}
+    assert secrets_of("services") == {"token", "generator-token", "watch-token", "redis-password"}
+
+
+def test_the_redis_that_it_starts_has_the_generators_user(tmp_path: Path) -> None:
+    (container,) = pods("sept.yaml")["redis"]["containers"]
+    assert_generators_user(container["command"][-1], tmp_path)
+
+
+def policies(name: str) -> list[Manifest]:
+    return [manifest["spec"] for manifest in manifests(name) if manifest["kind"] == "NetworkPolicy"]
+
+
+def test_nothing_is_reached_or_reaches_out_unless_a_policy_says_so() -> None:
+    everything = {"podSelector": {"matchLabels": {"app": "sept"}}, "policyTypes": ["Ingress", "Egress"]}
+    assert everything in policies("sept.yaml")
+    for name in FILES:
+        for spec in policies(name):
+            assert all("from" in rule for rule in spec.get("ingress", []))
+    selected = str([spec["podSelector"] for spec in policies("sept.yaml") + policies("rayservice.yaml")])
+    assert all(f"{part}'" in selected for part in ("redis", "services", "learner", "generator", "ray-head"))
+
+
+def test_a_generator_reaches_redis_and_the_services_and_is_reached_by_nobody() -> None:
+    (spec,) = [one for one in policies("sept.yaml") if one["podSelector"]["matchLabels"].get("part") == "generator"]
+    ports = [(rule["to"][0]["podSelector"]["matchLabels"]["part"], rule["ports"]) for rule in spec["egress"]]
+    assert ports == [("redis", [{"port": 6379}]), ("services", [{"port": 8400}])]
+    assert "ingress" not in spec
+
+
+def test_rays_pods_ask_for_a_token() -> None:
+    (service,) = [manifest for manifest in manifests("rayservice.yaml") if manifest["kind"] == "RayService"]
+    assert service["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
 
 
 def test_names_fit_the_compose_file() -> None:
@@ -113,12 +184,12 @@ def test_names_fit_the_compose_file() -> None:
 def test_selectors_find_their_pods() -> None:
     for manifest in manifests("sept.yaml"):
         selector = manifest["spec"].get("selector", {}).get("matchLabels")
-        if selector is not None:
+        if selector is not None and "template" in manifest["spec"]:
             assert selector == manifest["spec"]["template"]["metadata"]["labels"]
 
 
 def test_rays_application_takes_its_arguments() -> None:
-    (service,) = manifests("rayservice.yaml")
+    (service,) = [manifest for manifest in manifests("rayservice.yaml") if manifest["kind"] == "RayService"]
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
     options = Options.model_validate(application["args"])
     groups = {group["groupName"]: group for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]}

@@ -14,6 +14,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.weight_fanout import NGINX, relay_config
+from deploy.operate.token_commands import revoke_given
 from services.contracts import WeightManifest
 from services.net import free_port
 from services.weights.client import WeightClient
@@ -133,6 +134,23 @@ async def test_what_the_relay_holds_is_read_with_the_token_only(relayed: Relayed
         async with relayed.http(**headers) as http:
             assert (await http.get(at)).status_code == 401, headers
             assert (await http.get("/v1/weights/latest")).status_code == 401, headers
+
+
+async def test_a_token_that_is_revoked_reads_nothing_more_from_the_relay(relayed: Relayed) -> None:
+    at, authorised = address(publish(relayed)), {"Authorization": f"Bearer {TOKEN}"}
+    async with relayed.http(**authorised) as http:
+        assert (await http.get(at)).status_code == 200
+        revoke_given(relayed.endpoint.folder, TOKEN)
+        async with asyncio.timeout(PATIENCE_S):
+            while (await http.get(at)).status_code != 401:
+                pass
+
+
+async def test_a_body_is_not_read_before_the_token_is_accepted(relayed: Relayed) -> None:
+    async with relayed.http(Authorization="Bearer wrong") as http:
+        answer = await http.post("/v1/weights/0", content=b"x" * 4000)
+        assert answer.status_code == 401
+        assert (await http.post("/v1/control/stop", content=b"x" * 100_000)).status_code == 413
 
 
 async def test_without_a_token_nothing_but_health_reaches_the_endpoint(relayed: Relayed) -> None:

@@ -32,7 +32,7 @@ from services import durable
 from services.contracts import EvaluationMetrics, GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot
 from services.errors import ConfigError, ContractError, SeptError, UnavailableError
 from services.net import free_port
-from services.run_folder import RunFolder, version_name
+from services.run_folder import RunFolder, RunIdentity, version_name
 
 WHERE = Endpoints(redis_url="redis://:secret@h:1", services_url="http://h:2", token="hush")
 
@@ -69,6 +69,25 @@ def a_snapshot() -> StatusSnapshot:
         dead_letters=4,
         oldest_task_s=0.5,
     )
+
+
+def proof_of(identity: RunIdentity, request: httpx.Request) -> dict[str, str]:
+    """What services with this identity answer; nothing where they are not asked for a proof."""
+    challenge = request.url.params.get("challenge")
+    return {"run_id": identity.run_id, "proof": identity.proof(challenge)} if challenge else {}
+
+
+async def test_a_name_alone_proves_nothing(tmp_path: Path) -> None:
+    """Who knows the run's name and not its key is another; an earlier proof is none either."""
+    folder = RunFolder(tmp_path).create()
+    for answer in (
+        lambda request: proof_of(RunIdentity(folder.run_id, b"a guess"), request),
+        lambda request: {"run_id": folder.run_id, "proof": folder.run_identity.proof("0" * 32)},
+    ):
+        transport = httpx.MockTransport(lambda request, answer=answer: httpx.Response(200, json=answer(request)))
+        async with RunClient(WHERE, of_run=folder, transport=transport) as run:
+            with pytest.raises(UnavailableError, match=r"no run is active in .* only claims to be it"):
+                await run.stop()
 
 
 def client(answer: Callable[[httpx.Request], httpx.Response]) -> RunClient:
@@ -181,27 +200,29 @@ async def test_another_run_at_the_address_is_asked_for_nothing_but_its_name(tmp_
     folder, asked = RunFolder(tmp_path).create(), []
 
     def answer(request: httpx.Request) -> httpx.Response:
+        assert "Authorization" not in request.headers
         asked.append((request.method, request.url.path))
-        return httpx.Response(200, text=a_snapshot().model_dump_json())  # of run r-1
+        return httpx.Response(200, json={"status": "ok", **proof_of(RunIdentity("r-1", b"its key"), request)})
 
     async with RunClient(WHERE, of_run=folder, transport=httpx.MockTransport(answer)) as run:
         for request in (run.stop, run.pause, run.status, lambda: run.scale(0)):
-            with pytest.raises(UnavailableError, match=r"no run is active in .* belongs to r-1 now"):
+            with pytest.raises(UnavailableError, match=r"no run is active in .* are those of run r-1, not of"):
                 await request()
-    assert set(asked) == {("GET", "/v1/status")}
+    assert set(asked) == {("GET", "/healthz")}
 
 
 async def test_its_own_run_is_asked_once_for_its_name(tmp_path: Path) -> None:
     folder, asked = RunFolder(tmp_path).create(), []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request.url.path)
-        return httpx.Response(200, json={"run_id": folder.run_id})
+        asked.append((request.url.path, request.headers.get("Authorization")))
+        return httpx.Response(200, json=proof_of(folder.run_identity, request))
 
     async with RunClient(WHERE, of_run=folder, transport=httpx.MockTransport(answer)) as run:
         await run.pause()
         await run.stop()
-    assert asked == ["/v1/status", "/v1/control/pause", "/v1/control/stop"]
+    token = f"Bearer {WHERE.token}"
+    assert asked == [("/healthz", None), ("/v1/control/pause", token), ("/v1/control/stop", token)]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +231,7 @@ async def test_its_own_run_is_asked_once_for_its_name(tmp_path: Path) -> None:
         httpx.Response(401, json={"error": "no token", "hint": ""}),  # another run with another token
         httpx.Response(404, html="<html>somebody's web server</html>"),
         httpx.Response(200, json=["no status"]),
+        httpx.Response(200, json={"status": "ok"}),  # services of an earlier release
     ],
 )
 async def test_whoever_else_listens_there_now_is_not_the_run(tmp_path: Path, response: httpx.Response) -> None:

@@ -12,9 +12,19 @@ import pytest
 pytest.importorskip("ray.serve")
 
 from deploy.load_settings import load
-from deploy.ray_cluster.app import STORE, Options, scaling, settings_for_ray, source_env, store_resource
-from deploy.ray_cluster.parts import PACKAGES, RayRun, code_digest
+from deploy.ray_cluster.app import (
+    STORE,
+    Options,
+    check_nodes,
+    learner_placement,
+    scaling,
+    settings_for_ray,
+    source_env,
+    store_resource,
+)
+from deploy.ray_cluster.parts import RayRun
 from deploy.ray_cluster.scaling import METRIC, QueuePolicy
+from deploy.same_code import PACKAGES, code_digest
 from deploy.settings import Settings
 from services.errors import ConfigError
 
@@ -74,6 +84,33 @@ def test_on_several_nodes_one_must_say_that_it_has_the_folder() -> None:
     assert list(store_resource({"CPU": 4.0, STORE: 1.0}, nodes=3)) == [STORE]
     with pytest.raises(ConfigError, match="none of the 3 nodes says that it has the run's folder"):
         store_resource({"CPU": 4.0}, nodes=3)
+
+
+def test_the_learner_has_a_gpu_for_each_rank_where_the_folder_is() -> None:
+    training, store = settings_of("training.ranks=4").training, {STORE: 0.001}
+    assert learner_placement(training, store, "STRICT_SPREAD", gpus=True) == {
+        "ray_actor_options": {"num_cpus": 0, "num_gpus": 4, "resources": store}
+    }
+    assert learner_placement(training, {}, "PACK", gpus=False)["ray_actor_options"]["num_gpus"] == 0
+
+
+@pytest.mark.parametrize("strategy", ["STRICT_SPREAD", "PACK"])
+def test_a_learner_of_several_nodes_has_a_bundle_for_each_and_its_own_actor_in_the_first(strategy: Any) -> None:
+    training, store = settings_of("training.ranks=16", "training.nodes=2").training, {STORE: 0.001}
+    placed = learner_placement(training, store, strategy, gpus=True)
+    assert placed["placement_group_bundles"] == [{"GPU": 8.0, STORE: 0.001}, {"GPU": 8.0}]
+    assert placed["placement_group_strategy"] == strategy
+    assert placed["ray_actor_options"] == {"num_cpus": 0, "num_gpus": 8, "resources": store}
+    on_cpu = learner_placement(training, {}, strategy, gpus=False)
+    assert all(0 < bundle["CPU"] < 0.01 for bundle in on_cpu["placement_group_bundles"])
+
+
+def test_a_learner_of_more_nodes_than_there_are_is_refused() -> None:
+    settings = settings_of("training.ranks=4", "training.nodes=4")
+    check_nodes(settings, options(), nodes=4)
+    check_nodes(settings, options(learner_strategy="PACK"), nodes=1)
+    with pytest.raises(ConfigError, match=r"training\.nodes is 4, the cluster has 3 nodes"):
+        check_nodes(settings, options(), nodes=3)
 
 
 def test_a_node_with_other_code_is_refused_by_name() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from learner.algorithms.base import Targets
 from learner.algorithms.nll import nll
-from learner.model.vocabulary_loss import Head, summed_loss
+from learner.model.kernels.vocabulary_loss import Head, summed_loss
 
 # Theorem 1 and the score-function identity, on a one-layer model: a table of logits, one column per prefix.
 

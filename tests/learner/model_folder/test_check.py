@@ -59,6 +59,14 @@ def test_the_index_decides_which_files_count(folder: Path) -> None:
             check_model_folder(folder)
 
 
+def test_pickled_weights_are_refused_and_never_read(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(ModelError, match=r"neither model\.safetensors nor .* only pytorch_model\.bin") as caught:
+        check_model_folder(folder)
+    assert "runs what is in it" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("name", "content", "found"),
     [

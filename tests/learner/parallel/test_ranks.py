@@ -20,10 +20,11 @@ from learner.config import LoraConfig, TrainingConfig
 from learner.model import packing
 from learner.model.trained_model import TrainedModel
 from learner.model.wire_tensors import wire_changes, wire_tensors
-from learner.parallel.ranks import Ranks, join_ranks
+from learner.parallel.ranks import Order, Ranks, own_rank
 from learner.rollouts.collector import Interrupted
 from learner.training.batch_sharding import TrainingSample
 from learner.training.checkpoint import Checkpoints
+from learner.training.follower import follow
 from learner.training.trainer import RoundStats, Trainer
 from services.contracts import Rollout
 from services.errors import ConfigError
@@ -85,16 +86,17 @@ def outcome(folder: Path, ranks: int) -> tuple[float, RoundStats, dict[str, np.n
         ("qwen2", 2, {"gradient_checkpointing": "light"}, 0),
         ("qwen2", 4, {"algorithm": "grpo", "learning_rate": 1e-4}, 0),
         ("qwen2", 2, {}, 4),
+        ("qwen2", 4, {"nodes": 2, "sharding": "node"}, 0),
         ("qwen2", 2, {"algorithm": "self_certainty", "learning_rate": 1e-4}, 0),
     ],
-    ids=["two", "four-full", "two-light", "four-grpo", "two-lora", "two-scored"],
+    ids=["two", "four-full", "two-light", "four-grpo", "two-lora", "two-nodes-of-two", "two-scored"],
 )
 def test_ranks_train_what_one_rank_trains(
     tmp_path: Path, family: tiny_models.Family, ranks: int, changes: dict[str, Any], lora: int
 ) -> None:
     tiny_models.save(tmp_path / "model", tiny_models.config(family))
     adapters = LoraConfig(rank=lora)
-    train(tmp_path, *made(tmp_path, config(1, **changes), adapters))
+    train(tmp_path, *made(tmp_path, config(1, **(changes | {"nodes": 1})), adapters))
     assert together(train, tmp_path, config(ranks, **changes), adapters) == [0] * ranks
     (before_1, alone, weights_1), (before_n, shared, weights_n) = outcome(tmp_path, 1), outcome(tmp_path, ranks)
     assert before_n == pytest.approx(before_1, rel=1e-6)
@@ -112,10 +114,13 @@ def test_ranks_train_what_one_rank_trains(
     assert any(not np.array_equal(weights_1[name], initial[name].data.view(np.float32)) for name in initial)
 
 
-def test_ranks_publish_only_what_changed_and_it_makes_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "changes"), [(3, {}), (4, {"nodes": 2, "sharding": "node"})], ids=["3", "2x2"])
+def test_ranks_publish_only_what_changed_and_it_makes_the_same_bits(
+    tmp_path: Path, ranks: int, changes: dict[str, Any]
+) -> None:
     """Three ranks: some tensors do not split evenly, and some ranks have no rows of the smallest."""
     tiny_models.save(tmp_path / "model", dtype=torch.bfloat16)
-    assert together(publish_changes, tmp_path, config(3, learning_rate=1e-5)) == [0] * 3
+    assert together(publish_changes, tmp_path, config(ranks, learning_rate=1e-5, **changes)) == [0] * ranks
     before, after = (read_safetensors(tmp_path / name) for name in ("before", "after"))
     patches = list(decode(before, (tmp_path / "delta").read_bytes()))
     elements = sum(tensor.nbytes // 2 for tensor in before.values())
@@ -162,6 +167,57 @@ def go_on(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Chec
     (folder / "losses.json").write_text(json.dumps(losses))
 
 
+def apart(folder: Path, rank: int) -> Path:
+    """The checkpoints of the rank's host, when each host has a disk of its own."""
+    (own := folder / f"host-{rank // 2}").mkdir(exist_ok=True)
+    return own
+
+
+def save_apart(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """On every rank: two rounds, each with a checkpoint that only host 0 keeps; then back to the first, and on."""
+    ranks = model.ranks
+    own = Checkpoints(apart(folder, ranks.rank), "run", keep=2, ranks=ranks)
+    if not ranks.is_leader:
+        follow(trainer, own)
+        return
+    for version in (1, 2):
+        trainer.train_round(tiny_models.samples(PROMPTS, seed=version))
+        own.save(version, trainer.state_dict())
+    trainer.load_state_dict(own.go_back(1).tensors)
+    stats = trainer.train_round(tiny_models.samples(PROMPTS, seed=2))
+    (folder / "losses.json").write_text(json.dumps([stats.loss]))
+    write_safetensors(folder / "weights-4.safetensors", wire_tensors(model))
+    ranks.send_order(Order.STOP)
+
+
+def go_on_apart(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """On every rank: a later start, from what host 0 has."""
+    ranks = model.ranks
+    own = Checkpoints(apart(folder, ranks.rank), "run", keep=2, ranks=ranks)
+    if not ranks.is_leader:
+        follow(trainer, own)
+        return
+    go_on(folder, model, trainer, own)
+    ranks.send_order(Order.STOP)
+
+
+@pytest.mark.parametrize("sharding", ["all", "node"])
+def test_hosts_without_a_shared_folder_keep_and_resume_the_same_bits(tmp_path: Path, sharding: str) -> None:
+    """As with one rank; and any number of ranks goes on from what the others' rows became."""
+    tiny_models.save(tmp_path / "model")
+    two_hosts = config(4, nodes=2, sharding=sharding)
+    assert together(save_apart, tmp_path, two_hosts, on_every_rank=True) == [0] * 4
+    assert [path.name for path in (tmp_path / "host-0").iterdir()] == ["v000001"]
+    assert list((tmp_path / "host-1").iterdir()) == []
+    assert together(go_on_apart, tmp_path, two_hosts, on_every_rank=True) == [0] * 4
+    theirs = json.loads((tmp_path / "losses.json").read_text())
+
+    (tmp_path / "host-0").rename(tmp_path / "checkpoints")
+    go_on(tmp_path, *made(tmp_path, config(1)))
+    alone = json.loads((tmp_path / "losses.json").read_text())
+    assert theirs == pytest.approx(alone, rel=1e-4)
+
+
 def interrupted(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
     """Rank 0's wait ends in mid-round; afterwards all ranks are at the same place again."""
 
@@ -182,13 +238,13 @@ def test_a_round_that_is_interrupted_leaves_no_rank_behind(tmp_path: Path) -> No
 
 
 def test_one_rank_is_an_ordinary_process() -> None:
-    with join_ranks(1) as ranks:
-        assert (ranks.rank, ranks.size, ranks.is_leader) == (0, 1, True)
-        assert list(ranks.broadcast_stream(iter([np.array([1])]))) == [np.array([1])]
-        assert ranks.all_reduce_sum(torch.ones(2)).tolist() == [1.0, 1.0]
-    assert Ranks().own_device(torch.device("cpu")) == torch.device("cpu")
+    ranks = Ranks()
+    assert (ranks.rank, ranks.size, ranks.is_leader, ranks.holds_first_replica) == (0, 1, True, True)
+    assert list(ranks.broadcast_stream(iter([np.array([1])]))) == [np.array([1])]
+    assert ranks.all_reduce_sum(torch.ones(2)).tolist() == [1.0, 1.0]
+    assert ranks.own_device(torch.device("cpu")) == torch.device("cpu")
 
 
 def test_ranks_that_nobody_started_are_a_mistake_of_the_start() -> None:
-    with pytest.raises(ConfigError, match="started as 1 processes"), join_ranks(2):
-        pass
+    with pytest.raises(ConfigError, match="started as 1 processes"):
+        own_rank(2)

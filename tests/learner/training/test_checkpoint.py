@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from learner.training.checkpoint import Checkpoint, Checkpoints
+from learner.training.checkpoint import Checkpoint, Checkpoints, SavedTensor
 from services.errors import CheckpointError
 from services.tensors import digest_file
 from tests.support.disk_order import disk_order
@@ -68,6 +68,7 @@ def test_rows_that_no_file_holds_are_missed(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "run", keep=2)
     checkpoints.save(1, state(1.0))
     saved = loaded(checkpoints).tensors["weights"]
+    assert isinstance(saved, SavedTensor)
     saved.shape = (6, 3)
     with pytest.raises(CheckpointError, match="rows 0 to 6 are not all in the checkpoint, only 4"):
         saved[...]

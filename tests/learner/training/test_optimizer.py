@@ -1,9 +1,10 @@
-"""AdamW with moments of 8 bits against AdamW. That plain AdamW is torch's is seen in test_trainer.py."""
+"""AdamW with moments of 8 bits or in host memory. That plain AdamW is torch's is seen in test_trainer.py."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -11,9 +12,12 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedConfig
 
+from learner.model.trained_model import TrainedModel
+from learner.training.checkpoint import Checkpoints
 from learner.training.trainer import Trainer
 from services.errors import CheckpointError, ConfigError
 from tests.support import tiny_models
+from tests.support.ranks_together import together
 
 with_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="the extra adam8bit is not installed")
 
@@ -25,8 +29,13 @@ def shape() -> PreTrainedConfig:
     return tiny_models.config(hidden_size=64, intermediate_size=128, num_key_value_heads=4)
 
 
-def trainer(folder: Path, optimizer: str) -> Trainer:
-    return Trainer(tiny_models.load(folder, shape()), tiny_models.training(optimizer=optimizer))
+def even_shape() -> PreTrainedConfig:
+    """Whose matrices two ranks share in whole blocks."""
+    return tiny_models.config(hidden_size=64, intermediate_size=128, num_key_value_heads=4, vocab_size=72)
+
+
+def trainer(folder: Path, optimizer: str, **changes: Any) -> Trainer:
+    return Trainer(tiny_models.load(folder, shape()), tiny_models.training(optimizer=optimizer, **changes))
 
 
 def losses(trainer: Trainer, rounds: int = ROUNDS) -> list[float]:
@@ -75,6 +84,46 @@ def test_without_the_library_the_remedy_is_named(tmp_path: Path) -> None:
     assert refused.value.hint == "pip install 'sept[adam8bit]'"
 
 
-def test_8_bits_are_for_one_rank() -> None:
-    with pytest.raises(ValidationError, match=r"training\.ranks is 2"):
-        tiny_models.training(optimizer="adamw_8bit", ranks=2)
+def test_8_bits_and_offloading_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match=r"adamw_8bit and training\.optimizer_offload = true exclude each other"):
+        tiny_models.training(optimizer="adamw_8bit", optimizer_offload=True)
+
+
+def test_offloaded_moments_change_no_bit_and_are_in_the_state(tmp_path: Path) -> None:
+    plain, offloaded = trainer(tmp_path, "adamw"), trainer(tmp_path, "adamw", optimizer_offload=True)
+    assert losses(offloaded, 2) == losses(plain, 2)
+    ours, theirs = offloaded.state_dict(), plain.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
+
+
+def two_rounds(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    saved = checkpoints.load()
+    if saved is not None:
+        trainer.load_state_dict(saved.tensors)
+    done = [trainer.train_round(tiny_models.samples()).loss for _ in range(2)]
+    checkpoints.save(0 if saved is None else saved.weight_version + 1, trainer.state_dict())
+    with (folder / "losses.txt").open("a") as file:
+        file.writelines(f"{loss}\n" for loss in done)
+
+
+@with_bitsandbytes
+@pytest.mark.parametrize("ranks", [(2, 1), (1, 2)])
+def test_8_bit_moments_of_several_ranks_go_on_with_another_number(tmp_path: Path, ranks: tuple[int, int]) -> None:
+    tiny_models.save(tmp_path / "model", even_shape())
+    for count in ranks:
+        config = tiny_models.training(optimizer="adamw_8bit", ranks=count)
+        assert together(two_rounds, tmp_path, config) == [0] * count
+    found = [float(line) for line in (tmp_path / "losses.txt").read_text().splitlines()]
+    assert found == pytest.approx(
+        losses(
+            Trainer(tiny_models.load(tmp_path / "one", even_shape()), tiny_models.training(optimizer="adamw_8bit")), 4
+        ),
+        rel=1e-4,
+    )
+
+
+@with_bitsandbytes
+def test_rows_that_ranks_cannot_share_in_whole_blocks_are_refused(tmp_path: Path) -> None:
+    tiny_models.save(tmp_path / "model", shape())  # an embedding of 67 rows
+    config = tiny_models.training(optimizer="adamw_8bit", ranks=2)
+    assert together(two_rounds, tmp_path, config) == [1, 1]

@@ -68,7 +68,7 @@ def plain_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, loss: t
 def trained(
     folder: Path, config: TrainingConfig, rollouts: Sequence[Rollout], signals: Sequence[float] | None = None
 ) -> tuple[Trainer, Weights, Any]:
-    model = load_model(str(folder), device="cpu", gradient_checkpointing=config.gradient_checkpointing)
+    model = load_model(str(folder), device="cpu", gradient_checkpointing=tiny_models.recomputation_of(config))
     trainer = Trainer(model, config)
     stats = trainer.train_round(map(TrainingSample, rollouts, signals or [0.0] * len(rollouts)))
     return trainer, weights(model.module), stats
@@ -148,8 +148,8 @@ def test_a_step_does_not_depend_on_how_its_sequences_are_packed(tmp_path: Path, 
     assert largest_difference(parts, whole) < STEP_TOLERANCE
 
 
-def test_bf16_products_leave_weights_and_gradients_in_float32(tmp_path: Path) -> None:
-    model = replace(tiny_models.load(tmp_path), autocast_dtype=torch.bfloat16)
+def test_computing_in_bf16_leaves_weights_and_gradients_in_float32(tmp_path: Path, one_rank_group: None) -> None:
+    model = tiny_models.load(tmp_path, compute_dtype=torch.bfloat16)
     stats = Trainer(model, tiny_models.training()).train_round(tiny_models.samples())
     _, _, exact = trained(tmp_path, tiny_models.training(), tiny_models.rollouts())
     assert stats.loss == pytest.approx(exact.loss, rel=0.03)

@@ -12,6 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.api.auth import AuthMiddleware
 from services.api.session import COOKIE, LIFETIME_S, make_session
+from services.api.tokens import Role, Tokens, digest_of
 from tests.support.endpoint import Endpoint, open_endpoint
 
 TOKEN = "a token of the test"
@@ -106,7 +107,8 @@ async def answers(kind: str, token: str | None, headers: dict[str, str], path: s
         assert (given, receive_on, send_on) == (scope, receive, send)
         said.append("app")
 
-    await AuthMiddleware(app, token=token)(scope, receive, send)
+    tokens = None if token is None else Tokens({Role.STEER: token})
+    await AuthMiddleware(app, tokens=tokens)(scope, receive, send)
     return said
 
 
@@ -119,9 +121,13 @@ LOCAL = {"host": "127.0.0.1:8400"}
         (TOKEN, LOCAL, False),
         (TOKEN, {**LOCAL, "authorization": "Bearer wrong"}, False),
         (TOKEN, {"host": "far.example", "authorization": f"Bearer {TOKEN}"}, True),
-        (TOKEN, {**LOCAL, "cookie": f"{COOKIE}={make_session(TOKEN, time.time())}"}, True),
-        (TOKEN, {**LOCAL, "cookie": f"{COOKIE}={make_session(TOKEN, time.time() - LIFETIME_S)}"}, False),
-        (TOKEN, {**LOCAL, "cookie": f"{COOKIE}={make_session(TOKEN, time.time())}", "origin": "http://evil"}, False),
+        (TOKEN, {**LOCAL, "cookie": f"{COOKIE}={make_session(digest_of(TOKEN), time.time())}"}, True),
+        (TOKEN, {**LOCAL, "cookie": f"{COOKIE}={make_session(digest_of(TOKEN), time.time() - LIFETIME_S)}"}, False),
+        (
+            TOKEN,
+            {**LOCAL, "cookie": f"{COOKIE}={make_session(digest_of(TOKEN), time.time())}", "origin": "http://evil"},
+            False,
+        ),
         (None, LOCAL, True),
         (None, {"host": "evil.example"}, False),
         (None, {}, False),
@@ -165,7 +171,8 @@ async def test_a_refusal_says_what_to_do(guarded: Endpoint, endpoint: Endpoint) 
     async with guarded.http() as http:
         assert (await http.get("/v1/status")).json() == {
             "error": "the request carries no valid token",
-            "hint": "send the header Authorization: Bearer TOKEN with the value of services.token",
+            "hint": "send the header Authorization: Bearer TOKEN with the value of services.token, or one made by "
+            "`sept tokens`",
         }
     async with endpoint.http() as http:
         answer = await http.get("/v1/status", headers={"Host": "evil.example" * 20})

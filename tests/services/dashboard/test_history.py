@@ -42,6 +42,30 @@ async def test_rounds_come_from_the_file_that_outlives_restarts(http: httpx.Asyn
     assert part["columns"]["round"]["low"] == [3, 6]
 
 
+async def test_rounds_are_sent_compressed_and_only_when_there_is_something_new(
+    endpoint: Endpoint, http: httpx.AsyncClient
+) -> None:
+    first = await http.get("/v1/rounds")
+    assert first.headers["Content-Encoding"] == "gzip"
+    assert int(first.headers["Content-Length"]) < len(first.content) / 2
+    held = {"If-None-Match": first.headers["ETag"]}
+    again = await http.get("/v1/rounds", headers=held)
+    assert (again.status_code, again.content) == (304, b"")
+    with endpoint.folder.metrics.open("ab") as metrics:
+        metrics.write(b'{"round": 30}\n')
+    newer = await http.get("/v1/rounds", headers=held)
+    assert (newer.status_code, newer.json()["lines"]) == (200, 31)
+    assert (await http.get("/v1/rounds", headers={"Accept-Encoding": "identity"})).json() == newer.json()
+
+
+def test_a_reader_that_starts_anew_tells_its_content_from_another_of_the_same_length(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"round": 1}\n')
+    before = TimeSeries(path).tag()
+    path.write_text('{"round": 2}\n')
+    assert TimeSeries(path).tag() != before
+
+
 async def test_the_queue_has_a_history_of_its_own(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
     assert (await http.get("/v1/queue")).json()["columns"] == {}
     (endpoint.folder.path / "queue.jsonl").write_text('{"time": 5.0, "tasks_queued": 7}\n')

@@ -47,12 +47,13 @@ def test_a_sound_store_has_none(store: WeightPublisher) -> None:
         (4, SNAPSHOT_NAME, [4, 5, 6, 7]),
         (9, DELTA_NAME, [9]),
         (5, MANIFEST_NAME, [5, 6, 7]),
+        (0, MANIFEST_NAME, [0, 1, 2, 3]),
     ],
 )
 def test_what_is_damaged_and_what_is_made_of_it_is_named(
     version: int, name: str, unusable: list[int], damage: Damage, store: WeightPublisher
 ) -> None:
-    if (name, damage) == (MANIFEST_NAME, Path.unlink):
+    if (version, name, damage) == (5, MANIFEST_NAME, Path.unlink):
         unusable = unusable[1:]  # a version without a manifest is none
     damage(store.folder_of(version) / name)
     assert sorted(find_damage(store)) == unusable

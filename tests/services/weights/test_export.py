@@ -10,6 +10,7 @@ import pytest
 from services.errors import UnavailableError, VersionNotFoundError
 from services.run_folder import RunFolder
 from services.tensors import RawTensor, read_safetensors
+from services.weights import export
 from services.weights.export import export_version
 from services.weights.publisher import WeightPublisher
 
@@ -55,3 +56,10 @@ def test_a_folder_that_exists_is_not_overwritten(folder: RunFolder, tmp_path: Pa
 def test_a_run_without_versions_says_so(tmp_path: Path) -> None:
     with pytest.raises(VersionNotFoundError, match="no version yet"):
         export_version(RunFolder(tmp_path / "empty").create(), tmp_path / "out")
+
+
+def test_an_export_leaves_the_run_its_disk(folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "KEPT_FREE_BYTES", 1 << 60)
+    with pytest.raises(UnavailableError, match=r"must leave 1152921504\.61 GB free at .* which has"):
+        export_version(folder, tmp_path / "deep" / "out")
+    assert not (tmp_path / "deep").exists()

@@ -263,6 +263,20 @@ async def test_a_damaged_model_folder_is_discarded(endpoint: Endpoint, client: W
     assert bits(update.tensors) == bits(history[1])
 
 
+async def test_a_damaged_config_of_an_earlier_process_is_fetched_again(
+    endpoint: Endpoint, client: WeightClient, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "pretend"}')
+    endpoint.store.publish(0, first_version(), {"config.json": tmp_path / "config.json"})
+    for _ in range(2):
+        mirror = WeightMirror(tmp_path / "mirror", client)
+        await mirror.advance(endpoint.store.manifest(0))
+        folder = await mirror.model_folder()
+        assert (folder / "config.json").read_text() == '{"model_type": "pretend"}'
+        for kept in (tmp_path / "mirror" / "resources").iterdir():
+            damage(kept)
+
+
 async def test_downloads_do_not_pile_up(endpoint: Endpoint, mirror: WeightMirror, tmp_path: Path) -> None:
     publish(endpoint, 6)
     for version in range(6):

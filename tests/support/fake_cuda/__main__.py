@@ -1,4 +1,4 @@
-"""Reads scenarios as JSON from standard input and writes their measurements.
+"""Reads scenarios as JSON from standard input and writes their measurements, a line of JSON each.
 
     echo '[{"model": "7b", "ranks": 4, "gradient_checkpointing": "full"}]' | python -m tests.support.fake_cuda
 
@@ -20,13 +20,12 @@ def main() -> None:
     device.install()
     from tests.support.fake_cuda.step import measure
 
-    measured = []
     for fields in json.load(sys.stdin):
         if isinstance(fields["model"], str):
             fields["model"] = SHAPES[fields["model"]]
         with contextlib.redirect_stdout(sys.stderr):  # where the log goes
-            measured.append(asdict(measure(Scenario(**fields))))
-    json.dump(measured, sys.stdout)
+            measured = measure(Scenario(**fields))
+        print(json.dumps(asdict(measured)), flush=True)  # noqa: T201 - what this program is for
 
 
 if __name__ == "__main__":

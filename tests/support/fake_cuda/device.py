@@ -78,6 +78,9 @@ class _Stream(contextlib.AbstractContextManager[None]):
         return True
 
 
+WHOLE = ("silu_backward", "_fused_rms_norm", "_fused_rms_norm_backward")
+"""Operators that are one kernel on a GPU."""
+
 _KEPT: list[Any] = []
 """Registrations, which end with the object that made them."""
 
@@ -111,10 +114,11 @@ def _adapt_torch() -> None:
     }
     for name, answer in answers.items():
         setattr(cuda, name, answer)
-    torch._C._cuda_getCurrentRawStream = lambda *_: 0  # type: ignore[attr-defined]
-    # A build for CPU has no kernel of its own for it on CUDA and would take it apart, which a GPU does not.
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("silu_backward", _never_called, "CUDA")
+    torch._C._cuda_getCurrentRawStream = lambda *_: 0
+    # A build for CPU has no kernels of their own for these on CUDA and would take them apart, which a GPU does not.
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    for operator in WHOLE:
+        library.impl(operator, _never_called, "CUDA")
     _KEPT.append(library)
     cuda.amp.common.amp_definitely_not_available = lambda: False
     tensor: Any = torch.Tensor

@@ -40,7 +40,8 @@ def _measure(scenario: Scenario, changed: float) -> dict[str, int]:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import _disable_current_modes
 
-    from learner.model import published_shards, wire_tensors
+    from learner.model import wire_tensors
+    from learner.parallel import published_shards
     from learner.parallel.sharding import own_part
     from tests.support.fake_cuda.step import load, process_group
     from tests.support.fake_cuda.tracker import Tracker

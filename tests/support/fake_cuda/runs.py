@@ -15,7 +15,8 @@ from tests.support.fake_cuda import device
 from tests.support.fake_cuda.scenario import Measurement, Scenario
 
 ROOT = Path(__file__).parents[3]
-DEADLINE_S = 280.0
+DEADLINE_S = 840.0
+"""For a machine on which much else is going on; alone it takes a minute."""
 
 needs_compiler = pytest.mark.skipif(not device.has_compiler(), reason=f"{device.COMPILER} builds the fake CUDA device")
 
@@ -31,4 +32,4 @@ def measure_all(scenarios: Sequence[Scenario]) -> list[Measurement]:
         timeout=DEADLINE_S,
     )
     assert run.returncode == 0, run.stderr
-    return [Measurement(**fields) for fields in json.loads(run.stdout)]
+    return [Measurement(**json.loads(line)) for line in run.stdout.splitlines()]

@@ -18,12 +18,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from learner.config import LoraConfig, TrainingConfig
-from learner.model import model_loading
+from learner.model import lora, model_loading
 from learner.model.attention import PACKED_ATTENTION
 from learner.model.flops import cost_of
-from learner.model.trained_model import LossModule, TrainedModel
+from learner.model.trained_model import TrainedModel
 from learner.parallel.ranks import Payload, Ranks
-from learner.parallel.sharding import shard_module
 from learner.training.batch_sharding import TrainingSample
 from learner.training.trainer import Trainer
 from services.contracts import Rollout, VersionSpan
@@ -87,10 +86,7 @@ def measure(scenario: Scenario) -> Measurement:
 
 @contextmanager
 def process_group(ranks: int) -> Iterator[None]:
-    """torch's fake process group, in which every collective operation is done at once; none for one rank."""
-    if ranks == 1:
-        yield
-        return
+    """torch's fake process group, in which every collective operation is done at once."""
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
     try:
         yield
@@ -120,9 +116,9 @@ def load(scenario: Scenario) -> TrainedModel:
             module: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**scenario.model), **options)  # type: ignore[no-untyped-call]
         cost = cost_of(module)
         model_loading._adapt(module, CUDA, scenario.gradient_checkpointing, LoraConfig(rank=scenario.lora_rank))
+        lora.freeze_in(module, torch.bfloat16)
     ranks = LoneRank(0, scenario.ranks)
-    loss_module = LossModule(module)
-    shard_module(loss_module, frozenset(module._no_split_modules or ()), ranks, CUDA)
+    loss_module = model_loading.sharded_loss_module(module, ranks, CUDA, torch.bfloat16)
     loss_module.to_empty(device=CUDA)
     module.tie_weights(recompute_mapping=False)
     gc.collect()
@@ -135,7 +131,7 @@ def load(scenario: Scenario) -> TrainedModel:
         wire_dtypes={},
         default_wire_dtype="BF16",
         ranks=ranks,
-        autocast_dtype=torch.bfloat16,
+        compute_dtype=torch.bfloat16,
     )
 
 

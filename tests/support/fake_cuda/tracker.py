@@ -19,15 +19,17 @@ BLOCK = 512
 REAL_ELEMENTS = 1 << 20
 """A copy to the host of at most so many elements becomes real zeros, so that the host can compute with them."""
 
-PRODUCTS = {"aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::addmm": (1, 2), "aten::addmm_": (1, 2)}
+PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "addmm_": (1, 2)}
 """Matrix products and where their factors stand."""
 ATTENTION = "_varlen_attn"
-FREE = ("prim::device", "aten::lift_fresh", "aten::empty", "aten::set_", "aten::resize", "aten::detach", "aten::alias")
-FREE += ("aten::_unsafe_view", "aten::unbind", "aten::split", "aten::_local_scalar", "aten::new_empty")
+FREE = (
+    *("prim::device", "aten::lift_fresh", "aten::empty", "aten::set_", "aten::resize", "aten::detach", "aten::alias"),
+    *("aten::_unsafe_view", "aten::unbind", "aten::split", "aten::_local_scalar", "aten::new_empty"),
+)
 """Operators that move nothing."""
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within its block every operator is seen. Put it inside a FakeTensorMode.
 
     with FakeTensorMode(allow_non_fake_inputs=True), Tracker() as tracker:
@@ -36,7 +38,7 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         """Bytes alive on the device."""
         self.peak = 0
@@ -119,8 +121,9 @@ class Tracker(TorchDispatchMode):
 
     def _count(self, name: str, args: Any, nbytes: int) -> None:
         self.launches += 1
-        if name in PRODUCTS:
-            left, right = (args[index] for index in PRODUCTS[name])
+        product = PRODUCTS.get(name.removeprefix("aten::").split(".")[0])
+        if product is not None:
+            left, right = (args[index] for index in product)
             self.flops += 2 * left.numel() * right.shape[-1]
             self.product_bytes += nbytes
         elif ATTENTION in name:

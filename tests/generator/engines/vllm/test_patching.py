@@ -110,18 +110,19 @@ def test_a_layer_that_shuffles_its_weights_is_not_patched_whether_its_method_is_
 
 
 def test_a_layer_from_which_another_derives_weights_is_not_patched() -> None:
-    """As multi-head latent attention absorbs a projection that is part of it."""
+    """As multi-head latent attention absorbs a projection that is part of it, and of the layer around it."""
     from generator.engines.vllm.patching import PatchPlan, patchable
 
     class Attention(torch.nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, projection: Layer) -> None:
             super().__init__()
-            self.projection = Layer()
+            self.projection = projection
 
         def process_weights_after_loading(self, dtype: torch.dtype) -> None: ...
 
-    model = Model(attention=Attention(), plain=Layer())
-    checkpoint = checkpoint_of("attention.projection", "plain")
+    shared = Layer()
+    model = Model(shared=shared, attention=Attention(shared), other=Attention(Layer()), plain=Layer())
+    checkpoint = checkpoint_of("shared", "other.projection", "plain")
     model.load_weights(checkpoint.items())
     assert patchable(model, PatchPlan(model), checkpoint) == {"plain.weight"}
 

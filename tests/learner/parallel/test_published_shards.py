@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.model import published_shards
-from learner.model.published_shards import PublishedShards, changed_positions
+from learner.parallel import published_shards
+from learner.parallel.published_shards import PublishedShards, changed_positions
 from tests.support.fake_cuda.publishing import measure_publishing
 from tests.support.fake_cuda.runs import needs_compiler
 

@@ -14,7 +14,7 @@ from learner.algorithms.entropy import entropy
 from learner.algorithms.grpo import grpo
 from learner.algorithms.nll import nll
 from learner.algorithms.vote_nll import weighted_nll
-from learner.model.vocabulary_loss import Head, summed_loss
+from learner.model.kernels.vocabulary_loss import Head, summed_loss
 
 N, V, H = 37, 11, 6
 LOSSES = list(dict.fromkeys(algorithm.losses for algorithm in ALGORITHMS.values()))
@@ -134,13 +134,31 @@ def test_logits_of_the_batch_never_exist(token_loss: TokenLoss) -> None:
 
 
 @pytest.mark.parametrize("token_loss", LOSSES)
-def test_under_autocast_products_are_bf16_and_sums_and_gradients_float32(token_loss: TokenLoss) -> None:
+def test_in_bf16_the_products_are_bf16_and_the_loss_and_the_weights_gradient_float32(token_loss: TokenLoss) -> None:
     hidden, head, targets = problem()
     exact = summed_loss(token_loss, hidden, head, targets, 1.0)
-    with torch.autocast("cpu", torch.bfloat16):
-        rough = summed_loss(token_loss, hidden, head, targets, 1.0, slice_logits=4 * V)
+    low = hidden.detach().bfloat16().requires_grad_()
+    weight, bias = (t.detach().bfloat16().requires_grad_() for t in (head.weight, head.bias) if t is not None)
+    weight.grad_dtype = bias.grad_dtype = torch.float32
+    low_head = Head(weight, bias, head.softcap)
+    rough = summed_loss(token_loss, low, low_head, targets, 1.0, slice_logits=4 * V)
     assert rough.loss.dtype is torch.float32
     torch.testing.assert_close(rough.log_probs, exact.log_probs, rtol=0.02, atol=0.1)
-    for near, true in zip(gradients(rough.loss, hidden, head), gradients(exact.loss, hidden, head), strict=True):
-        assert near.dtype is torch.float32
-        assert torch.nn.functional.cosine_similarity(near.flatten(), true.flatten(), dim=0) > 0.99
+    rough.loss.backward()  # type: ignore[no-untyped-call]
+    grads = [tensor.grad for tensor in (low, weight, bias)]
+    assert [grad.dtype for grad in grads if grad is not None] == [torch.bfloat16, torch.float32, torch.float32]
+    for near, true in zip(grads, gradients(exact.loss, hidden, head), strict=True):
+        assert near is not None
+        assert torch.nn.functional.cosine_similarity(near.float().flatten(), true.flatten(), dim=0) > 0.99
+
+
+def test_the_weights_gradient_does_not_lose_small_terms_of_many_slices() -> None:
+    """A bf16 sum stops growing at 256: here it has 512 equal terms, each from a slice of its own."""
+    hidden = torch.ones(512, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    weight.grad_dtype = torch.float32
+    summed_loss(
+        nll, hidden, Head(weight), Targets(torch.zeros(512, dtype=torch.int64)), 1.0, slice_logits=2
+    ).loss.backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None
+    assert weight.grad.flatten().tolist() == [-256.0, 256.0]

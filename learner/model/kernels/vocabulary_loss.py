@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from learner.algorithms.base import Targets, TokenLoss, TokenLosses
-from learner.model.onednn_linear import add_product, product
+from learner.model.kernels.onednn_linear import add_product, product
 
 SLICE_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 27}
 """Logits that exist at once: 64 MiB in float32 on a CPU; 512 MiB on a GPU, which needs larger products to be busy."""
@@ -43,7 +43,8 @@ def summed_loss(
     gradients are on, a slice's gradient is taken as soon as its loss is known, so no slice is kept and nothing is
     computed twice: three matrix products, as in ordinary backpropagation. (Measured on one CPU core, 1,024 tokens,
     V = 49,152, H = 576: as fast as whole logits, half the time of torch's `linear_cross_entropy`, two thirds of
-    recomputation by checkpointing.) Under autocast the products are in its type, the loss and the sums in float32.
+    recomputation by checkpointing.) The products are in the type of hidden states and weight, the loss, the sums over
+    slices and the gradient of the weight in float32.
     """
     weight, bias, softcap = head
 
@@ -71,27 +72,26 @@ class _SlicedSum(torch.autograd.Function):
         tokens: int,
         differentiate: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        device = hidden_NH.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
         inputs = (hidden_NH, weight_VH, bias_V)
         needed = [differentiate and i is not None and n for i, n in zip(inputs, ctx.needs_input_grad, strict=False)]
-        grads = [torch.zeros_like(i) if n and i is not None else None for i, n in zip(inputs, needed, strict=True)]
+        grads = [
+            torch.zeros_like(i, dtype=i.dtype if i is hidden_NH else torch.float32) if n and i is not None else None
+            for i, n in zip(inputs, needed, strict=True)
+        ]
         total = torch.zeros((), device=hidden_NH.device)
         log_probs = []
-        with torch.autocast(device, enabled=False):
-            weight, bias = weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
-            for start in range(0, hidden_NH.shape[0], tokens):
-                rows = slice(start, start + tokens)
-                hidden_CH = hidden_NH[rows].to(dtype)
-                logits_CV = product(hidden_CH, weight, bias).float().requires_grad_(any(needed))
-                with torch.set_grad_enabled(any(needed)):
-                    losses = score(logits_CV, rows)
-                    loss = losses.loss.sum()
-                if any(needed):
-                    (slope_CV,) = torch.autograd.grad(loss, logits_CV)
-                    _add_gradients(grads, rows, slope_CV.to(dtype), hidden_CH, weight)
-                total += loss.detach()
-                log_probs.append(losses.log_probs.detach())
+        for start in range(0, hidden_NH.shape[0], tokens):
+            rows = slice(start, start + tokens)
+            hidden_CH = hidden_NH[rows]
+            logits_CV = product(hidden_CH, weight_VH, bias_V).float().requires_grad_(any(needed))
+            with torch.set_grad_enabled(any(needed)):
+                losses = score(logits_CV, rows)
+                loss = losses.loss.sum()
+            if any(needed):
+                (slope_CV,) = torch.autograd.grad(loss, logits_CV)
+                _add_gradients(grads, rows, slope_CV.to(hidden_CH.dtype), hidden_CH, weight_VH)
+            total += loss.detach()
+            log_probs.append(losses.log_probs.detach())
         ctx.grads = grads
         out = torch.cat(log_probs)
         ctx.mark_non_differentiable(out)
@@ -118,9 +118,6 @@ def _add_gradients(
     if hidden_grad is not None:
         hidden_grad[rows] = product(slope_CV, weight_VH.T)
     if weight_grad is not None:
-        if weight_grad.dtype == slope_CV.dtype:
-            add_product(weight_grad, slope_CV.T, hidden_CH.T)
-        else:
-            weight_grad += slope_CV.T @ hidden_CH
+        add_product(weight_grad, slope_CV.T, hidden_CH.T)
     if bias_grad is not None:
-        bias_grad += slope_CV.sum(dim=0)
+        bias_grad += slope_CV.sum(dim=0, dtype=bias_grad.dtype)

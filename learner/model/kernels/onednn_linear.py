@@ -46,7 +46,15 @@ def product(x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | 
 
 
 def add_product(total_NO: torch.Tensor, x_NI: torch.Tensor, weight_OI: torch.Tensor) -> None:
-    """total += x W^T, in place and without a second tensor of that size."""
+    """total += x W^T, in place and without a second tensor of that size.
+
+    A float32 total of factors in 16 bits is summed in float32, also over several calls.
+    """
+    if total_NO.dtype != x_NI.dtype and x_NI.is_cuda:
+        torch.addmm(total_NO, x_NI, weight_OI.T, out_dtype=total_NO.dtype, out=total_NO)
+        return
+    if total_NO.dtype != x_NI.dtype:
+        x_NI, weight_OI = x_NI.to(total_NO.dtype), weight_OI.to(total_NO.dtype)
     if not _uses_onednn(x_NI):
         total_NO.addmm_(x_NI, weight_OI.T)
         return
@@ -56,8 +64,7 @@ def add_product(total_NO: torch.Tensor, x_NI: torch.Tensor, weight_OI: torch.Ten
 
 
 def _uses_onednn(x: torch.Tensor) -> bool:
-    exact = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return HAS_ONEDNN and exact and x.device.type == "cpu"
+    return HAS_ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 class Linear(torch.nn.Linear):

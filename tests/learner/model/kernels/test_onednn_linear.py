@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from learner.model.onednn_linear import CACHES, HAS_ONEDNN, Linear, add_product, product, use_onednn
+from learner.model.kernels.onednn_linear import CACHES, HAS_ONEDNN, Linear, add_product, product, use_onednn
 from tests.support import tiny_models
 
 sizes = st.integers(1, 40)
@@ -56,7 +56,7 @@ def test_the_same_product_has_the_same_bits() -> None:
 
 
 def test_a_sum_of_products_grows_in_place_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.model.onednn_linear.BLOCK_ELEMENTS", 4 * 11)
+    monkeypatch.setattr("learner.model.kernels.onednn_linear.BLOCK_ELEMENTS", 4 * 11)
     total, x, weight = random(10, 11), random(10, 7), random(11, 7)
     expected, place = total + x @ weight.T, total.data_ptr()
     add_product(total, x, weight)
@@ -83,7 +83,7 @@ def test_a_frozen_weight_gets_no_gradient() -> None:
 def test_a_loaded_model_uses_onednn_and_keeps_its_names(tmp_path: Path) -> None:
     model = tiny_models.load(tmp_path)
     layers = [layer for layer in model.module.modules() if isinstance(layer, torch.nn.Linear)]
-    assert layers and all(type(layer) is Linear for layer in layers)
+    assert layers and all(isinstance(layer, Linear) for layer in layers)
     assert not [name for name in model.module.state_dict() if not name.startswith(("model.", "lm_head."))]
 
 
