@@ -115,12 +115,3 @@ def test_the_model_s_folder_means_the_same_from_anywhere_and_an_id_stays(
     for path, kept in (("model", str(tmp_path / "model")), ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"), ("", "")):
         write_resolved(load(None, [f"model.path={path}"], environ={}), tmp_path / "config.toml", begun=False)
         assert load(tmp_path / "config.toml", environ={}).model.path == kept
-
-
-def test_a_file_without_a_section_differs_where_the_run_does(tmp_path: Path) -> None:
-    """As one that an older release wrote, or a person has shortened."""
-    path = tmp_path / "config.toml"
-    path.write_text("[training]\nrounds = 3\n")
-    with pytest.raises(ConfigError, match=r"run\.seed was None when this run started and is 0 now"):
-        write_resolved(load(None, ["training.rounds=3"], environ={}), path)
-    assert "training.rounds" not in write_resolved(load(None, ["training.rounds=3"], environ={}), path, begun=False)

@@ -102,7 +102,9 @@ def _of_test(test: Function, helpers: AbstractSet[str]) -> Iterator[str]:
         yield "in a branch"
     for node in outside:
         if isinstance(node, ast.Try) and not _fails(node, helpers):
-            yield "in a handler"
+            later = (one for one in outside if getattr(one, "lineno", 0) > (node.end_lineno or 0))
+            if not any(_is_assertion(one, helpers) for one in later):
+                yield "in a handler"
 
 
 def _fails(tried: ast.Try, helpers: AbstractSet[str]) -> bool:
