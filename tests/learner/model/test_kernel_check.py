@@ -31,7 +31,8 @@ def ends_group(one_rank_group: None) -> None: ...
 
 @pytest.mark.parametrize("changes", [{"max_position_embeddings": 512}, WINDOWED])
 def test_right_kernels_pass_with_grouped_heads_and_windows(tmp_path: Path, changes: dict[str, Any]) -> None:
-    load(tiny_models.save(tmp_path, tiny_models.config(**changes), dtype=torch.bfloat16))
+    model = load(tiny_models.save(tmp_path, tiny_models.config(**changes), dtype=torch.bfloat16))
+    assert model.compute_dtype == torch.bfloat16, "or nothing was checked"
 
 
 def wrong_in_bf16(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
