@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+import pytest
+
 from learner.config import DataConfig, LearnerSettings, LoraConfig, SamplingConfig, TrainingConfig
 from learner.memory.model_shape import ModelShape, shape_of_config
 from learner.memory.rank_memory import RankMemory, estimate_rank
