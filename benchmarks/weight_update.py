@@ -45,6 +45,7 @@ SHAPE: dict[str, Any] = {
 """Qwen2.5-1.5B's, with fewer or more layers."""
 EMBEDDING_PARAMETERS, LAYER_PARAMETERS = 233.4e6, 46.8e6
 DEADLINE_S = 120.0
+POLL_S = 30.0
 
 
 def make_model(billions: float) -> TrainedModel:
@@ -138,7 +139,7 @@ async def measure(model: TrainedModel, *, updates: int, share: float, whole: boo
 
 
 async def _pull(client: WeightClient, mirror: WeightMirror, version: int) -> dict[str, float]:
-    manifest = await client.latest(version - 1, None, DEADLINE_S)
+    manifest = await client.latest(version - 1, None, POLL_S)
     assert manifest is not None
     assert manifest.change is not None
     update = await mirror.advance(manifest)
