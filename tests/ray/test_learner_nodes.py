@@ -59,10 +59,11 @@ def test_two_hosts_of_two_ranks_train_the_curve_of_one_rank_though_a_host_is_los
     first_start_s = time.monotonic() - started_at
 
     run = RunFolder(tmp_path / "run")
-    rounds, rollouts = len(list(run.rounds())), rollouts_in(redis_url, run.run_id)
     cluster.add_node(num_cpus=2)  # where the lost one is replaced
+    lost_at = time.monotonic()
     cluster.remove_node(doomed, allow_graceful=False)  # kill -9 of its raylet
-    lost_at, most = time.monotonic(), rollouts
+    rounds, rollouts = len(list(run.rounds())), rollouts_in(redis_url, run.run_id)
+    most = rollouts
     while len(list(run.rounds())) < rounds + 2:
         assert time.monotonic() - lost_at < ENDS_S, (run.logs / "learner.log").read_text()[-5000:]
         most = max(most, rollouts_in(redis_url, run.run_id))
