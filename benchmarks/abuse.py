@@ -5,7 +5,8 @@
 
 A real `serve` in a process of its own, with a token; the abuse comes from another process. Meanwhile this one asks GET
 /healthz, a new connection each time, as a probe does. The JSON line has the slowest and the median answer, the most
-memory and the growth of the log.
+memory and the growth of the log. `health_work_max_ms` is the most time that the server's event loop computed during one
+answer: on a machine whose cores are free that bounds how long an answer takes.
 """
 
 from __future__ import annotations
@@ -111,6 +112,11 @@ def _wait_until_it_answers(port: int) -> None:
     raise TimeoutError(f"nothing listens on port {port} after {START_S:g} s")
 
 
+def _computed_s(pid: int) -> float:
+    """Time on a core of the process' main thread, which runs its event loop."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
 def _memory_mb(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
@@ -177,13 +183,15 @@ def measure(seconds: float, half_open: int) -> dict[str, Any]:
     """The JSON line."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    health_s, memory_mb = [], 0.0
+    health_s, work_s, memory_mb = [], [], 0.0
     with tempfile.TemporaryDirectory() as name, services(Path(name)) as (port, process, log):
         _wait_until_it_answers(port)
         abuser = context.Process(target=_abuse_in_a_process, args=(port, seconds, half_open, sender))
         abuser.start()
         while abuser.is_alive():
+            before_s = _computed_s(process.pid)
             health_s.append(ask_for_health(port))
+            work_s.append(_computed_s(process.pid) - before_s)
             memory_mb = max(memory_mb, _memory_mb(process.pid))
             abuser.join(ASK_EVERY_S)
         answers: Counter[str] = receiver.recv()
@@ -194,6 +202,7 @@ def measure(seconds: float, half_open: int) -> dict[str, Any]:
         "health_max_ms": round(max(health_s) * 1000, 1),
         "health_p99_ms": round(sorted(health_s)[int(0.99 * len(health_s))] * 1000, 1),
         "health_median_ms": round(statistics.median(health_s) * 1000, 1),
+        "health_work_max_ms": round(max(work_s) * 1000, 1),
         "health_asked": len(health_s),
         "memory_mb": round(memory_mb, 1),
         "log_bytes": log_bytes,

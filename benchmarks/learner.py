@@ -33,7 +33,7 @@ from typing import Any, get_args
 import numpy as np
 
 from deploy.placement import visible_gpus
-from learner.config import GradientCheckpointing
+from learner.config import Recomputation
 from learner.parallel import launch_env
 
 SETTINGS = {"sept": (256, 512), "trl": (1, 2, 0), "bare": (1, 2)}
@@ -117,7 +117,7 @@ def run_apart(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(
-    model: Path, pairs: list[tuple[Tokens, Tokens]], per_step: int, repeats: int, recompute: GradientCheckpointing
+    model: Path, pairs: list[tuple[Tokens, Tokens]], per_step: int, repeats: int, recompute: Recomputation
 ) -> dict[str, Any]:
     """Alternating runs of all contenders and settings; a contender's numbers are those of its fastest setting."""
     runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--per-step", type=int, default=8, help="sequences of an optimizer step; even")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument(
-        "--gradient-checkpointing", choices=get_args(GradientCheckpointing), default="full", help="this project's"
+        "--gradient-checkpointing", choices=get_args(Recomputation), default="full", help="this project's"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.learner_peers import LEARNING_RATE, rollout_of
-from learner.config import TrainingConfig
+from learner.config import Recomputation, TrainingConfig
 from learner.model.model_loading import load_model
 from learner.training.batch_sharding import TrainingSample
 from learner.training.peak_memory import take_peak_bytes
@@ -96,9 +96,11 @@ def rounds_of(vocabulary: int, rounds: int, prompts: int) -> list[list[Rollout]]
     ]
 
 
-def measure(folder: Path, config: TrainingConfig, peak: float, *, rounds: int = 3) -> dict[str, float]:
+def measure(
+    folder: Path, config: TrainingConfig, peak: float, *, recomputation: Recomputation = "off", rounds: int = 3
+) -> dict[str, float]:
     """MFU, speed and peak memory of all rounds but the first."""
-    model = load_model(str(folder), device=config.device, gradient_checkpointing=config.gradient_checkpointing)
+    model = load_model(str(folder), device=config.device, gradient_checkpointing=recomputation)
     trainer = Trainer(model, config)
     flops = seconds = tokens = 0.0
     for number, rollouts in enumerate(rounds_of(model.loss_module.vocabulary, rounds, config.prompts_per_round)):
@@ -131,7 +133,6 @@ def main() -> None:
         prompts_per_round=args.prompts,
         learning_rate=LEARNING_RATE,
         micro_batch_tokens=args.micro_batch_tokens,
-        gradient_checkpointing=args.gradient_checkpointing,
         optimizer_offload=args.optimizer_offload,
         device="cuda",
     )
@@ -139,7 +140,7 @@ def main() -> None:
     for name in args.shapes:
         with tempfile.TemporaryDirectory() as folder:
             write_model(Path(folder), SHAPES[name])
-            results[name] = measure(Path(folder), config, peak)
+            results[name] = measure(Path(folder), config, peak, recomputation=args.gradient_checkpointing)
         if not args.json:
             print(name, " ".join(f"{key} {value:.4g}" for key, value in results[name].items()))
     if args.json:

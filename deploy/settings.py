@@ -130,11 +130,6 @@ def token_of(settings: Settings) -> str | None:
     return settings.services.token.get_secret_value() if settings.services.token else None
 
 
-def longest_sequence(settings: Settings) -> int:
-    """Most tokens of a prompt with its response that an engine must hold."""
-    return settings.data.max_prompt_tokens + settings.sampling.max_response_tokens
-
-
 def redis_url(settings: Settings) -> str:
     """The address of Redis, password included; ConfigError when there is none to join."""
     if settings.redis.url is None:

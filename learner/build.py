@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import redis
+import structlog
+import torch
 
-from learner.config import LearnerSettings
+from learner.config import LearnerSettings, Recomputation
 from learner.data.curriculum import Curriculum
 from learner.data.prompts import load_prompts, template_of
 from learner.data.stop_tokens import stop_token_ids
@@ -19,8 +23,10 @@ from learner.evaluation.eval_tasks import EvalSampling, describe_asking, samplin
 from learner.evaluation.evaluator import Evaluator
 from learner.grading.signals import SignalWorker, with_references
 from learner.loop import Loop
+from learner.memory.fitting import MODES, check_fits, recomputation_of
+from learner.memory.model_shape import read_shape
 from learner.model import hf_checkpoint
-from learner.model.model_loading import load_model
+from learner.model.model_loading import load_model, resolve_device
 from learner.model_folder.tokenizer import load_tokenizer
 from learner.monitoring.collapse import CollapseMonitor
 from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
@@ -34,6 +40,7 @@ from learner.rollouts.answer_check import AnswerCheck, fault_of_version
 from learner.rollouts.collector import Collector
 from learner.rollouts.rollout_source import FixedSource, OnlineSource, RolloutSource
 from learner.training.checkpoint import Checkpoints
+from learner.training.peak_memory import cap_memory, room_on
 from learner.training.trainer import Trainer
 from services.contracts import Purpose
 from services.errors import ConfigError
@@ -52,6 +59,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from learner.monitoring.traces import Traces
+
+
+log = structlog.get_logger()
 
 
 def build_learner(
@@ -127,6 +137,7 @@ def build_learner(
         text_of=as_text,
         resumed=resumed,
         checkpoint_every=settings.checkpoint.every_rounds,
+        checkpoint_every_s=60.0 * settings.checkpoint.every_minutes,
         canary_prompts=settings.weight_sync.canary_prompts,
         follow_deadline_s=settings.deadlines.weights_s,
         signals=None if signals is None else SignalWorker(signals, strict=strict),
@@ -183,11 +194,14 @@ def build_training(
 ) -> tuple[Trainer, Checkpoints]:
     """What every rank has: the trainer of its share of the model, and the checkpoints of the run."""
     ranks = ranks or Ranks()
+    model_folder = hf_checkpoint.resolve_folder(settings.model.path)
+    device = ranks.own_device(resolve_device(settings.training.device))
+    cap_memory(device)
     model = load_model(
-        settings.model.path,
+        str(model_folder),
         device=settings.training.device,
         wire_dtype=settings.model.wire_dtype,
-        gradient_checkpointing=settings.training.gradient_checkpointing,
+        gradient_checkpointing=_recomputation(model_folder, settings, ranks, device),
         adapters=settings.lora,
         ranks=ranks,
     )
@@ -201,6 +215,21 @@ def build_training(
         fence=fence,
     )
     return Trainer(model, settings.training), checkpoints
+
+
+def _recomputation(model_folder: Path, settings: LearnerSettings, ranks: Ranks, device: torch.device) -> Recomputation:
+    """What this learner recomputes, the same on all ranks; ConfigError, before weights load, when it cannot fit."""
+    chosen = settings.training.gradient_checkpointing
+    shape = read_shape(model_folder)
+    if shape is None:  # a family whose sizes are not known: nothing can be foretold
+        return "off" if chosen == "auto" else chosen
+    room = room_on(device)
+    check_fits(shape, settings, room)
+    mine = MODES.index(recomputation_of(shape, settings, room))
+    agreed = MODES[int(ranks.broadcast(np.array([mine]) if ranks.is_leader else None)[0])]
+    if ranks.is_leader and chosen == "auto":
+        log.info("recomputation_chosen", gradient_checkpointing=agreed)
+    return agreed
 
 
 def make_base(settings: LearnerSettings) -> VersionContents:

@@ -13,7 +13,8 @@ from services.config import DeadlinesConfig, OneOf, RunConfig, Section, WeightSy
 TAU_S: Final = "tau_s"
 """As training.tau_t: the sampling temperature of each round."""
 
-GradientCheckpointing = Literal["off", "light", "full"]
+Recomputation = Literal["off", "light", "full"]
+"""What the backward pass computes again to save memory: nothing, all but matrix products and attention, everything."""
 
 
 class ModelConfig(Section):
@@ -109,9 +110,9 @@ class TrainingConfig(Section):
     """Hosts with the same number of ranks each; `sept learner --node K` starts those of one."""
     sharding: Literal["all", "node"] = "all"
     """all: over all ranks; node: over the ranks of a node, and every node holds a copy (HSDP), for slow networks."""
-    gradient_checkpointing: GradientCheckpointing = "off"
+    gradient_checkpointing: Recomputation | Literal["auto"] = "auto"
     """What the backward pass computes again to save memory. off: nothing; light: all but matrix products and attention;
-    full: everything."""
+    full: everything; auto: the first of these with which training fits into the device's memory."""
 
     @model_validator(mode="after")
     def _moments_are_somewhere(self) -> Self:
@@ -171,6 +172,8 @@ class CheckpointConfig(Section):
 
     every_rounds: int = Field(default=1, ge=1)
     """Rounds between two checkpoints; rollouts since the last one stay in Redis."""
+    every_minutes: float = Field(default=0.0, ge=0)
+    """Least minutes between two checkpoints, besides every_rounds; 0: rounds alone count."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints to keep."""
 
@@ -213,3 +216,8 @@ class LearnerSettings(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
+
+    @property
+    def longest_sequence(self) -> int:
+        """Most tokens of a prompt with its response, which an engine must hold and a micro-batch may have to."""
+        return self.data.max_prompt_tokens + self.sampling.max_response_tokens

@@ -12,6 +12,7 @@ Queues, files and threads live in the parts that `learner.build` puts together.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,6 +75,8 @@ class Loop:
     """Where the run goes on; None: at its beginning."""
     checkpoint_every: int = 1
     """Rounds."""
+    checkpoint_every_s: float = 0.0
+    """Least time between two checkpoints."""
     canary_prompts: int = 0
     """Canaries that every version carries."""
     follow_deadline_s: float = 600.0
@@ -94,6 +97,8 @@ class Loop:
     """Of `_version`, until its results are recorded."""
     _version: int = 0
     _saved_version: int = 0
+    _saved_at: float = -math.inf
+    """On the monotonic clock: when the last checkpoint was begun."""
     _steps: int = 0
     """Optimizer steps that `_version` is made of; when the trainer has taken more, its weights are of no version."""
     _unrecorded: TrainedRound | None = None
@@ -260,7 +265,7 @@ class Loop:
         # A checkpoint records the round, evaluation included: it waits a round rather than hold up training.
         evaluating = self._evaluation is not None and not self._evaluation.done()
         unsaved = self._version - self._saved_version
-        if not evaluating and unsaved and (requests.checkpoint or unsaved >= self.checkpoint_every):
+        if not evaluating and unsaved and (requests.checkpoint or self._is_due(unsaved)):
             if self.checkpoints.begun != self._version:
                 self._save()
             if requests.checkpoint or requests.paused:  # somebody waits for it, or there is nothing else to do
@@ -291,6 +296,10 @@ class Loop:
         self._round_began = time.monotonic()
         self._report_done("rolled_back", weight_version=version, before=before)
 
+    def _is_due(self, unsaved: int) -> bool:
+        """Whether enough rounds and enough time have passed since the last checkpoint."""
+        return unsaved >= self.checkpoint_every and time.monotonic() - self._saved_at >= self.checkpoint_every_s
+
     def _report_done(self, action: str, **fields: JsonValue) -> None:
         """Tell people, in log and events, what became of a request."""
         log.info(action, **fields)
@@ -301,6 +310,7 @@ class Loop:
     def _save(self) -> None:
         """Write a checkpoint; one that is written while training goes on counts after the next round only."""
         self._commit()
+        self._saved_at = time.monotonic()
         with self.reporter.during("checkpointing"):
             self.checkpoints.begin(self._version, self.trainer.state_dict())
         if not self.checkpoints.async_write:

@@ -24,7 +24,8 @@ INTRODUCTION = f"""\
 A run is configured by one TOML file. Every setting may be given in four places; the later ones win:
 
 1. its default, below
-2. the TOML file: `[section]`, then `key = value`
+2. the TOML file: `[section]`, then `key = value`; `include = "other.toml"` before the first section takes from a file
+   beside it what it does not set
 3. the environment: `{ENV_PREFIX}SECTION{ENV_DELIMITER}KEY=value`
 4. the command line: `--set section.key=value`, as often as needed
 

@@ -21,8 +21,10 @@ from rich.table import Table
 
 from deploy import exit_codes, placement
 from deploy.doctor.cuda import driver_problem, driver_version
-from deploy.settings import Settings, longest_sequence
+from deploy.run_memory import RunMemory, memory_of_run, place_parts
+from deploy.settings import Settings
 from learner.input_checks import InputCheck, input_checks
+from learner.memory.machine import host_memory
 from services.errors import SeptError
 from services.net import free_port, why_not_free
 
@@ -142,7 +144,7 @@ def check_processors() -> Finding:
 
 def check_memory() -> Finding:
     """Memory that is free now."""
-    gib = _free_bytes() / GIB
+    gib = host_memory().available / GIB
     enough = gib >= LEAST_MEMORY_GIB
     return Finding(
         "memory",
@@ -150,11 +152,6 @@ def check_memory() -> Finding:
         f"{gib:.1f} GiB free",
         "" if enough else f"the demo wants {LEAST_MEMORY_GIB} GiB",
     )
-
-
-def _free_bytes() -> int:
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 def check_disk(folder: Path) -> Finding:
@@ -203,29 +200,32 @@ def check_port(host: str, port: int) -> Finding:
 
 def check_fit(settings: Settings) -> Finding:
     """The model, its training and the KV cache of its longest sequences fit into the memory that there is."""
-    from deploy.doctor.memory_estimate import footprint, room, shape_of
-
-    what, folder = "model's memory", Path(settings.model.path).expanduser()
-    if not settings.model.path or not folder.is_dir():
-        return Finding(what, "warning", "not known before the model is here", "download it first")
-    longest, gpus = longest_sequence(settings), _gpu_bytes()
+    what = "memory of the run"
+    if not settings.model.path:
+        return Finding(what, "warning", "not known without a model", "set model.path")
     try:
-        needed = footprint(shape_of(folder), settings, longest=longest, cuda=bool(gpus))
-    except (SeptError, OSError, ValueError) as error:
-        return Finding(what, "failed", str(error), "set model.path to a causal language model")
-    has = room(needed, settings, free=_free_bytes(), gpus=gpus)
-    sequences = has.cache // needed.sequence
-    found = (
-        f"learner {needed.learner / GIB:.1f} GiB, an engine {needed.engine / GIB:.1f} GiB and KV cache for "
-        f"{sequences} sequences of {longest} tokens"
-    )
-    if sequences < 1:
-        larger = "generator.memory_fraction" if gpus else "generator.cpu_cache_gib"
-        return Finding(what, "failed", found, f"raise {larger}, or lower sampling.max_response_tokens")
-    if has.needed > has.free:
-        found += f"; {has.needed / GIB:.1f} GiB at least, {has.free / GIB:.1f} GiB there"
-        return Finding(what, "warning", found, "take a smaller model, lora.rank or more training.ranks")
+        memory = memory_of_run(settings, place_parts(settings))
+    except SeptError as error:
+        return Finding(what, "failed", error.message, error.hint)
+    if memory is None:
+        return Finding(what, "warning", "not known before the model is here", "download it first")
+    found = ", ".join(_needs(memory, settings))
+    free = host_memory().available
+    if memory.host_bytes > free:
+        return Finding(what, "warning", f"{found}; {free / GIB:.1f} GiB are free now", "end what else runs here")
     return Finding(what, "ok", found)
+
+
+def _needs(memory: RunMemory, settings: Settings) -> Iterator[str]:
+    if memory.learner is not None:
+        each = "the learner" if settings.training.ranks == 1 else f"each of {settings.training.ranks} ranks"
+        yield f"{each} {memory.learner.total / GIB:.1f} GiB (gradient_checkpointing {memory.recomputation})"
+    yield f"an engine {max(memory.engine.device, memory.engine.host) / GIB:.1f} GiB"
+    if memory.memory_fraction is not None:
+        yield f"on a GPU shared with the learner {memory.memory_fraction:.0%} of it"
+    if memory.sequences is not None:
+        yield f"KV cache for {memory.sequences} sequences of {settings.longest_sequence} tokens"
+    yield f"{memory.host_bytes / GIB:.1f} GiB of the host's memory in all"
 
 
 def check_weight_sync() -> Finding:
@@ -236,13 +236,6 @@ def check_weight_sync() -> Finding:
         else "changed layers reloaded, as kernels on CPU compute with packed copies"
     )
     return Finding("weight sync", "ok", f"deltas over HTTP; {how}")
-
-
-def _gpu_bytes() -> list[int]:
-    """Memory of each GPU that torch can use."""
-    import torch
-
-    return [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
 
 
 def check_input(check: InputCheck) -> Finding:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import signal
-from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
-from deploy import endpoints, placement
+from deploy import endpoints
 from deploy.endpoints import Endpoints
 from deploy.local.flight_record import last_part_events, write_flight_record
 from deploy.local.generators_target import GeneratorsTargetInRedis
-from deploy.local.processes import ProcessSpec, kill_leftovers
+from deploy.local.plan import plan_run
+from deploy.local.processes import kill_leftovers
 from deploy.local.supervised_part import RestartPolicy
 from deploy.local.supervisor import RunPlan, Supervisor
 from deploy.local.supervisor_log import SupervisorLog
@@ -27,8 +26,8 @@ from deploy.operate.ending import ending
 from deploy.operate.page_address import page_lines
 from deploy.operate.progress import Progress
 from deploy.resolved_settings import takes_effect, write_resolved
-from deploy.same_code import sept_command, with_same_code
-from deploy.settings import ENV_DELIMITER, ENV_PREFIX, FIXED_IN_A_RUN, Settings, require, token_of
+from deploy.run_memory import memory_of_run, place_parts
+from deploy.settings import FIXED_IN_A_RUN, Settings, require, token_of
 from learner.input_checks import check_inputs
 from services.api.status import rounds_total
 from services.errors import ConfigError, SeptError, UnavailableError
@@ -51,6 +50,8 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
     require(settings, *LEADERS[leader])
     check_inputs(settings, leader=leader)
     _check_other_nodes_can_join(settings)
+    placement = place_parts(settings, leader=leader)
+    memory = memory_of_run(settings, placement, leader=leader)
     folder = RunFolder(settings.run.dir.resolve()).create()
     with run_lock(folder):
         killed = kill_leftovers(folder.path)
@@ -76,7 +77,7 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
                         log.record("leftovers_killed", processes=len(killed))
                     for key in changed:
                         log.record("settings_changed", key=key, takes_effect=takes_effect(key))
-                    plan = plan_run(settings, folder, redis, port, leader=leader)
+                    plan = plan_run(settings, folder, redis, port, placement, memory, leader=leader)
                     stopped_by = await _supervise(plan, settings, folder, where, log, progress)
                     if stopped_by is None:
                         _note_surplus(folder, log)
@@ -134,14 +135,16 @@ async def _supervise(
 
     count, startup_s = settings.generator.count, settings.deadlines.startup_s
     reports = WorkReports(folder, where.redis_url)
+    target = GeneratorsTargetInRedis(where.redis_url, folder.run_id, count, startup_s, limit=plan.generators_limit)
     supervisor = Supervisor(
         plan,
         run=folder.path,
-        generators_target=GeneratorsTargetInRedis(where.redis_url, folder.run_id, count, startup_s),
+        generators_target=target,
         log=log,
         drain_s=settings.deadlines.drain_s,
         before_drain_of_failed=read_part_events,
         has_worked=reports.has_worked,
+        generators_may_start=reports.learner_has_loaded if plan.one_after_the_other else None,
         is_ready=reports.is_ready,
         policy=RestartPolicy(outlast_s=startup_s, ready_s=2 * startup_s),
     )
@@ -170,47 +173,6 @@ async def _supervise(
 
 def _is_ignored_hang_up(number: signal.Signals) -> bool:
     return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
-
-
-def plan_run(
-    settings: Settings, folder: RunFolder, redis: EmbeddedRedis | None, services_port: int, *, leader: str = "learner"
-) -> RunPlan:
-    """The commands of all parts, each with its log and its share of the machine."""
-    gpus, cores = placement.visible_gpus(), len(os.sched_getaffinity(0))
-    count, ranks = max(1, settings.generator.count), settings.training.ranks_per_node
-
-    def part(name: str, command: tuple[str, ...], env: dict[str, str]) -> ProcessSpec:
-        return ProcessSpec(name, command, folder.log_of(name), {**inherited_environment(), **env})
-
-    def sept(command: str, *more: str) -> tuple[str, ...]:
-        return sept_command(command, "--config", str(folder.config), *more)
-
-    def generator(index: int) -> ProcessSpec:
-        name = f"generator-{index}"
-        tensor_parallel = settings.generator.tensor_parallel
-        env = placement.generator_env(index, gpus, count, cores, tensor_parallel=tensor_parallel, ranks=ranks)
-        return part(name, sept("generator", "--id", name), env)
-
-    return RunPlan(
-        redis=replace(part("redis", tuple(redis.command()), {}), mend=redis.set_aside_damaged)
-        if redis is not None
-        else None,
-        services=part("services", sept("services", "--set", f"services.port={services_port}"), {}),
-        learner=part(leader, sept(leader), placement.learner_env(gpus, count, cores, ranks=ranks)),
-        generator=generator,
-        generators_target=settings.generator.count,
-    )
-
-
-def inherited_environment() -> dict[str, str]:
-    """This process's environment without settings: the resolved config holds them, those of --set too."""
-    return with_same_code(
-        {
-            name: value
-            for name, value in os.environ.items()
-            if not (name.startswith(ENV_PREFIX) and ENV_DELIMITER in name)
-        }
-    )
 
 
 def _choose_endpoints(settings: Settings, folder: RunFolder) -> tuple[EmbeddedRedis | None, Endpoints, int]:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy import exit_codes
+from deploy.local.memory_watch import MemoryWatch
 from deploy.local.processes import Process, ProcessSpec, last_log_lines
 from deploy.local.supervisor_log import SupervisorLog
+from services.contracts import Part
 from services.errors import UnavailableError
 
 KILL_GRACE_S = 15.0
@@ -27,6 +29,16 @@ SHOWN_LINES = 15
 """Lines of its log that the error about a part shows."""
 
 
+LESS_MEMORY = (
+    "let it need less (training.gradient_checkpointing = full, a lower training.micro_batch_tokens, lora.rank), or let "
+    "the other parts leave it more (generator.count, generator.cpu_cache_gib); `sept doctor` estimates what each needs"
+)
+LESS_ENGINE_MEMORY = (
+    "lower generator.cpu_cache_gib, generator.max_in_flight or generator.count, or take a smaller model; `sept doctor` "
+    "estimates what each part needs"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
     """When to start a dead part again, and when to stop trying.
@@ -34,7 +46,8 @@ class RestartPolicy:
     RestartPolicy(first_delay_s=0.5)    # 0.5, 1, 2, 4 ... s between restarts, at most longest_delay_s
     RestartPolicy(settled_s=60)         # 60 s of life with work done: the deaths before count no more
     RestartPolicy(max_failures=5)       # the fifth failure in a row is the last
-    RestartPolicy(max_kills=30)         # being killed from outside (kill -9, out of memory) says less about the part
+    RestartPolicy(max_kills=30)         # being killed from outside (kill -9) says less about the part
+    RestartPolicy(max_out_of_memory=2)  # the kernel killed it for lack of memory: it will not fit the next time either
     RestartPolicy(outlast_s=600)        # so long it may fail for want of something outside: a disk, Redis, an ingress
     RestartPolicy(ready_s=1200)         # after which a part that has not reported yet is killed, as one that failed
     """
@@ -44,12 +57,18 @@ class RestartPolicy:
     settled_s: float = 60.0
     max_failures: int = 5
     max_kills: int = 30
+    max_out_of_memory: int = 2
     outlast_s: float = 600.0
     ready_s: float = 1200.0
 
     def delay_s(self, deaths: int) -> float:
         """Seconds to wait after the given number of deaths in a row."""
         return min(self.longest_delay_s, self.first_delay_s * 2.0 ** min(deaths - 1, 30))
+
+
+def _out_of_memory(peak_bytes: int) -> str:
+    size = f" when it had at least {peak_bytes / 2**30:.1f} GiB" if peak_bytes else ""
+    return f"killed by the kernel for lack of memory{size}"
 
 
 def never_worked(_part: str, _pid: int) -> bool:
@@ -92,6 +111,7 @@ class SupervisedPart:
         self._deaths = 0
         self._failures = 0
         self._kills = 0
+        self._out_of_memory = 0
         self._lacking_since: float | None = None
         """When it began to fail for want of something outside, on the loop's clock."""
         self.task = asyncio.create_task(self._keep(), name=spec.name)
@@ -102,11 +122,14 @@ class SupervisedPart:
             self._log.record("part_started", part=self.spec.name, pid=self._process.pid)
             if self._stopping.is_set():  # stopped while it was being started: it has nothing to drain yet
                 self._process.kill()
+            memory = MemoryWatch(self._process.pid)
+            watching = asyncio.create_task(memory.follow())
             code = await self._wait(self._process)
+            watching.cancel()
             if self._stopping.is_set() or (code == exit_codes.OK and self._may_finish):
                 self._log.record("part_ended", part=self.spec.name, exit_code=code)
                 return
-            await self._wait_before_restart(code, self._process)
+            await self._wait_before_restart(code, self._process, memory)
 
     async def _wait(self, process: Process) -> int:
         """The exit code; a process that does not become ready in time is killed and has failed."""
@@ -121,21 +144,23 @@ class SupervisedPart:
                 return exit_codes.FAILED
         return ended.result()
 
-    async def _wait_before_restart(self, code: int, process: Process) -> None:
-        lived_s = process.lived_s
+    async def _wait_before_restart(self, code: int, process: Process, memory: MemoryWatch) -> None:
+        lived_s, too_large = process.lived_s, memory.killed_by_kernel()
         if self._has_worked(self.spec.name, process.pid) and lived_s >= self._policy.settled_s:
-            self._deaths = self._failures = self._kills = 0
+            self._deaths = self._failures = self._kills = self._out_of_memory = 0
             self._lacking_since = None
         if self.spec.mend is not None and code > 0 and (done := self.spec.mend(process.output())):
             self._log.record("part_mended", part=self.spec.name, done=done)
-        self._count(code)
+        self._count(code, too_large=too_large)
+        if self._out_of_memory >= self._policy.max_out_of_memory:
+            raise self._too_large(memory.peak_bytes, lived_s)
         if self._must_give_up(code):
             raise self._gave_up(code, lived_s)
         delay_s = self._policy.delay_s(self._deaths)
         self._log.record(
             "part_died",
             part=self.spec.name,
-            ended=exit_codes.in_words(code),
+            ended=_out_of_memory(memory.peak_bytes) if too_large else exit_codes.in_words(code),
             lived_s=round(lived_s, 1),
             **({"last_words": _last_words(process.output())} if code > 0 else {}),
             restart_in_s=round(delay_s, 1),
@@ -145,11 +170,13 @@ class SupervisedPart:
         except TimeoutError:
             return  # not stopped: start it again
 
-    def _count(self, code: int) -> None:
+    def _count(self, code: int, *, too_large: bool) -> None:
         """A want of something outside counts by its duration, a failure of its own by its number."""
         now = asyncio.get_running_loop().time()
         self._deaths += 1
-        if code == exit_codes.UNAVAILABLE:
+        if too_large:
+            self._out_of_memory += 1
+        elif code == exit_codes.UNAVAILABLE:
             self._lacking_since = self._lacking_since or now
         elif code == -signal.SIGKILL:
             self._kills += 1
@@ -174,6 +201,14 @@ class SupervisedPart:
             f"{self.spec.name} died{times} after {lived_s:.1f} s ({exit_codes.in_words(code)}). "
             f"The end of its log:\n{lines or '    (it wrote nothing)'}",
             hint=f"fix what it names, then start again: the run resumes. The whole log: {self.spec.log}",
+        )
+
+    def _too_large(self, peak_bytes: int, lived_s: float) -> UnavailableError:
+        learns = not self.spec.name.startswith(Part.GENERATOR.value)
+        return UnavailableError(
+            f"{self.spec.name} was {_out_of_memory(peak_bytes)}, {self._out_of_memory} times in a row without having "
+            f"worked, the last time after {lived_s:.1f} s",
+            hint=LESS_MEMORY if learns else LESS_ENGINE_MEMORY,
         )
 
     def terminate(self) -> None:

@@ -41,6 +41,11 @@ class RunPlan:
     generator: Callable[[int], ProcessSpec]
     generators_target: int
     """Generators to start with."""
+    one_after_the_other: bool = False
+    """Whether generators start only when the learner has loaded, as on a GPU that they share: an engine measures the
+    memory that is free, which must not change meanwhile."""
+    generators_limit: int | None = None
+    """Most generators that this machine has room for; None: any number."""
 
 
 class Supervisor:
@@ -49,6 +54,7 @@ class Supervisor:
     supervisor = Supervisor(plan, run=folder, generators_target=..., log=...)
     stopped_by = await supervisor.run()     # None: the learner finished; else the signal that asked to stop
 
+    `generators_may_start` is awaited before the first of them is started.
     `before_drain_of_failed` is awaited when a run has failed, while its parts still run. `has_worked` says of a part
     and its process, which has ended, whether it did any work; `is_ready` of one that lives, whether it has come up.
     """
@@ -66,9 +72,11 @@ class Supervisor:
         same_stop_s: float = SAME_STOP_S,
         before_drain_of_failed: Callable[[], Awaitable[None]] | None = None,
         has_worked: Callable[[str, int], bool] = never_worked,
+        generators_may_start: Callable[[], Awaitable[None]] | None = None,
         is_ready: Callable[[str, int], bool] = always_ready,
     ) -> None:
         self._plan = plan
+        self._generators_may_start = generators_may_start
         self._run_folder = run
         self._generators_target = generators_target
         self._log = log
@@ -95,7 +103,8 @@ class Supervisor:
         redis = self._start_part(self._plan.redis) if self._plan.redis is not None else None
         services = self._start_part(self._plan.services)
         learner = self._start_part(self._plan.learner, may_finish=True)
-        self._scale(self._plan.generators_target)
+        if self._generators_may_start is None:
+            self._scale(self._plan.generators_target)
         scaler = asyncio.create_task(self._follow_target())
         scaler.add_done_callback(self._on_end)
         try:
@@ -149,6 +158,9 @@ class Supervisor:
         self._over.set()
 
     async def _follow_target(self) -> None:
+        if self._generators_may_start is not None:
+            await self._generators_may_start()
+            self._scale(self._plan.generators_target)
         async for generators_target in self._generators_target.follow():
             if generators_target != len(self._generators):
                 self._log.record("scaling", generators_target=generators_target, before=len(self._generators))

@@ -10,15 +10,18 @@ import asyncio
 
 from redis.exceptions import RedisError
 
+from services.api.status import FINAL_STATES
 from services.contracts import Part
 from services.errors import UnavailableError
 from services.run_folder import EvaluationFolder, RunFolder
 from services.streams.connection import Keys, connect_async
-from services.streams.heartbeats import AsyncHeartbeats
+from services.streams.heartbeats import LOST_AFTER_S, AsyncHeartbeats
 
 READ_EVERY_S = 2.0
 """Less than the time for which a heartbeat shows the tokens of a finished task."""
 ANSWERS_WITHIN_S = 5.0
+LOADING_STATES = frozenset({"starting", "publishing"})
+"""States of a learner that loads its weights, and publishes them for the first time."""
 
 
 class RunProgress:
@@ -44,6 +47,10 @@ class RunProgress:
         return max(self._folder.checkpointed(), default=0), answered
 
 
+def _has_loaded(state: str, age_s: float) -> bool:
+    return age_s <= LOST_AFTER_S and state not in LOADING_STATES and state not in FINAL_STATES
+
+
 class WorkReports:
     """A generator has worked when a heartbeat of its process counted tokens; any other part when the run has grown."""
 
@@ -52,6 +59,7 @@ class WorkReports:
         self._redis_url = redis_url
         self._keys = Keys(folder.run_id)
         self._sampled: set[int] = set()
+        self._loaded = asyncio.Event()
         self._reported: set[int] = set()
 
     def has_worked(self, part: str, pid: int) -> bool:
@@ -59,6 +67,10 @@ class WorkReports:
         if part.startswith(Part.GENERATOR.value):
             return pid in self._sampled
         return self._progress.has_grown(part)
+
+    async def learner_has_loaded(self) -> None:
+        """Wait until a living learner's heartbeat says that it does something with its weights."""
+        await self._loaded.wait()
 
     def is_ready(self, part: str, pid: int) -> bool:
         """Whether the process `pid` has sent a heartbeat, for a generator, whose engine may hang as it starts.
@@ -83,6 +95,8 @@ class WorkReports:
             while True:
                 beats = await heartbeats.read_all()
                 self._reported |= {beat.pid for beat, _ in beats}
+                if any(beat.part is Part.LEARNER and _has_loaded(beat.state, age_s) for beat, age_s in beats):
+                    self._loaded.set()
                 self._sampled |= {beat.pid for beat, _ in beats if beat.part is Part.GENERATOR and beat.tokens_per_s}
                 await asyncio.sleep(READ_EVERY_S)
         finally:

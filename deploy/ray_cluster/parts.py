@@ -25,8 +25,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deploy.endpoints import Endpoints
 from deploy.load_settings import load
+from deploy.local.plan import inherited_environment
 from deploy.local.processes import ProcessSpec
-from deploy.local.run import inherited_environment
 from deploy.local.supervised_part import KILL_GRACE_S, RestartPolicy, SupervisedPart
 from deploy.local.supervisor_log import SupervisorLog
 from deploy.operate.client import RunClient

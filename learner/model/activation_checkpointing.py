@@ -15,7 +15,7 @@ from typing import Any
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
-from learner.config import GradientCheckpointing
+from learner.config import Recomputation
 from learner.model import attention
 from learner.model.kernels import onednn_linear
 
@@ -23,7 +23,7 @@ SAVED_OPERATORS = [*onednn_linear.KERNELS, *attention.KERNELS]
 """Operators whose outputs `light` keeps."""
 
 
-def checkpoint_activations(module: PreTrainedModel, mode: GradientCheckpointing) -> None:
+def checkpoint_activations(module: PreTrainedModel, mode: Recomputation) -> None:
     """Make the module's decoder layers keep in training what `mode` says."""
     if mode == "off":
         return

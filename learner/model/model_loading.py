@@ -9,7 +9,7 @@ import structlog
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, initialization
 
-from learner.config import GradientCheckpointing, LoraConfig
+from learner.config import LoraConfig, Recomputation
 from learner.model import hf_checkpoint, lora
 from learner.model.activation_checkpointing import checkpoint_activations
 from learner.model.attention import PACKED_ATTENTION
@@ -51,7 +51,7 @@ def load_model(
     *,
     device: str = "auto",
     wire_dtype: WireDtype = "auto",
-    gradient_checkpointing: GradientCheckpointing = "off",
+    gradient_checkpointing: Recomputation = "off",
     adapters: LoraConfig | None = None,
     ranks: Ranks | None = None,
     compute_dtype: torch.dtype | None = None,
@@ -82,7 +82,7 @@ def read_model(
     *,
     device: str,
     wire_dtype: WireDtype = "auto",
-    gradient_checkpointing: GradientCheckpointing = "off",
+    gradient_checkpointing: Recomputation = "off",
     adapters: LoraConfig | None = None,
     ranks: Ranks | None = None,
     compute_dtype: torch.dtype | None = None,
@@ -135,7 +135,7 @@ def _empty_module(folder: Path) -> PreTrainedModel:
 
 
 def _adapt(
-    module: PreTrainedModel, device: torch.device, recompute: GradientCheckpointing, adapters: LoraConfig | None
+    module: PreTrainedModel, device: torch.device, recompute: Recomputation, adapters: LoraConfig | None
 ) -> None:
     """Change the layers to what is trained: products, dropout, kept activations, adapters."""
     if device.type == "cpu":

@@ -23,12 +23,12 @@ def check_model_folder(folder: Path) -> None:
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{folder / 'config.json'} names no model_type", hint=AGAIN)
     read_json(folder / "generation_config.json")
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         _check_header(path)
     check_tokenizer_files(folder)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights: one, or those that the index lists. Others in the folder do not count."""
     single, index = folder / WEIGHTS, folder / INDEX
     if single.is_file():

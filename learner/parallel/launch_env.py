@@ -3,6 +3,9 @@
 RANK, SIZE, NONCE = "SEPT_RANK", "SEPT_RANKS", "SEPT_RANKS_NONCE"
 """Names of the variables that hold a process's rank, the number of ranks, and the nonce of their start."""
 
+GPU_SHARE = "SEPT_GPU_SHARE"
+"""Name of the variable that holds the share of a GPU's memory that the learner's tensors may take."""
+
 ON_CPU = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"}
 """Environment of a learner on CPU: glibc's malloc without bins for small blocks. Aligning a tensor cuts a small block
 off each side of it. A bin would keep such blocks, so that freed tensors could not merge with free memory next to them.

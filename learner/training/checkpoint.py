@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,6 +31,7 @@ from learner.parallel.file_tensors import FileTensor
 from learner.parallel.ranks import Order, Ranks
 from learner.parallel.sharding import first_local_row, local_shard
 from learner.training.gathered_state import Saved, send_index, write_gathered
+from learner.training.host_copies import HostCopies
 from services import durable
 from services.durable import UNGUARDED, WriteGuard
 from services.errors import CheckpointError, WeightError
@@ -42,6 +43,8 @@ log = structlog.get_logger()
 ROWS = "rows"
 """Key in a state file's header: name -> [first row in the whole tensor, rows of the whole tensor], as JSON."""
 DIGEST_BYTES = 32
+READERS = 8
+"""Files that are verified at once."""
 
 UNUSABLE = (OSError, ValueError, KeyError, TypeError, CheckpointError, WeightError)
 """What reading a checkpoint raises whose files are gone or not what was written."""
@@ -134,6 +137,7 @@ class Checkpoints:
     _begun: _Begun | None = None
     _thread: ThreadPoolExecutor = field(init=False)
     _sharing: _Sharing = field(init=False)
+    _copies: HostCopies = field(default_factory=HostCopies)
 
     def __post_init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -179,8 +183,8 @@ class Checkpoints:
         }
         rows = {name: [first_local_row(t), t.shape[0] if t.ndim else 1] for name, t in tensors.items() if name in mine}
         if self.async_write:
-            mine = {name: t.to("cpu", copy=True) for name, t in mine.items()}
-        digest = self._thread.submit(_write_state, mine, rows, path)
+            mine = self._copies.take(mine)
+        digest = self._thread.submit(_write_state, mine, rows, path, self._copies.wait)
         if not self.async_write:
             digest.result()
         return digest
@@ -326,20 +330,31 @@ def _read(folder: Path, run_id: str, *, verify: bool) -> Checkpoint:
     if folder.name != version_name(int(meta["weight_version"])):
         raise CheckpointError(f"it says that it is version {meta['weight_version']}")
     tensors: dict[str, SavedTensor] = {}
-    for number, (name, digest) in enumerate(meta["digests"].items()):
-        path = files.state_of(number)
-        if name != path.name:
-            raise CheckpointError(f"it names {name} where {path.name} belongs")
-        if verify and digest_file(path) != digest:
-            raise CheckpointError(f"{name} has changed since it was written")
+    paths = [files.state_of(number) for number in range(len(meta["digests"]))]
+    if wrong := next((name for name, path in zip(meta["digests"], paths, strict=True) if name != path.name), None):
+        raise CheckpointError(f"it names {wrong}, which is no state file's name in order")
+    if verify:
+        _verify(paths, list(meta["digests"].values()))
+    for path in paths:
         header = read_header(path)
         for tensor, (first, rows) in json.loads(header.metadata[ROWS]).items():
             tensors.setdefault(tensor, SavedTensor()).add(first, rows, FileTensor(path, header.places[tensor]))
     return Checkpoint(run_id, int(meta["weight_version"]), tensors)
 
 
-def _write_state(tensors: Mapping[str, torch.Tensor], rows: Mapping[str, list[int]], path: Path) -> str:
+def _verify(paths: Sequence[Path], digests: Sequence[str]) -> None:
+    """CheckpointError names a file whose bytes are not what was written. All are read at once, as disks are fastest."""
+    with ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="verify") as readers:
+        for path, found, digest in zip(paths, readers.map(digest_file, paths), digests, strict=True):
+            if found != digest:
+                raise CheckpointError(f"{path.name} has changed since it was written")
+
+
+def _write_state(
+    tensors: Mapping[str, torch.Tensor], rows: Mapping[str, list[int]], path: Path, wait_for_copies: Callable[[], None]
+) -> str:
     """The digest of the file, durably written."""
+    wait_for_copies()
     try:
         safetensors.torch.save_file(
             {name: t.contiguous() for name, t in tensors.items()}, path, metadata={ROWS: json.dumps(rows)}

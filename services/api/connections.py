@@ -24,6 +24,9 @@ REQUEST_DEADLINE_S = 10.0
 JITTER = 0.3
 """A connection's deadline is up to so much earlier or later."""
 ANSWER_DEADLINE_S = 60.0
+LINGER_S = 1.0
+LINGER_BYTES = 1 << 20
+"""After a refusal so much more is taken and dropped: a connection that ends with bytes unread loses its answer."""
 MAX_PIPELINED = 16
 """Requests that may wait for the answer to an earlier one of their connection."""
 SLICE_BYTES = 4 << 10
@@ -55,6 +58,8 @@ class GuardedProtocol(SendfileProtocol):
         super().__init__(*arguments, **options)
         self._head_bytes = 0
         self._in_head = True
+        self._to_drop: int | None = None
+        """After a refusal: how many bytes are dropped before the connection ends."""
         self._deadline: asyncio.TimerHandle | None = None
         self._answer_deadline: asyncio.TimerHandle | None = None
 
@@ -72,10 +77,15 @@ class GuardedProtocol(SendfileProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._to_drop is not None:
+            self._to_drop -= len(data)
+            if self._to_drop < 0:
+                self.transport.abort()
+            return
         for start in range(0, len(data), SLICE_BYTES):
             part = data[start : start + SLICE_BYTES]
             super().data_received(part)
-            if self.transport.is_closing() or self.transport.get_protocol() is not self:
+            if self.transport.is_closing() or self._to_drop is not None or self.transport.get_protocol() is not self:
                 return
             self._head_bytes += len(part) if self._in_head else 0
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -106,7 +116,7 @@ class GuardedProtocol(SendfileProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self._in_head and not self.transport.is_closing():
-            self.transport.close()  # the rest of a body that was refused, or that no route reads
+            self._end_after_answer()  # the rest of a body that was refused, or that no route reads
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -140,4 +150,12 @@ class GuardedProtocol(SendfileProtocol):
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        self._end_after_answer()
+
+    def _end_after_answer(self) -> None:
+        self._unset_keepalive_if_required()
+        self._request_is_whole()
+        self._to_drop = LINGER_BYTES
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._deadline = self.loop.call_later(LINGER_S, self.transport.abort)

@@ -28,7 +28,7 @@ TOO_LONG = "the body exceeds the limit of {} bytes"
 class BodyLimit:
     """ASGI layer that answers 413 to a longer request body than `longest(method, path)`, in bytes.
 
-    A body that announces its length is refused unread, and the connection ends with the answer.
+    A body that announces its length is refused unread; the connection ends after the answer.
     """
 
     def __init__(self, app: ASGIApp, *, longest: Callable[[str, str], int]) -> None:
@@ -43,7 +43,7 @@ class BodyLimit:
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not announced.isdigit() or int(announced[:20]) > longest:
             refusal = {"error": TOO_LONG.format(longest), "hint": ""}
-            await JSONResponse(refusal, 413, {"Connection": "close"})(scope, receive, send)
+            await JSONResponse(refusal, 413)(scope, receive, send)
             return
         received = 0
 
@@ -52,7 +52,7 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > longest:
-                raise HTTPException(413, TOO_LONG.format(longest), headers={"Connection": "close"})
+                raise HTTPException(413, TOO_LONG.format(longest))
             return message
 
         await self._app(scope, counted, send)

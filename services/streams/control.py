@@ -26,6 +26,7 @@ MAX_VERSION = 99_999_999
 log = structlog.get_logger()
 
 _PAUSED, _STOP, _CHECKPOINT, _ROLLBACK = b"paused", b"stop_after_round", b"checkpoint", b"rollback_to"
+_LIMIT = b"generators_limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class ControlState:
 
     generators_target: int | None = None
     """How many generators there should be; None: nobody has requested a number, generator.count holds."""
+    generators_limit: int | None = None
+    """Most generators that the run's machine has room for; None: no limit is known."""
     paused: bool = False
     """No new task starts; running ones are finished."""
     stop_after_round: bool = False
@@ -96,10 +99,23 @@ class AsyncControl:
         return _state(*await pipe.execute())
 
     async def set_generators_target(self, target: int) -> None:
-        """Raises ContractError unless 0 <= target <= MAX_GENERATORS."""
+        """Raises ContractError unless 0 <= target <= MAX_GENERATORS, and when the machine has no room for them."""
         if not 0 <= target <= MAX_GENERATORS:
             raise ContractError(f"{target} generators were requested, the limits are 0 and {MAX_GENERATORS}")
+        limit = _number(await self._client.hget(self._keys.control, _LIMIT), MAX_GENERATORS)
+        if limit is not None and target > limit:
+            raise ContractError(
+                f"{target} generators were requested, and the GPUs of the run's machine suffice for {limit}",
+                hint=f"request {limit} at most; `sept generator` adds one on another machine",
+            )
         await self._client.set(self._keys.generators_target, target)
+
+    async def set_generators_limit(self, limit: int | None) -> None:
+        """How many generators the run's machine has room for; None: any number."""
+        if limit is None:
+            await self._client.hdel(self._keys.control, _LIMIT)
+        else:
+            await self._client.hset(self._keys.control, mapping={_LIMIT: limit})
 
     async def set_paused(self, paused: bool) -> None:
         """Pauses or resumes the run."""
@@ -122,6 +138,7 @@ def _state(target: bytes | None, flags: dict[bytes, bytes]) -> ControlState:
     """What cannot be read counts as not requested: nothing that stands in Redis may end a run."""
     return ControlState(
         generators_target=_number(target, MAX_GENERATORS),
+        generators_limit=_number(flags.get(_LIMIT), MAX_GENERATORS),
         paused=flags.get(_PAUSED) == b"1",
         stop_after_round=flags.get(_STOP) == b"1",
         checkpoint=flags.get(_CHECKPOINT) == b"1",

@@ -112,3 +112,23 @@ def test_explicit_addresses_win_over_the_active_run(tmp_path: Path) -> None:
     endpoints.write(RunFolder(tmp_path).create(), Endpoints(redis_url="redis://h:1", services_url="http://h:2"))
     joined = load(None, [f"run.dir={tmp_path}", "redis.url=redis://other:1"], join=True, environ={})
     assert redis_url(joined) == "redis://other:1"
+
+
+def test_a_file_may_include_another_whose_values_count_where_it_has_none(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text("[training]\nrounds = 3\nsteps_per_round = 1\n[run]\nseed = 4\n")
+    path = tmp_path / "own.toml"
+    path.write_text('include = "base.toml"\n[training]\nrounds = 5\n')
+    found = load(path, environ={})
+    assert (found.training.rounds, found.training.steps_per_round, found.run.seed) == (5, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("included", "says"),
+    [("none.toml", r"none\.toml does not exist"), ("own.toml", "includes another"), ("chain.toml", "includes another")],
+)
+def test_an_include_that_leads_nowhere_or_in_a_circle_is_refused(tmp_path: Path, included: str, says: str) -> None:
+    (tmp_path / "chain.toml").write_text('include = "own.toml"\n')
+    path = tmp_path / "own.toml"
+    path.write_text(f'include = "{included}"\n')
+    with pytest.raises(ConfigError, match=says):
+        load(path, environ={})

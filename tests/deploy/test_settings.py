@@ -25,7 +25,7 @@ training.warmup_steps
 training.weight_decay training.max_grad_norm training.micro_batch_tokens training.device training.ranks
 training.nodes training.sharding
 training.gradient_checkpointing lora.rank lora.alpha lora.targets
-checkpoint.every_rounds checkpoint.keep
+checkpoint.every_rounds checkpoint.every_minutes checkpoint.keep
 health.action evaluation.every_rounds evaluation.benchmarks evaluation.samples evaluation.temperatures evaluation.limit
 weight_sync.canary_prompts
 deadlines.startup_s deadlines.rollouts_s deadlines.weights_s deadlines.drain_s

@@ -96,6 +96,7 @@ def life(
     *,
     max_staleness: int = 0,
     every_rounds: int = 1,
+    every_minutes: float = 0.0,
     keep: int = 2,
     text_of: Callable[[object], str] = str,
     async_checkpoints: bool = False,
@@ -112,7 +113,7 @@ def life(
             rounds=ROUNDS, prompts_per_round=PROMPTS, steps_per_round=STEPS, max_staleness=max_staleness
         ),
         lora=lora or LoraConfig(),
-        checkpoint=CheckpointConfig(every_rounds=every_rounds, keep=keep),
+        checkpoint=CheckpointConfig(every_rounds=every_rounds, every_minutes=every_minutes, keep=keep),
         health=HealthConfig(action=on_collapse),
         deadlines=DeadlinesConfig(rollouts_s=PATIENCE_S),
     )
@@ -306,6 +307,15 @@ def test_a_requested_stop_comes_after_the_round(folder: RunFolder, redis_url: st
 def answers_of(learner: Life) -> list[dict[str, object]]:
     """What the learner said of the requests, oldest first."""
     return [event.fields for event in last_events(learner.client, learner.keys) if event.kind == "control"]
+
+
+def test_checkpoints_have_their_least_distance_in_time_and_the_last_round_is_always_saved(
+    folder: RunFolder, redis_url: str, in_peace: dict[int, str]
+) -> None:
+    with life(folder, redis_url, every_minutes=60, keep=99) as learner:
+        assert learner.go() is Outcome.FINISHED
+        check(folder, learner, in_peace)
+    assert folder.checkpointed() == [1, ROUNDS]
 
 
 def test_a_checkpoint_is_written_when_somebody_asks(

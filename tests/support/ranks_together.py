@@ -21,6 +21,7 @@ from learner.training.checkpoint import Checkpoints
 from learner.training.follower import follow
 from learner.training.trainer import Trainer
 from services.net import free_port
+from tests.support.tiny_models import recomputation_of
 
 Job = Callable[[Path, TrainedModel, Trainer, Checkpoints], None]
 """What rank 0 does in a folder; the others follow it."""
@@ -103,7 +104,7 @@ def made(
     model = load_model(
         str(folder / "model"),
         device=config.device,
-        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing=recomputation_of(config),
         adapters=adapters,
         ranks=ranks,
         compute_dtype=compute_dtype,

@@ -77,12 +77,13 @@ def write(
     response_tokens: int = 32,
     in_flight: int = 16,
     ranks: int = 1,
+    shape: Mapping[str, int] | None = None,
 ) -> Path:
-    """Model, prompts and config below `folder`; returns the config.
+    """Model, prompts and config below `folder`; returns the config. `shape`: other sizes of the model's config.
 
     `seen_at`: where the parts see that folder; `run`: the run's folder as they see it.
     """
-    write_model(folder / "model")
+    write_model(folder / "model", shape or {})
     questions = [{"question": f"{number:04d}"} for number in range(PROMPTS)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     seen = seen_at or str(folder)
@@ -102,7 +103,17 @@ def write(
     return config
 
 
-def write_model(folder: Path) -> None:
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+}
+
+
+def write_model(folder: Path, shape: Mapping[str, Any]) -> None:
     """A random Qwen2 with a tokenizer of one token per character."""
     import torch
     from tokenizers import Regex, Tokenizer
@@ -123,12 +134,7 @@ def write_model(folder: Path) -> None:
     model = qwen2(
         Qwen2Config(
             vocab_size=VOCABULARY,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=128,
+            **(SHAPE | dict(shape)),
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=end,

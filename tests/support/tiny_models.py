@@ -20,7 +20,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from learner.config import TrainingConfig
+from learner.config import Recomputation, TrainingConfig
 from learner.model.model_loading import load_model
 from learner.model.trained_model import TrainedModel
 from learner.training.batch_sharding import TrainingSample
@@ -75,6 +75,11 @@ def save_with_words(folder: Path, *, dtype: torch.dtype = torch.float32) -> Path
     fast: Any = PreTrainedTokenizerFast  # untyped in transformers
     fast(tokenizer_object=words, eos_token=END).save_pretrained(folder)
     return folder
+
+
+def recomputation_of(config: TrainingConfig) -> Recomputation:
+    """As a learner chooses: a tiny model fits without."""
+    return "off" if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
 
 
 def load(folder: Path, configuration: PreTrainedConfig | None = None, **options: Any) -> TrainedModel:

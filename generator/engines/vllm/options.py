@@ -40,7 +40,7 @@ def engine_arguments(
         max_model_len=max_model_len,
         max_num_seqs=config.max_in_flight + 1,  # one is reserved for scoring
         enforce_eager=cpu,
-        gpu_memory_utilization=config.memory_fraction,
+        gpu_memory_utilization=config.share_of_gpu,
         kv_cache_memory_bytes=int(config.cpu_cache_gib * 2**30) if cpu else None,
         tensor_parallel_size=config.tensor_parallel,
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),

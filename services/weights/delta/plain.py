@@ -1,6 +1,6 @@
 """The plain coding of a delta: where elements changed and which of their bits flipped, with work only for what changed.
 
-It takes two to four times the bytes of the small coding (`encoder`), and needs no look at any element that stays.
+It takes one and a half to four times the bytes of the small coding (`encoder`), and looks at no element that stays.
 
     magic | tensors | a record each | per tensor: changes in each block of 65,536 elements, low 16 bits of positions |
     one zstd frame: per tensor the flips, byte plane by byte plane

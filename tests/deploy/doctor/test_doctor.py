@@ -93,7 +93,7 @@ def test_a_model_that_fits_is_told_with_the_sequences_its_cache_holds(tmp_path: 
     ("setting", "verdict", "remedy"),
     [
         ("generator.cpu_cache_gib=0.0000001", "failed", "raise generator.cpu_cache_gib"),
-        ("generator.cpu_cache_gib=1000000", "warning", "a smaller model"),
+        ("generator.cpu_cache_gib=1000000", "failed", "a smaller model"),
     ],
 )
 def test_a_model_that_does_not_fit_comes_with_its_remedy(

@@ -12,7 +12,10 @@ from rich.console import Console
 
 from deploy import endpoints
 from deploy.load_settings import load
-from deploy.local.run import plan_run, run_local
+from deploy.local.plan import plan_run
+from deploy.local.run import run_local
+from deploy.placement import VISIBLE, place
+from deploy.run_memory import place_parts
 from deploy.settings import Settings
 from services.errors import ConfigError, SeptError, UnavailableError
 from services.run_folder import RunFolder
@@ -29,6 +32,9 @@ def settings_of(tmp_path: Path, *sets: str) -> Settings:
     return load(None, [*needed, *sets], environ={})
 
 
+ON_ONE = {"ranks": 1, "generators": 1, "tensor_parallel": 1}
+
+
 async def start(settings: Settings) -> None:
     await run_local(settings, Console(file=io.StringIO()))
 
@@ -36,7 +42,7 @@ async def start(settings: Settings) -> None:
 def test_parts_are_started_from_the_resolved_config_and_without_secrets_in_their_commands(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run").create()
     secrets = ("services.token=hush", "redis.url=redis://:secret@h:1")
-    plan = plan_run(settings_of(tmp_path, *secrets), folder, None, 77)
+    plan = plan_run(settings_of(tmp_path, *secrets), folder, None, 77, place([], 2, **ON_ONE))
     assert plan.redis is None
     assert plan.services.argv[-2:] == ("--set", "services.port=77")
     assert plan.generator(3).argv[-2:] == ("--id", "generator-3")
@@ -45,6 +51,36 @@ def test_parts_are_started_from_the_resolved_config_and_without_secrets_in_their
         assert part.log == folder.log_of(part.name)
         assert not {"secret", "hush"} & set(" ".join(part.argv).split())
         assert not any(name.startswith("SEPT_") and "__" in name for name in part.env)
+
+
+def test_each_part_sees_its_own_gpus(tmp_path: Path) -> None:
+    placement = place(list("012345"), 8, ranks=2, generators=2, tensor_parallel=2)
+    plan = plan_run(settings_of(tmp_path), RunFolder(tmp_path / "run").create(), None, 77, placement)
+    assert [part.env[VISIBLE] for part in (plan.learner, plan.generator(0), plan.generator(1))] == ["0,1", "2,3", "4,5"]
+    assert plan.generators_limit == 2
+
+
+@pytest.mark.parametrize(
+    ("leader", "setting", "learners"),
+    [
+        ("learner", "training.ranks=2", ("0", "1")),
+        ("learner", "training.device=cpu", ()),
+        ("evaluator", "training.ranks=2", ()),
+    ],
+)
+def test_only_a_learner_on_gpus_takes_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leader: str, setting: str, learners: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv(VISIBLE, "0,1,2")
+    placement = place_parts(settings_of(tmp_path, setting), leader=leader)
+    assert (placement.learner, placement.generators_limit) == (learners, 3 - len(learners))
+
+
+async def test_too_few_gpus_are_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VISIBLE, "0,1")
+    with pytest.raises(ConfigError, match=r"generator\.count is 2.*the learner takes 1 of 2"):
+        await start(settings_of(tmp_path, "generator.count=2"))
+    assert not (tmp_path / "run").exists()
 
 
 async def test_a_run_needs_a_model(tmp_path: Path) -> None:

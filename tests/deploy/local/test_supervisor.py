@@ -45,6 +45,28 @@ async def test_a_failed_run_is_looked_at_before_it_is_drained(watcher: Watcher) 
     assert (seen, watcher.ends("redis")) == ([0], 1)
 
 
+async def test_generators_wait_for_what_they_share_a_gpu_with(watcher: Watcher) -> None:
+    loaded = asyncio.Event()
+
+    async def learner_has_loaded() -> None:
+        await loaded.wait()
+
+    supervisor = Supervisor(
+        watcher.plan(),
+        run=watcher.folder,
+        generators_target=Asked(),
+        log=watcher.log,
+        generators_may_start=learner_has_loaded,
+    )
+    run = asyncio.create_task(supervisor.run())
+    await watcher.until_up("learner", "services", "redis")
+    assert watcher.starts("generator-0") == 0
+    loaded.set()
+    await watcher.until_up("generator-0")
+    supervisor.request_stop(signal.SIGTERM)
+    await run
+
+
 async def test_generators_are_scaled_up_and_down(watcher: Watcher) -> None:
     asked = Asked()
     supervisor = watcher.supervisor(watcher.plan(), asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 import redis
 
 from deploy.local.work_reports import RunProgress, WorkReports
@@ -69,3 +70,31 @@ async def test_without_redis_nobody_is_known_to_have_worked(tmp_path: Path) -> N
     assert not reports.has_worked("generator-0", 1)
     following.cancel()
     await asyncio.wait([following])
+
+
+@pytest.mark.parametrize(
+    ("state", "loaded"), [("starting", False), ("publishing", False), ("failed", False), ("waiting_for_rollouts", True)]
+)
+async def test_a_learner_has_loaded_when_it_works_with_its_weights(
+    tmp_path: Path, redis_url: str, state: str, loaded: bool
+) -> None:
+    folder = RunFolder(tmp_path).create()
+    reports = WorkReports(folder, redis_url)
+    following = asyncio.create_task(reports.follow())
+    with redis.Redis.from_url(redis_url) as client:
+        beat = Heartbeat(
+            part=Part.LEARNER,
+            part_id="learner",
+            state=state,
+            shares={state: 1.0},
+            host="h",
+            pid=7,
+            device="cuda",
+        )
+        Heartbeats(client, Keys(folder.run_id)).send(beat)
+        waiting = asyncio.create_task(reports.learner_has_loaded())
+        await asyncio.wait([waiting], timeout=20 if loaded else 0.5)
+    assert waiting.done() == loaded
+    for task in (following, waiting):
+        task.cancel()
+    await asyncio.wait([following, waiting])

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from learner.algorithms.base import Targets
 from learner.algorithms.nll import nll
-from learner.config import GradientCheckpointing
+from learner.config import Recomputation
 from learner.model.packing import Sequence, pack_sequences
 from learner.training.trainer import Trainer
 from tests.support import tiny_models
@@ -33,7 +33,7 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def calls(folder: Path, how: GradientCheckpointing) -> Counter[str]:
+def calls(folder: Path, how: Recomputation) -> Counter[str]:
     """Operators of the forward and backward pass of one micro-batch."""
     model = tiny_models.load(folder, gradient_checkpointing=how)
     token = np.ones(9, np.int32)
@@ -53,13 +53,13 @@ def test_light_computes_again_what_is_cheap_and_full_all_of_it(tmp_path: Path) -
     assert products[0] == products[1] < products[2]
 
 
-def weights_after_a_round(folder: Path, how: GradientCheckpointing) -> list[torch.Tensor]:
+def weights_after_a_round(folder: Path, how: Recomputation) -> list[torch.Tensor]:
     model = tiny_models.load(folder, gradient_checkpointing=how)
     Trainer(model, tiny_models.training()).train_round(tiny_models.samples())
     return list(model.module.parameters())
 
 
 @pytest.mark.parametrize("how", ["light", "full"])
-def test_the_weights_are_the_same_to_the_bit(tmp_path: Path, how: GradientCheckpointing) -> None:
+def test_the_weights_are_the_same_to_the_bit(tmp_path: Path, how: Recomputation) -> None:
     kept, again = weights_after_a_round(tmp_path, "off"), weights_after_a_round(tmp_path, how)
     assert all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))

@@ -114,10 +114,13 @@ def test_ranks_train_what_one_rank_trains(
     assert any(not np.array_equal(weights_1[name], initial[name].data.view(np.float32)) for name in initial)
 
 
-def test_ranks_publish_only_what_changed_and_it_makes_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "changes"), [(3, {}), (4, {"nodes": 2, "sharding": "node"})], ids=["3", "2x2"])
+def test_ranks_publish_only_what_changed_and_it_makes_the_same_bits(
+    tmp_path: Path, ranks: int, changes: dict[str, Any]
+) -> None:
     """Three ranks: some tensors do not split evenly, and some ranks have no rows of the smallest."""
     tiny_models.save(tmp_path / "model", dtype=torch.bfloat16)
-    assert together(publish_changes, tmp_path, config(3, learning_rate=1e-5)) == [0] * 3
+    assert together(publish_changes, tmp_path, config(ranks, learning_rate=1e-5, **changes)) == [0] * ranks
     before, after = (read_safetensors(tmp_path / name) for name in ("before", "after"))
     patches = list(decode(before, (tmp_path / "delta").read_bytes()))
     elements = sum(tensor.nbytes // 2 for tensor in before.values())

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from learner.training.checkpoint import Checkpoint, Checkpoints
+from learner.training.checkpoint import Checkpoint, Checkpoints, SavedTensor
 from services.errors import CheckpointError
 
 STATE, META = "state-00000.safetensors", "meta.json"
@@ -48,7 +47,8 @@ def test_what_is_written_beside_the_training_is_what_there_was_and_counts_when_c
 def test_rows_that_no_file_holds_are_missed(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "run", keep=2)
     checkpoints.save(1, state(1.0))
-    saved: Any = loaded(checkpoints).tensors["weights"]
+    saved = loaded(checkpoints).tensors["weights"]
+    assert isinstance(saved, SavedTensor)
     saved.shape = (6, 3)
     with pytest.raises(CheckpointError, match="rows 0 to 6 are not all in the checkpoint, only 4"):
         saved[...]

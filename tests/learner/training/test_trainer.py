@@ -68,7 +68,7 @@ def plain_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, loss: t
 def trained(
     folder: Path, config: TrainingConfig, rollouts: Sequence[Rollout], signals: Sequence[float] | None = None
 ) -> tuple[Trainer, Weights, Any]:
-    model = load_model(str(folder), device="cpu", gradient_checkpointing=config.gradient_checkpointing)
+    model = load_model(str(folder), device="cpu", gradient_checkpointing=tiny_models.recomputation_of(config))
     trainer = Trainer(model, config)
     stats = trainer.train_round(map(TrainingSample, rollouts, signals or [0.0] * len(rollouts)))
     return trainer, weights(model.module), stats

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from benchmarks.abuse import measure
@@ -142,6 +143,15 @@ async def test_a_long_body_is_refused_unread(connect: Connect, length: str, requ
         answers = await until_end(reader)
     # a route that reads no body is answered before a body without a length turns out to be long
     assert statuses(answers)[:1] in ([status], [200] if request_line == "GET /healthz" else [status])
+
+
+async def test_a_client_that_sends_too_much_still_learns_why(guarded: Endpoint) -> None:
+    async with served(guarded.app) as url, httpx.AsyncClient(base_url=url, trust_env=False) as http:
+        too_long = await http.post("/login", content=b"x" * 1_000_000)
+        assert (too_long.status_code, "exceeds the limit of" in too_long.json()["error"]) == (413, True)
+        too_long = await http.get("/healthz", headers={"X-Long": "x" * 100_000})
+        assert (too_long.status_code, "head of the request exceeds" in too_long.json()["error"]) == (431, True)
+        assert (await http.get("/healthz")).status_code == 200
 
 
 async def test_abuse_of_every_kind_costs_others_nothing() -> None:

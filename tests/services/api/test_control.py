@@ -110,3 +110,10 @@ async def test_a_count_that_is_none_is_refused(endpoint: Endpoint, http: httpx.A
 async def test_a_slip_of_the_finger_is_refused(http: httpx.AsyncClient) -> None:
     answer = await http.post("/v1/control/generators", json={"generators_target": MAX_GENERATORS + 1})
     assert answer.status_code == 422
+
+
+async def test_more_generators_than_fit_are_refused_with_what_fits(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
+    await AsyncControl(endpoint.redis, endpoint.keys).set_generators_limit(2)
+    answer = await http.post("/v1/control/generators", json={"generators_target": 3})
+    assert (answer.status_code, "suffice for 2" in answer.json()["error"]) == (422, True)
+    assert "request 2 at most" in answer.json()["hint"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import subprocess
 import threading
@@ -27,6 +28,7 @@ from services.streams.connection import (
     connect_async,
 )
 from services.streams.embedded import EmbeddedRedis
+from tests.support.certificates import make_certificate
 
 PASSWORD = "correct-horse-battery"
 
@@ -227,3 +229,22 @@ def test_all_keys_of_a_run_share_one_hash_tag() -> None:
     names += [keys.heartbeats, keys.events, keys.generators_target, keys.control]
     assert len(set(names)) == 10
     assert all(name.startswith("sept:{run-7}:") for name in names)
+
+
+def test_redis_is_reached_over_tls_and_its_certificate_is_checked(tmp_path: Path) -> None:
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed")
+    cert, key = make_certificate(tmp_path, "localhost")
+    port = free_port()
+    options = ["--port", "0", "--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(key)]
+    options += ["--tls-auth-clients", "no", "--requirepass", PASSWORD, "--save", "", "--dir", str(tmp_path)]
+    process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+    try:
+        with connect(f"rediss://:{PASSWORD}@localhost:{port}/0?ssl_ca_certs={cert}") as client:
+            assert client.ping()
+        with pytest.raises(UnavailableError, match="certificate verify failed"):
+            connect(f"rediss://:{PASSWORD}@localhost:{port}/0", deadline_s=0.2)
+    finally:
+        process.kill()
+        process.wait()

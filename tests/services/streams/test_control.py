@@ -54,6 +54,20 @@ async def test_an_impossible_number_of_generators_is_refused(
         await AsyncControl(async_client, keys).set_generators_target(target)
 
 
+async def test_more_generators_than_the_machine_has_room_for_are_refused(
+    async_client: redis.asyncio.Redis, keys: Keys
+) -> None:
+    control = AsyncControl(async_client, keys)
+    await control.set_generators_limit(2)
+    with pytest.raises(ContractError, match=r"3 generators were requested.*suffice for 2"):
+        await control.set_generators_target(3)
+    await control.set_generators_target(2)
+    assert await control.state() == ControlState(generators_target=2, generators_limit=2)
+    await control.set_generators_limit(None)
+    await control.set_generators_target(3)
+    assert await control.state() == ControlState(generators_target=3)
+
+
 @pytest.mark.parametrize("value", [b"", b"-1", b"many", b"9" * 9999])
 def test_what_cannot_be_read_counts_as_not_requested(client: redis.Redis, keys: Keys, value: bytes) -> None:
     """It would end every learner that is started on it."""

@@ -375,3 +375,41 @@ async def test_an_empty_redis_has_an_empty_gauge(gauge: QueueGauge, issuer: Task
     assert (depth.tasks_queued, depth.tasks_leased, depth.rollouts_queued, depth.dead_letters) == (0, 0, 0, 0)
     issuer.issue(TASKS)
     assert 0 <= (await gauge.read()).oldest_task_s < 60
+
+
+@pytest.mark.parametrize("how", ["acknowledged", "read without a lease"])
+async def test_a_task_that_the_queue_has_passed_over_is_open_for_issue_again(
+    client: redis.Redis, keys: Keys, issuer: TaskIssuer, alice: TaskLeaser, how: str
+) -> None:
+    issuer.issue(TASKS)
+    if how == "acknowledged":
+        (lease,) = await alice.lease(1, 0)
+        client.xack(keys.tasks, scripts.GROUP, lease.entry_id)
+    else:
+        client.xreadgroup(scripts.GROUP, "mallory", {keys.tasks: ">"}, count=1, noack=True)
+    leased = await alice.lease(2, 0)
+    assert issuer.unknown(TASKS) == IDS[:1], "what is leased or waits is open"
+    assert issuer.issue(TASKS) == 1
+    assert [lease.task.task_id for lease in leased + await alice.lease(9, 0)] == [*IDS[1:], IDS[0]]
+
+
+async def test_a_completion_that_the_server_does_not_take_leaves_the_task_leased(
+    client: redis.Redis, keys: Keys, issuer: TaskIssuer, reader: RolloutReader, alice: TaskLeaser
+) -> None:
+    issuer.issue(TASKS[:1])
+    (lease,) = await alice.lease(1, 0)
+    client.xadd(keys.rollouts, {"a": "b"}, id=f"{2**64 - 1}-{2**64 - 1}")
+    with pytest.raises(redis.ResponseError):
+        await alice.complete(lease, make_rollouts(lease.task))
+    assert reader.read(0) == [], "the learner removes what no server has drawn"
+    assert await alice.complete(lease, make_rollouts(lease.task))
+    assert [rollout.task_id for _, rollout in reader.read(0)] == IDS[:1]
+
+
+def test_a_dead_letter_that_the_server_does_not_take_stops_nobody(
+    client: redis.Redis, keys: Keys, reader: RolloutReader
+) -> None:
+    client.xadd(keys.dead_letters, {"a": "b"}, id=f"{2**64 - 1}-{2**64 - 1}")
+    client.xadd(keys.rollouts, {"a": "b"})
+    assert reader.read(0) == []
+    assert client.xlen(keys.rollouts) == 0
