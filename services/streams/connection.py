@@ -106,11 +106,6 @@ class Keys:
         return self._name("refused")
 
     @property
-    def damaged(self) -> str:
-        """Hash: weight version -> the generator that got bytes of it that are wrong."""
-        return self._name("damaged")
-
-    @property
     def counters(self) -> str:
         """Hash: running totals, "reissued" so far."""
         return self._name("counters")

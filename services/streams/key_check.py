@@ -23,7 +23,7 @@ def restore_keys(client: redis.Redis, keys: Keys) -> None:
     """Remove the run's keys that have a wrong type, and entries with ids of the far future. Idempotent."""
     streams = (keys.tasks, keys.rollouts, keys.dead_letters, keys.events, keys.generator_events)
     beats = (keys.heartbeats, keys.learner_heartbeats)
-    hashes = (keys.open, keys.counters, keys.control, keys.refused, keys.damaged, *beats)
+    hashes = (keys.open, keys.counters, keys.control, keys.refused, *beats)
     strings = (keys.incarnation, keys.generators_target, keys.epoch)
     for kind, names in (("stream", streams), ("hash", hashes), ("string", strings)):
         for name in names:

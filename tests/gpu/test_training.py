@@ -26,12 +26,14 @@ ADAPTERS = LoraConfig(rank=4)
 
 
 def config(**changes: Any) -> TrainingConfig:
-    return tiny_models.training(**({"learning_rate": 1e-4, "device": "cuda"} | changes))
+    defaults = {"learning_rate": 1e-4, "device": "cuda", "gradient_checkpointing": "off"}
+    return tiny_models.training(**(defaults | changes))
 
 
 def rounds(
     folder: Path, training: TrainingConfig, adapters: LoraConfig | None = None
 ) -> tuple[Trainer, list[RoundStats]]:
+    assert training.gradient_checkpointing != "auto"
     model = load_model(
         str(folder),
         device=training.device,

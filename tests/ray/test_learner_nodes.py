@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-ROUNDS = 40
+ROUNDS = 60
 STARTS_S, ENDS_S = 300.0, 400.0
 RESUMES_S = 60.0
 NODES = ("training.ranks=4", "training.nodes=2")
@@ -45,8 +45,8 @@ def cluster() -> Iterator[Cluster]:
 def test_two_hosts_of_two_ranks_train_the_curve_of_one_rank_though_a_host_is_lost(
     tmp_path: Path, redis_url: str, cluster: Cluster
 ) -> None:
-    cluster.add_node(num_cpus=2, resources={STORE: 1})  # node 0 of the learner, and a generator
-    doomed = cluster.add_node(num_cpus=1)  # the only other one with a free CPU: node 1 of the learner
+    cluster.add_node(num_cpus=3, resources={STORE: 1})  # node 0 of the learner, and both generators
+    doomed = cluster.add_node(num_cpus=2)  # node 1 of the learner, perhaps with a generator
     ray.init(address=cluster.address, runtime_env=source_env(), log_to_driver=False)
     world = RayWorld.make(tmp_path, redis_url, rounds=ROUNDS, response_tokens=96, sets=NODES)
     serve.start(http_options={"host": "127.0.0.1", "port": world.port})
@@ -58,7 +58,7 @@ def test_two_hosts_of_two_ranks_train_the_curve_of_one_rank_though_a_host_is_los
 
     run = RunFolder(tmp_path / "run")
     rounds, rollouts = len(list(run.rounds())), rollouts_in(redis_url, run.run_id)
-    cluster.add_node(num_cpus=1)  # where the lost one is replaced
+    cluster.add_node(num_cpus=2)  # where the lost one is replaced
     cluster.remove_node(doomed, allow_graceful=False)  # kill -9 of its raylet
     lost_at, most = time.monotonic(), rollouts
     while len(list(run.rounds())) < rounds + 2:

@@ -18,7 +18,7 @@ from tests.support.stream_builders import last_events, make_rollouts, make_task
 LAST = b"18446744073709551615-18446744073709551615"
 NAMES = [
     "tasks", "open", "incarnation", "counters", "rollouts", "dead_letters", "heartbeats", "events",
-    "generators_target", "control", "epoch", "refused",
+    "generators_target", "control", "epoch", "refused", "learner_heartbeats", "generator_events",
 ]  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_a_key_of_another_type_is_removed(name: str, kind: str, client: redis.Re
     work(client, keys)
 
 
-@pytest.mark.parametrize("name", ["tasks", "rollouts", "dead_letters", "events"])
+@pytest.mark.parametrize("name", ["tasks", "rollouts", "dead_letters", "events", "generator_events"])
 def test_an_entry_after_which_nothing_could_be_added_is_removed(name: str, client: redis.Redis, keys: Keys) -> None:
     work(client, keys)
     client.xadd(keys.rollouts, encode_rollout(make_rollouts(make_task(0))[0]))  # type: ignore[arg-type]
