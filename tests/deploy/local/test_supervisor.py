@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.supervisor import Supervisor
-from services.errors import UnavailableError
+from services.errors import ModelError, UnavailableError
 from tests.support.supervised_parts import STUBBORN, Asked, Watcher, is_alive, watching
 
 
@@ -43,6 +43,22 @@ async def test_a_failed_run_is_looked_at_before_it_is_drained(watcher: Watcher) 
     with pytest.raises(UnavailableError):
         await supervisor.run()
     assert (seen, watcher.ends("redis")) == ([0], 1)
+
+
+async def test_a_condition_that_does_not_hold_ends_the_run_with_its_error(watcher: Watcher) -> None:
+    async def holds() -> bool:
+        return True
+
+    async def does_not_hold() -> bool:
+        await watcher.until_up("learner", "generator-0")
+        raise ModelError("no engine serves the model")
+
+    supervisor = watcher.supervisor(watcher.plan())
+    supervisor.require(holds())
+    supervisor.require(does_not_hold())
+    with pytest.raises(ModelError, match="no engine serves"):
+        await supervisor.run()
+    assert "run_failed error=no engine serves the model" in " ".join(watcher.said).replace("'", "").replace('"', "")
 
 
 async def test_generators_wait_for_what_they_share_a_gpu_with(watcher: Watcher) -> None:
