@@ -86,12 +86,6 @@ def test_steps_divide_the_round() -> None:
         TrainingConfig(prompts_per_round=6, steps_per_round=4)
 
 
-def test_moments_in_8_bits_are_for_one_rank() -> None:
-    assert TrainingConfig(optimizer="adamw_8bit").ranks == 1
-    with pytest.raises(ValidationError, match=r"one rank, and training\.ranks is 2"):
-        TrainingConfig(optimizer="adamw_8bit", ranks=2)
-
-
 def test_lists_are_given_as_text_too() -> None:
     assert LoraConfig.model_validate({"targets": "q_proj, v_proj"}).targets == ("q_proj", "v_proj")
     assert EvaluationConfig.model_validate({"temperatures": "0.6,1"}).temperatures == (0.6, 1.0)

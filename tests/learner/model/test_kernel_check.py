@@ -10,6 +10,7 @@ import torch
 
 from learner.model import attention
 from learner.model.model_loading import load_model
+from learner.model.trained_model import TrainedModel
 from services.errors import ModelError
 from tests.support import tiny_models
 
@@ -21,8 +22,8 @@ WINDOWED: dict[str, Any] = {
 }
 
 
-def load(folder: Path) -> None:
-    load_model(str(folder), device="cpu", compute_dtype=torch.bfloat16)
+def load(folder: Path) -> TrainedModel:
+    return load_model(str(folder), device="cpu", compute_dtype=torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
