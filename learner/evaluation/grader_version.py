@@ -16,6 +16,6 @@ LIBRARIES = ("math-verify", "latex2sympy2-extended", "sympy")
 def grader_version() -> str:
     """Twelve hexadecimal digits that change with any source of learner/grading and with the libraries that it calls."""
     digest = hashlib.sha256("".join(version(library) for library in LIBRARIES).encode())
-    for path in sorted(Path(learner.grading.__path__[0]).glob("*.py")):
+    for path in sorted(Path(learner.grading.__path__[0]).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -19,7 +19,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from learner.grading.notation import plain_words
-from learner.grading.number_words import SCALES, spelled_out
+from learner.grading.words.number_words import SCALES, spelled_out
 
 DIGITS = 6
 """Of two numbers one of which is a decimal, so many digits after the point must agree; of those below 1 so many digits

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 
-from learner.grading import unit_table
 from learner.grading.notation import plain_words
-from learner.grading.number_words import NUMBER_WORDS
+from learner.grading.words import unit_table
+from learner.grading.words.number_words import NUMBER_WORDS
 
 MAX_UNIT_CHARACTERS = 80
 

@@ -117,6 +117,21 @@ async def test_the_same_signal_heard_twice_is_one_request(watcher: Watcher) -> N
     assert "drained" in (watcher.folder / "learner.log").read_text()
 
 
+async def test_a_stop_that_is_repeated_again_and_again_is_at_last_a_second_one(watcher: Watcher) -> None:
+    """What counts as the same request is measured from the first, not from its last echo."""
+    supervisor = Supervisor(
+        watcher.plan(STUBBORN), run=watcher.folder, generators_target=Asked(), log=watcher.log, same_stop_s=0.2
+    )
+    run = asyncio.create_task(supervisor.run())
+    await watcher.until_up("learner")
+    for _ in range(3):
+        supervisor.request_stop(signal.SIGINT)
+        await asyncio.sleep(0.15)
+    async with asyncio.timeout(10):
+        await run
+    assert any(text.startswith("stopping_now") for text in watcher.said)
+
+
 async def test_a_second_stop_ends_everything_now(watcher: Watcher) -> None:
     supervisor = Supervisor(
         watcher.plan(STUBBORN), run=watcher.folder, generators_target=Asked(), log=watcher.log, same_stop_s=0.0
