@@ -17,8 +17,8 @@ from learner.config import DataConfig, EvaluationConfig, SamplingConfig
 from learner.data.prompts import Prompt
 from learner.evaluation.benchmarks import Benchmark
 from learner.evaluation.generations import BENCHMARKS, Generation, Generations
+from learner.evaluation.grader_version import grader_version
 from learner.grading.pool import GraderPool
-from learner.grading.version import grader_version
 from learner.monitoring.records import TextOf
 from learner.rollouts.collector import Collector
 from services.contracts import Purpose, Rollout, Task

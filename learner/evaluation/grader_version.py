@@ -7,13 +7,15 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+import learner.grading
+
 LIBRARIES = ("math-verify", "latex2sympy2-extended", "sympy")
 
 
 @cache
 def grader_version() -> str:
-    """Twelve hexadecimal digits that change with any source of this folder and with the libraries that it calls."""
+    """Twelve hexadecimal digits that change with any source of learner/grading and with the libraries that it calls."""
     digest = hashlib.sha256("".join(version(library) for library in LIBRARIES).encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(Path(learner.grading.__path__[0]).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
