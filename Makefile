@@ -13,7 +13,7 @@ COMPILE := --generate-hashes --python-version 3.11 --python-platform x86_64-many
 # The stamp is named after what was installed, so a changed requirement installs again and nothing else does.
 STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.txt requirements/torch-cpu.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup demo test test-compose test-ray test-gpu lint format docs lock sbom audit clean
+.PHONY: help setup demo test test-compose test-ray test-gpu mutants lint format docs lock sbom audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,11 @@ test-ray: setup  ## runs on a real Ray cluster of several nodes (up to 15 minute
 
 test-gpu: setup  ## what only a GPU can show: kernels, training, ranks over NCCL (python -m benchmarks.gpu measures, too)
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+# Not in the pinned set: mutmut brings a terminal interface that nothing else needs.
+mutants: setup  ## plant mistakes where the promises are kept and list those that no test notices (hours; goes on)
+	@$(BIN)/python -c 'import mutmut' 2>/dev/null || $(BIN)/python -m pip install "mutmut>=3.8,<4"
+	$(BIN)/python -m tests.mutants $(MODULES)
 
 lint: setup  ## style, types, layers
 	$(BIN)/ruff format --check .

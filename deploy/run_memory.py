@@ -134,6 +134,7 @@ def plan_memory(
     """ConfigError when it cannot fit: what is needed, what there is, and the setting that would make it fit."""
     engine = engine_memory(shape, settings, on_gpu=placement.generators is not None)
     others = SERVICES_BYTES + settings.generator.count * engine.host
+    _check_host(others, settings, engine, machine)
     room = _learner_room(settings, placement, machine, engine, others) if leader == "learner" else None
     learner = mode = fraction = None
     if room is not None:

@@ -83,13 +83,15 @@ def _conflicts(settings: Settings) -> Iterator[str]:
 
 def _open_addresses(settings: Settings) -> Iterator[str]:
     """Addresses that other machines reach, without a token."""
+    if token_of(settings) is not None:
+        return
     chat = settings.generator.chat
-    if chat and settings.services.token is None and not is_loopback(split_address(chat)[0]):
+    if chat and not is_loopback(split_address(chat)[0]):
         yield (
             f"generator.chat ({settings.generator.chat}) is not loopback and services.token is not set: set "
             f"{ENV_PREFIX}SERVICES{ENV_DELIMITER}TOKEN to a secret, or bind to 127.0.0.1"
         )
-    if settings.services.token is None and not is_loopback(settings.services.host):
+    if not is_loopback(settings.services.host):
         yield (
             f"services.host ({settings.services.host}) is not loopback and services.token is not set: set "
             f"{ENV_PREFIX}SERVICES{ENV_DELIMITER}TOKEN to a secret, or bind to 127.0.0.1"
@@ -126,7 +128,7 @@ def services_url(settings: Settings) -> str:
 
 
 def token_of(settings: Settings) -> str | None:
-    """The token that this part sends to the services, as text."""
+    """The token that this part sends to the services, as text; None also for an empty one."""
     return settings.services.token.get_secret_value() if settings.services.token else None
 
 

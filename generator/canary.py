@@ -17,6 +17,9 @@ from services.errors import DeadlineError
 TOLERANCES = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 """Largest mean difference of a log-probability that the rounding of an engine's type explains."""
 
+COMPARED = 32
+"""Log-probabilities of each canary that count, its last ones: a long canary is there for what comes after the length at
+which the model changes."""
 DEADLINE_S = 600.0
 """Longest wait for an engine to score the canaries; with a full KV cache they are queued like any request."""
 
@@ -35,7 +38,8 @@ async def describe_mismatch(engine: Engine, manifest: WeightManifest) -> str:
                 scored = await engine.score(canary.tokens)
                 if scored is None:
                     return ""
-                differences += [abs(own - its) for own, its in zip(canary.log_probs, scored, strict=False)]
+                compared = zip(canary.log_probs, scored, strict=False)
+                differences += [abs(own - its) for own, its in compared][-COMPARED:]
     except TimeoutError:
         raise DeadlineError("the engine", "the log-probabilities of the canaries", DEADLINE_S) from None
     mean = sum(differences) / max(1, len(differences))

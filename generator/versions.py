@@ -18,7 +18,7 @@ from generator import canary
 from generator.engines.base import Engine
 from services.config import DeadlinesConfig
 from services.contracts import WeightManifest
-from services.errors import ContractError, DeadlineError, SeptError, UnavailableError, WeightError
+from services.errors import ContractError, DeadlineError, ModelError, SeptError, UnavailableError, WeightError
 from services.http_client import OtherRunError
 from services.streams.connection import is_cancelled
 from services.streams.events import AsyncEventLog
@@ -114,7 +114,14 @@ class Versions:
         manifest, model_folder = await self._fetch(manifest)
         self.costs = UpdateCosts(line_bytes_per_s=self._client.line_bytes_per_s)
         await self._engine.start(model_folder, manifest.weight_version)
-        await self._check_canaries(manifest)
+        if mismatch := await canary.describe_mismatch(self._engine, manifest):
+            await self._note_mismatch(manifest, mismatch)
+            raise ModelError(
+                f"the engine computes another function than the learner with the weights of version "
+                f"{manifest.weight_version}, freshly loaded: {mismatch}",
+                hint="they differ in a layer, in positions beyond a length, or in the rounding of the engine's type "
+                "(try generator.dtype = float32); train a model that both compute alike",
+            )
         self._note_served(manifest)
         log.info("engine_started", weight_version=self.served)
 
@@ -226,12 +233,7 @@ class Versions:
         mismatch = await canary.describe_mismatch(self._engine, manifest)
         if not mismatch:
             return 0.0
-        self.canary_failures += 1
-        self.message = f"canary: {mismatch}"
-        log.warning("canary_failed", weight_version=manifest.weight_version, reason=mismatch)
-        await self._events.append(
-            self._generator_id, "canary_failed", weight_version=manifest.weight_version, message=mismatch
-        )
+        await self._note_mismatch(manifest, mismatch)
         pause_s = await self._engine.apply(await self._mirror.renew(manifest), self._paused)
         mismatch = await canary.describe_mismatch(self._engine, manifest)
         if mismatch:
@@ -239,6 +241,14 @@ class Versions:
                 f"weight version {manifest.weight_version} is not the learner's, reloaded from its snapshot too: "
                 f"{mismatch}",
                 hint="what is published differs from what is trained: look for the cause in the learner, or in a type "
-                "that this engine computes differently; weight_sync.canary_prompts = 0 turns the check off",
+                "that this engine computes differently",
             )
         return pause_s
+
+    async def _note_mismatch(self, manifest: WeightManifest, mismatch: str) -> None:
+        self.canary_failures += 1
+        self.message = f"canary: {mismatch}"
+        log.warning("canary_failed", weight_version=manifest.weight_version, reason=mismatch)
+        await self._events.append(
+            self._generator_id, "canary_failed", weight_version=manifest.weight_version, message=mismatch
+        )

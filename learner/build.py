@@ -86,7 +86,8 @@ def build_learner(
     model = trainer.model
     reporter.update(device=str(model.device))
     tokenizer = load_tokenizer(model.folder)
-    stop_tokens = stop_token_ids(model.folder, tokenizer, template_of(settings.data, tokenizer))
+    template = template_of(settings.data, tokenizer)
+    stop_tokens = stop_token_ids(model.folder, tokenizer, template, settings.sampling.stop_tokens)
     prompts = with_references(trainer.algorithm, load_prompts(settings.data, tokenizer))
     curriculum = Curriculum(
         prompts,
@@ -162,7 +163,8 @@ def build_evaluator(
     model_folder = hf_checkpoint.resolve_folder(settings.model.path)
     tokenizer = load_tokenizer(model_folder)
     evaluation = settings.evaluation
-    stop_tokens = stop_token_ids(model_folder, tokenizer, template_of(settings.data, tokenizer))
+    template = template_of(settings.data, tokenizer)
+    stop_tokens = stop_token_ids(model_folder, tokenizer, template, settings.sampling.stop_tokens)
     sampling = sampling_of(evaluation, settings.sampling, stop_tokens)
     benchmarks = load_benchmarks(evaluation.benchmarks, settings.data, tokenizer, limit=evaluation.limit)
     store, events = open_store(folder, 0, fence), EventLog(client, keys, fence)
@@ -203,6 +205,7 @@ def build_training(
         wire_dtype=settings.model.wire_dtype,
         gradient_checkpointing=_recomputation(model_folder, settings, ranks, device),
         adapters=settings.lora,
+        longest=settings.longest_sequence,
         ranks=ranks,
     )
     async_write = model.device.type == "cuda" if async_checkpoints is None else async_checkpoints

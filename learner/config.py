@@ -60,6 +60,8 @@ class SamplingConfig(Section):
     """Epochs until tau_s reaches tau_end."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling; 1 is off, as in the paper."""
+    stop_tokens: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    """Tokens that end an answer beside those that the model states: texts of one token each, or ids."""
     max_response_tokens: int = Field(default=3072, ge=1)
     """Longest response; longer ones are cut off."""
     rollouts_per_prompt: int = Field(default=1, ge=1, le=1024)

@@ -7,7 +7,6 @@ that is still on the hub) the learner refuses with the same errors.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from learner.data.readers.places import is_local, local_files
 from learner.data.readers.source import parse_source
 from learner.evaluation.benchmarks import resolve_benchmarks
 from learner.model_folder.check import check_model_folder
+from learner.model_folder.local_folder import local_folder
 from learner.model_folder.tokenizer import special_tokens, templates_in
 from services.errors import DataError, ModelError
 
@@ -70,27 +70,19 @@ def input_checks(settings: LearnerSettings, *, leader: str = "learner") -> list[
 
 
 def _check_model(path: str) -> Found:
-    folder = _local_folder(path)
+    folder = local_folder(path)
     if folder is not None:
         check_model_folder(folder)
-        return Found(path)
+        return Found(path if folder == Path(path).expanduser() else f"{path}, in the cache at {folder}")
     if not _HUB_ID.fullmatch(path) or format_of(Path(path)) is not None:
         what = f"{path:.200} is neither a folder nor a Hugging Face id" if path else "no model is named"
         raise ModelError(what, hint="set model.path to a folder that exists or a Hugging Face id")
     return Found(f"{path} is no local folder: it will be looked up on the Hugging Face hub", complete=False)
 
 
-def _local_folder(path: str) -> Path | None:
-    """The model's folder, if it is on this machine."""
-    with contextlib.suppress(OSError, ValueError, RuntimeError):  # no name of a file at all
-        folder = Path(path).expanduser()
-        return folder if path and folder.is_dir() else None
-    return None
-
-
 def _template(settings: LearnerSettings) -> ChatTemplate | None:
     """The chat template; None for plain text, and for that of a model that is not here yet."""
-    folder = _local_folder(settings.model.path)
+    folder = local_folder(settings.model.path)
     if folder is None:
         if settings.data.chat_template == "auto":
             return None

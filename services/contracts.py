@@ -208,7 +208,7 @@ class Canary(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tokens: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=2, max_length=1024)
+    tokens: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=2, max_length=8192)
     """[T] token ids."""
     log_probs: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
     """[T - 1] log-probability of each token after the first, given those before it, by the weights as published."""

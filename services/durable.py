@@ -135,7 +135,8 @@ def create_file(path: Path, data: str, *, mode: int = 0o644) -> bool:
 def append_line(path: Path, line: str) -> None:
     """Append one line durably; a line cut short by an earlier crash is ended first."""
     with explained(path), path.open("ab+") as file:
-        if file.tell():
+        is_new = not file.tell()
+        if not is_new:
             file.seek(-1, os.SEEK_END)
             cut_short = file.read(1) != b"\n"
             file.seek(0, os.SEEK_END)
@@ -144,6 +145,8 @@ def append_line(path: Path, line: str) -> None:
         file.write(line.rstrip("\n").encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+        if is_new:
+            fsync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -165,13 +168,14 @@ def new_folder(final: Path) -> Iterator[Path]:
                 outgoing = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=final.parent))
                 final.replace(outgoing)
                 temporary.replace(final)
+                fsync_folder(final.parent)  # first: else a power cut might leave neither of the two
                 shutil.rmtree(outgoing)
             else:
                 temporary.replace(final)
+                fsync_folder(final.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        fsync_folder(final.parent)
 
 
 def clear_partial(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import importlib.util
 import os
@@ -21,6 +22,7 @@ from rich.table import Table
 
 from deploy import exit_codes, placement
 from deploy.doctor.cuda import driver_problem, driver_version
+from deploy.engine_question import ask_about_model
 from deploy.run_memory import RunMemory, memory_of_run, place_parts
 from deploy.settings import Settings
 from learner.input_checks import InputCheck, input_checks
@@ -92,7 +94,7 @@ def examine(settings: Settings | None) -> Iterator[Finding]:
     if settings is not None:
         checks += [lambda: check_port(settings.services.host, settings.services.port)]
         checks += [partial(check_input, check) for check in input_checks(settings)]
-        checks += [lambda: check_fit(settings), check_weight_sync]
+        checks += [lambda: check_engine(settings), lambda: check_fit(settings), check_weight_sync]
     for check in checks:
         yield check()
 
@@ -196,6 +198,18 @@ def check_port(host: str, port: int) -> Finding:
     if reason := why_not_free(host, port):
         return Finding("services.port", "failed", f"{host}:{port}: {reason}", "set services.port to another")
     return Finding("services.port", "ok", f"{host}:{port} is free")
+
+
+def check_engine(settings: Settings) -> Finding:
+    """The engine serves the model; it is built without its weights, which takes vLLM ten seconds."""
+    what = "engine"
+    try:
+        answered = asyncio.run(ask_about_model(settings))
+    except SeptError as error:
+        return Finding(what, "failed", error.message, error.hint)
+    if not answered:
+        return Finding(what, "warning", "not known: the model is not here, or vLLM does not run", "download it first")
+    return Finding(what, "ok", f"{settings.generator.engine} serves the model")
 
 
 def check_fit(settings: Settings) -> Finding:

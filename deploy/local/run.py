@@ -12,6 +12,7 @@ from rich.console import Console
 
 from deploy import endpoints
 from deploy.endpoints import Endpoints
+from deploy.engine_question import ask_about_model
 from deploy.local.flight_record import last_part_events, write_flight_record
 from deploy.local.generators_target import GeneratorsTargetInRedis
 from deploy.local.plan import plan_run
@@ -152,6 +153,7 @@ async def _supervise(
     stop_signals = [number for number in STOP_SIGNALS if not _is_ignored_hang_up(number)]
     for number in stop_signals:
         loop.add_signal_handler(number, supervisor.request_stop, number)
+    supervisor.require(ask_about_model(settings))
     followers = [asyncio.create_task(progress.follow()), asyncio.create_task(reports.follow())]
     try:
         return await supervisor.run()

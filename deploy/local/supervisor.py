@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from deploy.local.processes import ProcessSpec
 from deploy.local.supervised_part import KILL_GRACE_S, RestartPolicy, SupervisedPart, always_ready, never_worked
@@ -89,6 +89,7 @@ class Supervisor:
         self._is_ready = is_ready
         self._generators: dict[int, SupervisedPart] = {}
         self._leaving: set[SupervisedPart] = set()
+        self._conditions: set[asyncio.Task[object]] = set()
         self._over = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._failure: BaseException | None = None
@@ -113,12 +114,20 @@ class Supervisor:
                 await self._before_drain_of_failed()
         finally:
             scaler.cancel()
+            for condition in self._conditions:
+                condition.cancel()
             generators = [*self._generators.values(), *self._leaving]
             for stage in ([learner, *generators], [services], [redis] if redis is not None else []):
                 await self._drain(stage)
         if self._failure is not None:
             raise self._failure
         return self._stopped_by
+
+    def require(self, condition: Coroutine[Any, Any, object]) -> None:
+        """End the run with the error that the condition raises, if it raises one while the run lasts."""
+        task = asyncio.create_task(condition)
+        task.add_done_callback(self._on_condition)
+        self._conditions.add(task)
 
     def request_stop(self, by: signal.Signals) -> None:
         """The first request drains, a second one kills what is left. Call it from the event loop's thread."""
@@ -151,11 +160,18 @@ class Supervisor:
         """The learner has finished, or a part cannot be kept running: either way the run is over."""
         if task.cancelled() or task in {part.task for part in self._leaving}:
             return
-        error = task.exception()
+        self._fail(task.exception())
+        self._over.set()
+
+    def _on_condition(self, task: asyncio.Task[object]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._fail(task.exception())
+            self._over.set()
+
+    def _fail(self, error: BaseException | None) -> None:
         if error is not None and self._failure is None:
             self._failure = error
             self._log.record("run_failed", error=str(error).splitlines()[0])
-        self._over.set()
 
     async def _follow_target(self) -> None:
         if self._generators_may_start is not None:

@@ -26,7 +26,7 @@ from deploy.ray_cluster.defaults import DOWNSCALE_AFTER_S, MIN_GENERATORS, SERVE
 from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services
 from deploy.resolved_settings import to_resolved
 from deploy.same_code import code_digest
-from deploy.settings import Settings, require
+from deploy.settings import Settings, require, token_of
 from learner.config import TrainingConfig
 from learner.input_checks import check_inputs
 from services.errors import ConfigError, UnavailableError
@@ -174,7 +174,7 @@ def settings_for_ray(settings: Settings, options: Options) -> Settings:
             "redis.url is not set: parts on several nodes need one Redis",
             hint="start a Redis that every node reaches and set SEPT_REDIS__URL=redis://:PASSWORD@HOST:6379/0",
         )
-    if settings.services.token is None:
+    if token_of(settings) is None:
         raise ConfigError(
             "services.token is not set: Serve's proxies answer other machines",
             hint="set SEPT_SERVICES__TOKEN to a secret",

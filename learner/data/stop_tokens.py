@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 _ANSWER = "sept-answer"
 
 
-def stop_token_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> tuple[int, ...]:
-    """Token ids, ascending: those of generation_config.json and config.json, the tokenizer's, and the template's.
+def stop_token_ids(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None, more: Iterable[str] = ()
+) -> tuple[int, ...]:
+    """Token ids, ascending: those of generation_config.json and config.json, the tokenizer's, the template's, and
+    `more`: texts of one token each, or ids. ConfigError for what is neither.
 
     Each place may lack some: Qwen2.5-Math's generation settings name <|endoftext|>, its template ends turns with
     <|im_end|>, and a model that is not stopped there invents the next turn.
@@ -27,7 +30,21 @@ def stop_token_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, template: C
         found.add(int(tokenizer.eos_token_id))
     if template is not None:
         found |= {*_ends_of_turn(tokenizer, template)}
-    return tuple(sorted(found))
+    return tuple(sorted(found | {_named(tokenizer, text) for text in more}))
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """The one token that a setting names by its text or its id."""
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary[text]] if text in vocabulary else tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) == 1:
+        return int(ids[0])
+    if text.isascii() and text.isdecimal() and int(text) < len(tokenizer):
+        return int(text)
+    raise ConfigError(
+        f"sampling.stop_tokens has {text!r:.80}, which is {len(ids)} tokens of the model's tokenizer",
+        hint=f"name texts of one token each, or ids below {len(tokenizer)}",
+    )
 
 
 def _stated(path: Path) -> Iterator[int]:

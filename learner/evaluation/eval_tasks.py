@@ -18,6 +18,7 @@ from learner.data.prompts import Prompt
 from learner.evaluation.benchmarks import Benchmark
 from learner.evaluation.generations import BENCHMARKS, Generation, Generations
 from learner.grading.pool import GraderPool
+from learner.grading.version import grader_version
 from learner.monitoring.records import TextOf
 from learner.rollouts.collector import Collector
 from services.contracts import Purpose, Rollout, Task
@@ -195,6 +196,7 @@ def describe_asking(data: DataConfig, sampling: EvalSampling, benchmarks: Sequen
     return {
         **describe_settings(data, sampling),
         "stop_token_ids": list(sampling.stop_token_ids),
+        "grader": grader_version(),
         BENCHMARKS: {benchmark.name: benchmark.digests for benchmark in benchmarks},
     }
 

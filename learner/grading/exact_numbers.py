@@ -6,6 +6,8 @@ read_number("2.5 million")              2500000
 read_number("minus twenty-five")        -25
 read_number(r"0.1\overline{6}")         1/6
 read_number("101_2")                    5
+read_number("0xFF")                     255
+read_number("1_000")                    1000
 read_number("x+1")                      None
 """
 
@@ -17,7 +19,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from learner.grading.notation import plain_words
-from learner.grading.number_words import SCALES, spelled_out
+from learner.grading.words.number_words import SCALES, spelled_out
 
 DIGITS = 6
 """Of two numbers one of which is a decimal, so many digits after the point must agree; of those below 1 so many digits
@@ -27,7 +29,7 @@ MAX_EXPONENT_DIGITS = 4
 
 _SIGN = {"负": "-", "負": "-", "minus": "-", "negative": "-", "سالب": "-", "ناقص": "-", "-": "-", "+": ""}
 
-_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
+_UNSIGNED = r"(?:\d{1,3}(?:(?:,|\\?_)\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
 _POWER_OF_TEN = rf"10\s*\^\s*\{{?\s*([+-]?\d{{1,{MAX_EXPONENT_DIGITS}}})\s*\}}?"
 _DECIMAL = re.compile(
     rf"({_UNSIGNED})(?:[eE]([+-]?\d{{1,{MAX_EXPONENT_DIGITS}}})|\s*(?:\\times|\\cdot|\*|x)\s*{_POWER_OF_TEN})?",
@@ -44,6 +46,7 @@ _REPEATING = re.compile(
 )
 _GOES_ON = re.compile(r"(\d*)\.(\d*?)(\d{1,6}?)\3+\s*\\[lc]dots", re.ASCII)
 _BASED = re.compile(r"\(?([0-9A-Za-z]+)\)?\s*_\s*\{?\s*(\d{1,2}|two|eight|ten|sixteen)\s*\}?", re.ASCII)
+_PREFIXED = re.compile(r"0(?:[xX]([0-9A-Fa-f]+)|[bB]([01]+)|[oO]([0-7]+))", re.ASCII)
 _ORDINAL = re.compile(r"(\d+)\s*\^?\s*\{?\s*(?:st|nd|rd|th)\s*\}?", re.ASCII)
 _SCALED = re.compile(rf"(.+?)\s*({'|'.join(sorted(SCALES, key=len, reverse=True))})(?:s|ات)?")
 
@@ -90,7 +93,7 @@ def read_number(text: str) -> Number | None:
             return -inner if inner and sign else inner
     if len(text) > 2_000 or not text:
         return None
-    readers = (_decimal, _fraction, _mixed, _repeating, _based, _ordinal, _scaled, _spelled_out, _multiple)
+    readers = (_decimal, _fraction, _mixed, _repeating, _based, _prefixed, _ordinal, _scaled, _spelled_out, _multiple)
     return next((found for reader in readers if (found := reader(text)) is not None), None)
 
 
@@ -99,7 +102,7 @@ def _decimal(text: str) -> Number | None:
     if match is None:
         power = _ONLY_POWER.fullmatch(text)
         return Number(Fraction(10) ** int(power[1])) if power else None
-    digits = match[1].replace(",", "").replace(" ", "")
+    digits = re.sub(r"[, \\_]", "", match[1])
     exponent = match[2] or match[3]
     return Number(
         Fraction(digits) * Fraction(10) ** int(exponent or 0), "." in digits, exponent is not None and "." in digits
@@ -156,6 +159,12 @@ def _based(text: str) -> Number | None:
         return Number(Fraction(int(match[1], base))) if 2 <= base <= 36 and len(match[1]) <= 200 else None
     except ValueError:
         return None
+
+
+def _prefixed(text: str) -> Number | None:
+    """A numeral as programs write it: 0xFF, 0b101, 0o17."""
+    match = _PREFIXED.fullmatch(text)
+    return Number(Fraction(int(text, 0))) if match and len(text) <= 200 else None
 
 
 def _ordinal(text: str) -> Number | None:

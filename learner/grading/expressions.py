@@ -128,9 +128,12 @@ def _equal_values(given: Any, expected: Any) -> bool | None:
         return given not in (sympy.nan, sympy.zoo)
     decimal = given.has(sympy.Float) or expected.has(sympy.Float)
     given, expected = _exact(given), _exact(expected)
+    if any(each.doit().has(sympy.I) for each in (given, expected)):  # one of them shows that i is no variable
+        given, expected = (_with_imaginary_unit(each) for each in (given, expected))
     symbols = sorted(given.free_symbols | expected.free_symbols, key=str)
     if not symbols:
-        return _agree(given, expected, decimal)
+        real = _with_real_roots(given), _with_real_roots(expected)
+        return _agree(given, expected, decimal) or (real != (given, expected) and _agree(*real, decimal))
     return _agree_everywhere(given, expected, symbols, decimal)
 
 
@@ -139,6 +142,23 @@ def _exact(expression: Any) -> Any:
     import sympy
 
     return expression.xreplace({number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)})
+
+
+def _with_imaginary_unit(expression: Any) -> Any:
+    import sympy
+
+    return expression.subs({symbol: sympy.I for symbol in expression.free_symbols if symbol.name == "i"})
+
+
+def _with_real_roots(expression: Any) -> Any:
+    """With -2 for the cube root of -8, which sympy takes for a complex number."""
+
+    def has_real_root(part: Any) -> bool:
+        return bool(
+            part.is_Pow and part.exp.is_Rational and part.exp.q % 2 and part.exp.q > 1 and part.base.is_negative
+        )
+
+    return expression.replace(has_real_root, lambda part: (-1) ** part.exp.p * (-part.base) ** part.exp)
 
 
 def _agree_everywhere(given: Any, expected: Any, symbols: list[Any], decimal: bool) -> bool | None:

@@ -34,6 +34,7 @@ from learner.grading.structure import (
     value_of,
     without_lead,
 )
+from learner.grading.times_and_residues import same_residue, same_time
 from learner.grading.units import ANGLE, PERCENT, Unit, split_unit
 
 MAX_ANSWER_CHARACTERS = 2_000
@@ -113,7 +114,7 @@ def _same_words(answer: str, truth: str) -> bool | None:
     words = plain_words(answer).strip(". "), plain_words(truth).strip(". ")
     if not all(_WORDS.fullmatch(text) and not re.search(r"\b(?:and|or)\b", text) for text in words):
         return None
-    if any(read_number(text) is not None for text in words):
+    if any(read_number(text) is not None for text in words) or same_time(*words) is not None:
         return None
     given, expected = (re.sub("[ -]", "", text).casefold() for text in words)
     are_words = r"\text" in answer + truth or any(" " in text for text in words)
@@ -139,6 +140,9 @@ def _same_option(answer: str, truth: str, depth: int) -> bool | None:
 
 
 def _same_value(answer: str, truth: str, depth: int) -> bool:
+    for decided in (same_time(answer, truth), same_residue(answer, truth)):
+        if decided is not None:
+            return decided
     numbers = read_number(answer), read_number(truth)
     if numbers[0] is not None and numbers[1] is not None:
         return equal_numbers(numbers[0], numbers[1]) or _is_base_left_out(answer, truth)

@@ -164,7 +164,7 @@ def tidy_latex(text: str) -> str:
 def _dollars(text: str) -> str:
     r"""Without the dollars that enclose formulas; one before a number, without a second, is a currency: \$."""
     bare = re.findall(r"(?<!\\)\$", text)
-    if len(bare) == 1 and re.match(r"\s*(?:US)?\s*-?\s*\$\s*-?[\d.]", text):
+    if len(bare) == 1 and re.match(r"\s*(?:[A-Z]{1,3})?\s*-?\s*\$\s*-?[\d.]", text):
         return text.replace("$", r"\$")
     return re.sub(r"(?<!\\)\$", " ", text) if bare else text
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 
-from learner.grading import unit_table
 from learner.grading.notation import plain_words
-from learner.grading.number_words import NUMBER_WORDS
+from learner.grading.words import unit_table
+from learner.grading.words.number_words import NUMBER_WORDS
 
 MAX_UNIT_CHARACTERS = 80
 
@@ -57,10 +57,10 @@ def _counts_a_noun(unit: Unit) -> bool:
 _PREFIX = re.compile(rf"([+-]?)\s*(?:\\text\{{\s*)?({'|'.join(unit_table.CURRENCY_SIGNS)})\s*\}}?\s*(?=[-+.\d(\\])")
 _UNIT_START = re.compile(
     r"\\frac\s*\{\s*(?:\\text|[A-Za-z])|\\text|\\%|%|\^\s*\\circ|\\\$|\\(?:mu|Omega)(?![A-Za-z])|(?<![A-Za-z\\{_^])[A-Za-z]"
-    r"|[€£¥₹₩₽¢$]|(?<![\u4e00-\u9fff])[\u4e00-\u9fff]|(?<=[万亿千百十])[\u4e00-\u9fff]|(?<![\u0600-\u06ff])[\u0600-\u06ff]"
+    r"|[€£¥₹₩₽¢$₺₪฿₫₱₦₴]|(?<![\u4e00-\u9fff])[\u4e00-\u9fff]|(?<=[万亿千百十])[\u4e00-\u9fff]|(?<![\u0600-\u06ff])[\u0600-\u06ff]"
 )
 _TOKEN = re.compile(
-    r"\^\\circ[CF]?(?![A-Za-z])|\\?%|\\?\$|M_\{\\odot\}|[A-Za-z]\.[A-Za-z]\.?(?![A-Za-z])|[A-Za-zΩμ]+|[\u4e00-\u9fff]+|[\u0600-\u06ff]+|[€£¥₹₩₽¢]"
+    r"\^\\circ[CF]?(?![A-Za-z])|\\?%|\\?\$|M_\{\\odot\}|[A-Za-z]\.[A-Za-z]\.?(?![A-Za-z])|[A-Za-zΩμłčồđ]+|[\u4e00-\u9fff]+|[\u0600-\u06ff]+|[€£¥₹₩₽¢₺₪฿₫₱₦₴]"
     r"|\^\{?-?\d\}?|(?<=[A-Za-z])[23](?!\d)|[/*.()-]|\s+"
 )
 _SEPARATORS = {"", "*", ".", "-", "(", ")"}
@@ -70,7 +70,7 @@ _CLOSED = re.compile(r"[\d})\]!A-Za-z\u4e00-\u9fff\u0600-\u06ff-]$")
 _IN_BRACES = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
 _FRACTION = re.compile(rf"\\frac\s*{_IN_BRACES}\s*{_IN_BRACES}")
 _OF = re.compile(r"\s+of\s+(?:[A-Za-z]+\s*){1,3}$")
-_SAFE_SYMBOLS = {"cm", "mm", "km", "kg", "ft", "in", "lb", "hr", "yd", "oz", "am", "pm"}
+_SAFE_SYMBOLS = {"kr", "cm", "mm", "km", "kg", "ft", "in", "lb", "hr", "yd", "oz", "am", "pm"}
 _TEMPERATURE = re.compile(r"(?:\bdegrees?|\^\s*\\circ)\s*(?:(C)\b|(F)\b|(celsius)|(fahrenheit))", re.IGNORECASE)
 
 

@@ -7,7 +7,7 @@ Legend of shapes: T tokens fed, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from learner.algorithms.base import Targets
 from learner.algorithms.nll import nll
+from learner.model import packing
 from learner.model.lora import adapters_of, base_name, is_adapter, merge_adapter
-from learner.model.packing import Sequence, pack_sequences
 from learner.model.trained_model import TrainedModel
 from learner.model.wire_tensors import TORCH_DTYPES
 from learner.parallel.ranks import Order
@@ -26,12 +26,16 @@ from services.contracts import Canary
 from services.errors import ModelError
 
 PROMPT_TOKENS = 16
+MAX_PROMPT_TOKENS = 8192
+"""Of the longest canary; what changes at greater lengths is checked when the model is loaded only."""
 STRIDE = 7919
 """A prime: the prompts step through the whole vocabulary, and need neither data set nor tokenizer."""
 
 
 def compute_canaries(model: TrainedModel, prompts: int) -> tuple[Canary, ...]:
     """That many canaries: log-probabilities in float32 arithmetic, with weights merged and rounded as published.
+
+    The last of them are long enough to pass the lengths at which the model changes what it computes.
 
     The trained module computes them, not the published bytes, so that every mistake between here and an engine's
     kernels (names, layouts, tied weights) shows. ModelError when they are not finite.
@@ -40,40 +44,43 @@ def compute_canaries(model: TrainedModel, prompts: int) -> tuple[Canary, ...]:
     if not prompts:
         return ()
     model.ranks.send_order(Order.CANARIES)
-    token_ids = _prompts(prompts, model.module.config.get_text_config().vocab_size)
-    log_probs = _log_probs(model, token_ids).reshape(prompts, PROMPT_TOKENS - 1)
+    token_ids = _prompts(_lengths(prompts, model.checked_lengths), model.module.config.get_text_config().vocab_size)
+    log_probs = _log_probs(model, token_ids)
     if not bool(torch.isfinite(log_probs).all()):
         raise ModelError(
             "the model computes log-probabilities that are not finite: its weights have diverged",
             hint="start again from an earlier checkpoint with a lower training.learning_rate",
         )
+    of_prompts = torch.split(log_probs, [tokens.size - 1 for tokens in token_ids])
     return tuple(
-        Canary(tokens=tuple(tokens), log_probs=tuple(row))
-        for tokens, row in zip(token_ids.tolist(), log_probs.tolist(), strict=True)
+        Canary(tokens=tuple(tokens.tolist()), log_probs=tuple(row.tolist()))
+        for tokens, row in zip(token_ids, of_prompts, strict=True)
     )
 
 
-def _prompts(count: int, vocabulary: int) -> NDArray[np.int32]:
-    """[count, PROMPT_TOKENS] token ids, the same for every version."""
-    ids: NDArray[np.int64] = np.arange(1, 1 + count * PROMPT_TOKENS, dtype=np.int64) * STRIDE % vocabulary
-    return ids.astype(np.int32).reshape(count, PROMPT_TOKENS)
+def _lengths(count: int, checked: Sequence[int]) -> list[int]:
+    """Tokens of each canary, ascending."""
+    long = [length for length in checked if length <= MAX_PROMPT_TOKENS][-count:]
+    return [PROMPT_TOKENS] * (count - len(long)) + long
+
+
+def _prompts(lengths: Sequence[int], vocabulary: int) -> list[NDArray[np.int32]]:
+    """Token ids of prompts of these lengths, the same for every version."""
+    ids: NDArray[np.int64] = np.arange(1, 1 + sum(lengths), dtype=np.int64) * STRIDE % vocabulary
+    return np.split(ids.astype(np.int32), np.cumsum(lengths[:-1]))
 
 
 def join_canaries(model: TrainedModel) -> None:
     """On the other ranks: take part in rank 0's `compute_canaries`."""
-    _log_probs(model, _prompts(1, model.module.config.get_text_config().vocab_size))
+    _log_probs(model, _prompts([PROMPT_TOKENS], model.module.config.get_text_config().vocab_size))
 
 
-def _log_probs(model: TrainedModel, token_ids: NDArray[np.int32]) -> torch.Tensor:
-    """Log-probabilities of every prompt's tokens after its first, concatenated."""
-    batch = pack_sequences([Sequence(tokens[:1], tokens[1:]) for tokens in token_ids]).to(model.device)
-    training = model.module.training
-    model.module.train(False)
-    try:
-        with torch.no_grad(), _as_published(model):
-            return model.token_losses(batch, nll, Targets(batch.targets), 1.0).log_probs
-    finally:
-        model.module.train(training)
+def _log_probs(model: TrainedModel, token_ids: Sequence[NDArray[np.int32]]) -> torch.Tensor:
+    """Log-probabilities of every prompt's tokens after its first, concatenated, in the mode that trains."""
+    sequences = [packing.Sequence(tokens[:1], tokens[1:]) for tokens in token_ids]
+    batch = packing.pack_sequences(sequences).to(model.device)
+    with torch.no_grad(), _as_published(model):
+        return model.token_losses(batch, nll, Targets(batch.targets), 1.0).log_probs
 
 
 @contextlib.contextmanager

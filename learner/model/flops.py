@@ -4,21 +4,23 @@ A forward pass over a sequence of L tokens of which R predict a response token t
 
     2 P L  +  4 n d (L^2 / 2)  +  2 H V R
 
-operations. P: weights of the layers' matrix products, without embedding and norms. n: layers with attention of width
-d = heads x head size; its scores and its weighted values take 2 d per pair of tokens each, and causal attention needs
-half of the pairs. The head has H x V weights. The backward pass takes twice as many operations. What gradient
-checkpointing computes again is not counted, as MFU is about the model (Chowdhery et al., arXiv 2204.02311, appendix B,
-there without the halving).
+operations. P: weights that a token is multiplied by, whatever class of layer holds them: all tensors of two or more
+dimensions but embeddings, and of experts as many as a token is sent to. n: layers with attention of width d = heads x
+head size; its scores and its weighted values take 2 d per pair of tokens each, and causal attention needs half of the
+pairs. Windows and recurrent states are not counted. The head has H x V weights. The backward pass takes twice as many
+operations. What gradient checkpointing computes again is not counted, as MFU is about the model (Chowdhery et al.,
+arXiv 2204.02311, appendix B, there without the halving).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from learner.model.hf_checkpoint import head_size
+from learner.model_folder.config_facts import attention_layers, attention_width, expert_count, experts_of_a_token
 
 BACKWARD = 2
 """Operations of the backward pass per operation of the forward pass."""
@@ -48,15 +50,24 @@ class Cost:
 def cost_of(module: PreTrainedModel) -> Cost:
     """The cost of the model; it must not be sharded yet."""
     config = module.config.get_text_config()
-    head = module.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: Any = module.get_output_embeddings()  # type: ignore[no-untyped-call]
     products = sum(
-        layer.weight.numel()
-        for layer in module.modules()
-        if isinstance(layer, torch.nn.Linear) and layer is not head  # embeddings look up, they do not multiply
+        weight.numel() * _used_share(path, weight, config)
+        for path, layer in module.named_modules()
+        if layer is not head and not isinstance(layer, torch.nn.Embedding)  # embeddings look up, they do not multiply
+        for weight in layer.parameters(recurse=False)
+        if weight.ndim >= 2
     )
-    width = config.num_attention_heads * head_size(config)
     return Cost(
         per_token=2.0 * products,
-        per_token_squared=2.0 * config.num_hidden_layers * width,
+        per_token_squared=1.0 * attention_layers(config) * attention_width(config),
         per_response_token=2.0 * head.weight.numel(),
     )
+
+
+def _used_share(path: str, weight: torch.Tensor, config: Any) -> float:
+    """Share of the weight that a token is multiplied by: of experts, those that it is sent to."""
+    if "experts" not in path.split("."):
+        return 1.0
+    experts = weight.shape[0] if weight.ndim == 3 else expert_count(config)
+    return min(1.0, experts_of_a_token(config) / experts)

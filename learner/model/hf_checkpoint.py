@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -92,8 +91,3 @@ def vocabulary_of(folder: Path) -> int | None:
     config = read_json(folder / "config.json")
     size = (config.get("text_config") or config).get("vocab_size")
     return size if isinstance(size, int) else None
-
-
-def head_size(config: Any) -> int:
-    """Size of an attention head. Most text configs of transformers give only hidden size and number of heads."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import structlog
 import torch
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, initialization
 
 from learner.config import LoraConfig, Recomputation
@@ -20,13 +21,20 @@ from learner.model.kernels.onednn_linear import use_onednn
 from learner.model.self_check import check_model
 from learner.model.trained_model import LossModule, TrainedModel
 from learner.model.weight_reading import ReadingPlan, compute_buffers, plan_reading, read_weights
+from learner.model_folder.config_facts import lengths_of_change, remove_randomness
 from learner.parallel.ranks import Ranks
 from learner.parallel.sharding import shard_module
-from services.errors import ConfigError, ModelError
+from services.errors import ConfigError, ModelError, SeptError
 
 log = structlog.get_logger()
 
 WireDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+LONGEST = 4096
+"""Tokens of the longest sequence of a model of which nothing else is said."""
+PAST_A_CHANGE = (8, 16)
+"""Tokens by which checked sequences pass a length at which the model changes: two, to see state kept from one to the
+next."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -53,6 +61,7 @@ def load_model(
     wire_dtype: WireDtype = "auto",
     gradient_checkpointing: Recomputation = "off",
     adapters: LoraConfig | None = None,
+    longest: int = LONGEST,
     ranks: Ranks | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> TrainedModel:
@@ -60,7 +69,8 @@ def load_model(
 
     `compute_dtype` is the type of the forward's weights and activations: bf16 on CUDA and float32 on a CPU.
     A collective operation: each rank reads its own rows, and all of them take part in the check. Raises ModelError for
-    a checkpoint that is not whole, and for an architecture that this learner would train wrongly (see `self_check`).
+    a checkpoint that is not whole, and for an architecture that this learner would train wrongly (see `self_check`),
+    with sequences of up to `longest` tokens.
     """
     model = read_model(
         path,
@@ -68,6 +78,7 @@ def load_model(
         wire_dtype=wire_dtype,
         gradient_checkpointing=gradient_checkpointing,
         adapters=adapters,
+        longest=longest,
         ranks=ranks,
         compute_dtype=compute_dtype,
     )
@@ -84,6 +95,7 @@ def read_model(
     wire_dtype: WireDtype = "auto",
     gradient_checkpointing: Recomputation = "off",
     adapters: LoraConfig | None = None,
+    longest: int = LONGEST,
     ranks: Ranks | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> TrainedModel:
@@ -95,6 +107,7 @@ def read_model(
     stored = hf_checkpoint.stored_tensors(folder)
     plan = plan_reading(module, stored)
     cost = cost_of(module)
+    changes = lengths_of_change(module.config, longest)
     compute_dtype = compute_dtype or (torch.bfloat16 if own_device.type == "cuda" else torch.float32)
     _adapt(module, own_device, gradient_checkpointing, adapters)
     fixed = None if wire_dtype == "auto" else hf_checkpoint.SAFETENSORS_NAMES[wire_dtype]
@@ -110,6 +123,7 @@ def read_model(
         cost=cost,
         wire_dtypes={} if fixed else {name: tensor.dtype for name, tensor in stored.items()},
         default_wire_dtype=fixed or hf_checkpoint.config_dtype(folder),
+        checked_lengths=tuple(sorted({min(n + past, longest) for n in changes for past in PAST_A_CHANGE})),
         ranks=ranks,
         compute_dtype=compute_dtype,
     )
@@ -123,12 +137,17 @@ def _empty_module(folder: Path) -> PreTrainedModel:
             raise ModelError(
                 f"{folder} holds quantised weights, which cannot be trained", hint="use the model's unquantised release"
             )
+        remove_randomness(config)
         with torch.device("meta"), initialization.meta_device_safe_creation_ops():
             options = {"dtype": torch.float32, "attn_implementation": PACKED_ATTENTION, "trust_remote_code": False}
             module: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-untyped-call]
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+    except SeptError:
+        raise
+    except Exception as error:  # of a class's own code, which may raise anything
+        if error.args == (PACKED_ATTENTION,):
+            error = NotImplementedError("its class has attention of its own, which knows nothing of packed sequences")
         raise ModelError(
-            f"{folder} cannot be loaded as a causal language model: {error}",
+            f"{folder} cannot be loaded as a causal language model: {type(error).__name__}: {error}",
             hint="model.path must hold config.json and the weights of a causal language model",
         ) from error
     return module
@@ -143,7 +162,7 @@ def _adapt(
     else:
         use_fused(module)
     for layer in module.modules():
-        if isinstance(layer, torch.nn.Dropout):
+        if isinstance(layer, _DropoutNd):
             layer.p = 0.0
     checkpoint_activations(module, recompute)
     if adapters is not None and adapters.rank:

@@ -63,6 +63,30 @@ class MicroBatch:
     response_lengths: tuple[int, ...]
     """Response tokens of each of S sequences; sum N."""
 
+    def alone(self) -> list[MicroBatch]:
+        """Each of S sequences as a micro-batch of its own."""
+        fed, responses = list(self.lengths), list(self.response_lengths)
+        parts = zip(
+            torch.split(self.input_ids, fed),
+            torch.split(self.position_ids, fed),
+            torch.split(self.rows, responses),
+            torch.split(self.targets, responses),
+            self.cu_seqlens.tolist(),
+            strict=False,  # of S + 1 boundaries the last starts nothing
+        )
+        return [
+            MicroBatch(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                cu_seqlens=self.cu_seqlens.new_tensor([0, input_ids.numel()]),
+                rows=rows - start,
+                targets=targets,
+                lengths=(input_ids.numel(),),
+                response_lengths=(targets.numel(),),
+            )
+            for input_ids, position_ids, rows, targets, start in parts
+        ]
+
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on `device`."""
         names = ("input_ids", "position_ids", "cu_seqlens", "rows", "targets")

@@ -43,6 +43,8 @@ class LossModule(torch.nn.Module):
         head.__class__ = type(type(head).__name__, (_ScoringHead, type(head)), {})
         self.groups = sharding_groups(self, frozenset(model._no_split_modules or ()))
         """What is gathered together, or given exact weights together."""
+        self.packs = True
+        """Whether sequences that are computed together get what they get alone; else each is computed by itself."""
 
     @property
     def vocabulary(self) -> int:
@@ -60,18 +62,13 @@ class LossModule(torch.nn.Module):
         return losses
 
     def own_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[S, T, V] logits of sequences [S, T], padded on the right, by the model's own forward without packing."""
+        """[S, T, V] logits of sequences [S, T] by the model's own forward without packing."""
         logits: torch.Tensor = self(lambda: self.model(input_ids=input_ids, use_cache=False).logits)
         return logits
 
     def _losses(self, batch: MicroBatch, token_loss: TokenLoss, targets: Targets, tau: float) -> TokenLosses:
-        out = self.model.base_model(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.position_ids[None],
-            use_cache=False,
-            **packing_arguments(batch),
-        )
-        hidden_NH = out.last_hidden_state[0].index_select(0, batch.rows)
+        hidden = [self._hidden(part) for part in ([batch] if self.packs else batch.alone())]
+        hidden_NH = hidden[0] if len(hidden) == 1 else torch.cat(hidden)
         softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         losses: TokenLosses = head(
@@ -79,6 +76,17 @@ class LossModule(torch.nn.Module):
             lambda hidden, weight, bias: summed_loss(token_loss, hidden, Head(weight, bias, softcap), targets, tau),
         )
         return losses
+
+    def _hidden(self, batch: MicroBatch) -> torch.Tensor:
+        """[N, H] what the head maps to logits."""
+        out = self.model.base_model(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            **packing_arguments(batch),
+        )
+        hidden_NH: torch.Tensor = out.last_hidden_state[0].index_select(0, batch.rows)
+        return hidden_NH
 
 
 class _ScoringHead(torch.nn.Module):
@@ -111,6 +119,8 @@ class TrainedModel:
     """Checkpoint name -> safetensors' name of the type it is published in."""
     default_wire_dtype: str
     """The type of floating tensors that `wire_dtypes` does not name."""
+    checked_lengths: tuple[int, ...] = ()
+    """Tokens of sequences that pass every length at which the model changes what it computes, ascending."""
     ranks: Ranks = field(default_factory=Ranks)
     compute_dtype: torch.dtype = torch.float32
     """Type of the forward's weights and activations."""

@@ -164,19 +164,22 @@ class Ranks:
         """The bytes of every rank, by rank, on rank 0; nothing on the others. Every rank calls it."""
         if self.size == 1:
             return [own]
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([len(own)]), group=self._control)
-        if not self.is_leader:
+        try:
+            sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+            dist.all_gather(sizes, torch.tensor([len(own)]), group=self._control)
+            if self.is_leader:
+                return [own, *(self._receive(rank, int(size)) for rank, size in enumerate(sizes[1:], start=1))]
             if own:
                 dist.send(torch.frombuffer(bytearray(own), dtype=torch.uint8), dst=0, group=self._control)
-            return []
-        received = [own]
-        for rank, size in enumerate(sizes[1:], start=1):
-            content = torch.empty(int(size), dtype=torch.uint8)
-            if int(size):
-                dist.recv(content, src=rank, group=self._control)
-            received.append(content.numpy().tobytes())
-        return received
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        return []
+
+    def _receive(self, rank: int, size: int) -> bytes:
+        content = torch.empty(size, dtype=torch.uint8)
+        if size:
+            dist.recv(content, src=rank, group=self._control)
+        return content.numpy().tobytes()
 
     def device_mesh(self, device: torch.device) -> DeviceMesh:
         """The mesh that FSDP shards over: all ranks, or with replicas (replica, shard), each row a node."""

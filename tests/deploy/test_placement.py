@@ -13,13 +13,16 @@ from learner.parallel.launch_env import ON_CPU
 from services.errors import ConfigError
 
 
-def test_gpus_are_those_the_user_may_use(tmp_path: Path) -> None:
+def test_gpus_are_those_the_user_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert visible_gpus({}, tmp_path / "none") == []
     (tmp_path / "0000:01:00.0").mkdir()
     (tmp_path / "0000:02:00.0").mkdir()
     assert visible_gpus({}, tmp_path) == ["0", "1"]
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3,5"}, tmp_path) == ["3", "5"]
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == []
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": " 3 ,-1, GPU-5f"}, tmp_path) == ["3", "GPU-5f"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6")
+    assert visible_gpus() == ["6"]
 
 
 def test_on_cpu_all_share_the_cores_and_nobody_pins_threads() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -52,8 +53,11 @@ def test_changed_settings_are_named_and_fixed_ones_refused(tmp_path: Path) -> No
     path = tmp_path / "config.toml"
     write_resolved(load(None, environ={}), path)
     assert write_resolved(load(None, ["training.rounds=9"], environ={}), path) == ["training.rounds"]
-    with pytest.raises(ConfigError, match=r"run\.seed was 0 .* is 1 now"):
-        write_resolved(load(None, ["run.seed=1"], environ={}), path)
+    before = path.read_bytes()
+    for _ in range(2):  # what was refused is not what the run goes on with
+        with pytest.raises(ConfigError, match=r"run\.seed was 0 .* is 1 now"):
+            write_resolved(load(None, ["run.seed=1"], environ={}), path)
+        assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("damaged", [b"\xff", b"[run", b"", b"[run]\nseed = 7\n", b"seed = 3"])
@@ -83,3 +87,31 @@ def test_a_changed_setting_says_when_it_takes_effect() -> None:
     assert takes_effect("weight_sync.canary_prompts") == "with the next version"
     assert takes_effect("training.learning_rate") == "with the next round"
     assert takes_effect("generator.count") == "now"
+    assert takes_effect("training.max_staleness") == takes_effect("sampling.top_p")
+    assert takes_effect("lora.alpha") == takes_effect("health.action") == takes_effect("training.rounds")
+
+
+@pytest.mark.parametrize(
+    ("value", "toml"),
+    [
+        (True, "true"),
+        (False, "false"),
+        (3, "3"),
+        (1e-7, "1e-07"),
+        ("é", '"é"'),
+        ("\n", '"\\U0000000a"'),
+        ((1, "a"), '[1, "a"]'),
+    ],
+)
+def test_every_kind_of_value_has_its_toml(value: Any, toml: str) -> None:
+    assert to_toml(value) == toml
+
+
+def test_the_model_s_folder_means_the_same_from_anywhere_and_an_id_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    for path, kept in (("model", str(tmp_path / "model")), ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"), ("", "")):
+        write_resolved(load(None, [f"model.path={path}"], environ={}), tmp_path / "config.toml", begun=False)
+        assert load(tmp_path / "config.toml", environ={}).model.path == kept

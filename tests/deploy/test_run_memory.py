@@ -166,3 +166,9 @@ def test_a_folder_is_read_and_a_scripted_engine_needs_little(tmp_path: Path) -> 
     memory = memory_of_run(chosen, place([], 2, ranks=1, generators=1, tensor_parallel=0))
     assert memory is not None
     assert memory.engine.host < GIB
+
+
+def test_engines_that_leave_a_learner_on_cpu_nothing_are_refused_first() -> None:
+    with pytest.raises(ConfigError, match=r"3 generators take .* GiB each") as caught:
+        planned("Qwen2.5-0.5B", "generator.count=3", host=14)
+    assert caught.value.hint == "generator.count = 2 would fit"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.load_settings import load
-from deploy.settings import digests_for_ranks, flatten, services_url, setting_fields
+from deploy.settings import digests_for_ranks, flatten, services_url, setting_fields, token_of
 from services.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +17,7 @@ run.dir run.seed run.trackers
 model.path model.wire_dtype
 data.path data.split data.limit data.system_prompt data.question_suffix data.chat_template data.max_prompt_tokens
 sampling.tau_start sampling.tau_end sampling.schedule sampling.anneal_epochs sampling.top_p
-sampling.max_response_tokens sampling.rollouts_per_prompt
+sampling.stop_tokens sampling.max_response_tokens sampling.rollouts_per_prompt
 training.recipe training.algorithm training.data training.tau_t training.epochs training.rounds
 training.prompts_per_round
 training.steps_per_round training.max_staleness training.optimizer training.optimizer_offload training.learning_rate
@@ -79,6 +79,15 @@ def test_shipped_configs_load(config: Path) -> None:
 def test_conflicts_name_both_settings(sets: list[str], keys: tuple[str, str]) -> None:
     message = refused(sets)
     assert all(key in message for key in keys)
+
+
+@pytest.mark.parametrize("address", ['[services]\nhost = "0.0.0.0"', '[generator]\nchat = "0.0.0.0:0"\n[services]'])
+def test_an_empty_token_opens_nothing_to_other_machines(address: str, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(f'{address}\ntoken = ""\n')
+    assert "is not loopback and services.token is not set" in refused([], config=config)
+    config.write_text(f'{address}\ntoken = "hush"\n')
+    assert token_of(load(config, environ={})) == "hush"
 
 
 def test_services_are_reached_where_they_are_bound() -> None:

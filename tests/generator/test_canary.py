@@ -17,7 +17,7 @@ from generator.engines.base import Completion, Paused
 from generator.engines.create import create_engine
 from generator.engines.scripted import ScriptedEngine, scripted_log_probs
 from services.contracts import Canary, Task, WeightManifest
-from services.errors import EngineError, WeightError
+from services.errors import EngineError, ModelError, WeightError
 from services.streams.connection import connect
 from services.tensors import RawTensor, Tensors
 from services.weights.mirror import WeightUpdate
@@ -124,8 +124,9 @@ async def test_weights_that_are_not_the_learners_end_the_generator(world: World)
 
 async def test_a_generator_does_not_start_with_weights_that_are_not_the_learners(world: World) -> None:
     generator = world.generator()
-    with pytest.raises(WeightError, match="version 0 is not the learner's"):
+    with pytest.raises(ModelError, match=r"another function than the learner.*version 0, freshly loaded"):
         await generator.run(publish(world, 0, learners=changed(first_version(), 9)))
+    assert [event.fields["weight_version"] for event in await canary_failures(world)] == [0]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +148,17 @@ async def test_only_rounding_explains_a_difference(scored: list[float] | None, a
 
     manifest = manifest_of(0, {}).model_copy(update={"canaries": (Canary(tokens=(1, 2, 3), log_probs=(-1.0, -2.0)),)})
     assert (await canary.describe_mismatch(Scoring(), manifest) == "") is agrees
+
+
+async def test_a_long_canary_is_about_its_end() -> None:
+    class Scoring(ScriptedEngine):
+        async def score(self, tokens: Sequence[int]) -> list[float] | None:
+            return [-1.0] * 999 + [-1.01] * canary.COMPARED
+
+    right = (-1.0,) * (999 + canary.COMPARED)
+    long = Canary(tokens=tuple(range(len(right) + 1)), log_probs=right)
+    mismatch = await canary.describe_mismatch(Scoring(), manifest_of(0, {}).model_copy(update={"canaries": (long,)}))
+    assert "differ from the learner's by 0.01" in mismatch
 
 
 async def test_an_engine_that_died_is_an_error_and_not_a_mismatch() -> None:

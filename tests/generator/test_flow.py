@@ -47,6 +47,8 @@ def test_a_preemption_lowers_the_limit_by_a_quarter_once_until_the_excess_has_le
     assert flow.limit == 48
     flow.observe(load(40, waiting=23, preemptions=5))
     assert flow.limit == 48, "these were admitted under the old limit"
+    flow.observe(load(40, waiting=8, preemptions=5))
+    assert flow.limit == 48, "those preemptions are not counted later"
     flow.observe(load(40, waiting=8, preemptions=6))
     assert flow.limit == 36
 

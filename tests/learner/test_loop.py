@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from services.streams.connection import Keys, connect
 from services.streams.events import EventLog
 from services.streams.fence import UNFENCED, Fence, take_over
 from services.streams.heartbeats import Heartbeats
+from services.streams.rollouts import RolloutReader
 from services.tensors import Tensors
 from services.weights.damage import find_damage
 from services.weights.export import export_version
@@ -47,6 +49,7 @@ from services.weights.publisher import WeightPublisher
 from services.weights.reader import WeightReader
 from tests.support import tiny_models
 from tests.support.answering import Answering
+from tests.support.disk_order import disk_order
 from tests.support.round_records import SOUND
 from tests.support.stream_builders import last_events, request_checkpoint, request_stop
 
@@ -197,17 +200,47 @@ def test_a_learner_killed_between_publishing_and_remembering(
     death_at: int, every_rounds: int, redis_too: bool, folder: RunFolder, redis_url: str, in_peace: dict[int, str]
 ) -> None:
     """Its last version is out, its checkpoint is older: it trains the same again, and publishes the same."""
+    drawn: Counter[str] = Counter()
+
+    def draw(task: Task) -> bool:
+        drawn[task.task_id] += 1
+        return True
+
     with life(folder, redis_url, every_rounds=every_rounds, text_of=dying_at(death_at)) as learner:
         with pytest.raises(Killed):
-            learner.go()
+            learner.go(may_answer=draw)
         published = learner.loop.publisher.newest()
         assert published is not None
         assert published > learner.loop._saved_version
+        held = {rollout.task_id for _, rollout in RolloutReader(learner.client, learner.keys).read(0)}
+        for round_ in range(learner.loop._saved_version, published):
+            assert {task.task_id for task in learner.loop.curriculum.tasks_of(round_)} <= held, "still needed"
         if redis_too:
             learner.client.flushall()
     with life(folder, redis_url, every_rounds=every_rounds) as learner:
-        assert learner.go() is Outcome.FINISHED
+        assert learner.go(may_answer=draw) is Outcome.FINISHED
         check(folder, learner, in_peace)
+    if not redis_too:
+        assert set(drawn.values()) == {1}, "nothing that was sampled is sampled again"
+
+
+@pytest.mark.parametrize("async_checkpoints", [False, True])
+def test_rollouts_leave_redis_only_when_the_checkpoint_that_contains_them_is_durable(
+    async_checkpoints: bool, folder: RunFolder, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        disk_order(monkeypatch) as order,
+        life(folder, redis_url, async_checkpoints=async_checkpoints, max_staleness=1) as learner,
+    ):
+        assert learner.go() is Outcome.FINISHED
+    assert order.finished() == []
+    at_redis = f"redis/{PROMPTS} rollouts"
+    counted = [
+        "release" if path == at_redis else Path(path).name
+        for verb, path in order.steps
+        if (verb == "name" and Path(path).parent == folder.checkpoints) or (verb == "delete" and path == at_redis)
+    ]
+    assert counted == [step for version in range(1, ROUNDS + 1) for step in (f"v{version:06d}", "release")]
 
 
 @pytest.mark.parametrize("death_at", [0, 2 * PROMPTS + 3, 4 * PROMPTS - 1, None])
@@ -417,6 +450,7 @@ def test_a_rollback_that_was_cut_short_is_done_again(
             assert running.result(PATIENCE_S) is Outcome.INTERRUPTED
         learner.loop.checkpoints.go_back(2)
         learner.loop.control.request_rollback(2)
+        learner.client.delete(learner.keys.tasks, learner.keys.open)  # their leases are still held by the dead
     newest: list[int | None] = []
 
     def look(task: Task) -> bool:

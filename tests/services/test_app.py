@@ -65,9 +65,17 @@ async def test_events_after_something_that_is_no_event_are_refused(http: httpx.A
     assert (await http.get("/v1/events", params={"after": after})).status_code == 422
 
 
-async def test_a_body_beyond_the_limit_is_refused(http: httpx.AsyncClient) -> None:
-    answer = await http.post("/v1/control/generators", content=bytes(MAX_BODY_BYTES + 1))
-    assert answer.status_code == 413
+async def in_pieces(size: int) -> AsyncIterator[bytes]:
+    """A body of `size` bytes without a length in front, as a chunked request sends it."""
+    for start in range(0, size, 1000):
+        yield bytes(min(1000, size - start))
+
+
+async def test_a_body_beyond_the_limit_is_refused_also_in_pieces(http: httpx.AsyncClient) -> None:
+    for size, status in ((MAX_BODY_BYTES, 422), (MAX_BODY_BYTES + 1, 413)):
+        for content in (bytes(size), in_pieces(size)):
+            answer = await http.post("/v1/control/generators", content=content)
+            assert answer.status_code == status
 
 
 @pytest.mark.parametrize("path", ["/v1/nothing", "/..%2f..%2fetc/passwd", "/v1/weights/0/files/a/b"])

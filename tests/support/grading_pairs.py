@@ -20,6 +20,24 @@ class Kind:
 
 
 BOXED = {
+    "times, residues, numerals and currencies": Kind(
+        "made for this table: misses that a reading of the grader found, and others of the same kinds",
+        right=(
+            ("17:00", "5 pm"), ("5:30 p.m.", "17:30"), ("noon", "12:00 pm"), ("0:00", "12 am"), ("midnight", "12 am"),
+            ("7:05", "7:05 am"), ("12 \\pmod 7", "x \\equiv 5 \\mod 7"), ("5", "5 \\bmod 7"), ("2 (mod 3)", "2"),
+            ("5 modulo 7", r"5 \pmod{7}"), ("1_000", "1000"), ("12_345_678", "12345678"), ("0xFF", "255"),
+            ("0b101", "5"), ("0o17", "15"), ("CHF 5", "5"), ("5 CHF", "CHF 5"), ("HK$20", "20 HKD"), ("NZ$5", "5 NZD"),
+            ("R$5", "5 reais"), ("10 zł", "PLN 10"), ("CA$5", "C$5"), ("5", "5 kr"), (r"\sqrt{-1}", "i"),
+            (r"2\sqrt{-3}", r"2i\sqrt{3}"), (r"(-1)^{1/2}", "i"), (r"\sqrt[3]{-8}", "-2"),
+        ),
+        wrong=(
+            ("17:00", "5 am"), ("17:30", "5 pm"), ("12 pm", "0:00"), ("noon", "12 am"), ("3:2", "3 pm"),
+            (r"5 \mod 7", r"6 \mod 7"), (r"5 \mod 7", r"5 \mod 8"), ("7", r"5 \mod 7"), ("1_0", "10"),
+            ("1_000_0", "10000"), ("0x10", "10"), ("0xFG", "255"), ("0b12", "4"), ("CHF 5", "5 USD"),
+            ("HK$20", "US$20"), ("A$5", "C$5"), ("5 SEK", "5 NOK"), ("10 zł", "10 Kč"), (r"\sqrt{-1}", "-i"),
+            (r"\sqrt{-1}", "1"), (r"\sqrt{-4}", "2"), (r"\sqrt[3]{-8}", "2"),
+        ),
+    ),
     "words are not units": Kind(
         "units stripped by word endings: latex2sympy2_extended's math_normalization; lm-evaluation-harness #4031",
         right=(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any, TypeVar
 
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -42,20 +41,12 @@ class EngineCore:
         return self._llm
 
     async def start(self, arguments: AsyncEngineArgs, logger: type[PrometheusStatLogger], version: int) -> None:
-        """Load the model, whose weights are `version`."""
+        """Load the model, whose weights are `version`. Raises what vLLM raises."""
         os.environ[GENERATOR_PID] = str(os.getpid())
-        try:
-            self._llm = llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments, stat_loggers=[logger])
-            # cached by this first call, so that adding a request never waits between reading the version and queueing
-            await llm.get_supported_tasks()
-            await llm.update_weight_version(str(version))
-        except (EngineDeadError, RuntimeError, ValueError) as error:
-            raise EngineError(
-                f"vLLM did not start from {Path(arguments.model)}: {error}",
-                hint=f"its own log above says why. Often the KV cache does not hold {arguments.max_model_len} tokens: "
-                "raise generator.memory_fraction (on CPU generator.cpu_cache_gib), or lower "
-                "sampling.max_response_tokens",
-            ) from error
+        self._llm = llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments, stat_loggers=[logger])
+        # cached by this first call, so that adding a request never waits between reading the version and queueing
+        await llm.get_supported_tasks()
+        await llm.update_weight_version(str(version))
 
     async def call(self, call: Coroutine[Any, Any, T]) -> T:
         """Await an answer of the workers. vLLM itself would wait even after their death."""

@@ -24,6 +24,7 @@ from generator.engines.base import Completion, EngineLoad, Paused
 from generator.engines.vllm.core import EngineCore
 from generator.engines.vllm.options import engine_arguments
 from generator.engines.vllm.requests import SCORING, Requests, completion, sampling_params
+from generator.engines.vllm.root_cause import logging_config, start_error
 from generator.engines.vllm.stats import SchedulerLog, stat_logger
 from generator.engines.vllm.update_file import create_handover_folder, write_update
 from services.contracts import Task
@@ -85,8 +86,12 @@ class VllmEngine:
             max_model_len=self._max_model_len,
             seed=self._seed,
             published_types=self._published_types.values(),
+            logging=logging_config(self._handover),
         )
-        await self._core.start(arguments, stat_logger(self._scheduler), version)
+        try:
+            await self._core.start(arguments, stat_logger(self._scheduler), version)
+        except Exception as error:  # of vLLM's configuration, of its processes, or of the model's code
+            raise start_error(error, str(model_folder), self._handover, cpu=current_platform.is_cpu()) from error
         self._patchable = await self._find_patchable()
         self.requests.start(version)
         log.info("vllm_started", seconds=round(time.monotonic() - started, 1), device=self.device)

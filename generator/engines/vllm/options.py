@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vllm.config import WeightTransferConfig
+from vllm.config.logging import LoggingConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
@@ -23,7 +24,13 @@ ENGINE_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def engine_arguments(
-    config: GeneratorConfig, model_folder: Path, *, max_model_len: int, seed: int, published_types: Iterable[str]
+    config: GeneratorConfig,
+    model_folder: Path,
+    *,
+    max_model_len: int,
+    seed: int,
+    published_types: Iterable[str],
+    logging: LoggingConfig,
 ) -> AsyncEngineArgs:
     """`published_types` are the safetensors types of the published tensors, one for each tensor."""
     cpu = current_platform.is_cpu()
@@ -32,8 +39,8 @@ def engine_arguments(
     return AsyncEngineArgs(
         model=str(model_folder),
         trust_remote_code=False,
-        load_format="safetensors",  # never a file whose reading runs code
         skip_tokenizer_init=not config.chat,
+        load_format=BACKEND,  # our Loader: safetensors, never a file whose reading runs code
         generation_config="vllm",
         dtype=_engine_type(config, published_types),
         seed=seed,
@@ -46,6 +53,7 @@ def engine_arguments(
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         worker_extension_cls=WORKER,
         distributed_executor_backend=_executor(config),
+        logging_config=logging,
         disable_log_stats=True,
     )
 

@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,21 +23,14 @@ from torch import nn
 from vllm.config import VllmConfig, WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.layers.linear import LinearBase
-from vllm.model_executor.layers.vocab_parallel_embedding import (
-    ParallelLMHead,
-    UnquantizedEmbeddingMethod,
-    VocabParallelEmbedding,
-)
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 from vllm.platforms import current_platform
 
 from generator.engines.vllm.handover import BACKEND, GENERATOR_PID, INDICES, VALUES
 from generator.engines.vllm.patching import PatchPlan, patchable
+from generator.engines.vllm.reload import reload_weights
+from generator.engines.vllm.served_weights import served_tensors
 from services.tensors import digest_bytes
-
-PACKING_LAYERS = (LinearBase, ParallelLMHead)
-"""Layers that may compute with a packed copy of their weight."""
 
 SERVED_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """torch's types by safetensors' names, of the tensors whose served values can be compared with published ones."""
@@ -125,10 +117,7 @@ class FileWeightTransfer(WeightTransferEngine[NoInitInfo, FileUpdate]):  # type:
     def _reload(self, file: Any, names: list[str]) -> None:
         self._plan.forget()
         with torch.device(self.device):
-            initialize_layerwise_reload(self.model)
-            self.model.load_weights((name, file.get_tensor(name)) for name in names)
-            finalize_layerwise_reload(self.model, self.model_config)
-            _repack_tied_heads(self.model)
+            reload_weights(self.model, self.model_config, ((name, file.get_tensor(name)) for name in names))
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransfer)
@@ -146,20 +135,6 @@ def _end_after(generator_pid: int) -> None:
         os.kill(core, signal.SIGTERM)
 
     threading.Thread(target=watch, name="end-with-generator", daemon=True).start()
-
-
-def _repack_tied_heads(model: nn.Module) -> None:
-    """Recompute what output layers derive from the embedding whose weight they share.
-
-    No weight is loaded into such a head, so the layerwise reload skips it, and its packed copy (on CPU) would still
-    compute with the old weights.
-    """
-    embeddings = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
-    embedding_weights = {id(module.weight) for module in embeddings if not isinstance(module, ParallelLMHead)}
-    for module in embeddings:
-        unquantised = isinstance(module.quant_method, UnquantizedEmbeddingMethod)
-        if isinstance(module, ParallelLMHead) and unquantised and id(module.weight) in embedding_weights:
-            module.quant_method.process_weights_after_loading(module)
 
 
 class ServedWeights:
@@ -186,38 +161,6 @@ class ServedWeights:
                     if digests.setdefault(name, digest) != digest:
                         raise RuntimeError(f"the layers that share {name} serve different weights")
         return digests
-
-
-def served_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights in checkpoint coordinates: fused layers are split and padding is cut off. A tensor that two layers
-    share is yielded once for each of them. Works without tensor parallelism only.
-    """
-    fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
-    first_paths: dict[int, str] = {}
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            packed = name == "weight" and isinstance(module, PACKING_LAYERS)
-            tensor = _effective_weight(module, parameter) if packed else parameter.data
-            if isinstance(module, VocabParallelEmbedding):
-                tensor = tensor[: module.org_vocab_size]
-            prefix, _, leaf = first_paths.setdefault(id(parameter), path).rpartition(".")
-            if leaf in fused:
-                parts = torch.split(tensor, module.output_sizes, dim=0)
-                for part_leaf, part in zip(fused[leaf], parts, strict=True):
-                    yield f"{prefix}.{part_leaf}.{name}", part
-            else:
-                yield f"{prefix}.{leaf}.{name}".lstrip("."), tensor
-
-
-def _effective_weight(layer: Any, weight: nn.Parameter) -> torch.Tensor:
-    """[out, in] weight that the layer multiplies by, also where it is packed: the layer's output for the identity.
-
-    Exact, except for the sign of zeros.
-    """
-    width = layer.input_size if isinstance(layer, LinearBase) else layer.embedding_dim
-    identity = torch.eye(width, dtype=weight.dtype, device=weight.device)
-    output: torch.Tensor = layer.quant_method.apply(layer, identity, None)
-    return output.T
 
 
 def _digest(tensor: torch.Tensor) -> str:

@@ -14,12 +14,15 @@ from deploy.containers.claim_gpus import claim
 from services.errors import ConfigError, UnavailableError
 
 HOLDER = """
+import os
 import sys
 from pathlib import Path
 from deploy.containers.claim_gpus import claim
-print(",".join(claim(sys.argv[2].split(","), int(sys.argv[3]), Path(sys.argv[1]))), flush=True)
-sys.stdin.read()
+taken = ",".join(claim(sys.argv[2].split(","), int(sys.argv[3]), Path(sys.argv[1])))
+then = f"import sys; print('{taken}', flush=True); sys.stdin.read()"
+os.execv(sys.executable, [sys.executable, "-c", then])
 """
+"""Claims, then becomes another program, as the module does: the locks must outlast that."""
 
 
 @contextmanager

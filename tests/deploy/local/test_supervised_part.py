@@ -76,6 +76,40 @@ async def test_failures_before_work_that_was_done_do_not_count(watcher: Watcher)
     assert asked[-1] == ("late", watcher.pid("late"))
 
 
+KILLED = "import os; os.kill(os.getpid(), signal.SIGKILL)"
+
+
+async def killed(watcher: Watcher, policy: RestartPolicy, has_worked: Callable[[str, int], bool]) -> str:
+    """Why a part is given up that is killed from outside again and again."""
+    part = SupervisedPart(
+        watcher.script("victim", KILLED), watcher.folder, policy, watcher.log, may_finish=True, has_worked=has_worked
+    )
+    await asyncio.wait([part.task], timeout=60)
+    with pytest.raises(UnavailableError) as caught:
+        await part.task
+    return caught.value.message
+
+
+async def test_kills_before_work_that_was_done_do_not_count(watcher: Watcher) -> None:
+    """A machine that kills a part now and then for weeks does not end the run."""
+    lives = iter([False, False, True, False, True, False, False, False])
+    policy = RestartPolicy(first_delay_s=0.01, longest_delay_s=0.01, settled_s=0.0, max_kills=4)
+    message = await killed(watcher, policy, lambda name, pid: next(lives))
+    assert message.startswith("victim died 4 times in a row")
+    assert watcher.starts("victim") == 8
+
+
+async def test_kills_and_failures_have_a_limit_each(watcher: Watcher) -> None:
+    policy = RestartPolicy(first_delay_s=0.01, longest_delay_s=0.01, max_failures=2, max_kills=5)
+    assert (await killed(watcher, policy, never_worked)).startswith("victim died 5 times in a row")
+    assert watcher.starts("victim") == 5
+
+
+async def test_work_in_a_short_life_forgives_nothing(watcher: Watcher) -> None:
+    policy = RestartPolicy(first_delay_s=0.01, longest_delay_s=0.01, settled_s=3600.0, max_kills=3)
+    assert (await killed(watcher, policy, lambda name, pid: True)).startswith("victim died 3 times in a row")
+
+
 async def test_a_bad_config_is_not_tried_twice(watcher: Watcher) -> None:
     with pytest.raises(UnavailableError, match=r"learner died after .* s \(exit code 2\)"):
         await watcher.supervisor(watcher.plan("raise SystemExit(2)")).run()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.supervisor import Supervisor
-from services.errors import UnavailableError
+from services.errors import ModelError, UnavailableError
 from tests.support.supervised_parts import STUBBORN, Asked, Watcher, is_alive, watching
 
 
@@ -43,6 +43,22 @@ async def test_a_failed_run_is_looked_at_before_it_is_drained(watcher: Watcher) 
     with pytest.raises(UnavailableError):
         await supervisor.run()
     assert (seen, watcher.ends("redis")) == ([0], 1)
+
+
+async def test_a_condition_that_does_not_hold_ends_the_run_with_its_error(watcher: Watcher) -> None:
+    async def holds() -> bool:
+        return True
+
+    async def does_not_hold() -> bool:
+        await watcher.until_up("learner", "generator-0")
+        raise ModelError("no engine serves the model")
+
+    supervisor = watcher.supervisor(watcher.plan())
+    supervisor.require(holds())
+    supervisor.require(does_not_hold())
+    with pytest.raises(ModelError, match="no engine serves"):
+        await supervisor.run()
+    assert "run_failed error=no engine serves the model" in " ".join(watcher.said).replace("'", "").replace('"', "")
 
 
 async def test_generators_wait_for_what_they_share_a_gpu_with(watcher: Watcher) -> None:
@@ -99,6 +115,21 @@ async def test_the_same_signal_heard_twice_is_one_request(watcher: Watcher) -> N
     supervisor.request_stop(signal.SIGTERM)
     await run
     assert "drained" in (watcher.folder / "learner.log").read_text()
+
+
+async def test_a_stop_that_is_repeated_again_and_again_is_at_last_a_second_one(watcher: Watcher) -> None:
+    """What counts as the same request is measured from the first, not from its last echo."""
+    supervisor = Supervisor(
+        watcher.plan(STUBBORN), run=watcher.folder, generators_target=Asked(), log=watcher.log, same_stop_s=0.2
+    )
+    run = asyncio.create_task(supervisor.run())
+    await watcher.until_up("learner")
+    for _ in range(3):
+        supervisor.request_stop(signal.SIGINT)
+        await asyncio.sleep(0.15)
+    async with asyncio.timeout(10):
+        await run
+    assert any(text.startswith("stopping_now") for text in watcher.said)
 
 
 async def test_a_second_stop_ends_everything_now(watcher: Watcher) -> None:

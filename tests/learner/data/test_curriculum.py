@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,17 @@ def test_every_epoch_is_a_new_permutation() -> None:
     drawn = indexes(curriculum(12, 4), range(9))
     epochs = [drawn[start : start + 12] for start in (0, 12, 24)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_the_orders_of_one_seed_are_not_those_of_another() -> None:
+    """Else runs that differ by their seed alone would not be independent repeats."""
+    orders = {
+        (seed, epoch): tuple(indexes(curriculum(12, 12, seed=seed), range(epoch, epoch + 1)))
+        for seed in range(4)
+        for epoch in range(4)
+    }
+    assert len(set(orders.values())) == len(orders)
 
 
 def test_a_round_may_span_two_epochs() -> None:
@@ -71,9 +82,44 @@ def test_a_fixed_data_set_is_sampled_from_version_0_at_tau_start() -> None:
     assert (task.min_weight_version, task.max_weight_version, task.temperature) == (0, 0, 0.6)
 
 
+def test_of_a_fixed_data_set_every_prompt_is_drawn_once() -> None:
+    course = curriculum(10, 4, data="fixed", rounds=9, max_staleness=0)
+    assert course.drawn_rounds() == range(3)
+    assert [len(course.tasks_of(round_)) for round_ in range(5)] == [4, 4, 2, 0, 0]
+    drawn = [task for round_ in course.drawn_rounds() for task in course.tasks_of(round_)]
+    assert sorted(task.prompt_tokens[0] for task in drawn) == list(range(10))
+    assert {task.min_weight_version for task in drawn} == {0}
+    assert curriculum(10, 4, data="fixed", rounds=2).drawn_rounds() == range(2)
+    assert curriculum(8, 4, data="fixed", rounds=5).drawn_rounds() == range(2)
+    assert curriculum(10, 4, rounds=9).drawn_rounds() == range(9), "online, every round has tasks"
+
+
+def test_whole_rounds_of_an_epoch_leave_the_rest_to_another_epoch() -> None:
+    """An online epoch leaves out another rest each time; a fixed data set has no answers to the rest, so never."""
+    whole: dict[str, Any] = {"recipe": "paper", "rounds": 12}
+    online, fixed = curriculum(10, 4, **whole), curriculum(10, 4, data="fixed", **whole)
+    epochs = [indexes(online, range(start, start + 2)) for start in range(0, 12, 2)]
+    assert all(len(set(epoch)) == 8 for epoch in epochs)
+    assert {row for epoch in epochs for row in epoch} == set(range(10))
+    assert set(indexes(fixed, range(12))) == set(range(8))
+    assert (online.epoch_at(2), fixed.drawn_rounds()) == (1.0, range(2))
+    assert curriculum(10, 4, recipe="paper", epochs=3).rounds_total == 6
+    assert curriculum(7, 4, recipe="paper", rounds=1).rounds_total == 1
+    with pytest.raises(ConfigError, match="takes whole rounds from each epoch, and 3 prompts are less than one"):
+        curriculum(3, 4, **whole)
+    assert curriculum(1, 1, **whole).rounds_total == 12
+
+
+def test_rounds_count_from_0() -> None:
+    with pytest.raises(ValueError, match="rounds count from 0, got -1"):
+        curriculum(8, 4).prompts_of(-1)
+
+
 def test_rounds_total_counts_full_rounds_or_takes_the_setting() -> None:
     assert curriculum(10, 4, epochs=3).rounds_total == 7
     assert curriculum(1280, 128, epochs=0.1).rounds_total == 1
+    assert curriculum(100, 1, epochs=0.29).rounds_total == 29, "as binary floats it is a little less"
+    assert curriculum(100, 29, epochs=0.29).rounds_total == 1
     assert curriculum(10, 4, epochs=3, rounds=2).rounds_total == 2
 
 

@@ -11,7 +11,7 @@ import pytest
 from learner.config import DataConfig
 from learner.data.prompts import template_of
 from learner.data.stop_tokens import stop_token_ids
-from services.errors import ModelError
+from services.errors import ConfigError, ModelError
 from tests.support.tokenizers import CHATML, byte_tokenizer
 
 
@@ -62,3 +62,16 @@ def test_only_a_special_token_right_after_the_answer_ends_a_turn(
     tmp_path: Path, template: str, stops: tuple[int, ...]
 ) -> None:
     assert found(tmp_path, template=template) == stops
+
+
+def test_a_setting_names_more_by_text_or_id(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    newline = tokenizer.encode("\n", add_special_tokens=False)[0]
+    assert stop_token_ids(tmp_path, tokenizer, None, ["<|im_end|>", "\n", "200"]) == tuple(sorted((1, 3, newline, 200)))
+
+
+@pytest.mark.parametrize("text", ["</answer>", "", "100000", "-1"])
+def test_what_is_no_single_token_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"sampling\.stop_tokens has") as caught:
+        stop_token_ids(tmp_path, byte_tokenizer(), None, [text])
+    assert "ids below" in str(caught.value.hint)

@@ -55,6 +55,7 @@ def test_table_means_over_problems_and_weighs_benchmarks_alike() -> None:
     assert table.mean[1].value == pytest.approx(((0 + 3 / 4 + 1) / 3 + 1) / 2)
     assert sorted(table.mean.by_k) == [1, 2, 3, 4]
     assert (table.mean.problems, table.mean.samples, table.mean.average_ks) == (5, 4, (1,))
+    assert [curve.problems for curve in table.benchmarks.values()] == [3, 2]
     assert table.mean.average == table.mean[1]
 
 
@@ -72,6 +73,16 @@ def test_an_interval_does_not_depend_on_the_other_benchmarks() -> None:
     assert pass_table({"a": counts}, samples=8, seed=1).benchmarks["a"] != alone
 
 
+def test_benchmarks_draw_independently() -> None:
+    """Else the interval of their mean would be too wide: it would not be narrower than that of one of them."""
+    counts = [*range(17)] * 5
+    table = pass_table({"a": counts, "b": counts}, samples=16)
+    a, b = (table.benchmarks[name][3] for name in ("a", "b"))
+    assert a.value == b.value
+    assert (a.low, a.high) != (b.low, b.high)
+    assert table.mean[3].high - table.mean[3].low == pytest.approx((a.high - a.low) / np.sqrt(2), rel=0.1)
+
+
 def test_interval_of_certain_problems_is_a_point() -> None:
     estimate = pass_table({"a": [4, 4, 4]}, samples=4).mean[1]
     assert (estimate.low, estimate.value, estimate.high) == pytest.approx((1.0, 1.0, 1.0))
@@ -81,6 +92,7 @@ def test_interval_width_is_that_of_the_standard_error() -> None:
     counts = [0] * 200 + [1] * 200
     estimate = pass_table({"a": counts}, samples=1).mean[1]
     assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(400), rel=0.15)
+    assert estimate.high - estimate.value == pytest.approx(estimate.value - estimate.low, rel=0.1), "cut off alike"
 
 
 @settings(max_examples=20)

@@ -59,10 +59,10 @@ def prompt(index: int, answer: str | None) -> Prompt:
 
 
 def test_prompts_without_a_reference_are_left_out_and_counted_where_there_are_rewards() -> None:
-    prompts = [prompt(0, "1"), prompt(7, None), prompt(8, "2")]
+    prompts = [prompt(0, "1"), prompt(7, None), prompt(8, "2"), prompt(9, "")]
     with structlog.testing.capture_logs() as logs:
         assert with_references(ALGORITHMS["grpo"], prompts) == [prompts[0], prompts[2]]
-    assert [(log["left_out"], log["first_row"]) for log in logs] == [(1, 7)]
+    assert [(log["left_out"], log["first_row"]) for log in logs] == [(2, 7)]
     assert with_references(ALGORITHMS["nll"], prompts) == prompts
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import MistralConfig
 
 from learner.config import LoraConfig
 from learner.model.canary import PROMPT_TOKENS, compute_canaries
@@ -120,6 +121,14 @@ def test_prompts_are_the_same_every_time_and_differ_from_each_other(trained: Tra
     assert first == compute_canaries(trained, 2)
     assert len({canary.tokens for canary in first}) == 2
     assert all(len(canary.tokens) == PROMPT_TOKENS and max(canary.tokens) < tiny_models.VOCABULARY for canary in first)
+
+
+def test_the_last_canaries_pass_the_lengths_at_which_the_model_changes(tmp_path: Path) -> None:
+    model = tiny_models.load(tmp_path / "model", MistralConfig(**tiny_models.SHAPE, sliding_window=24))
+    canaries = compute_canaries(model, 3)
+    assert [len(canary.tokens) for canary in canaries] == [PROMPT_TOKENS, 32, 40]
+    assert [len(canary.tokens) for canary in compute_canaries(model, 1)] == [40]
+    assert_true(canaries, model.folder)
 
 
 def test_there_may_be_no_canaries(trained: TrainedModel) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, Qwen3MoeConfig
 
 from learner.algorithms.base import Targets
 from learner.algorithms.nll import nll
@@ -44,6 +45,36 @@ def test_a_forward_pass_takes_what_the_formula_says(tmp_path: Path, family: tiny
     squared = cost.per_token_squared * sum(length**2 for length in batch.lengths)
     assert counter.get_total_flops() == causal + squared, "torch counts all pairs, the formula those that are looked at"
     assert cost.training(batch.lengths, sum(batch.response_lengths)) == 3 * causal
+
+
+def test_layers_of_other_classes_count_too(tmp_path: Path) -> None:
+    """GPT-2 has a class of its own for its matrix products."""
+    hidden, inner, layers = 32, 48, 2
+    shape: dict[str, Any] = {
+        "vocab_size": 67,
+        "n_embd": hidden,
+        "n_layer": layers,
+        "n_head": 4,
+        "n_inner": inner,
+        "n_positions": 64,
+    }
+    cost = tiny_models.load(tmp_path, GPT2Config(**shape, initializer_range=0.3)).cost
+    assert cost.per_token == 2 * layers * (4 * hidden**2 + 2 * hidden * inner)
+    assert cost.per_response_token == 2 * hidden * 67
+
+
+def test_of_experts_those_count_that_a_token_is_sent_to(tmp_path: Path) -> None:
+    experts, used, width = 6, 2, 16
+    mixture = Qwen3MoeConfig(
+        **tiny_models.SHAPE | {"head_dim": 8},
+        num_experts=experts,
+        num_experts_per_tok=used,
+        moe_intermediate_size=width,
+    )
+    cost = tiny_models.load(tmp_path, mixture).cost
+    hidden = mixture.hidden_size
+    attention = 2 * hidden * hidden + 2 * hidden * hidden // 2
+    assert cost.per_token == 2 * mixture.num_hidden_layers * (attention + hidden * experts + used * 3 * hidden * width)
 
 
 def test_long_sequences_cost_more_than_their_tokens() -> None:

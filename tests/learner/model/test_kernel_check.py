@@ -10,6 +10,7 @@ import torch
 
 from learner.model import attention
 from learner.model.model_loading import load_model
+from learner.model.trained_model import TrainedModel
 from services.errors import ModelError
 from tests.support import tiny_models
 
@@ -21,8 +22,8 @@ WINDOWED: dict[str, Any] = {
 }
 
 
-def load(folder: Path) -> None:
-    load_model(str(folder), device="cpu", compute_dtype=torch.bfloat16)
+def load(folder: Path) -> TrainedModel:
+    return load_model(str(folder), device="cpu", compute_dtype=torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,8 @@ def ends_group(one_rank_group: None) -> None: ...
 
 @pytest.mark.parametrize("changes", [{"max_position_embeddings": 512}, WINDOWED])
 def test_right_kernels_pass_with_grouped_heads_and_windows(tmp_path: Path, changes: dict[str, Any]) -> None:
-    load(tiny_models.save(tmp_path, tiny_models.config(**changes), dtype=torch.bfloat16))
+    model = load(tiny_models.save(tmp_path, tiny_models.config(**changes), dtype=torch.bfloat16))
+    assert model.compute_dtype == torch.bfloat16, "or nothing was checked"
 
 
 def wrong_in_bf16(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:

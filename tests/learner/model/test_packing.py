@@ -31,6 +31,16 @@ def test_sequences_lie_end_to_end_with_positions_restarted() -> None:
     assert batch.lengths == (4, 3)
 
 
+def test_alone_each_sequence_is_what_it_would_be_by_itself() -> None:
+    sequences = [sequence([10, 11, 12], [20, 21]), sequence([13], [22, 23, 24])]
+    for alone, of_one in zip(
+        pack_sequences(sequences).alone(), (pack_sequences([one]) for one in sequences), strict=True
+    ):
+        for name in ("input_ids", "position_ids", "cu_seqlens", "rows", "targets"):
+            assert torch.equal(getattr(alone, name), getattr(of_one, name)), name
+        assert (alone.lengths, alone.response_lengths) == (of_one.lengths, of_one.response_lengths)
+
+
 def test_rows_predict_exactly_the_response_tokens() -> None:
     batch = pack_sequences([sequence([10, 11, 12], [20, 21]), sequence([13], [22, 23, 24])])
     assert batch.rows.tolist() == [2, 3, 4, 5, 6]

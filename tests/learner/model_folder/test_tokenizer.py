@@ -71,11 +71,10 @@ def test_a_broken_file_is_named_with_the_class_of_its_cause(
 )
 def test_what_transformers_cannot_load_is_one_refusal(folder: Path, changes: dict[str, Any]) -> None:
     change(folder / "tokenizer_config.json", **changes)
-    try:
+    with pytest.raises(ModelError) as caught:
         load_tokenizer(folder)
-    except ModelError as error:
-        assert str(folder) in error.message
-        assert error.hint
+    assert str(folder) in caught.value.message
+    assert caught.value.hint
 
 
 def test_a_folder_without_a_vocabulary_is_refused(folder: Path) -> None:

@@ -80,3 +80,12 @@ def test_the_newest_version_without_a_sign_is_the_healthy_one(tmp_path: Path) ->
     assert monitor.newest_healthy([5, 7]) is None
     assert monitor.newest_healthy([]) is None
     assert monitor.newest_healthy([8]) == 8, "nothing is known of it"
+
+
+def test_a_version_that_was_trained_again_is_judged_by_its_last_round() -> None:
+    sick = replace(SOUND, truncated_ratio=0.9)
+    recorded = [
+        metrics_of(number).model_copy(update=asdict(health))
+        for number, health in [(0, SOUND), (1, SOUND), (2, SOUND), (3, sick), (3, SOUND), (4, SOUND), (4, sick)]
+    ]
+    assert CollapseMonitor(recorded).newest_healthy([3, 4, 5]) == 4

@@ -10,6 +10,7 @@ import pytest
 from learner.monitoring.records import LostRecords, Records, summarise
 from services.contracts import VersionSpan
 from services.run_folder import RunFolder
+from tests.support.disk_order import disk_order
 from tests.support.round_records import answers_of, metrics_of
 from tests.support.tiny_models import rollout
 
@@ -34,6 +35,22 @@ def test_a_round_is_a_line_and_a_file(folder: RunFolder) -> None:
     record = json.loads(line)
     assert (record["question"], record["answer"], record["nll"]) == ("1+1=", "zwei", 0.25)
     assert (record["spans"], record["rollout_id"]) == ([[0, 0, 3]], "r000000-00000.0")
+
+
+def test_a_round_in_the_metrics_has_its_answers_and_one_that_is_cut_back_loses_its_line_first(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever the learner dies in between."""
+    records = Records(folder)
+    with disk_order(monkeypatch) as order:
+        for round_ in range(2):
+            records.write(metrics_of(round_), answers_of(round_))
+        records.cut_back(1)
+    assert order.finished() == []
+    changed = [Path(path).name for verb, path in order.steps if not (verb == "fsync" and Path(path).is_dir())]
+    seen = [name for name in changed if not name.startswith(".")]
+    written = ["round-000000.jsonl", "metrics.jsonl", "round-000001.jsonl", "metrics.jsonl"]
+    assert seen == [*written, "metrics.jsonl", "round-000001.jsonl"]
 
 
 def test_what_is_done_again_is_cut_back(folder: RunFolder) -> None:

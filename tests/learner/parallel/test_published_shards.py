@@ -18,13 +18,13 @@ CHANGED = 0.0025
 
 @needs_compiler
 def test_publishing_copies_a_hundredth_of_the_model_from_the_devices() -> None:
-    """7 B on 1 and 4 ranks, 0.25 % changed: at most 5 % of a rank's share of the model's bytes go to its host."""
-    for measured in measure_publishing("7b", [1, 4], CHANGED):
-        model_bytes = 2 * measured["elements"]
-        assert measured["changed"] >= 0.99 * CHANGED * measured["elements"]
-        assert 0.005 * model_bytes < measured["copied_bytes"] <= 0.01 * model_bytes
-        assert measured["items"] == 0
-        assert measured["extra_peak_bytes"] <= 256 << 20, "blocks, whatever the size of a tensor"
+    """7 B on 4 ranks, 0.25 % changed: less than 1 % of a rank's share of the model's bytes goes to its host."""
+    (measured,) = measure_publishing("7b", [4], CHANGED)
+    model_bytes = 2 * measured["elements"]
+    assert measured["changed"] >= 0.99 * CHANGED * measured["elements"]
+    assert 0.005 * model_bytes < measured["copied_bytes"] <= 0.01 * model_bytes
+    assert measured["items"] == 0
+    assert measured["extra_peak_bytes"] <= 256 << 20, "blocks, whatever the size of a tensor"
 
 
 @given(st.integers(0, 200), st.sampled_from(["<u1", "<u2", "<u4", "<u8"]), st.integers(0, 1 << 30))

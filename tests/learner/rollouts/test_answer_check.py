@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learner.rollouts.answer_check import AnswerCheck, fault_of_version
+from learner.rollouts.answer_check import AnswerCheck, Fault, fault_of_version
 from services.contracts import Rollout, VersionSpan
 from services.tensors import RawTensor
 from services.weights.publisher import WeightPublisher
@@ -62,6 +62,38 @@ def test_what_a_task_fixes_is_compared(wrong: Rollout, reason: str) -> None:
     assert fault is not None
     assert reason in fault.reason
     assert fault.blamed
+
+
+GOOD, BAD = "a" * 64, "b" * 64
+
+
+def spanning(*versions: int, **digests: str) -> Rollout:
+    """An answer with a token of each of these versions, the last of them a stop token."""
+    spans = [
+        VersionSpan(weight_version=version, weight_digest=digests.get(f"v{version}", GOOD), start=at, end=at + 1)
+        for at, version in enumerate(versions)
+    ]
+    return answer([*range(10, 9 + len(versions)), 7], spans=spans)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (spanning(1, 2, 3), "sampled by version 1, the task needs 2"),
+        (spanning(2, 3, 4), "sampled by version 4, which is after the task's 3"),
+        (spanning(2, 3, v2=BAD), "version 2 is bad"),
+        (spanning(2, 3, v3=BAD), "version 3 is bad"),
+    ],
+)
+def test_every_version_of_an_answer_counts(wrong: Rollout, reason: str) -> None:
+    def published(version: int, digest: str | None) -> Fault | None:
+        return None if digest == GOOD else Fault(f"version {version} is bad")
+
+    check = AnswerCheck(vocabulary=60, published=published)
+    assert check.fault(spanning(2, 3), TASK) is None
+    fault = check.fault(wrong, TASK)
+    assert fault is not None
+    assert reason in fault.reason
 
 
 def test_nobody_is_blamed_for_a_version_that_the_learner_went_back_from() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from services.errors import ContractError, DeadlineError, UnavailableError
 from services.streams.connection import Keys, connect
 from services.streams.dead_letters import read_dead_letters
 from services.streams.rollouts import RolloutReader
-from services.streams.tasks import TaskIssuer, TaskLeaser
+from services.streams.tasks import Lease, TaskIssuer, TaskLeaser
 from services.streams.wire import encode_rollout
 from tests.support.answering import Answering, answer, answers, reject, rollout_of, with_leaser
 from tests.support.collected import expected, ids, tasks_of
@@ -107,6 +109,49 @@ def test_a_learner_that_starts_anew_takes_up_what_waits_and_issues_the_rest(coll
     assert collector(first_round=1).held == 0, "a checkpoint contains round 0"
 
 
+def test_a_task_is_here_when_all_its_samples_are(collector: Open, client: redis.Redis) -> None:
+    collecting = collector()
+    tasks = tasks_of(0, count=2)
+    collecting.expect(tasks)
+    for task, sample in [(tasks[0], 0), (tasks[0], 1), (tasks[1], 0)]:
+        send(client, rollout_of(task, sample))
+    in_order = collecting.in_order(0, PATIENCE_S)
+    assert [next(in_order).rollout_id for _ in range(3)] == expected(0, count=2)[:3]
+    assert collecting.has(tasks[:1])
+    assert not collecting.has(tasks), "one of its samples is missing"
+    send(client, rollout_of(tasks[1], 1))
+    assert len(ids(in_order)) == 1
+    assert collecting.has(tasks)
+
+
+def test_of_twins_the_first_is_trained_and_its_time_counts(collector: Open, client: redis.Redis) -> None:
+    collecting = collector()
+    (task,) = tasks_of(0, count=1)
+    first, second = (rollout_of(task, 0).model_copy(update={"generator_id": name}) for name in ("first", "second"))
+    collecting.expect([task])
+    for rollout in (first, second, rollout_of(task, 1)):
+        send(client, rollout)
+    taken = list(collecting.in_order(0, PATIENCE_S))
+    assert [rollout.generator_id for rollout in taken] == ["first", "by-hand"]
+
+
+def test_what_comes_after_its_round_was_released_is_cleared_away(collector: Open, client: redis.Redis) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0, count=1))
+    collecting.expect(tasks_of(1, count=1))
+    for sample in range(2):
+        send(client, rollout_of(tasks_of(0)[0], sample))
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0, count=1)
+    collecting.release(before_round=1)
+    send(client, rollout_of(tasks_of(0)[0], 0))
+    for sample in range(2):
+        send(client, rollout_of(tasks_of(1)[0], sample))
+    assert ids(collecting.in_order(1, PATIENCE_S)) == expected(1, count=1)
+    collecting.stop()
+    assert client.xlen(KEYS.rollouts) == 2, "only those of round 1 are kept"
+    assert collecting.held == 2
+
+
 def test_a_late_twin_is_ignored(collector: Open, client: redis.Redis, redis_url: str) -> None:
     collecting = collector()
     tasks = tasks_of(0)
@@ -149,6 +194,8 @@ def test_what_does_not_answer_its_task_is_not_trained(
     answer(redis_url, KEYS)
     rollouts = list(collecting.in_order(2, PATIENCE_S))
     assert rollouts == [rollout_of(task, sample) for task in tasks for sample in range(2)], what
+    collecting.release(before_round=3)
+    assert client.xlen(KEYS.rollouts) == 0, "what was refused goes with the round"
 
 
 def test_rollouts_for_another_purpose_are_left_to_their_owner(collector: Open, client: redis.Redis) -> None:
@@ -176,12 +223,93 @@ def test_a_redis_that_comes_back_empty_is_given_its_tasks_again(
     assert collecting.reissued == 4
 
 
+def test_a_redis_that_is_lost_again_and_again_is_not_held_against_the_tasks(
+    collector: Open, client: redis.Redis, redis_url: str
+) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0, count=1))
+    leased: list[str] = []
+
+    def only_lease(leases: list[Lease]) -> list[Lease]:
+        leased.extend(lease.task.task_id for lease in leases)
+        return []
+
+    for _ in range(MAX_REISSUES + 2):
+        answer(redis_url, KEYS, order=only_lease)
+        client.flushall()
+    assert leased == ["r000000-00000"] * (MAX_REISSUES + 2)
+    answer(redis_url, KEYS)
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0, count=1)
+    assert collecting.reissued == MAX_REISSUES + 2
+
+
 def test_a_task_that_was_given_up_is_tried_again(collector: Open, redis_url: str) -> None:
     collecting = collector(recheck_after_s=0.05)
     collecting.expect(tasks_of(0, count=1))
     reject(redis_url, KEYS, "it kills who runs it")
     answer(redis_url, KEYS)
     assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0, count=1)
+
+
+class CompletedBeforeUnknown(TaskIssuer):
+    """All tasks are answered at the moment when the collector asks which of them Redis still has."""
+
+    url = ""
+
+    def unknown(self, tasks: Sequence[Task]) -> list[str]:
+        answer(self.url, KEYS, block_s=0)
+        return super().unknown(tasks)
+
+
+def test_what_is_completed_while_the_collector_looks_for_lost_tasks_is_not_issued_again(
+    client: redis.Redis, redis_url: str
+) -> None:
+    issuer = CompletedBeforeUnknown(client, KEYS)
+    issuer.url = redis_url
+    collecting = Collector(issuer, RolloutReader(client, KEYS), first_round=0, look_every_s=0.05, recheck_after_s=0.05)
+    collecting.start()
+    collecting.expect(tasks_of(0))
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
+    collecting.stop()
+    assert collecting.reissued == 0
+    assert client.xlen(KEYS.tasks) == 0
+
+
+def from_the_future(task: Task) -> list[Rollout]:
+    return [rollout_of(task, sample, version=9) for sample in range(2)]
+
+
+class RefusedAfterUnknown(TaskIssuer):
+    """All other tasks are answered wrongly just after the collector has asked which of them Redis still has."""
+
+    url = ""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        super().__init__(client, keys)
+        self.done = threading.Event()
+
+    def unknown(self, tasks: Sequence[Task]) -> list[str]:
+        found = super().unknown(tasks)
+        if not self.done.is_set():
+            answer(self.url, KEYS, block_s=0, respond=from_the_future)
+            self.done.set()
+        return found
+
+
+def test_what_is_refused_while_the_collector_looks_for_lost_tasks_is_issued_again_at_once(
+    client: redis.Redis, redis_url: str
+) -> None:
+    issuer = RefusedAfterUnknown(client, KEYS)
+    issuer.url = redis_url
+    collecting = Collector(issuer, RolloutReader(client, KEYS), first_round=0, recheck_after_s=600.0)
+    collecting.start()
+    collecting.expect(tasks_of(0))
+    answer(redis_url, KEYS, count=1, respond=from_the_future)
+    assert issuer.done.wait(PATIENCE_S)
+    with Answering(redis_url, KEYS):
+        assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0), "not only after a silence"
+    collecting.stop()
+    assert collecting.reissued == 4
 
 
 def test_a_task_that_is_given_up_every_time_ends_the_run_by_name(collector: Open, redis_url: str) -> None:
@@ -191,6 +319,18 @@ def test_a_task_that_is_given_up_every_time_ends_the_run_by_name(collector: Open
         reject(redis_url, KEYS, "it kills who runs it")
     with pytest.raises(ContractError, match=r"r000000-00000 was issued 4 times.*is cursed"):
         list(collecting.in_order(0, PATIENCE_S))
+
+
+def test_tasks_that_are_sampled_anew_after_a_rollback_are_tried_as_often_again(collector: Open, redis_url: str) -> None:
+    collecting = collector(recheck_after_s=0.05)
+    for _ in range(2):
+        collecting.expect(tasks_of(0, count=1))
+        for _ in range(MAX_REISSUES):
+            reject(redis_url, KEYS, "it kills who runs it")
+        collecting.discard_from(0)
+    collecting.expect(tasks_of(0, count=1))
+    answer(redis_url, KEYS)
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0, count=1)
 
 
 def test_answers_that_are_always_refused_end_the_wait_at_its_deadline_by_name(collector: Open, redis_url: str) -> None:
@@ -282,6 +422,36 @@ def test_silence_ends_in_an_error_that_names_the_tasks(collector: Open) -> None:
         list(collecting.in_order(0, deadline_s=0.1))
 
 
+def test_silence_before_the_wait_does_not_count(collector: Open, redis_url: str) -> None:
+    """After a long pause, say, nothing has arrived for hours when the learner begins to wait."""
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    collecting._last_arrival -= 1000 * PATIENCE_S
+    began_to_wait = threading.Event()
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        began_to_wait.set()
+        yield
+
+    with ThreadPoolExecutor() as pool:
+        collected = pool.submit(lambda: ids(collecting.in_order(0, PATIENCE_S, waiting)))
+        assert began_to_wait.wait(PATIENCE_S)
+        answer(redis_url, KEYS)
+        assert collected.result(PATIENCE_S) == expected(0)
+
+
+def test_whatever_arrives_puts_the_deadline_off(collector: Open) -> None:
+    """The deadline is one of silence: while anything comes in, generators work."""
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    began = time.monotonic()
+    collecting._last_arrival = began + 0.3
+    with pytest.raises(DeadlineError):
+        list(collecting.in_order(0, deadline_s=0.1))
+    assert time.monotonic() - began >= 0.4
+
+
 def test_a_round_that_is_never_issued_ends_in_an_error_too(collector: Open) -> None:
     with pytest.raises(DeadlineError, match="round 3"):
         list(collector().in_order(3, deadline_s=0.1))
@@ -313,24 +483,27 @@ def test_whoever_waits_hears_why_it_is_in_vain(collector: Open) -> None:
         collecting.fail(UnavailableError("the disk is full"))
         with pytest.raises(UnavailableError, match="the disk is full"):
             waiting.result(PATIENCE_S)
+    collecting.fail(UnavailableError("what came of it"))
+    with pytest.raises(UnavailableError, match="the disk is full"):
+        next(collecting.in_order(0, PATIENCE_S))
 
 
 def test_waits_are_accounted_for(collector: Open, redis_url: str) -> None:
-    entered: list[str] = []
+    waits: list[str] = []
 
-    class Waiting:
-        def __enter__(self) -> None:
-            entered.append("waiting")
-
-        def __exit__(self, *_: object) -> None:
-            pass
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        waits.append("begun")
+        answer(redis_url, KEYS, count=2)
+        yield
+        waits.append("ended")
 
     collecting = collector()
     collecting.expect(tasks_of(0))
-    answer(redis_url, KEYS)
-    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
-    list(collecting.in_order(0, PATIENCE_S, Waiting))
-    assert entered == [], "nothing had to be waited for"
+    assert ids(collecting.in_order(0, PATIENCE_S, waiting)) == expected(0)
+    assert waits == ["begun", "ended"] * 2, "for the first half and for the second, never while work could be done"
+    assert ids(collecting.in_order(0, PATIENCE_S, waiting)) == expected(0)
+    assert len(waits) == 4, "nothing had to be waited for"
 
 
 def test_it_stops_long_before_it_would_look_at_redis_again(client: redis.Redis) -> None:

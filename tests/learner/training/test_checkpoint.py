@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from learner.training.checkpoint import Checkpoint, Checkpoints, SavedTensor
 from services.errors import CheckpointError
+from services.tensors import digest_file
+from tests.support.disk_order import disk_order
 
 STATE, META = "state-00000.safetensors", "meta.json"
 
@@ -33,15 +38,30 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     assert all(torch.equal(found.tensors[name][...], tensor) for name, tensor in state(1.5).items())
 
 
-def test_what_is_written_beside_the_training_is_what_there_was_and_counts_when_committed(tmp_path: Path) -> None:
+def test_what_is_written_beside_the_training_is_what_there_was_and_counts_when_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one byte is written before the training has changed every weight in place."""
+    trained, save_file = threading.Event(), safetensors.torch.save_file
+
+    def save_later(*arguments: Any, **options: Any) -> None:
+        assert trained.wait(30)
+        save_file(*arguments, **options)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", save_later)
     checkpoints = Checkpoints(tmp_path, "run", keep=2, async_write=True)
     tensors = state(1.0)
     checkpoints.begin(3, tensors)
-    tensors["weights"].fill_(9.0)
+    for tensor in tensors.values():
+        tensor.fill_(9)
     assert checkpoints.begun == 3
     assert not list(tmp_path.glob("v*"))
+    trained.set()
     assert checkpoints.commit().name == "v000003"
-    assert torch.equal(loaded(checkpoints).tensors["weights"][1:3], state(1.0)["weights"][1:3])
+    assert [checkpoints.begun] == [None]
+    found = loaded(checkpoints).tensors
+    assert torch.equal(found["weights"][1:3], state(1.0)["weights"][1:3])
+    assert all(torch.equal(found[name][...], tensor) for name, tensor in state(1.0).items())
 
 
 def test_rows_that_no_file_holds_are_missed(tmp_path: Path) -> None:
@@ -79,6 +99,21 @@ def test_what_happens_before_the_commit_comes_first(tmp_path: Path) -> None:
     assert loaded(Checkpoints(tmp_path, "run", keep=2)).weight_version == 1
 
 
+@pytest.mark.parametrize("async_write", [False, True])
+def test_a_checkpoint_is_durable_before_it_counts_and_counts_before_older_ones_go(
+    async_write: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=1, async_write=async_write)
+    checkpoints.save(1, state(1))
+    with disk_order(monkeypatch) as order:
+        checkpoints.save(2, state(2))
+    assert order.finished() == []
+    changes = [(verb, Path(path).name) for verb, path in order.steps if verb != "fsync"]
+    assert changes == [("name", "v000002"), ("delete", "v000001")]
+    fsynced = {Path(path).name for verb, path in order.steps if verb == "fsync"}
+    assert {STATE, META, tmp_path.name} <= fsynced
+
+
 def test_going_back_drops_what_came_later(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "run", keep=3)
     for version in (1, 2, 11):
@@ -89,14 +124,45 @@ def test_going_back_drops_what_came_later(tmp_path: Path) -> None:
     assert checkpoints.go_back(2).weight_version == loaded(checkpoints).weight_version == 2
 
 
-def test_a_rotten_checkpoint_is_not_gone_back_to(tmp_path: Path) -> None:
+def test_going_back_drops_the_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a learner that dies over it resumes from a checkpoint that has all before it."""
+    checkpoints = Checkpoints(tmp_path, "run", keep=5)
+    for version in range(1, 5):
+        checkpoints.save(version, state(version))
+    with disk_order(monkeypatch) as order:
+        checkpoints.go_back(1)
+    assert [Path(path).name for verb, path in order.steps if verb == "delete"] == ["v000004", "v000003", "v000002"]
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: flip(path)], ids=["empty", "flip"])
+def test_a_rotten_checkpoint_is_not_gone_back_to(damage: Callable[[Path], object], tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "run", keep=3)
     for version in (1, 2):
         checkpoints.save(version, state(version))
-    (tmp_path / "v000001" / STATE).write_bytes(b"")
+    damage(tmp_path / "v000001" / STATE)
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         checkpoints.go_back(1)
     assert loaded(checkpoints).weight_version == 2
+
+
+def test_the_files_of_all_ranks_are_read_and_checked(tmp_path: Path) -> None:
+    """As two ranks leave them: each has rows of its own, and the digest of each is in meta.json."""
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    folder = checkpoints.save(1, {"weights": torch.full((4, 3), 1.0)})
+    (folder / "state-00001.safetensors").write_bytes((folder / STATE).read_bytes())
+    meta = json.loads((folder / META).read_text())
+    for number, name in enumerate([STATE, "state-00001.safetensors"]):
+        part = {"weights": torch.full((2, 3), float(number))}
+        safetensors.torch.save_file(part, folder / name, {"rows": json.dumps({"weights": [2 * number, 4]})})
+        meta["digests"][name] = digest_file(folder / name)
+    (folder / META).write_text(json.dumps(meta))
+    weights = loaded(checkpoints).tensors["weights"]
+    assert weights.shape == (4, 3)
+    assert weights[...].mean(1).tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert weights[1:3].mean(1).tolist() == [0.0, 1.0]
+    flip(folder / "state-00001.safetensors")
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        checkpoints.load()
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:

@@ -294,6 +294,29 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out(tmp_path: Path) -> None
     assert not torch.equal(after["model.norm.weight"], before["model.norm.weight"])
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_single_gradient_that_is_not_finite_spoils_no_weight(tmp_path: Path, value: float) -> None:
+    model = tiny_models.load(tmp_path)
+    seen: list[Weights] = []
+
+    def spoil(grad: torch.Tensor) -> torch.Tensor:
+        """The first step's gradient alone, in one place."""
+        seen.append(weights(model.module))
+        if len(seen) > 1:
+            return grad
+        spoilt = grad.clone()
+        spoilt[0] = value
+        return spoilt
+
+    model.module.get_parameter("model.norm.weight").register_hook(spoil)  # type: ignore[no-untyped-call]
+    stats = Trainer(model, tiny_models.training(weight_decay=0.0)).train_round(tiny_models.samples())
+    assert (stats.steps, stats.skipped_steps) == (2, 1)
+    assert largest_difference(*seen) == 0.0, "the second step began where the first one did"
+    after = weights(model.module)
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    assert largest_difference(after, seen[0]) > 0.0
+
+
 def test_a_model_that_has_diverged_is_reported_and_left_as_it_is(tmp_path: Path) -> None:
     model = tiny_models.load(tmp_path)
     with torch.no_grad():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from fastapi.routing import APIRoute
+from starlette.types import Message, Receive, Scope, Send
 
+from services.api.auth import AuthMiddleware
+from services.api.session import COOKIE, LIFETIME_S, make_session
+from services.api.tokens import Role, Tokens, digest_of
 from tests.support.endpoint import Endpoint, open_endpoint
 
 TOKEN = "a token of the test"
@@ -81,3 +86,104 @@ def test_every_route_documents_the_guard_s_refusals(endpoint: Endpoint) -> None:
 def test_all_routes_are_in_the_documentation(endpoint: Endpoint) -> None:
     paths = {route.path_format for route in endpoint.app.routes if isinstance(route, APIRoute)}
     assert paths == set(endpoint.app.openapi()["paths"])
+
+
+async def answers(kind: str, token: str | None, headers: dict[str, str], path: str = "/v1/live") -> list[str]:
+    """What a connection of this kind gets; "app" when the layer lets it through, with all that it came with."""
+    said: list[str] = []
+    scope = {
+        "type": kind,
+        "path": path,
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }
+
+    async def receive() -> Message:
+        return {"type": f"{kind}.connect"}
+
+    async def send(message: Message) -> None:
+        said.append(f"{message['type']} {message.get('code', message.get('status', ''))}".strip())
+
+    async def app(given: Scope, receive_on: Receive, send_on: Send) -> None:
+        assert (given, receive_on, send_on) == (scope, receive, send)
+        said.append("app")
+
+    tokens = None if token is None else Tokens({Role.STEER: token})
+    await AuthMiddleware(app, tokens=tokens)(scope, receive, send)
+    return said
+
+
+LOCAL = {"host": "127.0.0.1:8400"}
+
+
+@pytest.mark.parametrize(
+    ("token", "headers", "open_to_it"),
+    [
+        (TOKEN, LOCAL, False),
+        (TOKEN, {**LOCAL, "authorization": "Bearer wrong"}, False),
+        (TOKEN, {"host": "far.example", "authorization": f"Bearer {TOKEN}"}, True),
+        (TOKEN, {**LOCAL, "cookie": f"{COOKIE}={make_session(digest_of(TOKEN), time.time())}"}, True),
+        (TOKEN, {**LOCAL, "cookie": f"{COOKIE}={make_session(digest_of(TOKEN), time.time() - LIFETIME_S)}"}, False),
+        (
+            TOKEN,
+            {**LOCAL, "cookie": f"{COOKIE}={make_session(digest_of(TOKEN), time.time())}", "origin": "http://evil"},
+            False,
+        ),
+        (None, LOCAL, True),
+        (None, {"host": "evil.example"}, False),
+        (None, {}, False),
+        (None, {**LOCAL, "origin": "http://evil.example"}, False),
+        (None, {**LOCAL, "origin": "http://127.0.0.1:8400"}, True),
+    ],
+)
+async def test_websockets_are_closed_by_default_too(
+    token: str | None, headers: dict[str, str], open_to_it: bool
+) -> None:
+    assert await answers("websocket", token, headers) == (["app"] if open_to_it else ["websocket.close 1008"])
+    (first, *_) = await answers("http", token, headers)
+    assert (first == "app") is open_to_it
+
+
+async def test_the_app_itself_starts_and_open_paths_answer_without_a_token() -> None:
+    for kind, path in [("lifespan", ""), ("http", "/healthz"), ("http", "/login"), ("websocket", "/healthz")]:
+        assert await answers(kind, TOKEN, {}, path) == ["app"]
+
+
+@pytest.mark.parametrize(
+    ("path", "accept", "first"),
+    [
+        ("/", "text/html,*/*", "http.response.start 303"),
+        ("/", "application/json", "http.response.start 401"),
+        ("/v1/status", "text/html", "http.response.start 401"),
+        ("/", None, "http.response.start 401"),
+    ],
+)
+async def test_only_a_person_who_opens_the_page_is_sent_to_the_login(path: str, accept: str | None, first: str) -> None:
+    accepting = {} if accept is None else {"accept": accept}
+    assert (await answers("http", TOKEN, {**LOCAL, **accepting}, path))[0] == first
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+async def test_the_scheme_of_the_header_is_read_in_any_case_and_with_spaces(scheme: str) -> None:
+    assert await answers("http", TOKEN, {"authorization": f"{scheme}  {TOKEN} "}) == ["app"]
+
+
+async def test_a_refusal_says_what_to_do(guarded: Endpoint, endpoint: Endpoint) -> None:
+    async with guarded.http() as http:
+        assert (await http.get("/v1/status")).json() == {
+            "error": "the request carries no valid token",
+            "hint": "send the header Authorization: Bearer TOKEN with the value of services.token, or one made by "
+            "`sept tokens`",
+        }
+    async with endpoint.http() as http:
+        answer = await http.get("/v1/status", headers={"Host": "evil.example" * 20})
+        assert answer.json() == {
+            "error": f"host {('evil.example' * 20)[:80]!r} is not this machine's loopback address",
+            "hint": "use 127.0.0.1 or set services.token",
+        }
+        answer = await http.get("/v1/status", headers={"Origin": "x" * 100})
+        assert answer.json()["error"] == f"origin {'x' * 80!r} may not use this endpoint"
+        answer = await http.get("/v1/status", headers={"Origin": "http://evil.example"})
+        assert answer.json() == {
+            "error": "origin 'http://evil.example' may not use this endpoint",
+            "hint": "open the page from this endpoint itself",
+        }

@@ -74,3 +74,13 @@ def test_what_cannot_be_read_counts_as_not_requested(client: redis.Redis, keys: 
     client.set(keys.generators_target, value)
     client.hset(keys.control, mapping={"rollback_to": value, "paused": value})
     assert Control(client, keys).state() == ControlState()
+
+
+@pytest.mark.parametrize("value", [MAX_GENERATORS + 1, 99999])
+def test_a_number_of_generators_beyond_the_limit_counts_as_not_requested(
+    client: redis.Redis, keys: Keys, value: int
+) -> None:
+    client.set(keys.generators_target, value)
+    assert Control(client, keys).state() == ControlState()
+    client.set(keys.generators_target, MAX_GENERATORS)
+    assert Control(client, keys).state().generators_target == MAX_GENERATORS

@@ -60,6 +60,9 @@ def test_what_was_written_survives_a_kill(tmp_path: Path) -> None:
     with connect(server.url) as client:
         assert client.get("kept") == b"yes"
         assert client.config_get("bind")["bind"] == "127.0.0.1"
+        kept = ("appendonly", "appendfsync", "maxmemory-policy", "save", "protected-mode")
+        found = client.config_get(*kept)
+    assert [found[name] for name in kept] == ["yes", "everysec", "noeviction", "", "yes"], "nothing is ever evicted"
     process.kill()
     process.wait()
 

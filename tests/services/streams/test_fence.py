@@ -95,11 +95,12 @@ def test_nobody_takes_over_in_the_middle_of_a_change(
 def test_threads_of_one_learner_wait_for_each_other(client: redis.Redis, keys: Keys, tmp_path: Path) -> None:
     own = take_over(client, keys, tmp_path / "epoch")
     inside: list[int] = []
+    seen: list[int] = []
 
     def change() -> None:
         with own.guard():
             inside.append(1)
-            assert len(inside) == 1
+            seen.append(len(inside))
             inside.pop()
 
     threads = [threading.Thread(target=change) for _ in range(8)]
@@ -107,6 +108,7 @@ def test_threads_of_one_learner_wait_for_each_other(client: redis.Redis, keys: K
         thread.start()
     for thread in threads:
         thread.join()
+    assert seen == [1] * 8
 
 
 def test_without_a_fence_nothing_is_checked(client: redis.Redis, keys: Keys) -> None:

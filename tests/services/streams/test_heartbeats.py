@@ -46,6 +46,14 @@ async def test_the_age_is_counted_from_the_time_redis_noted(async_client: redis.
     assert 100 <= age_s < 160
 
 
+async def test_a_heartbeat_is_never_younger_than_now(async_client: redis.asyncio.Redis, keys: Keys) -> None:
+    """Redis' clock may be put back."""
+    seconds, _ = await async_client.time()
+    stored: Any = {"g1": f"{seconds + 100}.0 {beat('g1').model_dump_json()}"}
+    await async_client.hset(keys.heartbeats, mapping=stored)
+    assert [age_s for _, age_s in await AsyncHeartbeats(async_client, keys).read_all()] == [0.0]
+
+
 async def test_a_forgotten_part_is_no_longer_read(async_client: redis.asyncio.Redis, keys: Keys) -> None:
     await AsyncHeartbeats(async_client, keys).send(beat("g1"))
     await AsyncHeartbeats(async_client, keys).forget("g1")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import redis
 
 from services.streams.connection import Keys
 from services.streams.dead_letters import read_dead_letters
-from services.streams.rollouts import RolloutReader
+from services.streams.rollouts import DELETE_CHUNK, RolloutReader
 from services.streams.wire import encode_rollout
 from tests.support.stream_builders import make_rollouts, make_task
 
@@ -73,3 +74,25 @@ def test_an_unreadable_rollout_becomes_a_dead_letter_and_the_rest_goes_on(
     reader.rewind()
     assert indexes(reader) == [1]
     assert len(read_dead_letters(client, keys)) == 1
+
+
+def test_an_unreadable_rollout_that_two_readers_meet_is_one_dead_letter(
+    client: redis.Redis, keys: Keys, reader: RolloutReader
+) -> None:
+    bad = client.xadd(keys.rollouts, {b"meta": b"{}"})
+    entries: Any = client.xrange(keys.rollouts)
+    [(_, fields)] = entries
+    assert reader.read(0) == []
+    assert reader._decode(bad, fields) is None  # type: ignore[arg-type]
+    assert len(read_dead_letters(client, keys)) == 1
+
+
+def test_more_rollouts_than_one_command_takes_are_deleted(
+    client: redis.Redis, keys: Keys, reader: RolloutReader
+) -> None:
+    pipe = client.pipeline(transaction=False)
+    for _ in range(2 * DELETE_CHUNK + 1):
+        pipe.xadd(keys.rollouts, {b"x": b""})
+    entry_ids = pipe.execute()
+    reader.delete(entry_ids[:-1])
+    assert client.xlen(keys.rollouts) == 1

@@ -135,6 +135,18 @@ async def test_a_renewed_lease_does_not_expire(
     assert await bob.lease(1, 0) == []
 
 
+async def test_a_renewal_is_no_delivery(
+    issuer: TaskIssuer, alice: TaskLeaser, bob: TaskLeaser, async_client: redis.asyncio.Redis, keys: Keys
+) -> None:
+    """Else a long answer would become a dead letter."""
+    issuer.issue(TASKS[:1])
+    [lease] = await alice.lease(1, 0)
+    for _ in range(MAX_DELIVERIES + 1):
+        assert await alice.renew([lease]) == {lease.entry_id}
+    await expire(async_client, keys, lease.entry_id)
+    assert [again.deliveries for again in await bob.lease(1, 0)] == [2]
+
+
 async def test_of_two_completions_the_first_counts_even_after_expiry(
     issuer: TaskIssuer,
     reader: RolloutReader,
@@ -205,9 +217,20 @@ async def test_leaving_frees_everything_and_signs_off(
     issuer.issue(TASKS)
     await alice.lease(4, 0)
     await alice.leave()
-    assert [lease.task for lease in await bob.lease(6, 0)] == TASKS
+    taken = await bob.lease(6, 0)
+    assert [(lease.task, lease.deliveries) for lease in taken] == [(task, 1) for task in TASKS]
     names = [consumer["name"] for consumer in await async_client.xinfo_consumers(keys.tasks, scripts.GROUP)]
     assert b"alice" not in names
+
+
+async def test_leaving_frees_more_leases_than_one_request_takes(
+    issuer: TaskIssuer, alice: TaskLeaser, bob: TaskLeaser
+) -> None:
+    tasks = [make_task(index) for index in range(1001)]
+    issuer.issue(tasks)
+    assert len(await alice.lease(2000, 0)) == 1001
+    await alice.leave()
+    assert len(await bob.lease(2000, 0)) == 1001
 
 
 async def test_a_closed_task_is_gone_and_its_late_completion_refused(

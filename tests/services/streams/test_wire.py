@@ -18,6 +18,7 @@ from services.streams.wire import (
     decode_task,
     encode_rollout,
     encode_task,
+    entered_at,
 )
 from tests.support.stream_builders import make_rollouts, make_task
 
@@ -138,3 +139,65 @@ def test_an_entry_that_was_damaged_is_refused_wherever_it_was(entry: dict[bytes,
             damaged[place] ^= 1
             with pytest.raises(ContractError):
                 decode({**entry, field: bytes(damaged)})
+
+
+@pytest.mark.parametrize("field", ["temperature", "queued_s", "generate_s"])
+def test_no_number_of_a_rollout_may_be_infinite(field: str) -> None:
+    meta = json.loads(ROLLOUT[b"meta"])
+    text = json.dumps({**meta, field: 12345.5}).replace("12345.5", "1e999")
+    with pytest.raises(ContractError) as refused:
+        decode_rollout({**ROLLOUT, b"meta": text.encode()})
+    assert refused.value.message == f"rollout is malformed: {field} is inf"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({b"meta": TASK[b"meta"].replace(b"0.6", b"1e999")}, "task is malformed: temperature is inf"),
+        ({b"meta": b"3"}, "task meta must be an object without token ids, got int"),
+        ({b"a": b"", b"\xff" * 40: b""}, f"task entry has fields a, meta, prompt, {'�' * 32}, expected meta, prompt"),
+        (
+            {bytes([n]): b"" for n in range(97, 107)},
+            "task entry has fields a, b, c, d, e, f, g, h, expected meta, prompt",
+        ),
+        (
+            {b"meta": TASK[b"meta"].replace(b'"samples":1', b'"samples":0')},
+            "task is malformed: samples: Input should be greater than or equal to 1",
+        ),
+    ],
+)
+def test_a_refusal_names_the_kind_the_place_and_the_value(changes: dict[bytes, bytes], message: str) -> None:
+    with pytest.raises(ContractError) as refused:
+        decode_task({**TASK, **changes})
+    assert refused.value.message == message
+    with pytest.raises(ContractError, match="task entry has fields none, expected"):
+        decode_task({})
+
+
+def test_what_is_exactly_at_a_limit_is_taken() -> None:
+    longest = make_task(0, prompt_tokens=[0] * MAX_TOKENS)
+    assert decode_task(encode_task(longest)).prompt_tokens.size == MAX_TOKENS
+    padded = TASK[b"meta"] + b" " * (MAX_META_BYTES - len(TASK[b"meta"]))
+    with pytest.raises(ContractError, match="its checksum is another"):
+        decode_task({**TASK, b"meta": padded})
+
+
+def test_the_time_of_an_entry_is_in_its_id() -> None:
+    assert entered_at(b"1700000000123-7") == 1700000000.123
+
+
+@pytest.mark.parametrize(
+    ("meta", "claimed"),
+    [
+        (b'{"task_id": "r000001-00002", "x": []}', "r000001-00002"),
+        (json.dumps({"task_id": "i" * 128}).encode(), "i" * 128),
+        (json.dumps({"task_id": "i" * 129}).encode(), ""),
+        (b'{"task_id": 3}', ""),
+        (b'{"id": "a"}', ""),
+        (b'["task_id"]', ""),
+        (b"{", ""),
+    ],
+)
+def test_an_unreadable_entry_claims_an_id_that_is_short_text(meta: bytes, claimed: str) -> None:
+    assert claimed_task_id({b"meta": meta, b"noise": b""}) == claimed
+    assert claimed_task_id({}) == ""

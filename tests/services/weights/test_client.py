@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import httpx
 import pytest
 
 from services.contracts import FileEntry, FileKind, WeightManifest
-from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
+from services.errors import ContractError, DigestError, SeptError, UnavailableError, VersionNotFoundError, WeightError
 from services.tensors import digest_bytes
 from services.weights.bundle import MEDIA_TYPE, bundle
 from services.weights.client import CHUNK_BYTES, WeightClient
@@ -124,6 +125,26 @@ async def test_a_line_that_always_breaks_at_the_same_place_is_given_up(tmp_path:
             await client.fetch(3, ENTRY, tmp_path / "delta")
 
 
+async def test_a_line_that_keeps_breaking_is_followed_as_long_as_it_gets_further(tmp_path: Path) -> None:
+    """The deadline is one of silence: the download as a whole takes longer."""
+    content = bytes(range(256)) * (14 * CHUNK_BYTES // 256)
+    entry = ENTRY.model_copy(update={"size_bytes": len(content), "digest": digest_bytes(content)})
+    sent: list[int] = []
+
+    def a_piece_more(request: httpx.Request) -> httpx.Response:
+        start = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        sent.append(start)
+        end = start + CHUNK_BYTES
+        return httpx.Response(206 if start else 200, stream=Line(content[start:end], broken=end < len(content)))
+
+    async with WeightClient("http://far", deadline_s=0.8, transport=httpx.MockTransport(a_piece_more)) as client:
+        began = time.monotonic()
+        path = await client.fetch(3, entry, tmp_path / "delta")
+    assert path.read_bytes() == content
+    assert time.monotonic() - began > 0.8
+    assert sent == list(range(0, len(content), CHUNK_BYTES))
+
+
 async def test_damaged_bytes_of_an_earlier_process_are_thrown_away(tmp_path: Path) -> None:
     (tmp_path / f".partial-{ENTRY.digest}").write_bytes(b"x" * 1000)
     async with Server(from_range, whole).client() as client:
@@ -210,6 +231,31 @@ async def test_the_token_and_what_is_held_are_sent() -> None:
     request = server.requests[0]
     assert request.headers["authorization"] == "Bearer secret"
     assert dict(request.url.params) == {"timeout_s": "0.5", "after": "7", "digest": ENTRY.digest}
+
+
+class Pieces(httpx.AsyncByteStream):
+    """A body that comes in pieces of 10 bytes, each within any limit."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for start in range(0, self._size, 10):
+            yield b"x" * min(10, self._size - start)
+
+
+@pytest.mark.parametrize(("status", "limit"), [(200, "MAX_MANIFEST_BYTES"), (409, "MAX_REASON_BYTES")])
+async def test_an_answer_beyond_the_limit_is_refused_in_however_many_pieces(
+    status: int, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.weights.client." + limit, 100)
+    kind = {"Content-Type": "application/json"}
+    for size, refused in ((101, True), (100, False)):
+        answer = Server(lambda _, size=size: httpx.Response(status, stream=Pieces(size), headers=kind))  # type: ignore[misc]
+        async with answer.client(deadline_s=0.05) as client:
+            with pytest.raises(SeptError) as caught:
+                await client.manifest(3)
+        assert ("exceeds the limit of 100 bytes" in caught.value.message) is refused
 
 
 async def test_a_file_that_came_with_the_manifest_is_not_asked_for(tmp_path: Path) -> None:

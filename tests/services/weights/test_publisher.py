@@ -15,6 +15,7 @@ from services.weights.adapters import Adapter, merge, pack
 from services.weights.delta import plain
 from services.weights.publisher import WeightPublisher
 from services.weights.reader import WeightReader
+from tests.support.disk_order import disk_order
 from tests.support.endpoint import open_store
 from tests.support.weight_samples import (
     adapted_version,
@@ -86,6 +87,22 @@ def test_a_model_file_with_an_unfit_name_is_refused(store: WeightPublisher, tmp_
     with pytest.raises(WeightError):
         store.publish(0, first_version(), {name: tmp_path / "f"})
     assert store.latest() is None
+
+
+def test_a_version_is_durable_before_it_is_seen_and_later_ones_go_newest_first(
+    store: WeightPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So whenever the power goes, what is found is a complete history."""
+    history = publish_versions(store, 4)
+    (tmp_path / "config.json").write_text("{}")
+    with disk_order(monkeypatch) as order:
+        store.publish(4, next_version(history[-1], 4), {"config.json": tmp_path / "config.json"})
+        store.publish(1, next_version(history[0], 99))
+    assert order.finished() == []
+    seen = [(verb, Path(path).name) for verb, path in order.steps if Path(path).parent == store.folder]
+    changes = [step for step in seen if step[0] != "delete" and step[1].isdecimal()]
+    gone = [("away", f"{version:08d}") for version in (4, 3, 2, 1)]
+    assert changes == [("name", "00000004"), *gone, ("name", "00000001")]
 
 
 def test_what_dies_before_the_manifest_leaves_nothing_visible(store: WeightPublisher, tmp_path: Path) -> None:

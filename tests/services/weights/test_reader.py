@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from services.tensors import RawTensor
 from services.weights.publisher import WeightPublisher
 from services.weights.reader import WeightReader
 from tests.support.endpoint import open_store
-from tests.support.weight_samples import bits, publish_versions, tensor
+from tests.support.weight_samples import bits, next_version, publish_versions, tensor
 
 
 @pytest.fixture
@@ -48,6 +49,44 @@ def test_a_damaged_file_is_found_by_its_tensors(store: WeightPublisher) -> None:
     path.write_bytes(content)
     with pytest.raises(DigestError):
         WeightReader(store.folder, "run").load(0)
+
+
+@pytest.mark.parametrize(("name", "sound"), [("delta.bin", True), ("model.safetensors", False)])
+def test_of_a_version_that_has_both_the_snapshot_is_read_and_checked(
+    store: WeightPublisher, name: str, sound: bool
+) -> None:
+    """A delta that is right does not make up for a snapshot that is not."""
+    history = publish_versions(store, 6)
+    assert store.file_path(4, "delta.bin").exists() and store.file_path(4, "model.safetensors").exists()
+    path = store.file_path(4, name)
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    for version in (4, 5):
+        reader = WeightReader(store.folder, "run")
+        if sound:
+            assert bits(reader.load(version)) == bits(history[version])
+        else:
+            with pytest.raises(DigestError):
+                reader.load(version)
+
+
+def test_a_version_whose_parent_was_replaced_is_not_read_through_the_other_one(
+    store: WeightPublisher, tmp_path: Path
+) -> None:
+    history = publish_versions(store, 3)
+    other = open_store(tmp_path / "other")
+    other.publish(0, history[0])
+    other.publish(1, next_version(history[0], 77))
+    shutil.rmtree(store.folder_of(1))
+    shutil.copytree(other.folder_of(1), store.folder_of(1))
+    with pytest.raises(WeightError, match="version 2 continues another version 1"):
+        WeightReader(store.folder, "run").load(2)
+
+
+def test_a_folder_that_holds_another_version_than_its_name_says_is_refused(store: WeightPublisher) -> None:
+    publish_versions(store, 2)
+    shutil.copytree(store.folder_of(1), store.folder_of(5))
+    with pytest.raises(WeightError, match="is version 1 of run 'run'"):
+        WeightReader(store.folder, "run").manifest(5)
 
 
 def test_a_folder_of_another_run_is_refused(store: WeightPublisher) -> None:

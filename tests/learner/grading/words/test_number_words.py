@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import pytest
 
-from learner.grading.number_words import spelled_out
+from learner.grading.words.number_words import spelled_out
 
 
 @pytest.mark.parametrize(

@@ -54,11 +54,26 @@ OTHER_UNITS = [
     ("\\$ $ US\\$ USD usd dollar buck 美元 دولار", "dollar", "1"), ("cent ¢ penny pennie", "dollar", "0.01"),
     ("€ EUR euro 欧元", "euro", "1"), ("£ GBP", "sterling", "1"),
     ("¥ yen JPY yuan RMB CNY 元 日元 人民币", "yuan", "1"),
-    ("₹ rupee Rs INR", "rupee", "1"), ("₩ won KRW", "won", "1"), ("₽ ruble rouble", "ruble", "1"),
+    ("₹ rupee Rs INR", "rupee", "1"), ("₩ won KRW", "won", "1"), ("₽ ruble rouble RUB", "ruble", "1"),
+    ("HK\\$ HKD", "hkd", "1"), ("A\\$ AU\\$ AUD", "aud", "1"), ("C\\$ CA\\$ CAD", "cad", "1"),
+    ("NZ\\$ NZD", "nzd", "1"), ("S\\$ SGD", "sgd", "1"), ("NT\\$ TWD", "twd", "1"), ("R\\$ BRL reai", "brl", "1"),
+    ("MX\\$ MXN", "mxn", "1"), ("CHF franc franken", "franc", "1"), ("SEK krona kronor", "sek", "1"),
+    ("NOK", "nok", "1"), ("DKK", "dkk", "1"), ("ISK", "isk", "1"), ("kr krone kroner", "krone", "1"),
+    ("PLN zł zloty zlotie złoty", "zloty", "1"), ("CZK Kč koruna", "koruna", "1"), ("HUF Ft forint", "forint", "1"),
+    ("TRY ₺ lira", "lira", "1"), ("ILS ₪ NIS shekel", "shekel", "1"), ("THB ฿ baht", "baht", "1"),
+    ("VND ₫ dong đồng", "dong", "1"), ("PHP ₱", "php", "1"), ("NGN ₦ naira", "naira", "1"),
+    ("UAH ₴ hryvnia", "hryvnia", "1"), ("ZAR rand", "rand", "1"), ("IDR Rp rupiah", "rupiah", "1"),
+    ("MYR RM ringgit", "ringgit", "1"), ("SAR riyal", "riyal", "1"), ("AED dirham", "dirham", "1"),
     ("peso", "peso", "1"), ("角", "yuan", "0.1"), ("分", "yuan", "0.01"),
     ("am a.m. a.m AM A.M. A.M 上午", "morning", "1"), ("pm p.m. p.m PM P.M. P.M 下午", "afternoon", "1"),
 ]  # fmt: skip
-CURRENCY_SIGNS = (r"US\s?\\?\$", r"\\\$", "€", "£", "¥", "₹", "₩", "₽", "USD", "EUR", "GBP", r"Rs\.?(?=[\s\d])", "RMB")
+CURRENCY_SIGNS = (
+    r"(?:US|HK|AU|CA|NZ|NT|MX|[ACRS])\s?\\?\$", r"\\\$", "[€£¥₹₩₽₺₪฿₫₱₦₴]",
+    r"Rs\.?(?=[\s\d])", r"R[Mp](?=[\s\d])", "RMB",
+    "USD", "EUR", "GBP", "JPY", "CNY", "INR", "KRW", "RUB", "HKD", "AUD", "CAD", "NZD", "SGD", "TWD", "BRL", "MXN",
+    "CHF", "SEK", "NOK", "DKK", "ISK", "PLN", "CZK", "HUF", "TRY", "ILS", "NIS", "THB", "VND", "PHP", "NGN", "UAH",
+    "ZAR", "IDR", "MYR", "SAR", "AED",
+)  # fmt: skip
 """What may stand before a number, as patterns."""
 
 PERCENT = ("%", "\\%", "percent", "percentage", "pct")

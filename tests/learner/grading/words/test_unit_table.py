@@ -1,6 +1,6 @@
 from fractions import Fraction
 
-from learner.grading import unit_table
+from learner.grading.words import unit_table
 
 
 def test_every_factor_is_a_number_and_no_word_has_two_meanings() -> None:

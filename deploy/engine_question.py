@@ -1,0 +1,23 @@
+"""Whether the engine of these settings can serve their model; asked by `sept run`, `eval`, `study` and `doctor`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from deploy.settings import Settings
+from generator.engines.ask import ask_engine
+from learner.model_folder.check import weight_files
+from learner.model_folder.local_folder import local_folder
+from services.tensors import read_header
+
+
+async def ask_about_model(settings: Settings) -> bool:
+    """Whether the engine said that it can; ModelError with its reason if it cannot.
+
+    A model that is still on the hub is not asked about.
+    """
+    folder = await asyncio.to_thread(local_folder, settings.model.path)
+    if folder is None or not settings.generator.count:
+        return False
+    types = [place.dtype for file in weight_files(folder) for place in read_header(file).places.values()]
+    return await ask_engine(settings.generator, folder, max_model_len=settings.longest_sequence, published_types=types)

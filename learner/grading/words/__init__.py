@@ -1,0 +1,1 @@
+"""The words and symbols that grading knows for numbers and units."""
