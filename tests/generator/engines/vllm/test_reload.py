@@ -29,6 +29,7 @@ async def test_experts_compute_with_the_newest_weights_and_are_digested(tmp_path
 
     folder = families.save(families.SERVED["qwen3-moe"], tmp_path / "model")
     model = load_model(str(folder), device="cpu")
+    model.module.set_attn_implementation("eager")  # its own forward is asked here
     versions: list[dict[str, RawTensor]] = [wire_tensors(model)]
     engine = await asyncio.to_thread(
         create_engine, GeneratorConfig(max_in_flight=2, cpu_cache_gib=0.1), max_model_len=64, cache=tmp_path / "cache"
