@@ -18,7 +18,7 @@ PARTS = ("redis", "generator-0", SUPERVISOR)  # with the supervisor everything d
 @pytest.mark.timeout(600)
 async def test_a_run_whose_parts_are_killed_becomes_the_run_it_would_have_been(tmp_path: Path) -> None:
     said: list[str] = []
-    result = await chaos(tmp_path, kills=len(PARTS), seed=3, parts=PARTS, rounds=6, say=said.append)
+    result = await chaos(tmp_path, kills=len(PARTS), seed=3, parts=PARTS, rounds=24, say=said.append)
     assert passed(result), f"{result}\n" + "\n".join(said)
     assert result["bit_identical"] is True
     assert set(result["killed"]) == set(PARTS)
