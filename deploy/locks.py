@@ -27,7 +27,7 @@ def run_lock(folder: RunFolder) -> Iterator[None]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         started = time.monotonic()
-        while not _try_lock(handle):
+        while not durable.try_lock(handle):
             if time.monotonic() - started >= PROBED_S:
                 holder = path.read_text().strip() or "another process"
                 raise UnavailableError(
@@ -73,7 +73,7 @@ def learner_lock(folder: RunFolder, deadline_s: float) -> Iterator[None]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     started = time.monotonic()
     try:
-        while not _try_lock(handle):
+        while not durable.try_lock(handle):
             if time.monotonic() - started >= deadline_s:
                 raise DeadlineError(
                     "another learner",
@@ -85,11 +85,3 @@ def learner_lock(folder: RunFolder, deadline_s: float) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -147,6 +148,15 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
         if is_new:
             fsync_folder(path.parent)
+
+
+def try_lock(handle: int) -> bool:
+    """Take the exclusive lock of an open file; False while somebody else has it. It ends with the handle."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -201,6 +201,14 @@ class RunFolder:
             shutil.rmtree(made, ignore_errors=True)
         self.create()
 
+    @property
+    def rounds_total(self) -> int:
+        """How many rounds the run is to have, as the learner noted; 0 before it has."""
+        try:
+            return int(json.loads(self.identity.read_bytes()).get("rounds_total", 0))
+        except (OSError, ValueError, AttributeError, TypeError):
+            return 0
+
     def note_rounds_total(self, rounds_total: int) -> None:
         """Write down how many rounds the run is to have, for what shows its progress."""
         durable.write_file(self.identity, json.dumps({"run_id": self.run_id, "rounds_total": rounds_total}) + "\n")

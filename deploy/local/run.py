@@ -30,7 +30,6 @@ from deploy.resolved_settings import takes_effect, write_resolved
 from deploy.run_memory import memory_of_run, place_parts
 from deploy.settings import FIXED_IN_A_RUN, Settings, require, token_of
 from learner.input_checks import check_inputs
-from services.api.status import rounds_total
 from services.errors import ConfigError, SeptError, UnavailableError
 from services.net import LOOPBACK, free_port, hostname_of, is_loopback, port_of, reachable_url, why_not_free
 from services.run_folder import RunFolder
@@ -92,7 +91,7 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
 def _is_finished(settings: Settings, folder: RunFolder, changed: list[str]) -> bool:
     """Whether there is nothing to train or to evaluate, as far as that is known without reading the prompts."""
     done = max(folder.checkpointed(), default=0)
-    total = settings.training.rounds or (0 if changed else rounds_total(folder.identity))
+    total = settings.training.rounds or (0 if changed else folder.rounds_total)
     evaluated = not settings.evaluation.every_rounds or folder.evaluation_of(done).results.exists()
     return 0 < total == done and evaluated
 
@@ -111,7 +110,7 @@ def _check_other_nodes_can_join(settings: Settings) -> None:
 
 def _note_surplus(folder: RunFolder, log: SupervisorLog) -> None:
     """Say so when the run had more rounds already than it is to have now."""
-    done, total = max(folder.checkpointed(), default=0), rounds_total(folder.identity)
+    done, total = max(folder.checkpointed(), default=0), folder.rounds_total
     if done > total > 0:
         log.record(
             "nothing_left_to_train",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deploy.operate.durations import in_words
-from services.api.status import rounds_total
 from services.contracts import EvaluationMetrics, RoundMetrics
 from services.run_folder import RunFolder
 
@@ -13,7 +12,7 @@ from services.run_folder import RunFolder
 def ending(folder: RunFolder) -> list[str]:
     """Lines about a run that ended without an error: result, change, the model's place, next commands."""
     rounds = list(folder.rounds())
-    done, total, where = len(rounds), rounds_total(folder.identity), folder.path
+    done, total, where = len(rounds), folder.rounds_total, folder.path
     finished = 0 < total <= done
     if not rounds:
         return [f"stopped before the first round; start it again: sept run {folder.config}"]

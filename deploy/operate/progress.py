@@ -16,7 +16,6 @@ from rich.text import Text
 from deploy.operate.client import RunClient
 from deploy.operate.durations import in_words
 from deploy.operate.ending import pass_at_1
-from services.api.status import rounds_total
 from services.contracts import Heartbeat, RoundMetrics, StatusSnapshot
 from services.errors import SeptError
 from services.run_folder import RunFolder
@@ -68,7 +67,7 @@ class Progress:
         """Update what is shown once."""
         rounds = list(self._folder.rounds())
         if self._live is None:
-            total = rounds_total(self._folder.identity)
+            total = self._folder.rounds_total
             for metrics in rounds[self._shown :]:
                 self._console.print(round_line(metrics, total), soft_wrap=True)
             self._shown = len(rounds)

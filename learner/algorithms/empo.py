@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from learner.algorithms.base import Algorithm, Group, Judge, Signal
-from learner.algorithms.grpo import grpo, relative
+from learner.algorithms.base import Group, Judge, Signal
+from learner.algorithms.grpo import relative, with_grpo_loss
 
 
 def signals(group: Group, judge: Judge) -> list[Signal]:
@@ -15,6 +15,4 @@ def signals(group: Group, judge: Judge) -> list[Signal]:
     return relative([0.0 if class_ is None else sizes[class_] / len(classes) for class_ in classes])
 
 
-EMPO = Algorithm(
-    "empo", losses=grpo, needs_whole_round=True, needs_old_log_probs=True, smallest_group=2, signals=signals
-)
+EMPO = with_grpo_loss("empo", signals=signals)

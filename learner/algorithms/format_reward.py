@@ -2,8 +2,8 @@ r"""A control: an answer earns its form alone. What it gains is what a model gai
 
 from __future__ import annotations
 
-from learner.algorithms.base import Algorithm, Group, Judge, Signal
-from learner.algorithms.grpo import grpo, relative
+from learner.algorithms.base import Group, Judge, Signal
+from learner.algorithms.grpo import relative, with_grpo_loss
 
 
 def signals(group: Group, judge: Judge) -> list[Signal]:
@@ -12,6 +12,4 @@ def signals(group: Group, judge: Judge) -> list[Signal]:
     return relative([float(class_ is not None) for class_ in judge.classes(group.answers)])
 
 
-FORMAT_REWARD = Algorithm(
-    "format_reward", losses=grpo, needs_whole_round=True, needs_old_log_probs=True, smallest_group=2, signals=signals
-)
+FORMAT_REWARD = with_grpo_loss("format_reward", signals=signals)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from learner.algorithms.base import Algorithm, Group, Judge, Signal, Targets, TokenLosses
+from learner.algorithms.base import (
+    Algorithm,
+    Group,
+    GroupSignals,
+    Judge,
+    ScoredGroup,
+    Signal,
+    Targets,
+    TokenLosses,
+    TokenScore,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -56,12 +66,30 @@ def signals(group: Group, judge: Judge) -> list[Signal]:
     return relative([float(ok) for ok in judge.are_correct([(answer, group.reference) for answer in group.answers])])
 
 
-GRPO = Algorithm(
-    "grpo",
-    losses=grpo,
-    needs_whole_round=True,
-    needs_old_log_probs=True,
-    smallest_group=2,
-    needs_references=True,
-    signals=signals,
-)
+def by_mean_score(group: ScoredGroup) -> list[Signal]:
+    """[G] an answer earns its mean score over tokens; its weight is its advantage."""
+    return relative(group.means)
+
+
+def with_grpo_loss(
+    name: str,
+    *,
+    signals: GroupSignals | None = None,
+    score: TokenScore | None = None,
+    needs_references: bool = False,
+) -> Algorithm:
+    """An algorithm with this loss and its own rewards: `signals` from texts, or the mean `score` over an answer."""
+    return Algorithm(
+        name,
+        losses=grpo,
+        needs_whole_round=True,
+        needs_old_log_probs=True,
+        smallest_group=2,
+        needs_references=needs_references,
+        signals=signals,
+        score=score,
+        score_signals=None if score is None else by_mean_score,
+    )
+
+
+GRPO = with_grpo_loss("grpo", signals=signals, needs_references=True)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from learner.algorithms.base import Algorithm, Group, Judge, Signal
-from learner.algorithms.grpo import grpo, relative
+from learner.algorithms.base import Group, Judge, Signal
+from learner.algorithms.grpo import relative, with_grpo_loss
 
 
 def winners(classes: Sequence[int | None]) -> list[bool]:
-    """[G] whether each answer is in the largest class. Of equally large ones that wins which was sampled first, so the
-    draw is fair and the same again; texts without an answer have no vote and never win."""
+    """[G] whether each answer is in the largest class.
+
+    If several classes are equally large, the one that was sampled first wins: samples come in random order, so that is
+    fair, and a round that is done again has the same winner. Texts without an answer have no vote and never win.
+    """
     votes = Counter(class_ for class_ in classes if class_ is not None)
     if not votes:
         return [False] * len(classes)
@@ -24,6 +27,4 @@ def signals(group: Group, judge: Judge) -> list[Signal]:
     return relative([float(won) for won in winners(judge.classes(group.answers))])
 
 
-MAJORITY_VOTE = Algorithm(
-    "majority_vote", losses=grpo, needs_whole_round=True, needs_old_log_probs=True, smallest_group=2, signals=signals
-)
+MAJORITY_VOTE = with_grpo_loss("majority_vote", signals=signals)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from learner.algorithms.base import Algorithm, Group, Judge, Signal
-from learner.algorithms.grpo import grpo, relative
+from learner.algorithms.base import Group, Judge, Signal
+from learner.algorithms.grpo import relative, with_grpo_loss
 
 
 def signals(group: Group, judge: Judge) -> list[Signal]:
@@ -14,6 +14,4 @@ def signals(group: Group, judge: Judge) -> list[Signal]:
     return relative([float(draw.random() < 0.5) for _ in group.answers])
 
 
-RANDOM_REWARD = Algorithm(
-    "random_reward", losses=grpo, needs_whole_round=True, needs_old_log_probs=True, smallest_group=2, signals=signals
-)
+RANDOM_REWARD = with_grpo_loss("random_reward", signals=signals)

@@ -1,12 +1,12 @@
-"""Intuitor: an answer earns how far the model's predictions along it are from knowing nothing."""
+"""Intuitor: an answer earns the divergence of the model's predictions along it from the uniform distribution."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from learner.algorithms.base import Algorithm, ScoredGroup, Signal, Targets
-from learner.algorithms.grpo import grpo, relative
+from learner.algorithms.base import Targets
+from learner.algorithms.grpo import with_grpo_loss
 
 if TYPE_CHECKING:
     import torch
@@ -18,17 +18,4 @@ def certainty(logits_NV: torch.Tensor, targets: Targets) -> torch.Tensor:
     return logits_NV.logsumexp(dim=-1) - logits_NV.mean(dim=-1) - math.log(vocabulary)
 
 
-def signals(group: ScoredGroup) -> list[Signal]:
-    """An answer earns its mean over tokens; its weight is its advantage."""
-    return relative(group.means)
-
-
-SELF_CERTAINTY = Algorithm(
-    "self_certainty",
-    losses=grpo,
-    needs_whole_round=True,
-    needs_old_log_probs=True,
-    smallest_group=2,
-    score=certainty,
-    score_signals=signals,
-)
+SELF_CERTAINTY = with_grpo_loss("self_certainty", score=certainty)

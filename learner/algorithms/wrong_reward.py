@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from learner.algorithms.base import Algorithm, Group, Judge, Signal
-from learner.algorithms.grpo import grpo, relative
+from learner.algorithms.base import Group, Judge, Signal
+from learner.algorithms.grpo import relative, with_grpo_loss
 
 
 def signals(group: Group, judge: Judge) -> list[Signal]:
@@ -14,12 +14,4 @@ def signals(group: Group, judge: Judge) -> list[Signal]:
     return relative([float(has and not right) for has, right in zip(answered, correct, strict=True)])
 
 
-WRONG_REWARD = Algorithm(
-    "wrong_reward",
-    losses=grpo,
-    needs_whole_round=True,
-    needs_old_log_probs=True,
-    smallest_group=2,
-    needs_references=True,
-    signals=signals,
-)
+WRONG_REWARD = with_grpo_loss("wrong_reward", signals=signals, needs_references=True)

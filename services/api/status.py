@@ -102,7 +102,7 @@ class StatusReader:
     def _read_disk(self) -> tuple[WeightManifest | None, list[RoundMetrics], int, list[Look]]:
         rounds = last_rounds(self.folder.metrics, ROUNDS_CONSIDERED)
         looks = last_looks(self.folder.queue_history)
-        return self._store.latest(), rounds, rounds_total(self.folder.identity), looks
+        return self._store.latest(), rounds, self.folder.rounds_total, looks
 
     def _learner(self, beats: Sequence[tuple[Heartbeat, float]]) -> tuple[Heartbeat | None, float]:
         """The learner with the newest heartbeat: a restarted one may have another part id."""
@@ -180,14 +180,6 @@ def _room_for(generators: Sequence[GeneratorStatus]) -> int | None:
     beats = [status.heartbeat for status in generators]
     here = socket.gethostname()
     return len(os.sched_getaffinity(0)) if all(beat.host == here and beat.device == "cpu" for beat in beats) else None
-
-
-def rounds_total(path: Path) -> int:
-    """How many rounds the run is to have, as the learner wrote into run.json; 0 before it has."""
-    try:
-        return int(json.loads(path.read_bytes()).get("rounds_total", 0))
-    except (OSError, ValueError, AttributeError, TypeError):
-        return 0
 
 
 def status_router(reader: StatusReader) -> APIRouter:

@@ -12,7 +12,6 @@ stopped, or that lost its disk for a while, does not know that its lock has gone
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
@@ -123,7 +122,7 @@ def _locked(path: Path) -> Iterator[int]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         started = time.monotonic()
-        while not _try_lock(handle):
+        while not durable.try_lock(handle):
             if time.monotonic() - started >= LOCKED_S:
                 raise DeadlineError(
                     "another learner",
@@ -135,14 +134,6 @@ def _locked(path: Path) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _read(path: Path) -> int:
