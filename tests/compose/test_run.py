@@ -59,7 +59,7 @@ def test_a_run_survives_scaling_kills_and_being_taken_down(world: Stack, tmp_pat
     world.compose("up", "-d", "--scale", "generator=1")
     world.until("first round", lambda status: status.round >= 1, READY_S)
     (learner,) = world.containers("learner")
-    assert world.docker("top", learner, "-o", "args").count(" -m sept learner") == 2  # started by the first process
+    assert world.docker("top", learner, "-o", "pid,args").count(" -m sept learner") == 2  # started by the first process
     for service in ("services", "learner", "generator"):
         (container,) = world.containers(service)
         assert world.docker("exec", container, "id", "-u") == "10001"
