@@ -441,13 +441,18 @@ def surroundings(kind: Kind, folder: Path) -> Iterator[tuple[Path, dict[str, Any
         yield here / "run", more
 
 
-async def inflict_all(folder: Path, kinds: Sequence[Kind]) -> AsyncIterator[dict[str, Any]]:
-    """A line a kind, as soon as it is known."""
+async def undisturbed(folder: Path) -> dict[int, str]:
+    """Writes the inputs of all runs into the folder; version -> digest of the weights of a run in peace."""
     await asyncio.to_thread(write_inputs, folder, seed=0, prompts=5 * PROMPTS_PER_ROUND)
     values = chaos_settings(folder, engine="scripted", rounds=ROUNDS)
-    undisturbed = await Run(folder / "undisturbed", values).whole()
-    store = WeightReader(undisturbed.weights, undisturbed.run_id)
-    peace = {version: store.manifest(version).digest for version in store.versions()}
+    run = await Run(folder / "undisturbed", values).whole()
+    store = WeightReader(run.weights, run.run_id)
+    return {version: store.manifest(version).digest for version in store.versions()}
+
+
+async def inflict_all(folder: Path, kinds: Sequence[Kind]) -> AsyncIterator[dict[str, Any]]:
+    """A line a kind, as soon as it is known."""
+    peace = await undisturbed(folder)
     for kind in kinds:
         yield await inflict(kind, folder, peace)
 
