@@ -27,10 +27,20 @@ from typing import Any
 import redis
 from safetensors import safe_open
 
-from benchmarks.runs import PROMPTS_PER_ROUND, SAMPLES, STEPS_PER_ROUND, Run, chaos_settings, until, write_inputs
+from benchmarks.runs import (
+    POLL_S,
+    PROMPTS_PER_ROUND,
+    SAMPLES,
+    STEPS_PER_ROUND,
+    Run,
+    chaos_settings,
+    until,
+    write_inputs,
+)
 from deploy import endpoints
 from deploy.same_code import with_same_code
 from learner.monitoring.records import Records
+from services import durable
 from services.contracts import Rollout, VersionSpan
 from services.errors import SeptError
 from services.net import free_port
@@ -103,7 +113,7 @@ async def second_learner(run: Run) -> None:
     await has_done(run, FIRST)
     first = run.pid_of("learner")
     assert first is not None
-    os.kill(first, signal.SIGSTOP)
+    await stop_between_writes(run.folder, first)
     with run.folder.log_of("second").open("wb") as log:
         second = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-c", SECOND_LEARNER, str(run.folder.config)),
@@ -116,6 +126,17 @@ async def second_learner(run: Run) -> None:
     finally:
         os.kill(first, signal.SIGCONT)
     await second.wait()
+
+
+async def stop_between_writes(folder: RunFolder, learner: int) -> None:
+    """SIGSTOP at a moment in which the learner does not hold the lock of its fence: else nobody could take over."""
+    while True:
+        os.kill(learner, signal.SIGSTOP)
+        with folder.learner_epoch.open("rb") as file:
+            if durable.try_lock(file.fileno()):
+                return
+        os.kill(learner, signal.SIGCONT)
+        await asyncio.sleep(POLL_S)
 
 
 def at_rest(damage: Callable[[RunFolder], None]) -> Disturb:
