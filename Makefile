@@ -89,7 +89,9 @@ pin-images: setup  ## write the digests that the base images have now into what 
 sbom:  ## write what each set of requirements consists of to test-output/*.cdx.json (needs uv)
 	mkdir -p test-output
 	for set in cpu cuda images/services images/worker-cpu images/worker-cuda; do \
-		$(UV) tool run --from cyclonedx-bom==$(CYCLONEDX_VERSION) cyclonedx-py requirements requirements/$$set.txt \
+		case $$set in *cpu) torch=requirements/torch-cpu.txt;; *) torch=;; esac; \
+		cat requirements/$$set.txt $$torch \
+			| $(UV) tool run --from cyclonedx-bom==$(CYCLONEDX_VERSION) cyclonedx-py requirements - \
 			--pyproject pyproject.toml --output-reproducible -o test-output/$$(basename $$set).cdx.json || exit 1; \
 	done
 
