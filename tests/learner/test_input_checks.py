@@ -6,12 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import learner.input_checks as input_checks_module
 from learner.config import LearnerSettings
 from learner.input_checks import check_inputs, input_checks
 from services.errors import SeptError
@@ -126,11 +126,13 @@ def test_names_on_the_hub_are_left_to_the_run(world: Path) -> None:
     assert [check.run().complete for check in input_checks(settings)] == [False, False, False]
 
 
-def test_a_large_data_set_is_read_for_a_moment_only(world: Path) -> None:
-    (world / "prompts.jsonl").write_text('{"question": "how much is one and one?", "answer": "2"}\n' * 400_000)
-    started = time.monotonic()
-    check_inputs(settings_of(world))
-    assert time.monotonic() - started < 5
+def test_a_large_data_set_is_read_for_a_moment_only(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_checks_module, "CHECKED_FOR_S", 0.0)
+    (world / "prompts.jsonl").write_text('{"question": "how much is one and one?", "answer": "2"}\n' * 9 + "{broken")
+    check_inputs(settings_of(world))  # the broken line lies behind what the moment allows
+    monkeypatch.setattr(input_checks_module, "CHECKED_FOR_S", 60.0)
+    with pytest.raises(SeptError, match="prompts.jsonl"):
+        check_inputs(settings_of(world))
 
 
 def test_neither_torch_nor_transformers_is_imported(world: Path) -> None:
