@@ -131,7 +131,7 @@ def test_a_large_data_set_is_read_for_a_moment_only(world: Path, monkeypatch: py
     (world / "prompts.jsonl").write_text('{"question": "how much is one and one?", "answer": "2"}\n' * 9 + "{broken")
     check_inputs(settings_of(world))  # the broken line lies behind what the moment allows
     monkeypatch.setattr(input_checks_module, "CHECKED_FOR_S", 60.0)
-    with pytest.raises(SeptError, match="prompts.jsonl"):
+    with pytest.raises(SeptError, match=r"prompts\.jsonl"):
         check_inputs(settings_of(world))
 
 
