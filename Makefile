@@ -14,7 +14,7 @@ COMPILE := --generate-hashes --python-version 3.11 --python-platform x86_64-many
 # The stamp is named after what was installed, so a changed requirement installs again and nothing else does.
 STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.txt requirements/torch-cpu.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup demo test test-compose test-ray test-gpu mutants lint format docs lock sbom audit clean
+.PHONY: help setup demo test test-compose test-ray test-gpu mutants lint format docs lock pin-images sbom audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -84,10 +84,15 @@ lock:  ## compile requirements/*.txt, with hashes, from pyproject.toml (needs uv
 		-o requirements/images/build.txt
 	cp requirements/torch-cpu.txt requirements/images/torch-cpu.txt
 
+pin-images: setup  ## write the digests that the base images have now into what names them (needs their registry)
+	$(BIN)/python -m deploy.containers.pin_images
+
 sbom:  ## write what each set of requirements consists of to test-output/*.cdx.json (needs uv)
 	mkdir -p test-output
 	for set in cpu cuda images/services images/worker-cpu images/worker-cuda; do \
-		$(UV) tool run --from cyclonedx-bom==$(CYCLONEDX_VERSION) cyclonedx-py requirements requirements/$$set.txt \
+		case $$set in *cpu) torch=requirements/torch-cpu.txt;; *) torch=;; esac; \
+		cat requirements/$$set.txt $$torch \
+			| $(UV) tool run --from cyclonedx-bom==$(CYCLONEDX_VERSION) cyclonedx-py requirements - \
 			--pyproject pyproject.toml --output-reproducible -o test-output/$$(basename $$set).cdx.json || exit 1; \
 	done
 
