@@ -52,7 +52,7 @@ _HTML = re.compile(
 _POWER = re.compile(r"(?<=[\w)])\*\*(?=[\w(-])")
 
 _WORDS = r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|textup|mathrm|mbox|hbox|emph|operatorname)\*?\s*"
-_WORDS_COMMAND = re.compile(_WORDS + r"\{([^{}]*)\}")
+_WORDS_COMMAND = re.compile(_WORDS + r"\{((?:[^{}]|\^\{-?\d\})*)\}")
 _FONT_COMMAND = re.compile(
     r"\\(?:mathbf|mathit|mathsf|mathtt|mathcal|boldsymbol|bm|pmb|ensuremath|mathop)\s*\{([^{}]*)\}"
 )
@@ -72,6 +72,9 @@ _SAME_COMMANDS = (
     (re.compile(r"\\(?:dots[cbmio]?|hdots)(?![A-Za-z])|\.{3,}"), r"\\ldots "),
     (re.compile(r"\\(?:degree|degrees)(?![A-Za-z])"), r"^\\circ "), (re.compile(r"\^\s*\{\s*\\circ\s*\}"), r"^\\circ "),
     (re.compile(r"\\backslash"), r"\\setminus"),
+    (re.compile(r"\{?\s*([\w+-]+)\s*\\choose\s*([\w+-]+)\s*\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(?:\{\})?[\^_]\{?(\w+)\}?\s*(?:\\text\{)?C\}?_\{?(\w+)\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(?:\{\})?[\^_]\{?(\w+)\}?\s*(?:\\text\{)?P\}?_\{?(\w+)\}?"), r"\\frac{\1!}{(\1-\2)!}"),
     (re.compile(r"(?<![\\A-Za-z])(?:infinity|inf)(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"\bnp\.(\w+)"), r"\\\1"),  # Minerva's references hold a few numpy expressions
     (re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|sqrt|pi)(?![A-Za-z])"),
@@ -170,7 +173,7 @@ def _dollars(text: str) -> str:
 
 
 def _words(match: re.Match[str]) -> str:
-    content = match[1]
+    content = re.sub(r"\^\{(-?\d)\}", r"^\1", match[1])
     if not re.search(r"[^\W\d_]", content) or content in ("e", "i", "d"):
         return content
     return rf"\text{{{content}}}"
@@ -183,7 +186,7 @@ def unwrapped(text: str) -> str:
     unwrapped(r"\boxed{\{1, 2\}}")  \{1, 2\}
     """
     for _ in range(MAX_WRAPPINGS):
-        inner = text.lstrip(" \t\r\n,;:").rstrip(_EDGES) if not text.rstrip().endswith("...") else text.strip()
+        inner = text.lstrip(" \t\r\n,;:=∴").rstrip(_EDGES) if not text.rstrip().endswith("...") else text.strip()
         opened = re.match(r'(?:\\f?box(?:ed)?\s*)?\{|(?:\\text\{)?"', inner)
         if opened and opened[0].endswith('"') and inner.count('"') == 2 and inner.endswith('"'):
             inner = inner.strip('"')
