@@ -27,7 +27,8 @@ BOXED = {
             (r"\begin{pmatrix} 4/7 \\ 5/7 \end{pmatrix}", r"\begin{pmatrix}4/7\5/7\end{pmatrix}"),
             (r"2, 3, \text{ and } 4", "2,3,{}4"), (r"6, 8\text{, and }10", "6,8{,}10"),
             (r"-2 \text{ or } -12", "-2{or}-12"), (r"\text{A5}_{11}", "{A5}_{11}"),
-            (r"\text{October 30}", "{October30}"), (r"\text{A, D, F}", "{A,D,F}"), (r"\text{(E)},", "{(E)},"), ("43_5.", "43_5"),
+            (r"\text{October 30}", "{October30}"), (r"\text{A, D, F}", "{A,D,F}"),
+            (r"\text{(E)},", "{(E)},"), ("43_5.", "43_5"),
         ),
         wrong=(
             (r"\begin{pmatrix} 6 \\ 17 \end{pmatrix}", r"\begin{pmatrix}6\-17\end{pmatrix}"),
