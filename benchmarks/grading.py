@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.answers:
             _print_answers(compare_answers(arguments.answers, math_verify), as_json=arguments.json)
         else:
-            tables = [compare(*text.split("=", 1), math_verify) for text in arguments.benchmarks]
+            named = [text.partition("=") for text in arguments.benchmarks]
+            tables = [compare(name, path, math_verify) for name, _, path in named]
             _print_references(tables, as_json=arguments.json)
     return 0
 
