@@ -106,6 +106,7 @@ def build_learner(
     collector = new_collector(first_round, Purpose.TRAINING)
     signals, strict = trainer.algorithm.signals, RECIPES[settings.training.recipe].strict_grading
     health, evaluation = settings.health, settings.evaluation
+    compares = signals is not None or (settings.sampling.rollouts_per_prompt > 1 and health.action != "off")
     as_text = text_of or _decoder(tokenizer)
     evaluations = None
     if evaluation.every_rounds:
@@ -141,7 +142,7 @@ def build_learner(
         checkpoint_every_s=60.0 * settings.checkpoint.every_minutes,
         canary_prompts=settings.weight_sync.canary_prompts,
         follow_deadline_s=settings.deadlines.weights_s,
-        signals=None if signals is None else SignalWorker(signals, strict=strict),
+        signals=SignalWorker(signals, strict=strict) if compares else None,
         monitor=None if health.action == "off" else CollapseMonitor(folder.rounds()),
         on_collapse="warn" if health.action == "off" else health.action,
         evaluations=evaluations,

@@ -26,10 +26,9 @@ from typing import TYPE_CHECKING, Literal, Self
 import structlog
 from pydantic import JsonValue
 
-from learner.algorithms.base import Signal
 from learner.data.curriculum import Curriculum
 from learner.evaluation.during import Evaluated, Evaluations
-from learner.grading.signals import SignalWorker
+from learner.grading.signals import JudgedAnswer, SignalWorker
 from learner.monitoring.collapse import CollapseMonitor
 from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.monitoring.records import Records, TextOf, TrainedRound
@@ -82,7 +81,7 @@ class Loop:
     follow_deadline_s: float = 600.0
     """How long generators may take to go back to a version after later ones were retracted."""
     signals: SignalWorker | None = None
-    """For an algorithm that has signals."""
+    """Set when answers to the same prompt are compared: for an algorithm's signals, or to see whether they agree."""
     monitor: CollapseMonitor | None = None
     """Set when the model's health is measured."""
     on_collapse: Literal["warn", "pause", "rollback"] = "warn"
@@ -169,8 +168,8 @@ class Loop:
         """Train the round as its rollouts arrive, then hand its version to the publisher."""
         waited_before = self.reporter.seconds_in("waiting_for_rollouts")
         received: list[Rollout] = []
-        rewards: list[float] = []
-        stats = self.trainer.train_round(self._samples(round_, received, rewards))
+        judged: list[JudgedAnswer] = []
+        stats = self.trainer.train_round(self._samples(round_, received, judged))
         if self.traces is not None:
             self.traces.round_trained(round_)
         health, signs = (None, []) if self.monitor is None else self.monitor.examine(self.trainer.model, received)
@@ -187,8 +186,7 @@ class Loop:
         publication = self._publish(self.source.admit)
         publication.add_done_callback(self._fail_if_unpublished)
         self._evaluate(publication)
-        known = rewards or stats.rewards or None  # from texts before the round is trained, or from the trainer's scores
-        self._unrecorded = TrainedRound(round_, received, stats, known, health, wait_s, round_s, publication)
+        self._unrecorded = TrainedRound(round_, received, stats, judged, health, wait_s, round_s, publication)
         log.info(
             "round_trained",
             round=round_,
@@ -198,19 +196,20 @@ class Loop:
             wait_s=round(wait_s, 2),
         )
 
-    def _samples(self, round_: int, received: list[Rollout], rewards: list[float]) -> Iterator[TrainingSample]:
-        """What the trainer takes, each as soon as it is here; rollouts and rewards are kept in the two lists."""
+    def _samples(self, round_: int, received: list[Rollout], judged: list[JudgedAnswer]) -> Iterator[TrainingSample]:
+        """What the trainer takes, each as soon as it is here; the two lists keep all of it."""
         rollouts = self.source.rollouts(round_)
-        samples: Iterator[tuple[Rollout, Signal | None]] = zip(rollouts, repeat(None))
+        samples: Iterator[tuple[Rollout, JudgedAnswer | None]] = zip(rollouts, repeat(None))
         if self.signals is not None:
             references = [prompt.answer or "" for prompt in self.curriculum.prompts_of(round_)]
             samples = self.signals.in_order(rollouts, references, self.text_of)
-        for rollout, signal in samples:
+        for rollout, answer in samples:
             received.append(rollout)
-            if signal is not None:
-                rewards.append(signal.reward)
+            if answer is not None:
+                judged.append(answer)
             if self.traces is not None:
                 self.traces.rollout_taken(rollout, self.collector.completed_at(rollout))
+            signal = None if answer is None else answer.signal
             yield TrainingSample(rollout) if signal is None else TrainingSample(rollout, signal.weight)
 
     def _publish(self, published: Callable[[int], None] | None) -> Future[Publication]:

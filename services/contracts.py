@@ -368,6 +368,11 @@ class RoundMetrics(BaseModel):
     """Most memory that the learner held in the round: of the device, or of the process on a CPU."""
     reward_mean: float | None = None
     """Over the round's rollouts, for an algorithm that has rewards."""
+    vote_share: float | None = None
+    """Mean over prompts of the share of answers that agree with the most frequent one; with the field below measured
+    where a prompt has several answers, unless health.action is "off" and the algorithm looks at no texts."""
+    distinct_answers: float | None = None
+    """Mean over prompts of how many different answers there are."""
     repetition_ratio: float | None = None
     """Mean over responses of the share of 4-grams that occurred before in the same response; with the fields below
     measured unless health.action is "off"."""
