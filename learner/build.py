@@ -29,6 +29,7 @@ from learner.model import hf_checkpoint
 from learner.model.model_loading import load_model, resolve_device
 from learner.model_folder.tokenizer import load_tokenizer
 from learner.monitoring.collapse import CollapseMonitor
+from learner.monitoring.decline import DeclineMonitor
 from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.monitoring.records import Records, TextOf
 from learner.monitoring.trackers import open_trackers
@@ -53,6 +54,7 @@ from services.streams.fence import UNFENCED, Fence
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
 from services.streams.wire import claimed_task_id
+from services.weights.export import keep_best
 from services.weights.publisher import KEEP_VERSIONS, WeightPublisher
 
 if TYPE_CHECKING:
@@ -144,7 +146,9 @@ def build_learner(
         follow_deadline_s=settings.deadlines.weights_s,
         signals=SignalWorker(signals, strict=strict) if compares else None,
         monitor=None if health.action == "off" else CollapseMonitor(folder.rounds()),
+        decline=None if health.action == "off" or evaluations is None else DeclineMonitor(folder.rounds()),
         on_collapse="warn" if health.action == "off" else health.action,
+        keep_best=partial(keep_best, folder) if health.action == "stop" else None,
         evaluations=evaluations,
         repair=StoreRepair(store, partial(make_base, settings), events),
         traces=traces,

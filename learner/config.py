@@ -183,9 +183,10 @@ class CheckpointConfig(Section):
 class HealthConfig(Section):
     """[health]: what to do when the model shows signs of collapse."""
 
-    action: Literal["off", "warn", "pause", "rollback"] = "warn"
+    action: Literal["off", "warn", "pause", "rollback", "stop"] = "warn"
     """off: do not measure health; warn: write a warning to log and events; pause: also pause the run; rollback: also go
-    back to the newest healthy checkpoint, then pause."""
+    back to the newest healthy checkpoint, then pause; stop: also end the run, and keep the version with the highest
+    pass@1 of the run's evaluations in its folder best/."""
 
 
 class EvaluationConfig(Section):

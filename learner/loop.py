@@ -30,6 +30,7 @@ from learner.data.curriculum import Curriculum
 from learner.evaluation.during import Evaluated, Evaluations
 from learner.grading.signals import JudgedAnswer, SignalWorker
 from learner.monitoring.collapse import CollapseMonitor
+from learner.monitoring.decline import DeclineMonitor
 from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.monitoring.records import Records, TextOf, TrainedRound
 from learner.outcome import Outcome
@@ -41,7 +42,7 @@ from learner.training.batch_sharding import TrainingSample
 from learner.training.checkpoint import Checkpoint, Checkpoints
 from learner.training.peak_memory import take_peak_bytes
 from learner.training.trainer import Trainer
-from services.contracts import Rollout
+from services.contracts import Rollout, RoundMetrics
 from services.errors import CheckpointError
 from services.streams.control import Control, ControlState
 from services.streams.events import EventLog
@@ -84,7 +85,11 @@ class Loop:
     """Set when answers to the same prompt are compared: for an algorithm's signals, or to see whether they agree."""
     monitor: CollapseMonitor | None = None
     """Set when the model's health is measured."""
-    on_collapse: Literal["warn", "pause", "rollback"] = "warn"
+    decline: DeclineMonitor | None = None
+    """Set when evaluations are watched for a fall."""
+    on_collapse: Literal["warn", "pause", "rollback", "stop"] = "warn"
+    keep_best: Callable[[int], None] | None = None
+    """Keeps a version, which is in the store, as the best so far."""
     evaluations: Evaluations | None = None
     """Set when versions are to be evaluated."""
     repair: StoreRepair | None = None
@@ -100,6 +105,8 @@ class Loop:
     """On the monotonic clock: when the last checkpoint was begun."""
     _steps: int = 0
     """Optimizer steps that `_version` is made of; when the trainer has taken more, its weights are of no version."""
+    _collapsed: bool = False
+    """Whether the run ends after this round because of what its health or its evaluations show."""
     _unrecorded: TrainedRound | None = None
     _round_began: float = 0.0
     """On the monotonic clock: when the round before had been trained."""
@@ -140,13 +147,16 @@ class Loop:
         elif self._stopping.is_set():
             outcome = Outcome.INTERRUPTED
         log.info(outcome.value, weight_version=self._version)
+        if self.decline is not None and (peak := self.decline.peak) is not None:
+            self.events.append(LEARNER_ID, "peak", weight_version=peak.version, pass_at_1=round(peak.pass_at_1, 4))
+            log.info("pass_at_1_peaked", weight_version=peak.version, pass_at_1=round(peak.pass_at_1, 4))
         return outcome
 
     def _run_rounds(self) -> None:
         try:
             while self._may_go_on():
                 self._train(self._version)
-                if self._handle_requests().stop_after_round:
+                if self._handle_requests().stop_after_round or self._collapsed:
                     break
         except Interrupted:
             log.info("interrupted", round=self._version)
@@ -227,17 +237,23 @@ class Loop:
         if not publication.cancelled() and (error := publication.exception()) is not None:
             self.collector.fail(error)
 
-    def _handle_collapse(self, signs: list[str]) -> None:
-        """Warn of a model that collapses; as the settings say the run goes back to a healthy version, and pauses.
+    def _handle_collapse(self, signs: list[str], best: int | None = None) -> None:
+        """Warn of a model that collapses; as the settings say the run goes back to a healthy version and pauses, or
+        ends. `best`: the version that the signs compare with, where they compare with one.
 
         It pauses after going back, too: what made the model collapse is still there, and a person should look first.
         """
         assert self.monitor is not None
-        paused, back_to = self.on_collapse != "warn", None
+        paused, back_to = self.on_collapse in ("pause", "rollback"), None
         if self.on_collapse == "rollback":
-            back_to = self.monitor.newest_healthy(self.checkpoints.versions())
-        log.warning("collapse", signs="; ".join(signs), paused=paused, rollback_to=back_to)
-        self.events.append(LEARNER_ID, "collapse", signs="; ".join(signs), paused=paused, rollback_to=back_to)
+            versions = self.checkpoints.versions()
+            back_to = self.monitor.newest_healthy(one for one in versions if best is None or one <= best)
+        found: dict[str, JsonValue] = {"signs": "; ".join(signs), "paused": paused, "rollback_to": back_to}
+        if self.on_collapse == "stop":
+            found |= {"stopped": True, "best_version": self._best_version()}
+        log.warning("collapse", **found)
+        self.events.append(LEARNER_ID, "collapse", **found)
+        self._collapsed = self.on_collapse == "stop"
         if paused:
             self.control.set_paused(True)
         if back_to is not None:
@@ -344,6 +360,22 @@ class Loop:
                 evaluations=evaluated,
             )
             self.records.write(metrics, trained.answers(self.curriculum.prompts_of(trained.round), self.text_of))
+        self._examine_evaluations(metrics)
+
+    def _examine_evaluations(self, metrics: RoundMetrics) -> None:
+        """Keep the version up to which pass@1 was highest, where that is wanted, and say when it has fallen since."""
+        if self.decline is None:
+            return
+        before = self._best_version()
+        signs = self.decline.examine(metrics)
+        best = self._best_version()
+        if self.keep_best is not None and best is not None and best != before:
+            self.publisher.call(partial(self.keep_best, best))
+        if signs:
+            self._handle_collapse(signs, best)
+
+    def _best_version(self) -> int | None:
+        return None if self.decline is None or self.decline.peak is None else self.decline.peak.version
 
     def _evaluate(self, publication: Future[Publication]) -> None:
         """Start the evaluation of `_version`, which is being published, if one is due and not done yet."""

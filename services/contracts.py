@@ -319,6 +319,8 @@ class EvaluationMetrics(BaseModel):
     """n, per problem."""
     pass_at_k: dict[str, dict[int, float]]
     """Benchmark -> k -> value in 0 .. 1; "mean" weighs every benchmark alike."""
+    problems: dict[str, int] = Field(default_factory=dict)
+    """Benchmark -> how many; empty in what earlier releases recorded."""
 
 
 class RoundMetrics(BaseModel):

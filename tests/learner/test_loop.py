@@ -28,13 +28,14 @@ from learner.config import (
     ModelConfig,
 )
 from learner.loop import Loop
+from learner.monitoring.decline import DeclineMonitor
 from learner.monitoring.heartbeat import HeartbeatReporter
 from learner.outcome import Outcome
 from learner.publisher import Publisher
 from learner.training.batch_sharding import TrainingSample
 from learner.training.trainer import RoundStats
 from services.config import DeadlinesConfig, RunConfig
-from services.contracts import Canary, FileKind, Task, WeightManifest
+from services.contracts import Canary, EvaluationMetrics, FileKind, RoundMetrics, Task, WeightManifest
 from services.errors import FencedError, UnavailableError
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
@@ -104,7 +105,7 @@ def life(
     text_of: Callable[[object], str] = str,
     async_checkpoints: bool = False,
     lora: LoraConfig | None = None,
-    on_collapse: Literal["off", "warn", "pause", "rollback"] = "off",
+    on_collapse: Literal["off", "warn", "pause", "rollback", "stop"] = "off",
     fence: Fence = UNFENCED,
 ) -> Iterator[Life]:
     """A learner as `learner.build` makes it; leaving the block ends it as it stands, without saving anything."""
@@ -541,6 +542,47 @@ def test_a_run_that_collapses_warns_pauses_or_goes_back_to_its_newest_healthy_ve
         if action == "rollback":
             assert answers_of(learner) == [{"action": "rolled_back", "weight_version": 3, "before": 4}]
             assert (learner.loop.publisher.newest(), folder.checkpointed()) == (3, [2, 3])
+
+
+class MadeProbe(DeclineMonitor):
+    """Evaluates every version by a course that is given: pass@1 by version, from version 1 on."""
+
+    def __init__(self, course: Sequence[float]) -> None:
+        super().__init__([])
+        self._course = course
+
+    def examine(self, metrics: RoundMetrics) -> list[str]:
+        value = self._course[metrics.round]
+        by_k = {"sums": {1: value, 2: value + 0.1}}
+        evaluation = EvaluationMetrics(
+            weight_version=metrics.weight_version, temperature=1, samples=32, problems={"sums": 200}, pass_at_k=by_k
+        )
+        return super().examine(metrics.model_copy(update={"evaluations": (evaluation,)}))
+
+
+def test_a_run_whose_probe_falls_is_stopped_and_its_best_version_kept(folder: RunFolder, redis_url: str) -> None:
+    with life(folder, redis_url, on_collapse="stop") as learner:
+        learner.loop.decline = MadeProbe([0.6, 0.7, 0.62, 0.6])
+        assert learner.go() is Outcome.STOPPED
+        (collapse,) = [event.fields for event in last_events(learner.client, learner.keys) if event.kind == "collapse"]
+    assert "points below its peak of 65.0% at version 2" in str(collapse["signs"])
+    assert (collapse["stopped"], collapse["best_version"]) == (True, 2)
+    assert [path.name for path in folder.best.iterdir()] == ["v000002"]
+    export_version(folder, folder.path / "second", 2)
+    weights = [path / "model.safetensors" for path in (folder.best / "v000002", folder.path / "second")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert [metrics.round for metrics in folder.rounds()] == [0, 1, 2], "round 3 is not trained"
+
+
+def test_a_run_whose_probe_rises_goes_on_to_its_end(folder: RunFolder, redis_url: str) -> None:
+    with life(folder, redis_url, on_collapse="stop") as learner:
+        learner.loop.decline = MadeProbe([0.6, 0.7, 0.69, 0.71])
+        assert learner.go() is Outcome.FINISHED
+        kinds = [event.kind for event in last_events(learner.client, learner.keys)]
+        (peak,) = [event.fields for event in last_events(learner.client, learner.keys) if event.kind == "peak"]
+    assert "collapse" not in kinds
+    assert peak == {"weight_version": 4, "pass_at_1": 0.7}
+    assert [path.name for path in folder.best.iterdir()] == ["v000004"]
 
 
 def test_a_checkpoint_that_rots_costs_a_round_and_nothing_else(
