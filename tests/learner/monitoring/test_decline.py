@@ -80,8 +80,8 @@ def test_a_healthy_run_is_left_alone(algorithm: str, seed: int) -> None:
 
 
 def test_the_peak_is_the_last_version_of_the_best_three_evaluations() -> None:
+    assert DeclineMonitor([]).peak is None
     monitor = DeclineMonitor([])
-    assert monitor.peak is None
     for version, value in enumerate([0.5, 0.6, 0.7, 0.62, 0.5], start=1):
         monitor.examine(line(version, value))
     assert monitor.peak is not None
