@@ -13,11 +13,13 @@ import redis
 import structlog
 import torch
 
-from learner.config import LearnerSettings, Recomputation
+from learner.config import ANY_VOTE_SHARE, LearnerSettings, Recomputation
 from learner.data.curriculum import Curriculum
+from learner.data.dataset import read_questions
 from learner.data.prompts import load_prompts, template_of
+from learner.data.repeats import BenchmarkQuestions, without_repeats
 from learner.data.stop_tokens import stop_token_ids
-from learner.evaluation.benchmarks import Benchmark, load_benchmarks
+from learner.evaluation.benchmarks import Benchmark, load_benchmarks, resolve_benchmarks
 from learner.evaluation.during import Evaluations
 from learner.evaluation.eval_tasks import EvalSampling, describe_asking, sampling_of
 from learner.evaluation.evaluator import Evaluator
@@ -91,12 +93,14 @@ def build_learner(
     template = template_of(settings.data, tokenizer)
     stop_tokens = stop_token_ids(model.folder, tokenizer, template, settings.sampling.stop_tokens)
     prompts = with_references(trainer.algorithm, load_prompts(settings.data, tokenizer))
+    prompts = without_repeats(prompts, _benchmark_questions(settings), settings.data.repeats)
     curriculum = Curriculum(
         prompts,
         seed=settings.run.seed,
         training=settings.training,
         sampling=settings.sampling,
         stop_token_ids=stop_tokens,
+        vote_shares=settings.data.vote_share,
     )
     folder.note_rounds_total(curriculum.rounds_total)
     resumed = checkpoints.load()
@@ -108,7 +112,8 @@ def build_learner(
     collector = new_collector(first_round, Purpose.TRAINING)
     signals, strict = trainer.algorithm.signals, RECIPES[settings.training.recipe].strict_grading
     health, evaluation = settings.health, settings.evaluation
-    compares = signals is not None or (settings.sampling.rollouts_per_prompt > 1 and health.action != "off")
+    watched = health.action != "off" or settings.data.vote_share != ANY_VOTE_SHARE
+    compares = signals is not None or (settings.sampling.rollouts_per_prompt > 1 and watched)
     as_text = text_of or _decoder(tokenizer)
     evaluations = None
     if evaluation.every_rounds:
@@ -290,6 +295,17 @@ def open_traces(run_id: str) -> Traces | None:
             hint="pip install 'sept[traces]', or unset it",
         ) from error
     return Traces(run_id)
+
+
+def _benchmark_questions(settings: LearnerSettings) -> list[BenchmarkQuestions]:
+    """Of the benchmarks that the settings name, where the run reads them anyway or must not train on them."""
+    evaluation = settings.evaluation
+    if not evaluation.benchmarks or (settings.data.repeats == "keep" and not evaluation.every_rounds):
+        return []
+    return [
+        BenchmarkQuestions(name, [question.text for question in read_questions(path, split=split)])
+        for name, path, split in resolve_benchmarks(evaluation.benchmarks)
+    ]
 
 
 def _describe(settings: LearnerSettings, sampling: EvalSampling, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pydantic import JsonValue
 
 from learner.data.curriculum import Curriculum
 from learner.evaluation.during import Evaluated, Evaluations
-from learner.grading.signals import JudgedAnswer, SignalWorker
+from learner.grading.signals import JudgedAnswer, SignalWorker, vote_shares
 from learner.monitoring.collapse import CollapseMonitor
 from learner.monitoring.decline import DeclineMonitor
 from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
@@ -194,6 +194,7 @@ class Loop:
         self._wait_for_evaluation()
         self._record()
         self._commit()
+        self.curriculum.note(round_, vote_shares(received, judged))
         self._version, self._steps = round_ + 1, self.trainer.steps
         self.reporter.update(weight_version=self._version)
         publication = self._publish(self.source.admit)
@@ -330,7 +331,7 @@ class Loop:
         self._commit()
         self._saved_at = time.monotonic()
         with self.reporter.during("checkpointing"):
-            self.checkpoints.begin(self._version, self.trainer.state_dict())
+            self.checkpoints.begin(self._version, self.trainer.state_dict(), self.curriculum.state())
         if not self.checkpoints.async_write:
             self._commit()
 
@@ -414,6 +415,7 @@ class Loop:
         """Load the checkpoint, publish its version (again), and issue the rounds that it admits."""
         if checkpoint is not None:
             self.trainer.load_state_dict(checkpoint.tensors)
+            self.curriculum.load_state(checkpoint.curriculum)
             self._version = self._saved_version = checkpoint.weight_version
             self._steps = self.trainer.steps
             log.info("resuming", weight_version=self._version, rounds_total=self.curriculum.rounds_total)
@@ -464,4 +466,7 @@ class Loop:
         rounds = range(self._version, min(newest or 0, self.curriculum.rounds_total))
         if self.evaluations is not None and any(map(self.evaluations.is_due, rounds)):
             return True  # an evaluation needs its version to be the newest
-        return not all(self.collector.has(self.curriculum.tasks_of(round_)) for round_ in rounds)
+        return not all(
+            self.curriculum.is_planned(round_) and self.collector.has(self.curriculum.tasks_of(round_))
+            for round_ in rounds
+        )

@@ -94,6 +94,9 @@ class Task(Contract):
     temperature: float = Field(ge=0)
     """tau_s, the sampling temperature; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """0: off."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
     max_response_tokens: int = Field(ge=1, le=MAX_TOKENS)
     stop_token_ids: tuple[int, ...] = ()
     """A response ends with (and includes) the first of these."""
@@ -132,6 +135,9 @@ class Rollout(Contract):
     """[R] int32, the stop token included when there was one."""
     finish_reason: Literal["stop", "length"]
     temperature: float = Field(ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0, le=1)
     spans: tuple[VersionSpan, ...]
     """Cover 0 .. R without gap or overlap, versions ascending."""
     generator_id: Identifier

@@ -6,7 +6,7 @@ An answer that cannot be graded within the pool's limits on time and memory coun
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
@@ -120,6 +120,25 @@ class _GroupJudge:
 
 def _judged(group: list[Rollout], answers: Future[list[JudgedAnswer]]) -> Iterator[tuple[Rollout, JudgedAnswer]]:
     return zip(group, answers.result(), strict=True)
+
+
+def group_classes(rollouts: Sequence[Rollout], judged: Sequence[JudgedAnswer]) -> dict[int, list[int | None]]:
+    """Position -> classes of its answers; `judged` has one a rollout, or none where answers were not compared."""
+    classes: dict[int, list[int | None]] = {}
+    for rollout, answer in zip(rollouts, judged, strict=bool(judged)):
+        classes.setdefault(rollout.position, []).append(answer.class_)
+    return classes
+
+
+def vote_share(classes: Sequence[int | None]) -> float:
+    """Share of the answers to one prompt that are in its largest class; 0 when none has an answer."""
+    sizes = Counter(class_ for class_ in classes if class_ is not None)
+    return max(sizes.values(), default=0) / len(classes)
+
+
+def vote_shares(rollouts: Sequence[Rollout], judged: Sequence[JudgedAnswer]) -> dict[int, float]:
+    """Position -> vote share, as `group_classes`."""
+    return {position: vote_share(classes) for position, classes in group_classes(rollouts, judged).items()}
 
 
 def with_references(algorithm: Algorithm, prompts: Sequence[Prompt]) -> list[Prompt]:

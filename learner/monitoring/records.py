@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from pydantic_core import from_json
 
 from learner.algorithms.base import Signal
 from learner.data.prompts import Prompt
-from learner.grading.signals import JudgedAnswer
+from learner.grading.signals import JudgedAnswer, group_classes, vote_share
 from learner.monitoring.collapse import Health
 from learner.monitoring.trackers import Tracker, numbers_of
 from learner.publisher import Publication
@@ -273,16 +272,8 @@ class VoteSummary:
 
 def summarise_votes(rollouts: Sequence[Rollout], judged: Sequence[JudgedAnswer]) -> VoteSummary:
     """Means over a round's prompts; `judged` has one a rollout. A text without an answer agrees with nothing."""
-    classes: dict[int, list[int | None]] = {}
-    for rollout, answer in zip(rollouts, judged, strict=True):
-        classes.setdefault(rollout.position, []).append(answer.class_)
+    groups = group_classes(rollouts, judged).values()
     return VoteSummary(
-        vote_share=float(np.mean([vote_share(group) for group in classes.values()])),
-        distinct_answers=float(np.mean([len(set(group) - {None}) for group in classes.values()])),
+        vote_share=float(np.mean([vote_share(classes) for classes in groups])),
+        distinct_answers=float(np.mean([len(set(classes) - {None}) for classes in groups])),
     )
-
-
-def vote_share(classes: Sequence[int | None]) -> float:
-    """Share of the answers to one prompt that are in its largest class, by their classes; 0 when none has an answer."""
-    sizes = Counter(class_ for class_ in classes if class_ is not None)
-    return max(sizes.values(), default=0) / len(classes)

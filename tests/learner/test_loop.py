@@ -11,15 +11,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import redis
+import structlog
 import torch
 
 from learner.build import build_learner
 from learner.config import (
+    ANY_VOTE_SHARE,
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
@@ -27,6 +31,7 @@ from learner.config import (
     LearnerSettings,
     LoraConfig,
     ModelConfig,
+    SamplingConfig,
 )
 from learner.loop import Loop
 from learner.monitoring.decline import DeclineMonitor
@@ -109,12 +114,15 @@ def life(
     on_collapse: Literal["off", "warn", "pause", "rollback", "stop"] = "off",
     fence: Fence = UNFENCED,
     evaluation: EvaluationConfig | None = None,
+    vote_share: tuple[float, float] = ANY_VOTE_SHARE,
+    samples: int = 1,
 ) -> Iterator[Life]:
     """A learner as `learner.build` makes it; leaving the block ends it as it stands, without saving anything."""
     settings = LearnerSettings(
         run=RunConfig(dir=folder.path, seed=1),
         model=ModelConfig(path=str(folder.path.parent / "model")),
-        data=DataConfig(path=str(folder.path.parent / "prompts.jsonl"), chat_template="none"),
+        data=DataConfig(path=str(folder.path.parent / "prompts.jsonl"), chat_template="none", vote_share=vote_share),
+        sampling=SamplingConfig(rollouts_per_prompt=samples),
         training=tiny_models.training(
             rounds=ROUNDS, prompts_per_round=PROMPTS, steps_per_round=STEPS, max_staleness=max_staleness
         ),
@@ -574,6 +582,42 @@ def test_a_run_that_collapses_warns_pauses_or_goes_back_to_its_newest_healthy_ve
         if action == "rollback":
             assert answers_of(learner) == [{"action": "rolled_back", "weight_version": 3, "before": 4}]
             assert (learner.loop.publisher.newest(), folder.checkpointed()) == (3, [2, 3])
+
+
+def test_prompts_that_are_passed_over_are_the_same_after_a_kill(folder: RunFolder, redis_url: str) -> None:
+    """Which prompts come depends on how far answers agreed; the checkpoint holds that, and what was planned."""
+
+    def boxed(tokens: object) -> str:
+        return f"\\boxed{{{int(np.asarray(tokens)[0]) % 2}}}"
+
+    def dying(at: int) -> Callable[[object], str]:
+        count = itertools.count()
+
+        def text_of(tokens: object) -> str:
+            if next(count) == at:
+                raise Killed
+            return boxed(tokens)
+
+        return text_of
+
+    whole = RunFolder(folder.path.with_name(f"{folder.path.name}-whole")).create()
+    gated = partial(life, max_staleness=1, every_rounds=2, vote_share=(0.6, 1.0), samples=2)
+    with structlog.testing.capture_logs() as logs, gated(whole, redis_url, text_of=boxed) as learner:
+        assert learner.go() is Outcome.FINISHED
+        after = learner.loop.curriculum.state()
+    assert any(log["event"] == "prompts_passed_over" and log["too_hard"] for log in logs)
+    for death_at in (2 * PROMPTS * 2 + 3, 5 * PROMPTS * 2 + 1):  # each answer has a text twice: judged, recorded
+        with gated(folder, redis_url, text_of=dying(death_at)) as learner, pytest.raises(Killed):
+            learner.go()
+    with gated(folder, redis_url, text_of=boxed) as learner:
+        assert learner.go() is Outcome.FINISHED
+        assert learner.loop.curriculum.state() == after
+    assert digests(folder) == digests(whole)
+    questions = [
+        [json.loads(line)["question"] for _, path in one.rollout_files() for line in path.read_text().splitlines()]
+        for one in (whole, folder)
+    ]
+    assert questions[0] == questions[1]
 
 
 class MadeProbe(DeclineMonitor):
