@@ -77,7 +77,10 @@ def _weight_in(value: str, text: str) -> float:
     except ValueError:
         weight = math.nan
     if not 0 < weight <= MOST_WEIGHT:
-        raise DataError(f"weight={value} in {text} is no number above 0 and up to {MOST_WEIGHT:g}")
+        raise DataError(
+            f"weight={value} in {text} is no number above 0 and up to {MOST_WEIGHT:g}",
+            hint="weight=2 makes its prompts come twice as often as those without a weight",
+        )
     return weight
 
 
