@@ -13,6 +13,7 @@ from learner.algorithms.nll import NLL
 from learner.algorithms.power import POWER
 from learner.algorithms.random_reward import RANDOM_REWARD
 from learner.algorithms.self_certainty import SELF_CERTAINTY
+from learner.algorithms.ssd import SSD
 from learner.algorithms.vote_nll import VOTE_NLL
 from learner.algorithms.wrong_reward import WRONG_REWARD
 
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         SELF_CERTAINTY,
         ENTROPY_REWARD,
         POWER,
+        SSD,
         RANDOM_REWARD,
         FORMAT_REWARD,
         WRONG_REWARD,
