@@ -16,7 +16,7 @@ export async function search(start = null) {
   const text = byId("text").value;
   const round = start?.round ?? byId("from").value;
   say(byId("found"), "searching …");
-  const found = await ask("/v1/rollouts", { text, round, line: start?.line, limit: 30 });
+  const found = await ask("v1/rollouts", { text, round, line: start?.line, limit: 30 });
   if (ticket !== asked) return; // another search was started meanwhile
   const cards = found.records.map((record) => card(record, text));
   if (start === null) { byId("records").replaceChildren(...cards); shown = 0; } else byId("records").append(...cards);
