@@ -46,12 +46,12 @@ export class Chart {
     const legend = spec.series.map(({ label, colour, dashed }, index) =>
       element("span", {}, element("i", { class: `c${colour}${dashed ? " dashed" : ""}` }), `${label} `, this.values[index]));
     this.svg = shape("svg", { role: "img", tabindex: "0", "aria-label": spec.title });
-    const tool = (text, does, work) => {
-      const button = element("button", { type: "button", class: "tool", "aria-label": `${does}: ${spec.title}`, title: does }, text);
+    const tool = (text, does, work, name = text) => {
+      const button = element("button", { type: "button", class: "tool", "aria-label": `${name}: ${spec.title}`, title: does }, text);
       button.addEventListener("click", work);
       return button;
     };
-    this.enlarge = tool("⤢", "Enlarge", () => this.#enlarge());
+    this.enlarge = tool("⤢", "Enlarge", () => this.#enlarge(), "Enlarge");
     const name = () => `${document.title.split("· ").at(-1)}-${spec.title}`.replace(/[^\w.-]+/g, "-");
     const tools = element("span", { class: "tools" }, this.enlarge,
       tool("PNG", "Save as picture", async () => download(`${name()}.png`, await asPng(this.svg, spec.title, spec.series))),
