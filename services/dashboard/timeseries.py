@@ -190,7 +190,10 @@ class TimeSeries:
 
 
 def _numbers_of(line: dict[str, Any]) -> dict[str, float]:
-    """The numbers of one line; those of evaluations are named "pass@K BENCHMARK, TEMPERATURE"."""
+    """The numbers of one line; those of evaluations are named "pass@K BENCHMARK, TEMPERATURE".
+
+    Round 0's line may hold those of version 0 and of version 1: what training started from is what is shown.
+    """
     found = {
         name: float(value)
         for name, value in line.items()
@@ -199,7 +202,8 @@ def _numbers_of(line: dict[str, Any]) -> dict[str, float]:
     try:
         for measured in map(EvaluationMetrics.model_validate, line.get("evaluations", ())):
             for benchmark, by_k in measured.pass_at_k.items():
-                found |= {f"pass@{k} {benchmark}, {measured.temperature:g}": share for k, share in by_k.items()}
+                of = f"{benchmark}, {measured.temperature:g}"
+                found = {f"pass@{k} {of}": share for k, share in by_k.items()} | found
     except (ValidationError, TypeError):
         pass  # of another release
     return found
