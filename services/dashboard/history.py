@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, HTTPException, Query
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from services.api.error_responses import may_answer
 from services.contracts import Digest, FileEntry, WeightManifest
 from services.dashboard.live import Live
 from services.dashboard.log_warnings import LogWarning, last_warnings
-from services.dashboard.rollout_search import RolloutSearch, SearchPosition, SearchResult
+from services.dashboard.rollout_search import Order, RolloutFilter, RolloutSearch, SearchPosition, SearchResult
 from services.dashboard.timeseries import TimeSeries, Window
 from services.errors import VersionNotFoundError
 from services.run_folder import RunFolder
@@ -31,6 +31,17 @@ NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The calle
 Mark = Annotated[str, Query(max_length=100, description="`mark` of the window that is held")]
 Have = Annotated[int, Query(ge=0, description="so many of its complete buckets are held")]
 Buckets = Annotated[int, Query(ge=3, le=MAX_BUCKETS, description="lines are joined into at most so many")]
+
+
+class RolloutQuery(RolloutFilter):
+    """Parameters of GET /v1/rollouts."""
+
+    round: int | None = Field(default=None, ge=0)
+    """Start here and go back; unset: the newest."""
+    line: int = Field(default=0, ge=0)
+    """And at this line of it."""
+    limit: int = Field(default=50, ge=1, le=MAX_FOUND)
+    order: Order = "newest"
 
 
 class VersionSummary(BaseModel):
@@ -95,15 +106,13 @@ def history_router(folder: RunFolder, store: WeightReader, rounds: TimeSeries) -
 
     @router.get("/v1/rollouts", responses=may_answer(422, 503))
     async def find_rollouts(
-        text: Annotated[str, Query(max_length=1000, description="in question or answer, in any case")] = "",
-        round: Annotated[int | None, Query(ge=0, description="start here and go back; unset: the newest")] = None,
-        line: Annotated[int, Query(ge=0, description="and at this line of it")] = 0,
-        limit: Annotated[int, Query(ge=1, le=MAX_FOUND)] = 50,
+        wanted: Annotated[RolloutQuery, Query()],
     ) -> SearchResult:
-        """Recorded rollouts, the newest round first."""
-        start = None if round is None else SearchPosition(round=round, line=line)
+        """Recorded rollouts, the newest round first unless another order is asked for."""
+        start = None if wanted.round is None else SearchPosition(round=wanted.round, line=wanted.line)
+        chosen = RolloutFilter(**wanted.model_dump(include=set(RolloutFilter.model_fields)))
         async with one_search:
-            return await asyncio.to_thread(rollouts.search, text, start=start, limit=limit)
+            return await asyncio.to_thread(rollouts.search, chosen, start=start, limit=wanted.limit, order=wanted.order)
 
     @router.get("/v1/staleness", responses=may_answer(503))
     async def read_staleness() -> dict[int, int]:

@@ -78,7 +78,10 @@ async def test_rollouts_are_searched(http: httpx.AsyncClient) -> None:
     assert [one["question"] for one in found["records"]] == [KNOWN_QUESTION]
     older = (await http.get("/v1/rollouts", params={"round": 28, "limit": 1})).json()
     assert (older["records"][0]["round"], older["next_position"]) == (28, {"round": 28, "line": 1})
-    assert (await http.get("/v1/rollouts", params={"limit": 0})).status_code == 422
+    ranked = (await http.get("/v1/rollouts", params={"order": "longest", "ended_by": "length"})).json()["records"]
+    assert {one["finish_reason"] for one in ranked} == {"length"}
+    for wrong in ({"limit": 0}, {"like": "../../etc/passwd"}, {"order": "random"}, {"unknown": 1}, {"verdict": "x"}):
+        assert (await http.get("/v1/rollouts", params=wrong)).status_code == 422
 
 
 async def test_staleness_versions_settings_and_warnings(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
