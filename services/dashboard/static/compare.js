@@ -89,6 +89,7 @@ function showDifferences(runs) {
 
 export function setting(value) {
   if (value === null || value === undefined) return "–";
+  if (typeof value === "number") return String(Number(value.toPrecision(12)));
   return typeof value === "object" ? value.join(", ") : String(value);
 }
 

@@ -90,7 +90,8 @@ function showBottleneck(bottleneck) {
 function refreshCharts(frame) {
   const now = performance.now();
   const mark = `${frame.generation} ${frame.recorded}`;
-  if (now >= due.rounds && (mark !== seen || due.rounds === 0)) {
+  // The last frame is the last chance: who answers it ends soon after.
+  if ((now >= due.rounds || OVER.has(last.state)) && (mark !== seen || due.rounds === 0)) {
     due.rounds = now + ROUNDS_EVERY_MS;
     seen = mark;
     attempt(overview.refreshRounds);
@@ -112,6 +113,7 @@ function open() {
 }
 
 theme();
+if (matchMedia("(max-width: 42rem)").matches) byId("steering").open = false; // charts first on a phone
 steering.listen();
 overview.listen();
 rollouts.listen();

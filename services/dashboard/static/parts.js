@@ -7,7 +7,10 @@ const PART_COLUMNS = [
   { label: "tokens/s", number: true }, { label: "time spent", wide: true }, { label: "updates", number: true }, { label: "last update", wide: true },
   { label: "heartbeat", number: true }, { label: "host" }, { label: "device" }, { label: "says", wide: true },
 ];
-const STATE_COLOURS = { generating: 0, training: 0, waiting_for_tasks: 1, waiting_for_rollouts: 1, waiting_for_weights: 3, updating: 2, publishing: 2, checkpointing: 3 };
+// Everything else, such as starting, has the colour of OTHER.
+const STATE_COLOURS = { generating: 0, training: 0, evaluating: 7, waiting_for_tasks: 1, waiting_for_rollouts: 1, waiting_for_weights: 3, updating: 2, publishing: 2,
+  checkpointing: 5, paused: 6 };
+const OTHER = 4;
 
 // Same parts as before: only the changed texts are written. Otherwise the table is made anew.
 export function showParts(status) {
@@ -22,6 +25,16 @@ export function showParts(status) {
     holder.replaceChildren(table(PART_COLUMNS, cells, "Parts"));
   }
   holder.querySelectorAll("tbody tr").forEach((made, index) => fill(made, rows[index]));
+  showKey(rows);
+}
+
+// Says what the colours of the time spent mean, for the states that there are.
+function showKey(rows) {
+  const states = [...new Set(rows.flatMap(({ shares }) => Object.keys(shares).filter((state) => shares[state] > 0.001)))].sort();
+  const key = byId("key");
+  if (key.dataset.of === states.join()) return;
+  key.dataset.of = states.join();
+  key.replaceChildren(...(states.length ? ["Time spent: "] : []), ...states.map((state) => element("span", {}, element("i", { class: `c${STATE_COLOURS[state] ?? OTHER}` }), words(state))));
 }
 
 function fill(made, row) {
@@ -35,7 +48,7 @@ function fill(made, row) {
   bar.title = told;
   bar.setAttribute("aria-label", told);
   bar.replaceChildren(...shares.map(([state, share]) => {
-    const piece = element("i", { class: `c${STATE_COLOURS[state] ?? 4}` });
+    const piece = element("i", { class: `c${STATE_COLOURS[state] ?? OTHER}` });
     piece.style.width = `${100 * share}%`;
     return piece;
   }));

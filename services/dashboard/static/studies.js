@@ -3,9 +3,7 @@
 import { byId, element, number, table } from "./format.js";
 import { ask } from "./transport.js";
 
-const SVG = "http://www.w3.org/2000/svg";
 const VERDICTS = { holds: "good", "does not hold": "bad", undecided: "warn" };
-const ROW = 30, LABEL = 280, WIDTH = 760, VALUE = 110;
 
 let shown = "";
 
@@ -35,26 +33,20 @@ function interval(value) {
   return value.low === null || value.low === value.high ? value.mean.toFixed(1) : `${value.mean.toFixed(1)} (${value.low.toFixed(1)} to ${value.high.toFixed(1)})`;
 }
 
-// A bar for each method, with its interval: names stand beside the bars, where there is room for them.
+// A bar for each method, with its interval; its name stands above it, where there is room for all of it.
 function bars(title, methods) {
   const values = methods.map(({ label, means }) => ({ label, ...means.AVG })).filter(({ mean }) => Number.isFinite(mean));
-  const height = values.length * ROW + 4;
-  const told = values.map(({ label, mean }) => `${label} ${mean.toFixed(1)} %`).join(", ");
-  const drawing = shape("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", class: "bars", "aria-label": `AVG of ${title}: ${told}` });
-  const x = (value) => LABEL + (Math.min(100, Math.max(0, value)) / 100) * (WIDTH - LABEL - VALUE);
-  values.forEach(({ label, mean, low, high }, at) => {
-    const y = at * ROW + 4;
-    const name = shape("text", { x: LABEL - 8, y: y + 15, "text-anchor": "end" }, label.length > 44 ? `${label.slice(0, 43)}…` : label);
-    name.append(shape("title", {}, label));
-    drawing.append(name, shape("rect", { class: "c0", x: LABEL, y, width: x(mean) - LABEL, height: ROW - 10, rx: 3 }), shape("text", { x: x(Math.max(mean, high ?? mean)) + 8, y: y + 15 }, `${mean.toFixed(1)} %`));
-    if (Number.isFinite(low) && Number.isFinite(high)) drawing.append(shape("path", { class: "whisker", d: `M${x(low)},${y + 10}H${x(high)}M${x(low)},${y + 4}v12M${x(high)},${y + 4}v12` }));
-  });
-  return drawing;
-}
-
-function shape(tag, attributes, text) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  if (text !== undefined) made.textContent = text;
-  return made;
+  const percentOf = (value) => `${Math.min(100, Math.max(0, value))}%`;
+  return element("div", { class: "bars", role: "group", "aria-label": `AVG of ${title}` }, ...values.map(({ label, mean, low, high }) => {
+    const bar = element("i", { class: "c0" });
+    bar.style.width = percentOf(mean);
+    const track = element("div", { class: "track" }, bar);
+    if (Number.isFinite(low) && Number.isFinite(high)) {
+      const whisker = element("b", { class: "whisker" });
+      whisker.style.left = percentOf(low);
+      whisker.style.right = `calc(100% - ${percentOf(high)})`;
+      track.append(whisker);
+    }
+    return element("div", { class: "method" }, element("span", {}, label), element("strong", {}, `${mean.toFixed(1)} %`), track);
+  }));
 }

@@ -12,7 +12,7 @@ export async function request(action, body) {
 }
 
 async function answered(response) {
-  if (response.status === 401) { location.assign("/login"); }
+  if (response.status === 401) { location.assign(`/login${location.hash}`); }
   const isJson = (response.headers.get("content-type") ?? "").includes("json");
   const body = isJson ? await response.json() : await response.text();
   if (!response.ok) throw new Error(body.error ?? `${response.status}`);
