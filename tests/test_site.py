@@ -14,7 +14,15 @@ import yaml
 from tests.support.documents import PAGES, ROOT, anchors, links
 
 SITE = ROOT / "build" / "site"
-LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src"}
+LOADED = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+}
 """Tags whose attribute a browser follows by itself; `link` does for these kinds:"""
 LOADED_LINKS = {"stylesheet", "icon", "preload", "prefetch", "preconnect", "dns-prefetch", "modulepreload", "manifest"}
 

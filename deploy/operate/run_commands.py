@@ -17,6 +17,7 @@ from deploy import endpoints
 from deploy.load_settings import values_of_file
 from deploy.locks import is_run_locked
 from deploy.operate.client import RunClient
+from deploy.operate.ending import ending
 from deploy.operate.log_tail import LogTail
 from deploy.operate.page_address import page_lines
 from deploy.operate.progress import REFRESH_S, Progress, headline, parts_table, rounds_table
@@ -118,7 +119,7 @@ def show_status(run: Path | None, *, as_json: bool) -> None:
     except UnavailableError as error:
         if as_json or is_run_locked(folder):
             raise
-        console.print(Text(f"{error.message}; {error.hint}"), soft_wrap=True)
+        console.print(Text(error.message), *map(Text, ending(folder)), sep="\n", soft_wrap=True)
     else:
         if as_json:
             sys.stdout.write(snapshot.model_dump_json(indent=2) + "\n")

@@ -258,7 +258,9 @@ def test_the_status_of_a_run_that_was_killed_is_its_last_rounds(
     write(folder, WHERE.model_copy(update={"services_url": f"http://127.0.0.1:{free_port()}"}))
     durable.append_line(folder.metrics, a_round(0).as_line())
     show_status(folder.path, as_json=False)
-    assert "no run is active in" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no run is active in" in said
+    assert f"go on: sept run {folder.config}" in said
     with pytest.raises(UnavailableError, match="no run is active in"):
         show_status(folder.path, as_json=True)
 
@@ -285,6 +287,18 @@ def test_the_view_shows_parts_queue_and_rounds() -> None:
         assert expected in text
     assert "1.5 kB" in text
     assert "waiting for the services" in shown(render(None, []))
+
+
+def test_eighty_columns_hold_the_view() -> None:
+    """Nothing is cut; long states break at their spaces."""
+    waits = a_beat(Part.GENERATOR, "generator-10").model_copy(update={"state": "waiting_for_weights", "in_flight": 256})
+    row = GeneratorStatus(heartbeat=waits, age_s=0.1, lost=False)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(render(a_snapshot().model_copy(update={"generators": (row,)}), [a_round(1234)]))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert all(word in text for word in ("generator-10", "waiting for", "weights", "256", "1234", "1.5 kB"))
 
 
 async def test_without_a_terminal_every_round_is_one_line(tmp_path: Path) -> None:
