@@ -6,13 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
 
+import learner.input_checks as input_checks_module
 from learner.config import LearnerSettings
 from learner.input_checks import check_inputs, input_checks
 from services.errors import SeptError, UnavailableError
@@ -149,11 +149,13 @@ def test_without_the_hub_only_a_data_set_may_still_be_in_a_cache(world: Path, mo
     assert not (prompts.run().complete or benchmarks.run().complete)
 
 
-def test_a_large_data_set_is_read_for_a_moment_only(world: Path) -> None:
-    (world / "prompts.jsonl").write_text('{"question": "how much is one and one?", "answer": "2"}\n' * 400_000)
-    started = time.monotonic()
-    check_inputs(settings_of(world))
-    assert time.monotonic() - started < 5
+def test_a_large_data_set_is_read_for_a_moment_only(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_checks_module, "CHECKED_FOR_S", 0.0)
+    (world / "prompts.jsonl").write_text('{"question": "how much is one and one?", "answer": "2"}\n' * 9 + "{broken")
+    check_inputs(settings_of(world))  # the broken line lies behind what the moment allows
+    monkeypatch.setattr(input_checks_module, "CHECKED_FOR_S", 60.0)
+    with pytest.raises(SeptError, match=r"prompts\.jsonl"):
+        check_inputs(settings_of(world))
 
 
 def test_neither_torch_nor_transformers_is_imported(world: Path) -> None:
