@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ from services.streams.control import MAX_GENERATORS
 
 T = TypeVar("T")
 
+_OWN_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
 
 def find_run(folder: Path | None, *, runs: Path = RUNS) -> RunFolder:
     """The named run, else the one under runs/ that was started last; ConfigError when there is none."""
@@ -51,9 +54,15 @@ def _started(run: RunFolder) -> float:
 
 
 def files_not_exported(run: RunFolder) -> dict[str, str]:
-    """Name -> why an export of the run lacks it: files of the model that the run started from, where that is here."""
+    """Name -> why an export of the run lacks it: files of the model that the run started from, where that is here.
+
+    The weights that the run was started with are not among them: the export has the trained ones in their place.
+    """
     model = values_of_file(run.config).get("model", {}).get("path", "") if run.config.exists() else ""
-    return files_left_out(Path(model)) if model and Path(model).is_dir() else {}
+    if not model or not Path(model).is_dir():
+        return {}
+    left_out = files_left_out(Path(model))
+    return {name: reason for name, reason in left_out.items() if not _OWN_WEIGHTS.fullmatch(name)}
 
 
 def client_of(folder: RunFolder) -> RunClient:

@@ -106,10 +106,11 @@ def test_an_export_says_which_files_of_the_model_it_lacks(tmp_path: Path) -> Non
     assert files_not_exported(run) == {}
     model = tmp_path / "model"
     model.mkdir()
-    for name in ("config.json", "LICENSE", "pytorch_model.bin"):
+    shard = "model-00001-of-00002.safetensors"
+    for name in ("config.json", "LICENSE", "pytorch_model.bin", shard, "model.safetensors.index.json"):
         (model / name).write_text("{}")
     run.config.write_text(f'[model]\npath = "{model}"\n')
-    assert list(files_not_exported(run)) == ["pytorch_model.bin"]
+    assert list(files_not_exported(run)) == ["pytorch_model.bin"], "the trained weights are in the others' place"
 
 
 async def test_status_is_asked_with_the_token() -> None:
