@@ -112,8 +112,8 @@ sbom:  ## write what each set of requirements consists of to test-output/*.cdx.j
 
 audit:  ## compare what is pinned with the known vulnerabilities (needs uv, and a network that reaches the database)
 	for set in cpu cuda; do \
-		$(UV) tool run --from pip-audit==$(PIP_AUDIT_VERSION) pip-audit --disable-pip --require-hashes \
-			-r requirements/$$set.txt || exit 1; \
+		$(UV) tool run --from pip-audit==$(PIP_AUDIT_VERSION) pip-audit --strict --disable-pip \
+			--require-hashes -r requirements/$$set.txt || exit 1; \
 	done
 
 clean:  ## remove caches and build outputs; keeps .venv, runs and the demo's model
