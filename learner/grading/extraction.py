@@ -28,7 +28,9 @@ _THOUGHT = re.compile(
 )
 _THINKING = re.compile(r"<think(?:ing)?>|<thought>|<reasoning>|<\|begin_of_thought\|>|\[THINK\]|◁think▷", re.IGNORECASE)
 _TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
-_BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
+_BOX = re.compile(r"\\f?box(?:ed)?\s*(?:\{|\Z)")
+_CUT_FORMULA = re.compile(r"\\[(\[](?:(?!\\[)\]]).)*\Z", re.DOTALL)
+_ONLY_DELIMITER = re.compile(r"(?:\\[()\[\]]|\$+|\s)*")
 _WHOLE_FORMULA = re.compile(r"^\$([^$]+)\$$")
 _CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>|</s>|<eos>|<end_of_turn>")
 _FORMULA = re.compile(
@@ -121,21 +123,21 @@ def _after_thinking(response: str) -> str:
 def unboxed_answer(text: str) -> str | None:
     """The answer in the end of a response without a complete box; None where nothing reads as one.
 
-    A box that is empty or cut off says that there is no answer yet.
+    A box that is empty or cut off says that there is no answer yet. Nothing is read out of a formula that is cut off.
     """
     if _BOX.search(text):
         return None
     marked = _MARKED.findall(text)
     if marked and re.search(r"\d", marked[-1]) and len(_PROSE.findall(marked[-1])) < 3:
         return str(marked[-1]).strip()
-    text = without_markdown(text).strip()
+    text = _CUT_FORMULA.sub("", without_markdown(text)).strip()
     in_json = _IN_JSON.findall(text)
     if in_json:
         return str(in_json[-1][1])
     stated = stated_answer(text)
     if stated is not None:
         return _WHOLE_FORMULA.sub(r"\1", _CLAUSE.sub("", stated).strip() or stated)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if not _ONLY_DELIMITER.fullmatch(line)]
     if len(lines) == 1 and len(lines[0].split()) <= 3 and not re.search(r"\d|[?!]$", lines[0]):
         return lines[0]
     found = next((found for line in reversed(lines) if (found := _on_line(line)) is not None), None)
