@@ -123,20 +123,24 @@ def _after_thinking(response: str) -> str:
 def unboxed_answer(text: str) -> str | None:
     """The answer in the end of a response without a complete box; None where nothing reads as one.
 
-    A box that is empty or cut off says that there is no answer yet. Nothing is read out of a formula that is cut off.
+    A box that is empty or cut off says that there is no answer yet; so does a formula that the end of the text cuts off,
+    unless an answer is stated before.
     """
     if _BOX.search(text):
         return None
     marked = _MARKED.findall(text)
     if marked and re.search(r"\d", marked[-1]) and len(_PROSE.findall(marked[-1])) < 3:
         return str(marked[-1]).strip()
-    text = _CUT_FORMULA.sub("", without_markdown(text)).strip()
+    whole = without_markdown(text).strip()
+    text = _CUT_FORMULA.sub("", whole).strip()
     in_json = _IN_JSON.findall(text)
     if in_json:
         return str(in_json[-1][1])
     stated = stated_answer(text)
     if stated is not None:
         return _WHOLE_FORMULA.sub(r"\1", _CLAUSE.sub("", stated).strip() or stated)
+    if text != whole:
+        return None
     lines = [line.strip() for line in text.splitlines() if not _ONLY_DELIMITER.fullmatch(line)]
     if len(lines) == 1 and len(lines[0].split()) <= 3 and not re.search(r"\d|[?!]$", lines[0]):
         return lines[0]
