@@ -123,8 +123,8 @@ def _after_thinking(response: str) -> str:
 def unboxed_answer(text: str) -> str | None:
     """The answer in the end of a response without a complete box; None where nothing reads as one.
 
-    A box that is empty or cut off says that there is no answer yet; so does a formula that the end of the text cuts off,
-    unless an answer is stated before.
+    A box that is empty or cut off says that there is no answer yet; so does a formula that the end of the text cuts
+    off, unless an answer is stated before.
     """
     if _BOX.search(text):
         return None

@@ -314,10 +314,11 @@ RESPONSES = {
             ("7 is not the answer", "7"), ("The answer isn't 7", "7"), ("Step 7: done", "7"), ("It wasn't 7", "7"),
             ('{"answer": 8, "steps": 7}', "7"), ("I choose option B, not C", "C"), ("\\boxed 8 and 7", "7"),
             ("No, it is not possible.", "yes"), ("7 is wrong", "7"), ("答え: 8", "7"), ("\\framebox{8} 7", "7"),
-            ("It gets $7$. So we have \\[x^2 -", "7"), ("1. \\(2^2 = 4\\)\n2. \\(2^3 = 7\\)\n3. \\(2^", "7"), ("The answer is 7, so \\(\\boxed", "7"),
+            ("It gets $7$. So we have \\[x^2 -", "7"), ("1. \\(2^2 = 4\\)\n2. \\(2^3 = 7\\)\n3. \\(2^", "7"),
+            ("The answer is 7, so \\(\\boxed", "7"),
             ("It is not 7, it is 8", "7"), ("The sum of \\(7\\) and 1 is 8.", "7"), ("7 is an incorrect guess", "7"),
             ("The value of $x$ is 8 if $y = 7$ is 1.", "7"), ("$7 per day", "€7"), ("So $7 is wrong.", "7"),
- ("Yes, it is 8.", "7"),
+            ("Yes, it is 8.", "7"),
         ),
     ),
     "markdown": Kind(
