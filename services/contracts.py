@@ -101,6 +101,9 @@ class Task(Contract):
     temperature: float = Field(ge=0)
     """tau_s, the sampling temperature; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """0: off."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
     max_response_tokens: int = Field(ge=1, le=MAX_TOKENS)
     stop_token_ids: tuple[int, ...] = ()
     """A response ends with (and includes) the first of these."""
@@ -139,6 +142,9 @@ class Rollout(Contract):
     """[R] int32, the stop token included when there was one."""
     finish_reason: Literal["stop", "length"]
     temperature: float = Field(ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0, le=1)
     spans: tuple[VersionSpan, ...]
     """Cover 0 .. R without gap or overlap, versions ascending."""
     generator_id: Identifier
@@ -326,6 +332,8 @@ class EvaluationMetrics(BaseModel):
     """n, per problem."""
     pass_at_k: dict[str, dict[int, float]]
     """Benchmark -> k -> value in 0 .. 1; "mean" weighs every benchmark alike."""
+    problems: dict[str, int] = Field(default_factory=dict)
+    """Benchmark -> how many; empty in what earlier releases recorded."""
 
 
 class RoundMetrics(BaseModel):
@@ -375,6 +383,11 @@ class RoundMetrics(BaseModel):
     """Most memory that the learner held in the round: of the device, or of the process on a CPU."""
     reward_mean: float | None = None
     """Over the round's rollouts, for an algorithm that has rewards."""
+    vote_share: float | None = None
+    """Mean over prompts of the share of answers that agree with the most frequent one; with the field below measured
+    where a prompt has several answers, unless health.action is "off" and the algorithm looks at no texts."""
+    distinct_answers: float | None = None
+    """Mean over prompts of how many different answers there are."""
     repetition_ratio: float | None = None
     """Mean over responses of the share of 4-grams that occurred before in the same response; with the fields below
     measured unless health.action is "off"."""
