@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -72,7 +73,8 @@ class StatusReader:
         snapshot = StatusSnapshot(
             run_id=self._keys.run_id,
             state=state,
-            detail=outside or _detail(state, learner, learner_age_s if learner_lost else None, generators),
+            detail=outside
+            or _detail(state, learner, learner_age_s if learner_lost else None, generators, None if rounds else newest),
             round=last.round + 1 if last else 0,
             rounds_total=total,
             weight_version=newest.weight_version if newest else None,
@@ -120,9 +122,13 @@ def run_state(learner: Heartbeat | None, *, paused: bool, published: bool) -> Ru
 
 
 def _detail(
-    state: RunState, learner: Heartbeat | None, silent_s: float | None, generators: Sequence[GeneratorStatus]
+    state: RunState,
+    learner: Heartbeat | None,
+    silent_s: float | None,
+    generators: Sequence[GeneratorStatus],
+    first: WeightManifest | None,
 ) -> str:
-    """What a person should look at first."""
+    """What a person should look at first; `first`: the version that generators load before there is a round."""
     if learner is None:
         return "waiting for the learner"
     if state in FINAL_STATES.values():
@@ -131,9 +137,13 @@ def _detail(
         return f"learner {learner.part_id} has been silent for {silent_s:.0f} s"
     if state == "starting":
         return "waiting for the learner to publish its first version"
+    if not generators:
+        if first is None:
+            return "no generator is up"
+        return f"no generator is up yet: loading engines, {max(0.0, time.time() - first.created_at):.0f} s"
     lost = [status.heartbeat.part_id for status in generators if status.lost]
     if len(lost) == len(generators):
-        return f"no generator is alive{': lost ' + ', '.join(lost[:5]) if lost else ''}"
+        return f"no generator is alive: lost {', '.join(lost[:5])}"
     if lost:
         return f"lost generators: {', '.join(lost[:5])}"
     return learner.message or _doing(learner)

@@ -70,7 +70,10 @@ async def test_a_running_run_is_told_whole(endpoint: Endpoint, http: httpx.Async
 async def test_missing_generators_are_named(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
     endpoint.store.publish(0, first_version())
     await send(endpoint, heartbeat(Part.LEARNER, "learner-1", "waiting_for_rollouts"))
-    assert (await status(http)).detail == "no generator is alive"
+    loading = (await status(http)).detail
+    assert re.fullmatch(r"no generator is up yet: loading engines, \d+ s", loading)
+    durable.write_file(endpoint.folder.metrics, round_metrics(0).as_line() + "\n")
+    assert (await status(http)).detail == "no generator is up"
 
 
 async def test_a_paused_run_says_so(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
