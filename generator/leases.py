@@ -258,6 +258,9 @@ class Leases:
             response_tokens=completion.response_tokens,
             finish_reason=completion.finish_reason,
             temperature=task.temperature,
+            top_p=task.top_p,
+            top_k=task.top_k,
+            min_p=task.min_p,
             spans=tuple(
                 span.model_copy(update={"weight_digest": self._versions.digest_of(span.weight_version)})
                 for span in completion.spans

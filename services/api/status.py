@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -58,7 +58,7 @@ class StatusReader:
         beats = await AsyncHeartbeats(self._redis, self._keys).read_all()
         depth = await self._gauge.read()
         control = await self._control.state()
-        newest, rounds, total, looks = await asyncio.to_thread(self._read_disk)
+        newest, rounds, total, looks, deaths = await asyncio.to_thread(self._read_disk)
         last = rounds[-1] if rounds else None
         learner, learner_age_s = self._learner(beats)
         learner_lost = learner is not None and learner_age_s > self._lost_after_s and learner.state not in FINAL_STATES
@@ -74,7 +74,14 @@ class StatusReader:
             run_id=self._keys.run_id,
             state=state,
             detail=outside
-            or _detail(state, learner, learner_age_s if learner_lost else None, generators, None if rounds else newest),
+            or _detail(
+                state,
+                learner,
+                learner_age_s if learner_lost else None,
+                generators,
+                deaths,
+                loading=None if rounds else newest,
+            ),
             round=last.round + 1 if last else 0,
             rounds_total=total,
             weight_version=newest.weight_version if newest else None,
@@ -101,10 +108,11 @@ class StatusReader:
             most_generators=_room_for(generators),
         )
 
-    def _read_disk(self) -> tuple[WeightManifest | None, list[RoundMetrics], int, list[Look]]:
+    def _read_disk(self) -> tuple[WeightManifest | None, list[RoundMetrics], int, list[Look], Mapping[Part, str]]:
         rounds = last_rounds(self.folder.metrics, ROUNDS_CONSIDERED)
         looks = last_looks(self.folder.queue_history)
-        return self._store.latest(), rounds, self.folder.rounds_total, looks
+        deaths = last_deaths(self.folder.log_of("supervisor"))
+        return self._store.latest(), rounds, self.folder.rounds_total, looks, deaths
 
     def _learner(self, beats: Sequence[tuple[Heartbeat, float]]) -> tuple[Heartbeat | None, float]:
         """The learner with the newest heartbeat: a restarted one may have another part id."""
@@ -126,24 +134,26 @@ def _detail(
     learner: Heartbeat | None,
     silent_s: float | None,
     generators: Sequence[GeneratorStatus],
-    first: WeightManifest | None,
+    deaths: Mapping[Part, str],
+    *,
+    loading: WeightManifest | None,
 ) -> str:
-    """What a person should look at first; `first`: the version that generators load before there is a round."""
+    """What a person should look at first; `loading`: the version that engines load before there is a round."""
+    why_no_learner, why_no_generator = deaths.get(Part.LEARNER, ""), deaths.get(Part.GENERATOR, "")
     if learner is None:
-        return "waiting for the learner"
+        return f"waiting for the learner{why_no_learner}"
     if state in FINAL_STATES.values():
         return learner.message
     if silent_s is not None:
-        return f"learner {learner.part_id} has been silent for {silent_s:.0f} s"
+        return f"learner {learner.part_id} has been silent for {silent_s:.0f} s{why_no_learner}"
     if state == "starting":
-        return "waiting for the learner to publish its first version"
-    if not generators:
-        if first is None:
-            return "no generator is up"
-        return f"no generator is up yet: loading engines, {max(0.0, time.time() - first.created_at):.0f} s"
+        return f"waiting for the learner to publish its first version{why_no_learner}"
+    if not generators and loading is not None:
+        since_s = max(0.0, time.time() - loading.created_at)
+        return f"no generator is up yet: loading engines, {since_s:.0f} s{why_no_generator}"
     lost = [status.heartbeat.part_id for status in generators if status.lost]
     if len(lost) == len(generators):
-        return f"no generator is alive: lost {', '.join(lost[:5])}"
+        return f"no generator is alive{': lost ' + ', '.join(lost[:5]) if lost else ''}{why_no_generator}"
     if lost:
         return f"lost generators: {', '.join(lost[:5])}"
     return learner.message or _doing(learner)
@@ -183,6 +193,24 @@ def last_looks(path: Path) -> list[Look]:
             values = json.loads(line)
             looks.append(Look(float(values["time"]), float(values["generators_busy"])))
     return looks
+
+
+def last_deaths(path: Path) -> dict[Part, str]:
+    """How a local run's learner, and its generators, last ended before their time, for the end of a sentence.
+
+    From the end of the supervisor's log, since it last started; a run without one has none.
+    """
+    deaths: dict[Part, str] = {}
+    for line in last_lines(path, TAIL_BYTES):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # cut short by a full disk
+            event = json.loads(line)
+            if event["event"] == "run_starting":
+                deaths.clear()
+            elif event["event"] == "part_died" and event["part"] not in ("redis", "services"):
+                kind = Part.GENERATOR if event["part"].startswith(Part.GENERATOR.value) else Part.LEARNER
+                words = f": {event['last_words']}" if event.get("last_words") else ""
+                deaths[kind] = f"; {event['part']} has ended before ({event['ended']}){words}"
+    return deaths
 
 
 def _room_for(generators: Sequence[GeneratorStatus]) -> int | None:
