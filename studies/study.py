@@ -23,7 +23,7 @@ from services.errors import ConfigError
 from services.run_folder import EvaluationFolder, RunFolder
 from studies.cost import cost_of_study
 from studies.finished_runs import FinishedRun, differs
-from studies.report import ReportFiles, RunResult, speed_of, write_report
+from studies.report import ReportFiles, RunResult, curve_of, speed_of, write_report
 from studies.study_file import BASELINE, TAU_EVAL, UNTRAINED, Cell, Study, cells
 
 
@@ -85,7 +85,7 @@ async def _run(cell: Cell, kept: FinishedRun, console: Console) -> signal.Signal
         )
     rounds = list(folder.rounds())
     seconds = max(time.monotonic() - started, sum(line.round_s for line in rounds))  # rounds of earlier starts count
-    kept.write(cell.settings, results, speed_of(rounds), seconds)
+    kept.write(cell.settings, results, speed_of(rounds), seconds, curve_of(rounds))
     console.print(f"  {in_words(seconds)}", highlight=False)
     return None
 
@@ -94,7 +94,8 @@ def _results_of(study: Study, cell: Cell) -> list[RunResult]:
     """A finished run's; of a sweep those of the Baseline and, first, of the untrained model at TAU_EVAL."""
     kept = FinishedRun(study.finished, cell.name).read(cell.settings)
     assert kept is not None
-    found = RunResult(cell.model, cell.method, cell.settings.run.seed, kept["results"], kept["speed"])
+    curve = {int(version): value for version, value in kept.get("curve", {}).items()}
+    found = RunResult(cell.model, cell.method, cell.settings.run.seed, kept["results"], kept["speed"], curve)
     if cell.method != BASELINE:
         return [found]
     untrained = [replace(found, method=UNTRAINED, at=TAU_EVAL)] if TAU_EVAL in study.study.sweep else []
@@ -138,8 +139,12 @@ def _evaluation_folder(cell: Cell) -> EvaluationFolder:
 
 
 def _prepare(study: Study, console: Console) -> None:
-    if study.study.prepare != "addition":
-        raise ConfigError(f"study.prepare = {study.study.prepare!r} is not known", hint='known is "addition"')
     from studies import addition
 
-    addition.prepare(cells(study)[0].settings, console.print, with_answers=True)
+    known = {"addition": addition.noisy_example, "misled addition": addition.misled_example}
+    for name, model in study.models.items():
+        wanted = model.prepare or study.study.prepare
+        if wanted not in known:
+            raise ConfigError(f"prepare = {wanted!r} is not known", hint=f"known are {', '.join(known)}")
+        settings = next(cell.settings for cell in cells(study) if cell.model == name)
+        addition.prepare(settings, console.print, with_answers=True, example=known[wanted])

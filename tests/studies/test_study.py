@@ -22,6 +22,7 @@ from tests.support import scripted_run, tiny_models
 from tests.support.studies import FILE, study_file
 from tests.support.tokenizers import save_byte_tokenizer
 
+CONFIG = Path("deploy/config")
 DEADLINE_S = 400.0
 SHIPPED = Path("deploy/config/study-real-cpu.toml").read_text()
 
@@ -130,6 +131,54 @@ async def test_the_study_of_a_real_model_starts_every_cell_and_goes_on_where_it_
     report = (tmp_path / "study" / "report.md").read_text()
     assert all(f"| {label} |" in report for label in ("SePT", "SePT (offline)", "Coupled", "EM-FT"))
     assert report.count("**undecided**") + report.count("**holds**") + report.count("**does not hold**") == 5
+
+
+@pytest.mark.slow
+async def test_the_study_of_signals_starts_every_cell_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """The shipped methods on the model of 0.1 M parameters, two rounds a cell."""
+    scripted_run.write(tmp_path)
+    for name, count in (("held-out", 6), ("prompts", 16)):
+        rows = [{"question": f"{number:04d}", "answer": str(number)} for number in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shipped = (CONFIG / "study-signals.toml").read_text()
+    places = {
+        "runs/study-signals": f"{tmp_path}/study",
+        ".cache/study/misled-model": f"{tmp_path}/model",
+        ".cache/study": str(tmp_path),
+        ".cache/demo": str(tmp_path),
+        'prepare = "addition"': "",
+        "every_rounds = 10\nclaims": "every_rounds = 1\nclaims",
+    }
+    for before, after in places.items():
+        assert before in shipped
+        shipped = shipped.replace(before, after)
+    (tmp_path / "study-signals.toml").write_text(shipped)
+    (tmp_path / "short.toml").write_text((CONFIG / "study-signals-short.toml").read_text())
+    sets = {
+        "sampling.max_response_tokens": 16,
+        "sampling.rollouts_per_prompt": 4,
+        "training.rounds": 2,
+        "training.prompts_per_round": 4,
+        "generator.engine": "scripted",
+    }
+    words = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
+    names = [cell.name for cell in cells(load_study(tmp_path / "short.toml"))]
+    assert len(names) == 14
+
+    process = await scripted_run.sept("study", tmp_path / "short.toml", *words)
+    await until(lambda: (tmp_path / "study" / "addition-sept-s0" / "metrics.jsonl").exists())
+    process.send_signal(signal.SIGTERM)
+    assert await scripted_run.finish(process) == 128 + signal.SIGTERM
+    assert [path.stem for path in (tmp_path / "study" / "finished").iterdir()] == ["addition-baseline"]
+
+    process = await scripted_run.sept("study", tmp_path / "short.toml", *words)
+    assert await asyncio.wait_for(process.wait(), 3 * DEADLINE_S) == 0
+    assert sorted(path.stem for path in (tmp_path / "study" / "finished").iterdir()) == sorted(names)
+    report = (tmp_path / "study" / "report.md").read_text()
+    assert all(
+        f"| {label} |" in report for label in ("SePT", "majority vote", "RENT", "power sampling", "wrong reward")
+    )
+    assert "version of the peak" in report
 
 
 async def until(condition: Callable[[], bool]) -> None:
