@@ -22,7 +22,7 @@ from tests.support import scripted_run, tiny_models
 from tests.support.studies import FILE, study_file
 from tests.support.tokenizers import save_byte_tokenizer
 
-DEADLINE_S = 400.0
+DEADLINE_S = 900.0
 SHIPPED = Path("deploy/config/study-real-cpu.toml").read_text()
 
 
@@ -48,7 +48,7 @@ def test_the_inputs_of_every_run_are_checked_before_the_first_starts(tmp_path: P
         check_study(study)
 
 
-def keep(study: Study, *names: str) -> None:
+def keep(study: Study, *names: str, untrained: str = "d") -> None:
     """Numbers of runs that finished elsewhere."""
     curve = {"pass_at_k": {"1": {"value": 0.5}}, "average": {"value": 0.5}}
     for cell in cells(study):
@@ -60,7 +60,8 @@ def keep(study: Study, *names: str) -> None:
                 "temperatures": {"0.2": at, "1": at},
                 "benchmarks": {"held": {"problems": problems_digest([(0, "2+2?", "4")])}},
             }
-            FinishedRun(study.finished, cell.name).write(cell.settings, results, {}, 60)
+            finished = FinishedRun(study.finished, cell.name)
+            finished.write(cell.settings, results, {}, untrained=untrained, seconds=60)
 
 
 def test_a_study_whose_runs_finished_elsewhere_only_reports(tmp_path: Path) -> None:
@@ -77,6 +78,14 @@ def test_a_study_whose_runs_finished_elsewhere_only_reports(tmp_path: Path) -> N
     ]
 
 
+def test_runs_of_another_model_are_not_put_into_one_table(tmp_path: Path) -> None:
+    study = whole_study(tmp_path)
+    keep(study, *(cell.name for cell in cells(study)))
+    keep(study, "a-s1", untrained="of another model")
+    with pytest.raises(ConfigError, match=r"a-s1\.json began with other weights"):
+        asyncio.run(run_study(study, Console(quiet=True)))
+
+
 def test_results_of_an_earlier_start_under_another_prompt_are_refused(tmp_path: Path) -> None:
     study, said = whole_study(tmp_path), StringIO()
     keep(study, *(cell.name for cell in cells(study)[:-1]))
@@ -89,6 +98,7 @@ def test_results_of_an_earlier_start_under_another_prompt_are_refused(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 async def test_the_study_of_a_real_model_starts_every_cell_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """The shipped file, on a model of 0.1 M parameters whose generators answer by script, two rounds a cell."""
     scripted_run.write(tmp_path)
@@ -122,11 +132,15 @@ async def test_the_study_of_a_real_model_starts_every_cell_and_goes_on_where_it_
     await until(lambda: (tmp_path / "study" / "sept-s0" / "metrics.jsonl").exists())
     process.send_signal(signal.SIGTERM)
     assert await scripted_run.finish(process) == 128 + signal.SIGTERM
-    assert [path.stem for path in (tmp_path / "kept").iterdir()] == ["baseline"]
+    before = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    assert "baseline.json" in before
+    assert len(before) < len(names)
 
     process = await scripted_run.sept("study", tmp_path / "study.toml", *words)
     assert await asyncio.wait_for(process.wait(), DEADLINE_S) == 0
-    assert sorted(path.stem for path in (tmp_path / "kept").iterdir()) == sorted(names)
+    after = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    assert sorted(after) == sorted(f"{name}.json" for name in names)
+    assert {name: after[name] for name in before} == before, "a finished run was run again"
     report = (tmp_path / "study" / "report.md").read_text()
     assert all(f"| {label} |" in report for label in ("SePT", "SePT (offline)", "Coupled", "EM-FT"))
     assert report.count("**undecided**") + report.count("**holds**") + report.count("**does not hold**") == 5
