@@ -56,7 +56,7 @@ async def run_study(study: Study, console: Console) -> signal.Signals | None:
     for path in write_report(study, results):
         console.print(str(path), highlight=False)
     console.print(ReportFiles(study.study.dir).text.read_text(), highlight=False, markup=False)
-    console.print(f"the runs, each a folder: {study.study.dir}", highlight=False)
+    console.print(f"the runs in a browser: sept page {study.study.dir}", highlight=False)
     return None
 
 

@@ -113,8 +113,8 @@ async def test_the_study_of_a_real_model_starts_every_cell_and_goes_on_where_it_
         "runs/study-real-cpu": f"{tmp_path}/study",
         ".cache/word-problems": str(tmp_path),
     }
-    for before, after in places.items():
-        shipped = shipped.replace(before, after)
+    for place, here in places.items():
+        shipped = shipped.replace(place, here)
     (tmp_path / "study.toml").write_text(shipped)
     sets = {
         "model.path": tmp_path / "model",
