@@ -78,6 +78,15 @@ def test_a_study_whose_runs_finished_elsewhere_only_reports(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize(("gpus", "told"), [("0,1", True), ("", False)])
+def test_on_gpus_the_cost_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: str, told: bool) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    study, said = whole_study(tmp_path), StringIO()
+    keep(study, *(cell.name for cell in cells(study)))
+    asyncio.run(run_study(study, Console(file=said, width=200)))
+    assert said.getvalue().startswith("cost: about 0 GPU-hours") == told
+
+
 def test_runs_of_another_model_are_not_put_into_one_table(tmp_path: Path) -> None:
     study = whole_study(tmp_path)
     keep(study, *(cell.name for cell in cells(study)))
