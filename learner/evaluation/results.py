@@ -48,6 +48,7 @@ class Results:
                     name: {k: round(curve[k].value, 6) for k in reported_ks(self.samples)}
                     for name, curve in (table.benchmarks | {MEAN: table.mean}).items()
                 },
+                problems={name: curve.problems for name, curve in table.benchmarks.items()},
             )
             for temperature, table in self.by_temperature.items()
         )
