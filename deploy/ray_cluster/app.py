@@ -9,6 +9,7 @@ nodes, those that have it offer the resource sept_store: ray start --resources '
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from deploy.engine_question import ask_about_model
 from deploy.load_settings import load
+from deploy.ray_cluster.cluster_memory import ask_nodes, check_cluster
 from deploy.ray_cluster.defaults import DOWNSCALE_AFTER_S, MIN_GENERATORS, SERVE_PORT, LearnerStrategy
 from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services
 from deploy.resolved_settings import to_resolved
+from deploy.run_memory import shape_of_model
 from deploy.same_code import code_digest
 from deploy.settings import Settings, require, token_of
 from learner.config import TrainingConfig
@@ -223,7 +227,13 @@ def _alive_nodes() -> list[dict[str, Any]]:
 
 
 def run_on_ray(settings: Settings, options: Options, say: Callable[[str], None]) -> None:
-    """Deploy on the running cluster, wait until the learner ends, remove the application. Ctrl-C drains as well."""
+    """Deploy on the running cluster, wait until the learner ends, remove the application. Ctrl-C drains as well.
+
+    ConfigError before anything is deployed when it cannot fit.
+    """
+    gpus = options.gpus if options.gpus is not None else ray.cluster_resources().get("GPU", 0) > 0
+    shape = shape_of_model(settings.model.path)
+    check_cluster(shape, settings, ask_nodes(), generators=options.min_generators, gpus=gpus)
     serve.start(http_options={"host": settings.services.host, "port": options.http_port})
     try:
         serve.run(
@@ -265,6 +275,7 @@ def start_ray(config: Path, sets: Sequence[str], options: dict[str, Any], say: C
     made = Options(config=config, sets=tuple(sets), **options)
     settings_for_ray(settings, made)  # fails before a cluster is started
     check_inputs(settings)
+    asyncio.run(ask_about_model(settings))
     ray.init(runtime_env=source_env(), log_to_driver=False)
     try:
         run_on_ray(settings, made, say)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray import serve
 
 from deploy.ray_cluster.app import run_on_ray, source_env
+from services.errors import ConfigError
 from tests.support.ray_runs import RayWorld
 
 # Ray leaves sockets and files for the garbage collector
@@ -18,7 +20,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_node() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, runtime_env=source_env(), log_to_driver=False)
     yield
@@ -41,3 +43,11 @@ def test_a_run_goes_to_its_end_and_has_the_rounds_of_any_placement(
     run_on_ray(world.settings(), world.options(most=1), said.append)
     assert world.found() == world.expected()
     assert said == [f"serving on port {world.port}; `serve status` shows the parts"]
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_deployed(tmp_path: Path, redis_url: str, one_node: None) -> None:
+    world = RayWorld.make(tmp_path, redis_url, rounds=3)
+    with pytest.raises(ConfigError, match=r"the node of the cluster with the most room: .* generators take"):
+        run_on_ray(world.settings(), world.options(least=100_000, most=100_000), print)
+    assert serve.status().applications == {}
+    assert not (tmp_path / "run").exists()
