@@ -10,7 +10,9 @@ import ray
 from ray import serve
 
 from deploy.ray_cluster.app import run_on_ray, source_env
+from deploy.ray_cluster.parts import folder_on_node
 from services.errors import ConfigError
+from services.run_folder import RunFolder
 from tests.support.ray_runs import RayWorld
 
 # Ray leaves sockets and files for the garbage collector
@@ -39,9 +41,12 @@ def test_a_run_goes_to_its_end_and_has_the_rounds_of_any_placement(
     shipped: str = ray.get(ray.remote(where_deploy_is).remote())
     assert "/runtime_resources/working_dir_files/" in shipped
     world = RayWorld.make(tmp_path, redis_url, rounds=3)
+    mirrors = RunFolder(folder_on_node(Path(ray.get_runtime_context().get_temp_dir()))).mirrors
+    before = set(mirrors.glob("generator-*"))
     said: list[str] = []
     run_on_ray(world.settings(), world.options(most=1), said.append)
     assert world.found() == world.expected()
+    assert mirrors.is_dir() and set(mirrors.glob("generator-*")) == before, "each goes with its generator"
     assert said == [f"serving on port {world.port}; `serve status` shows the parts"]
 
 
