@@ -47,8 +47,9 @@ class RunProgress:
         return max(self._folder.checkpointed(), default=0), answered
 
 
-def _has_loaded(state: str, age_s: float) -> bool:
-    return age_s <= LOST_AFTER_S and state not in LOADING_STATES and state not in FINAL_STATES
+def has_loaded(state: str) -> bool:
+    """Whether a learner whose heartbeat has this state does something with its weights."""
+    return state not in LOADING_STATES and state not in FINAL_STATES
 
 
 class WorkReports:
@@ -95,7 +96,10 @@ class WorkReports:
             while True:
                 beats = await heartbeats.read_all()
                 self._reported |= {beat.pid for beat, _ in beats}
-                if any(beat.part is Part.LEARNER and _has_loaded(beat.state, age_s) for beat, age_s in beats):
+                if any(
+                    beat.part is Part.LEARNER and age_s <= LOST_AFTER_S and has_loaded(beat.state)
+                    for beat, age_s in beats
+                ):
                     self._loaded.set()
                 self._sampled |= {beat.pid for beat, _ in beats if beat.part is Part.GENERATOR and beat.tokens_per_s}
                 await asyncio.sleep(READ_EVERY_S)

@@ -204,6 +204,10 @@ def test_weights_are_never_in_a_pods_temporary_folder() -> None:
     groups = {group["groupName"]: group for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
     (generator,) = groups["generators"]["template"]["spec"]["containers"]
     assert "/tmp/ray" in {mount["mountPath"] for mount in generator["volumeMounts"]}
-    (deployment,) = [each for each in manifests("sept.yaml") if each["metadata"]["name"] == "generator"]
+    (deployment,) = [
+        each
+        for each in manifests("sept.yaml")
+        if (each["kind"], each["metadata"]["name"]) == ("Deployment", "generator")
+    ]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert "/sept/runs" in {mount["mountPath"] for mount in container["volumeMounts"]}
