@@ -3,6 +3,7 @@
 PYTHON ?= python3
 UV ?= uv
 VENV := .venv
+TEST_JOBS ?= 2
 BIN := $(VENV)/bin
 CYCLONEDX_VERSION := 7.5.0
 PIP_AUDIT_VERSION := 2.10.1
@@ -38,7 +39,7 @@ demo: setup  ## a small model teaches itself additions: pre-train, run, compare 
 	$(BIN)/python -m studies.demo
 
 test: setup lint  ## lint, types, layers and all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not slow and not gpu"
 
 test-compose: setup  ## runs under docker-compose on a real engine (needs root or docker; up to 25 minutes)
 	$(BIN)/python -m pytest -s tests/compose

@@ -122,8 +122,10 @@ def _parsed(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        near = difflib.get_close_matches(path.name, [found.name for found in path.parent.glob("*.toml")], n=1)
         raise ConfigError(
-            f"config file {path} does not exist", hint="deploy/config holds examples to start from"
+            f"config file {path} does not exist (looked in {Path.cwd()})",
+            hint=f"did you mean {path.parent / near[0]}?" if near else "deploy/config holds examples to start from",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}", hint="give a readable TOML file") from error

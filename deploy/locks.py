@@ -32,7 +32,8 @@ def run_lock(folder: RunFolder) -> Iterator[None]:
                 holder = path.read_text().strip() or "another process"
                 raise UnavailableError(
                     f"{folder.path} is already being run by {holder}",
-                    hint="watch it with `sept status`, stop it with Ctrl-C, or give run.dir another folder",
+                    hint=f"watch it with `sept status --run {folder.path}`, stop it with Ctrl-C, "
+                    "or give run.dir another folder",
                 )
             time.sleep(PROBED_S / 10)
         os.truncate(handle, 0)

@@ -21,7 +21,9 @@ from learner.memory.machine import HostMemory, gpu_bytes, host_memory
 from learner.memory.model_shape import ModelShape, read_shape, shape_of_config
 from learner.memory.rank_memory import FLOAT32_BYTES, LIBRARIES_BYTES, RankMemory, ranks_that_share
 from learner.model_folder.files import read_json
-from services.errors import ConfigError
+from learner.model_folder.hub import ANSWERS_WITHIN_S, is_on_hub
+from learner.model_folder.local_folder import local_folder
+from services.errors import ConfigError, UnavailableError
 
 GIB = 1 << 30
 ENGINE_WORK_BYTES = 4 * GIB
@@ -34,8 +36,6 @@ LEARNER_LIBRARIES_BYTES = 2 * GIB
 """In the host's memory of each rank that computes on a GPU."""
 CHECKPOINT_BYTES = 12
 """Of a parameter: the copy of weights and moments that is written while a GPU trains on."""
-ANSWERS_WITHIN_S = 5.0
-"""The hub, about a config.json."""
 PUBLISHED_COPIES = 2
 """In the host's memory: rank 0's, and that of the process that encodes."""
 OFFLOADED_BYTES = 8
@@ -116,14 +116,16 @@ def memory_of_run(settings: Settings, placement: Placement, *, leader: str = "le
 
 def shape_of_model(path: str) -> ModelShape | None:
     """Of a model folder; of a model on the hub from its config.json alone, unless it cannot be fetched."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    folder = local_folder(path)
+    if folder is not None:
         return read_shape(folder)
     import huggingface_hub
 
     try:
+        if not is_on_hub("model", path):
+            return None
         config = huggingface_hub.hf_hub_download(path, "config.json", etag_timeout=ANSWERS_WITHIN_S)
-    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError, OSError):
+    except (UnavailableError, huggingface_hub.errors.HfHubHTTPError, OSError):
         return None  # the learner says why when it downloads the model
     return shape_of_config(read_json(Path(config)))
 

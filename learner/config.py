@@ -192,7 +192,8 @@ class EvaluationConfig(Section):
     """[evaluation]: benchmarks, during a run and in `sept eval`."""
 
     every_rounds: int = Field(default=0, ge=0)
-    """Rounds between two evaluations of a run, which also evaluates its last version; 0: no evaluations."""
+    """Rounds between two evaluations of a run: of version 0, every so many, and the last. 0: no evaluations; more than
+    the run has: the last version alone."""
     benchmarks: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Names (math500, amc23, minerva, olympiadbench, aime24, aime25, gsm8k) or NAME=PATH of problems with answers, a
     path as in data.path."""

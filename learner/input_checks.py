@@ -1,8 +1,8 @@
 """Checks what a person gives a run before anything starts: the model's folder, prompts, benchmarks and chat template.
 
 `sept run`, `eval`, `study`, `ray` and `doctor` all use these checks. They take about a second: they load no weights,
-import neither torch nor transformers, and read the data for CHECKED_FOR_S. What they cannot see (a later row, a model
-that is still on the hub) the learner refuses with the same errors.
+import neither torch nor transformers, and read the data for CHECKED_FOR_S. What they cannot see (a later row, the
+files of a model that is still on the hub) the learner refuses with the same errors.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,9 +26,10 @@ from learner.data.readers.places import is_local, local_files
 from learner.data.readers.source import parse_source
 from learner.evaluation.benchmarks import resolve_benchmarks
 from learner.model_folder.check import check_model_folder
+from learner.model_folder.hub import is_on_hub
 from learner.model_folder.local_folder import local_folder
 from learner.model_folder.tokenizer import special_tokens, templates_in
-from services.errors import DataError, ModelError
+from services.errors import DataError, ModelError, UnavailableError
 
 CHECKED_FOR_S = 0.7
 """Time that a data set is read for."""
@@ -77,7 +79,12 @@ def _check_model(path: str) -> Found:
     if not _HUB_ID.fullmatch(path) or format_of(Path(path)) is not None:
         what = f"{path:.200} is neither a folder nor a Hugging Face id" if path else "no model is named"
         raise ModelError(what, hint="set model.path to a folder that exists or a Hugging Face id")
-    return Found(f"{path} is no local folder: it will be looked up on the Hugging Face hub", complete=False)
+    if not is_on_hub("model", path):
+        raise ModelError(
+            f"{path} is neither a folder (looked in {Path.cwd()}) nor a model on the Hugging Face hub",
+            hint="check model.path; for a private model log in with `hf auth login`",
+        )
+    return Found(f"{path} will be downloaded from the Hugging Face hub", complete=False)
 
 
 def _template(settings: LearnerSettings) -> ChatTemplate | None:
@@ -123,6 +130,7 @@ def _read(path: str, split: str, limit: int | None) -> tuple[list[Question], Fou
     """The rows that can be read within CHECKED_FOR_S, and whether these are all; none of a data set on the hub."""
     source = parse_source(path)
     if not is_local(source.path):
+        _check_hub_has(source.path)
         return [], Found(f"{path} will be loaded from the Hugging Face hub", complete=False), False
     for file in local_files(source.path, split) or []:
         if not file.is_file():
@@ -135,6 +143,17 @@ def _read(path: str, split: str, limit: int | None) -> tuple[list[Question], Fou
         raise DataError(f"{path} holds no rows", hint=f"name a data set with prompts: {ACCEPTED}")
     whole = time.monotonic() - started < CHECKED_FOR_S
     return questions, Found(f"{path}: the first {len(questions)} rows can be read"), whole
+
+
+def _check_hub_has(data_set: str) -> None:
+    """DataError for a data set that the hub does not have. Without an answer it may still be in the library's cache."""
+    name, _, _ = data_set.partition(":")
+    with suppress(UnavailableError):
+        if not is_on_hub("dataset", name):
+            raise DataError(
+                f"{name} is neither a file or folder (looked in {Path.cwd()}) nor a data set on the Hugging Face hub",
+                hint="check data.path or the benchmark; for a private data set log in with `hf auth login`",
+            )
 
 
 def _within(seconds: float, questions: Iterator[Question]) -> Iterator[Question]:

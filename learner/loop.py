@@ -101,6 +101,8 @@ class Loop:
     """On the monotonic clock: when the last checkpoint was begun."""
     _steps: int = 0
     """Optimizer steps that `_version` is made of; when the trainer has taken more, its weights are of no version."""
+    _untrained: Evaluated = ()
+    """Of version 0, until round 0 is recorded."""
     _unrecorded: TrainedRound | None = None
     _round_began: float = 0.0
     """On the monotonic clock: when the round before had been trained."""
@@ -180,6 +182,7 @@ class Loop:
         round_s, self._round_began = now - self._round_began, now
         wait_s = self.reporter.seconds_in("waiting_for_rollouts") - waited_before
         self.reporter.count_tokens(stats.prompt_tokens + stats.response_tokens)
+        self._wait_for_evaluation()
         self._record()
         self._commit()
         self._version, self._steps = round_ + 1, self.trainer.steps
@@ -331,9 +334,12 @@ class Loop:
         trained, self._unrecorded = self._unrecorded, None
         evaluated = self._evaluated()
         if trained is None:
-            if evaluated:  # the round was recorded before an interruption, its version's evaluation was not
+            if self._version == 0:
+                self._untrained = evaluated or self._untrained
+            elif evaluated:  # the round was recorded before an interruption, its version's evaluation was not
                 self.records.add_evaluations(self._version - 1, evaluated)
             return
+        evaluated, self._untrained = self._untrained + evaluated, ()
         with self.reporter.during("publishing"):
             trained.publication.result()
         with self.reporter.during("checkpointing"):
@@ -350,6 +356,15 @@ class Loop:
         """Start the evaluation of `_version`, which is being published, if one is due and not done yet."""
         if self.evaluations is not None and self.evaluations.is_due(self._version):
             self._evaluation = self.evaluations.start(self._version, publication)
+
+    def _wait_for_evaluation(self) -> None:
+        """Raises Interrupted when the run is to stop: what was trained meanwhile is given up.
+
+        Once a later version is published nobody can sample from this one, so its evaluation would never be made.
+        """
+        if self._evaluation is not None:
+            with self.reporter.during("evaluating"):
+                self._evaluation.result()
 
     def _evaluated(self) -> Evaluated:
         """What the running evaluation has found, once it has; called before another version is published."""
@@ -382,8 +397,9 @@ class Loop:
             self.publisher.retract_after(self._version)
         publication = self._publish(None)  # the first rounds are issued below, in their order
         with self.reporter.during("publishing"):
-            publication.result()
-        if self.evaluations is not None and not self.evaluations.is_done(self._version):
+            digest = publication.result().manifest.digest
+        # Of version 0, which has no round to be recorded with, the results are read again: no answer is sampled twice.
+        if self.evaluations is not None and not (self._version and self.evaluations.is_done(self._version, digest)):
             self._evaluate(publication)
         if self.source.follows_versions:
             self._wait_for_generators()

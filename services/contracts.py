@@ -380,7 +380,8 @@ class RoundMetrics(BaseModel):
     nll_tau_s: float | None = None
     """The same at the round's sampling temperature."""
     evaluations: tuple[EvaluationMetrics, ...] = ()
-    """Of the version that this round published, when an evaluation of it was due: one a temperature."""
+    """Of the version that this round published, when an evaluation of it was due: one a temperature. Before them, in
+    round 0, those of version 0."""
 
     def as_line(self) -> str:
         """The line of metrics.jsonl, without fields that are None."""

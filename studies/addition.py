@@ -22,6 +22,8 @@ from tokenizers.pre_tokenizers import Split
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from deploy.settings import Settings
+from learner.evaluation.benchmarks import resolve_benchmark
 from services import durable
 
 END = "<end>"
@@ -142,6 +144,19 @@ def save_pretrained_model(folder: Path, problems: list[Problem], report: Callabl
     save(model, folder)
 
 
+def prepare(settings: Settings, report: Callable[[str], None], *, with_answers: bool = False) -> None:
+    """Make what a run on additions needs: its prompts, its benchmarks and, unless they exist, the model.
+
+    `with_answers`: for methods that learn from them.
+    """
+    train, held_out = split_problems()
+    write_prompts(train, Path(settings.data.path), with_answers=with_answers)
+    for _, path, _ in map(resolve_benchmark, settings.evaluation.benchmarks):
+        if not Path(path).exists():
+            write_prompts(held_out, Path(path), with_answers=True)
+    save_pretrained_model(Path(settings.model.path), train, report)
+
+
 def write_prompts(problems: list[Problem], path: Path, *, with_answers: bool = False) -> None:
     """Questions, and their answers if the data is for an evaluation or a method that needs them."""
 
@@ -149,6 +164,8 @@ def write_prompts(problems: list[Problem], path: Path, *, with_answers: bool = F
         answer = {"answer": answer_of(sum(problem))} if with_answers else {}
         return {"question": question_of(problem)} | answer
 
+    with durable.explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     durable.write_file(path, "".join(json.dumps(row(problem)) + "\n" for problem in problems))
 
 

@@ -25,7 +25,6 @@ from deploy.local.run import run_local
 from deploy.operate.progress import in_bytes
 from deploy.settings import Settings
 from deploy.unattended import work_unattended
-from services import durable
 from services.contracts import RoundMetrics
 from services.errors import SeptError
 from services.run_folder import RunFolder
@@ -66,15 +65,10 @@ async def _demo(settings: Settings, console: Console) -> int:
 
 
 def prepare(settings: Settings, console: Console) -> None:
-    """Make the prompts and, unless it exists, the model that the config names."""
+    """Make the prompts, the held-out problems and, unless it exists, the model that the config names."""
     from studies import addition
 
-    prompts = Path(settings.data.path)
-    train, _ = addition.split_problems()
-    with durable.explained(prompts):
-        prompts.parent.mkdir(parents=True, exist_ok=True)
-    addition.write_prompts(train, prompts)
-    addition.save_pretrained_model(Path(settings.model.path), train, console.print)
+    addition.prepare(settings, console.print)
 
 
 def compare(settings: Settings, trained: Path, rounds: Sequence[RoundMetrics], seconds: float) -> Table:

@@ -229,12 +229,4 @@ def _prepare(study: Study, console: Console) -> None:
         raise ConfigError(f"study.prepare = {study.study.prepare!r} is not known", hint='known is "addition"')
     from studies import addition
 
-    settings = baseline_of(study)
-    _, held_out = addition.split_problems()
-    train, _ = addition.split_problems()
-    data = Path(settings.data.path)
-    data.parent.mkdir(parents=True, exist_ok=True)
-    addition.write_prompts(train, data, with_answers=True)
-    for named in settings.evaluation.benchmarks:
-        addition.write_prompts(held_out, Path(named.partition("=")[2]), with_answers=True)
-    addition.save_pretrained_model(Path(settings.model.path), train, console.print)
+    addition.prepare(baseline_of(study), console.print, with_answers=True)

@@ -61,7 +61,8 @@ async def run_local(settings: Settings, console: Console, *, leader: str = "lear
             folder.start_over()
         if leader == "learner" and _is_finished(settings, folder, changed):
             lines = ending(folder)
-            console.print(*lines, "train on: raise training.rounds or training.epochs", sep="\n", highlight=False)
+            lines.append("train on: raise training.rounds or training.epochs")
+            console.print(*lines, sep="\n", highlight=False, soft_wrap=True)
             return None
         redis, where, port = _choose_endpoints(settings, folder)
         endpoints.write(folder, where)

@@ -141,7 +141,7 @@ class Supervisor:
             self._stopped_by = by
             self._stopped_at = now
             self._over.set()
-            self._log.record("stopping", signal=by.name)
+            self._log.record("stopping", signal=by.name, remedy="a second one (Ctrl-C) kills what has not ended")
 
     def _start_part(self, spec: ProcessSpec, *, may_finish: bool = False) -> SupervisedPart:
         part = SupervisedPart(

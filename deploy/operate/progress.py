@@ -86,7 +86,10 @@ async def _every(seconds: float) -> AsyncIterator[None]:
 
 def round_line(metrics: RoundMetrics, total: int) -> str:
     """A round in one line: when it ended, which of how many, pass@1 of its version where that was measured."""
-    quality = "".join(f"pass@1 {pass_at_1(one):.1%} at {one.temperature:g}  " for one in metrics.evaluations)
+    quality = "".join(
+        f"{'' if one.weight_version else 'untrained '}pass@1 {pass_at_1(one):.1%} at {one.temperature:g}  "
+        for one in metrics.evaluations
+    )
     at = time.strftime("%H:%M:%S", time.localtime(metrics.time))
     return (
         f"{at}  round {metrics.round} ({metrics.round + 1} of {max(total, metrics.round + 1)})  {quality}"

@@ -148,7 +148,9 @@ def _messages(row: Row, source: Source) -> tuple[list[Message], str | None]:
                 hint='chat messages are [{"role": text, "content": text}, ...]',
             )
         return [{"role": "user", "content": value + _input_of(row.record, column)}], None
-    raise DataError(f"{row.where} is not recognised, its columns are {_columns(row.record)}", hint=ACCEPTED)
+    raise DataError(
+        f"{row.where} has no column that holds a question; its columns are {_columns(row.record)}", hint=ACCEPTED
+    )
 
 
 def _is_structure(text: str) -> bool:

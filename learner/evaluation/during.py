@@ -74,13 +74,14 @@ class Evaluations:
         self._interrupted = False
 
     def is_due(self, version: int) -> bool:
-        """Every so many versions, and the last; the untrained model is `sept eval`'s."""
-        return version > 0 and (version % self._config.every_rounds == 0 or version == self._last_version)
+        """Version 0, every so many, and the last; the last alone where `every_rounds` is more than the run has."""
+        every = self._config.every_rounds
+        return version == self._last_version or (every <= self._last_version and version % every == 0)
 
-    def is_done(self, version: int) -> bool:
-        """Whether the folder has its results, from the same problems asked in the same way."""
+    def is_done(self, version: int, digest: str) -> bool:
+        """Whether the folder has its results: of these weights, from the same problems asked in the same way."""
         folder = self._folder.evaluation_of(version)
-        return folder.results.exists() and is_described_by(folder, self._meta)
+        return folder.results.exists() and is_described_by(folder, {**self._meta, "digest": digest})
 
     def start(self, version: int, publication: Future[Publication]) -> Future[Evaluated]:
         """Evaluate the version as soon as it is published; the future raises what kept it from that."""

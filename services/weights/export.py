@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -36,9 +37,7 @@ def export_version(folder: RunFolder, out: Path, weight_version: int | None = No
         raise VersionNotFoundError(f"{folder.weights} holds no version yet", hint="wait for the learner's first one")
     version = held[-1] if weight_version is None else weight_version
     if version not in held:
-        raise VersionNotFoundError(
-            f"version {version} is not in {folder.weights}", hint=f"it holds {held[0]} to {held[-1]}, with gaps"
-        )
+        raise VersionNotFoundError(f"version {version} is not in {folder.weights}", hint=f"it holds {in_ranges(held)}")
     _expect_space(out, store.manifest(version).full_bytes)
     tensors = store.load(version)
     with durable.new_folder(out) as partial:
@@ -49,6 +48,17 @@ def export_version(folder: RunFolder, out: Path, weight_version: int | None = No
         write_safetensors(partial / WEIGHTS_NAME, tensors)
     log.info("exported", weight_version=version, folder=str(out))
     return version
+
+
+def in_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers, shortly: 0, 10, 33 to 36."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in found)
 
 
 def _expect_space(out: Path, needed_bytes: int) -> None:

@@ -9,7 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from deploy import exit_codes
 from deploy.unattended import LAST_WORDS_S, MAX_WAITING_BYTES, LossyFile, ThreadedFile
@@ -101,6 +104,15 @@ def test_closed_streams_are_no_error(tmp_path: Path) -> None:
     assert subprocess.run(["sh", "-c", command], timeout=60, check=False).returncode == 7
 
 
+@pytest.fixture
+def hang_up_by_default() -> Iterator[None]:
+    """The tests themselves may run under nohup, whose children would inherit that the signal is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_up_by_default")
 def test_a_lost_terminal_drains_and_nohup_holds() -> None:
     for prefix, code in (([], 7), (["nohup"], 0)):
         command = [*prefix, sys.executable, "-c", HANG_UP]

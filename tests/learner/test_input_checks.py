@@ -6,16 +6,18 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
+import learner.input_checks as input_checks_module
 from learner.config import LearnerSettings
 from learner.input_checks import check_inputs, input_checks
-from services.errors import SeptError
+from services.errors import SeptError, UnavailableError
 from tests.support import tiny_models
+from tests.support.hub import hub_away, hub_with
 from tests.support.tokenizers import save_byte_tokenizer
 
 
@@ -92,7 +94,7 @@ def test_each_setting_that_names_nothing_usable_is_refused(
     ("name", "content", "found"),
     [
         ("prompts.jsonl", '{"question": "a"}\n{"question', "line 2 is not JSON"),
-        ("prompts.jsonl", '{"text": "a"}\n', "line 1 is not recognised"),
+        ("prompts.jsonl", '{"text": "a"}\n', "line 1 has no column that holds a question"),
         ("prompts.jsonl", "", "no rows"),
         ("held.jsonl", '{"question": "a"}\n', "none of the 1 problems"),
         ("model/tokenizer.json", "{", "is no tokenizer"),
@@ -119,18 +121,41 @@ def test_a_template_is_tried_on_every_sequence_of_roles(world: Path) -> None:
         check_inputs(settings_of(world, data={"chat_template": template}))
 
 
-def test_names_on_the_hub_are_left_to_the_run(world: Path) -> None:
-    settings = settings_of(
+def on_the_hub(world: Path) -> LearnerSettings:
+    return settings_of(
         world, model={"path": "org/model"}, data={"path": "org/data:main"}, evaluation={"benchmarks": ["gsm8k"]}
     )
-    assert [check.run().complete for check in input_checks(settings)] == [False, False, False]
 
 
-def test_a_large_data_set_is_read_for_a_moment_only(world: Path) -> None:
-    (world / "prompts.jsonl").write_text('{"question": "how much is one and one?", "answer": "2"}\n' * 400_000)
-    started = time.monotonic()
-    check_inputs(settings_of(world))
-    assert time.monotonic() - started < 5
+def test_what_the_hub_has_is_left_to_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_with("models/org/model", "datasets/org/data", "datasets/openai/gsm8k") as address:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        assert [check.run().complete for check in input_checks(on_the_hub(world))] == [False, False, False]
+
+
+def test_what_the_hub_does_not_have_is_refused(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_with() as address:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        for check, kind in zip(input_checks(on_the_hub(world)), ("a model", "a data set", "a data set"), strict=True):
+            with pytest.raises(SeptError, match=f"nor {kind} on the Hugging Face hub"):
+                check.run()
+
+
+def test_without_the_hub_only_a_data_set_may_still_be_in_a_cache(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub_away())
+    model, prompts, benchmarks = input_checks(on_the_hub(world))
+    with pytest.raises(UnavailableError, match="the Hugging Face hub does not answer"):
+        model.run()
+    assert not (prompts.run().complete or benchmarks.run().complete)
+
+
+def test_a_large_data_set_is_read_for_a_moment_only(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_checks_module, "CHECKED_FOR_S", 0.0)
+    (world / "prompts.jsonl").write_text('{"question": "how much is one and one?", "answer": "2"}\n' * 9 + "{broken")
+    check_inputs(settings_of(world))  # the broken line lies behind what the moment allows
+    monkeypatch.setattr(input_checks_module, "CHECKED_FOR_S", 60.0)
+    with pytest.raises(SeptError, match=r"prompts\.jsonl"):
+        check_inputs(settings_of(world))
 
 
 def test_neither_torch_nor_transformers_is_imported(world: Path) -> None:

@@ -22,6 +22,7 @@ from learner.build import build_learner
 from learner.config import (
     CheckpointConfig,
     DataConfig,
+    EvaluationConfig,
     HealthConfig,
     LearnerSettings,
     LoraConfig,
@@ -34,7 +35,7 @@ from learner.publisher import Publisher
 from learner.training.batch_sharding import TrainingSample
 from learner.training.trainer import RoundStats
 from services.config import DeadlinesConfig, RunConfig
-from services.contracts import Canary, FileKind, Task, WeightManifest
+from services.contracts import Canary, FileKind, Purpose, Task, WeightManifest
 from services.errors import FencedError, UnavailableError
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
@@ -106,6 +107,7 @@ def life(
     lora: LoraConfig | None = None,
     on_collapse: Literal["off", "warn", "pause", "rollback"] = "off",
     fence: Fence = UNFENCED,
+    evaluation: EvaluationConfig | None = None,
 ) -> Iterator[Life]:
     """A learner as `learner.build` makes it; leaving the block ends it as it stands, without saving anything."""
     settings = LearnerSettings(
@@ -118,6 +120,7 @@ def life(
         lora=lora or LoraConfig(),
         checkpoint=CheckpointConfig(every_rounds=every_rounds, every_minutes=every_minutes, keep=keep),
         health=HealthConfig(action=on_collapse),
+        evaluation=evaluation or EvaluationConfig(),
         deadlines=DeadlinesConfig(rollouts_s=PATIENCE_S),
     )
     keys = Keys(folder.run_id)
@@ -324,6 +327,35 @@ def test_a_learner_stopped_while_it_waits_remembers_all_it_has(
         learner.client.delete(learner.keys.tasks, learner.keys.open)
         assert learner.go() is Outcome.FINISHED
         check(folder, learner, in_peace)
+
+
+def test_a_learner_stopped_while_version_0_is_evaluated_does_so_when_it_goes_on(
+    folder: RunFolder, redis_url: str, in_peace: dict[int, str]
+) -> None:
+    """Round 0 is trained by then, and given up: once version 1 is there, no generator can sample from version 0."""
+    problems = folder.path.parent / "held-out.jsonl"
+    problems.write_text('{"question": "9 1", "answer": "31"}\n')
+    evaluation = EvaluationConfig(every_rounds=2, benchmarks=(f"held={problems}",), samples=2)
+
+    def training(task: Task) -> bool:
+        return task.purpose is Purpose.TRAINING
+
+    with (
+        life(folder, redis_url, evaluation=evaluation) as learner,
+        Answering(redis_url, learner.keys, may_answer=training),
+        ThreadPoolExecutor() as pool,
+    ):
+        running = pool.submit(learner.loop.run)
+        until(lambda: learner.loop.trainer.steps == STEPS)
+        learner.loop.stop()
+        assert running.result(PATIENCE_S) is Outcome.INTERRUPTED
+    assert list(folder.rounds()) == []
+    with life(folder, redis_url, evaluation=evaluation) as learner:
+        learner.client.delete(learner.keys.tasks, learner.keys.open)  # the evaluation's are still leased
+        assert learner.go() is Outcome.FINISHED
+        check(folder, learner, in_peace)
+    evaluated = [[found.weight_version for found in line.evaluations] for line in folder.rounds()]
+    assert evaluated == [[0], [2], [], [4]]
 
 
 def test_a_requested_stop_comes_after_the_round(folder: RunFolder, redis_url: str, in_peace: dict[int, str]) -> None:

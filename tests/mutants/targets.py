@@ -36,12 +36,12 @@ ALSO: dict[str, tuple[str, ...]] = {
     "services/streams/dead_letters.py": ("tests/services/streams/test_tasks.py",),
     "services/weights/chain.py": ("tests/services/weights/test_mirror.py", "tests/services/weights/test_reader.py"),
     "services/weights/bundle.py": ("tests/services/weights/test_client.py", "tests/services/api/test_weights.py"),
-    "services/weights/delta/plain.py": ("tests/services/weights/test_delta.py",),
-    "services/weights/delta/decoder.py": ("tests/services/weights/test_delta.py",),
-    "services/weights/delta/elements.py": ("tests/services/weights/test_delta.py",),
-    "services/weights/delta/encoder.py": ("tests/services/weights/test_delta.py",),
-    "services/weights/delta/sections.py": ("tests/services/weights/test_delta.py",),
-    "services/weights/delta/streams.py": ("tests/services/weights/test_delta.py",),
+    "services/weights/delta/plain.py": ("tests/services/weights/delta",),
+    "services/weights/delta/decoder.py": ("tests/services/weights/delta",),
+    "services/weights/delta/elements.py": ("tests/services/weights/delta",),
+    "services/weights/delta/encoder.py": ("tests/services/weights/delta",),
+    "services/weights/delta/sections.py": ("tests/services/weights/delta",),
+    "services/weights/delta/streams.py": ("tests/services/weights/delta",),
     "services/weights/reader.py": ("tests/services/weights/test_publisher.py",),
 }
 """Tests of a module besides its mirror."""

@@ -6,6 +6,7 @@ import io
 import socket
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from rich.console import Console
 
@@ -24,6 +25,7 @@ from deploy.load_settings import load
 from deploy.settings import Settings
 from learner.input_checks import input_checks
 from tests.support import tiny_models
+from tests.support.hub import hub_with
 
 
 def test_the_embedded_server_answers() -> None:
@@ -48,13 +50,16 @@ def test_a_folder_to_be_made_is_judged_by_its_disk(tmp_path: Path) -> None:
         ("./none", "failed"),
         ("none.jsonl", "failed"),
         ("org/name", "warning"),
+        ("org/nome", "failed"),
         (".", "failed"),
         ("a/" * 3000, "failed"),
     ],
 )
-def test_paths_are_model_folders_or_names_on_the_hub(value: str, verdict: str) -> None:
+def test_paths_are_model_folders_or_names_on_the_hub(value: str, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(None, [f"model.path={value}"], environ={})
-    model, prompts = (check_input(check) for check in input_checks(settings))
+    with hub_with("models/org/name") as address:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        model, prompts = (check_input(check) for check in input_checks(settings))
     assert (model.what, model.status, bool(model.remedy)) == ("model.path", verdict, verdict == "failed")
     assert (prompts.what, prompts.status) == ("data.path", "failed")
 
@@ -64,7 +69,7 @@ def test_prompts_that_a_run_would_refuse_fail_with_their_line(tmp_path: Path) ->
     data.write_text('{"question": "1+1="}\n{"text": "?"}\n')
     settings = load(None, [f"data.path={data}"], environ={})
     finding = check_input(input_checks(settings)[1])
-    assert (finding.status, "line 2 is not recognised" in finding.detail) == ("failed", True)
+    assert (finding.status, "line 2 has no column that holds a question" in finding.detail) == ("failed", True)
 
 
 def test_the_report_fails_when_a_run_could_not_start(tmp_path: Path) -> None:

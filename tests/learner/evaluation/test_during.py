@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save_with_words(tmp_path_factory.mktemp("model"))
 
 
-def learn(path: Path, model: Path, redis_url: str, *, rounds: int, every_rounds: int, save_every: int = 1) -> RunFolder:
+def learn(path: Path, model: Path, redis_url: str, *, rounds: int, every_rounds: int) -> RunFolder:
     folder = RunFolder(path / "run").create()
     data, held_out = path / "data.jsonl", path / "held.jsonl"
     data.write_text("".join(json.dumps({"question": f"{number} 1"}) + "\n" for number in range(3, 9)))
@@ -47,7 +47,7 @@ def learn(path: Path, model: Path, redis_url: str, *, rounds: int, every_rounds:
                 data=DataConfig(path=str(data), chat_template="none"),
                 sampling=SamplingConfig(max_response_tokens=8),
                 training=tiny_models.training(prompts_per_round=4, rounds=rounds),
-                checkpoint=CheckpointConfig(every_rounds=save_every),
+                checkpoint=CheckpointConfig(every_rounds=1),
                 evaluation=evaluation,
                 deadlines=DeadlinesConfig(rollouts_s=60),
                 health=HealthConfig(action="off"),
@@ -60,14 +60,29 @@ def learn(path: Path, model: Path, redis_url: str, *, rounds: int, every_rounds:
 def test_due_versions_and_the_last_are_evaluated_each_by_itself(tmp_path: Path, model: Path, redis_url: str) -> None:
     folder = learn(tmp_path, model, redis_url, rounds=5, every_rounds=2)
     rounds = list(folder.rounds())
-    evaluated = {line.weight_version: line.evaluations for line in rounds if line.evaluations}
-    assert list(evaluated) == [2, 4, 5]
-    assert all(metrics.weight_version == version for version, found in evaluated.items() for metrics in found)
-    assert evaluated[5][0].pass_at_k["held"].keys() == {1, 2, 3}
+    evaluated = {found.weight_version: line.round for line in rounds for found in line.evaluations}
+    assert evaluated == {0: 0, 2: 1, 4: 3, 5: 4}  # version -> round with whose line it stands
+    assert rounds[4].evaluations[0].pass_at_k["held"].keys() == {1, 2, 3}
     for version in evaluated:
         answers = list(read_generations(folder.evaluations / f"v{version:06d}" / "generations.jsonl"))
         assert {answer.weight_version for answer in answers} == {version}
         assert len(answers) == 3
+
+
+def test_the_last_version_alone_is_evaluated_where_none_is_due_before_it(
+    tmp_path: Path, model: Path, redis_url: str
+) -> None:
+    folder = learn(tmp_path, model, redis_url, rounds=2, every_rounds=3)
+    assert [path.name for path in folder.evaluations.iterdir()] == ["v000002"]
+
+
+def test_an_evaluation_of_other_weights_counts_as_none(tmp_path: Path, model: Path, redis_url: str) -> None:
+    folder = learn(tmp_path, model, redis_url, rounds=1, every_rounds=2)
+    described = folder.evaluations / "v000001" / "evaluation.json"
+    before = json.loads(described.read_text())
+    described.write_text(json.dumps(before | {"digest": "of other weights"}))
+    learn(tmp_path, model, redis_url, rounds=1, every_rounds=2)
+    assert json.loads(described.read_text()) == before
 
 
 def test_evaluation_leaves_the_training_rounds_alone(tmp_path: Path, model: Path, redis_url: str) -> None:
@@ -88,4 +103,4 @@ def test_an_evaluation_that_an_interruption_left_out_is_made_up_for(
     lines[-1] = json.dumps(json.loads(lines[-1]) | {"evaluations": []})
     folder.metrics.write_text("\n".join(lines) + "\n")
     again = learn(tmp_path, model, redis_url, rounds=2, every_rounds=2)
-    assert [bool(line.evaluations) for line in again.rounds()] == [False, True]
+    assert [[found.weight_version for found in line.evaluations] for line in again.rounds()] == [[0], [2]]

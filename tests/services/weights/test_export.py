@@ -11,7 +11,7 @@ from services.errors import UnavailableError, VersionNotFoundError
 from services.run_folder import RunFolder
 from services.tensors import RawTensor, read_safetensors
 from services.weights import export
-from services.weights.export import export_version
+from services.weights.export import export_version, in_ranges
 from services.weights.publisher import WeightPublisher
 
 
@@ -43,9 +43,17 @@ def test_an_older_version_is_exported_by_number(folder: RunFolder, tmp_path: Pat
 
 
 def test_a_version_that_is_not_there_is_refused_and_nothing_is_left(folder: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(VersionNotFoundError, match="version 7"):
+    with pytest.raises(VersionNotFoundError, match="version 7") as caught:
         export_version(folder, tmp_path / "out", 7)
+    assert caught.value.hint == "it holds 0 to 1"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [((3,), "3"), ((0, 1, 2), "0 to 2"), ((0, 10, 33, 34, 35), "0, 10, 33 to 35")]
+)
+def test_numbers_are_told_in_ranges(numbers: tuple[int, ...], text: str) -> None:
+    assert in_ranges(numbers) == text
 
 
 def test_a_folder_that_exists_is_not_overwritten(folder: RunFolder, tmp_path: Path) -> None:
