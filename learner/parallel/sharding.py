@@ -70,14 +70,17 @@ class _GatherInPlace:
 
     def __call__(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: dist.ProcessGroup, async_op: bool = False
-    ) -> None:
-        """Done when it returns; FSDP2 asks for nothing else on a CPU."""
+    ) -> dist.Work:
+        """The last broadcast, which is done as all others: without it FSDP2 keeps the output until the next gather."""
         parts = output_tensor.chunk(group.size())
         own = parts[group.rank()]
         if own.data_ptr() != input_tensor.data_ptr():
             own.copy_(input_tensor)
-        for rank, part in enumerate(parts):
-            dist.broadcast(part, group=group, group_src=rank)
+        works = [dist.broadcast(part, group=group, group_src=rank, async_op=True) for rank, part in enumerate(parts)]
+        for work in works:
+            work.wait()
+        last: dist.Work = works[-1]
+        return last
 
 
 def _device_mesh(ranks: Ranks, device: torch.device) -> DeviceMesh:
