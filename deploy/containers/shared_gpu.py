@@ -19,11 +19,11 @@ from pathlib import Path
 
 from deploy.endpoints import Endpoints
 from deploy.load_settings import load
-from deploy.local.work_reports import has_loaded
 from deploy.operate.client import RunClient
 from deploy.run_memory import memory_of_run, place_parts
 from deploy.settings import Settings, services_url, token_of
 from learner.parallel import launch_env
+from services.api.status import has_loaded
 from services.contracts import Part, StatusSnapshot
 from services.errors import DeadlineError, UnavailableError
 
