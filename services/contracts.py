@@ -36,6 +36,8 @@ def _as_tokens(value: Any) -> NDArray[np.int32]:
         if len(value) % TOKEN_DTYPE.itemsize:
             raise ValueError(f"token bytes must be a multiple of 4 long, got {len(value)}")
         tokens = np.frombuffer(value, dtype=TOKEN_DTYPE)
+    elif isinstance(value, np.ndarray) and value.dtype == TOKEN_DTYPE:
+        tokens = value if _is_immutable(value) else value.copy()
     else:
         wide = np.asarray(value)
         if wide.size and wide.dtype.kind not in "iu":
@@ -47,10 +49,15 @@ def _as_tokens(value: Any) -> NDArray[np.int32]:
         raise ValueError(f"token ids must be one-dimensional, got shape {tokens.shape}")
     if tokens.size > MAX_TOKENS:
         raise ValueError(f"{tokens.size} tokens exceed the limit of {MAX_TOKENS}")
-    if tokens.size and tokens.min() < 0:
+    if tokens.size and np.minimum.reduce(tokens) < 0:
         raise ValueError("token ids must not be negative")
     tokens.flags.writeable = False
     return tokens
+
+
+def _is_immutable(tokens: NDArray[np.int32]) -> bool:
+    """Whether nobody can change the array, so that contracts may share it: it lies in a `bytes` object."""
+    return isinstance(tokens.base, bytes)
 
 
 Tokens = Annotated[

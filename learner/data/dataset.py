@@ -7,6 +7,7 @@ Accepted rows, by their columns:
     prompt = [{role, content}, ...], reward_model = {ground_truth}     verl
     question, answer                                                   GSM8K ("... #### 72") and plain ones
     problem, answer and/or final_answer, solution                      the answer, else what the solution states
+    Problem, expected_answer / ground_truth / target                   likewise; capitals do not matter
     prompt, completion                                                 plain text
     messages = [{role, content}, ...]                                  the last reply is the reference answer
     conversations = [{from, value}, ...]                               ShareGPT, likewise
@@ -44,13 +45,24 @@ QUESTION_COLUMNS = (
     "instruction",
     "query",
 )
-ANSWER_COLUMNS = ("answer", "final_answer", "solution", "completion", "response", "output")
+ANSWER_COLUMNS = (
+    "answer",
+    "final_answer",
+    "expected_answer",
+    "ground_truth",
+    "target",
+    "solution",
+    "completion",
+    "response",
+    "output",
+)
 WORKED_COLUMNS = ("solution", "response", "output")
 """Those that hold how the answer is found, too."""
 ACCEPTED = (
     "a row has `question`, `problem`, `prompt`, `messages`, `conversations` or `instruction`, and for its answer "
-    "`reward_model.ground_truth`, `answer`, `final_answer`, `solution`, `completion`, `response`, `output` or nothing; "
-    "other names stand after the path: FILE?question=COLUMN&answer=COLUMN"
+    "`reward_model.ground_truth`, `answer`, `final_answer`, `expected_answer`, `ground_truth`, `target`, `solution`, "
+    "`completion`, `response`, `output` or nothing; other names stand after the path: "
+    "FILE?question=COLUMN&answer=COLUMN"
 )
 
 log = structlog.get_logger()
@@ -138,7 +150,7 @@ def _messages(row: Row, source: Source) -> tuple[list[Message], str | None]:
     if not source.question and conversation_in(row.record.get("prompt"), row.where) is not None:
         columns = ("prompt",)  # verl's rows may have the bare question, too
     for column in columns:
-        value = field_in(row.record, column)
+        value = field_in(row.record, column if source.question else _spelled_in(row.record, column))
         if value is None:
             continue
         conversation = conversation_in(value, row.where)
@@ -184,10 +196,15 @@ def _answer(row: Row, source: Source, reply: str | None) -> str | None:
         text = _text(truth, row.where)
         return text if text and is_checkable(text) else None
     for column in ANSWER_COLUMNS:
-        text = _text(row.record.get(column), row.where)
+        text = _text(row.record.get(_spelled_in(row.record, column)), row.where)
         if text:
             return final_answer(text, worked=column in WORKED_COLUMNS)
     return final_answer(reply, worked=True) if reply and reply.strip() else None
+
+
+def _spelled_in(record: Record, column: str) -> str:
+    """How the record spells a column: "Problem" for problem."""
+    return column if column in record else next((name for name in record if name.lower() == column), column)
 
 
 def _with_column(row: Row, column: str) -> Any:
