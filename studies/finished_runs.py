@@ -48,17 +48,26 @@ class FinishedRun:
         settings: Settings,
         results: Mapping[str, Any],
         speed: Mapping[str, float],
+        *,
+        untrained: str,
         seconds: float,
         curve: Mapping[int, float] | None = None,
     ) -> None:
-        """Keep a run's numbers. `seconds`: what it took. `curve`: version -> pass@1 in percent, if it was followed."""
+        """Keep a run's numbers. `untrained`: digest of the model that it began with; `seconds`: what it took; `curve`:
+        version -> pass@1 in percent, if it was followed."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = {"settings": _deciding(settings), "results": results, "speed": speed, "seconds": round(seconds)}
-        kept |= {"curve": curve} if curve else {}
+        kept = {
+            "settings": _deciding(settings),
+            "untrained": untrained,
+            "results": results,
+            "speed": speed,
+            "seconds": round(seconds),
+            **({"curve": curve} if curve else {}),
+        }
         durable.write_file(self.path, json.dumps(kept, indent=1) + "\n")
 
     def read(self, settings: Settings) -> dict[str, Any] | None:
-        """{"results", "speed", "seconds"} and perhaps "curve"; None where the run has not finished.
+        """What was kept, by the names of `write`; None where the run has not finished.
 
         ConfigError where the study has changed since: its settings, its problems or the grader.
         """
