@@ -8,7 +8,7 @@ from tests.support.stream_builders import make_task
 
 
 @pytest.mark.vllm
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")
 def test_vllm_samples_as_the_task_says() -> None:
     from generator.engines.vllm.requests import sampling_params  # vLLM's import warns, and takes seconds
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from learner.algorithm_list import ALGORITHMS
 from learner.algorithms.base import Targets, TokenLoss
-from learner.algorithms.choose import ALGORITHMS
 from learner.algorithms.entropy import entropy
 from learner.algorithms.grpo import grpo
 from learner.algorithms.nll import nll
