@@ -53,8 +53,11 @@ class FinishedRun:
         seconds: float,
         curve: Mapping[int, float] | None = None,
     ) -> None:
-        """Keep a run's numbers. `untrained`: digest of the model that it began with; `seconds`: what it took; `curve`:
-        version -> pass@1 in percent, if it was followed."""
+        """Keep a run's numbers.
+
+        `untrained`: digest of the model that it began with; `seconds`: what it took; `curve`: version -> pass@1 in
+        percent, if it was followed.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = {
             "settings": _deciding(settings),
@@ -62,8 +65,8 @@ class FinishedRun:
             "results": results,
             "speed": speed,
             "seconds": round(seconds),
-            **({"curve": curve} if curve else {}),
         }
+        kept |= {"curve": curve} if curve else {}
         durable.write_file(self.path, json.dumps(kept, indent=1) + "\n")
 
     def read(self, settings: Settings) -> dict[str, Any] | None:

@@ -88,8 +88,8 @@ async def _run(cell: Cell, kept: FinishedRun, console: Console) -> signal.Signal
     rounds = list(folder.rounds())
     seconds = max(time.monotonic() - started, sum(line.round_s for line in rounds))  # rounds of earlier starts count
     untrained = WeightReader(folder.weights, folder.run_id).manifest(0).digest
-    curve = curve_of(rounds)
-    kept.write(cell.settings, results, speed_of(rounds), untrained=untrained, seconds=seconds, curve=curve)
+    speed, curve = speed_of(rounds), curve_of(rounds)
+    kept.write(cell.settings, results, speed, untrained=untrained, seconds=seconds, curve=curve)
     console.print(f"  {in_words(seconds)}", highlight=False)
     return None
 

@@ -48,8 +48,9 @@ class RunProgress:
         return max(self._folder.checkpointed(), default=0), answered
 
 
-def _has_loaded(state: str, age_s: float) -> bool:
-    return _is_new(age_s) and state not in LOADING_STATES and state not in FINAL_STATES
+def has_loaded(state: str) -> bool:
+    """Whether a learner whose heartbeat has this state does something with its weights."""
+    return state not in LOADING_STATES and state not in FINAL_STATES
 
 
 def _is_new(age_s: float) -> bool:
@@ -117,9 +118,10 @@ class WorkReports:
             heartbeats = AsyncHeartbeats(client, self._keys)
             while True:
                 beats = await heartbeats.read_all()
-                heard = {(beat.part, _session_of(beat.pid)) for beat, age_s in beats if _is_new(age_s)}
+                new = [beat for beat, age_s in beats if _is_new(age_s)]
+                heard = {(beat.part, _session_of(beat.pid)) for beat in new}
                 self._heard_at |= dict.fromkeys(heard & self._heard_at.keys(), self._listened_s)
-                if any(beat.part is Part.LEARNER and _has_loaded(beat.state, age_s) for beat, age_s in beats):
+                if any(beat.part is Part.LEARNER and has_loaded(beat.state) for beat in new):
                     self._loaded.set()
                 self._sampled |= {beat.pid for beat, _ in beats if beat.part is Part.GENERATOR and beat.tokens_per_s}
                 await asyncio.sleep(READ_EVERY_S)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -72,7 +73,15 @@ class StatusReader:
         snapshot = StatusSnapshot(
             run_id=self._keys.run_id,
             state=state,
-            detail=outside or _detail(state, learner, learner_age_s if learner_lost else None, generators, deaths),
+            detail=outside
+            or _detail(
+                state,
+                learner,
+                learner_age_s if learner_lost else None,
+                generators,
+                deaths,
+                loading=None if rounds else newest,
+            ),
             round=last.round + 1 if last else 0,
             rounds_total=total,
             weight_version=newest.weight_version if newest else None,
@@ -126,8 +135,10 @@ def _detail(
     silent_s: float | None,
     generators: Sequence[GeneratorStatus],
     deaths: Mapping[Part, str],
+    *,
+    loading: WeightManifest | None,
 ) -> str:
-    """What a person should look at first."""
+    """What a person should look at first; `loading`: the version that engines load before there is a round."""
     why_no_learner, why_no_generator = deaths.get(Part.LEARNER, ""), deaths.get(Part.GENERATOR, "")
     if learner is None:
         return f"waiting for the learner{why_no_learner}"
@@ -137,6 +148,9 @@ def _detail(
         return f"learner {learner.part_id} has been silent for {silent_s:.0f} s{why_no_learner}"
     if state == "starting":
         return f"waiting for the learner to publish its first version{why_no_learner}"
+    if not generators and loading is not None:
+        since_s = max(0.0, time.time() - loading.created_at)
+        return f"no generator is up yet: loading engines, {since_s:.0f} s{why_no_generator}"
     lost = [status.heartbeat.part_id for status in generators if status.lost]
     if len(lost) == len(generators):
         return f"no generator is alive{': lost ' + ', '.join(lost[:5]) if lost else ''}{why_no_generator}"

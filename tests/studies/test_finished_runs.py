@@ -36,8 +36,7 @@ def settings(folder: Path, *sets: str) -> Settings:
 def test_a_finished_run_is_read_back_as_it_was_kept(tmp_path: Path) -> None:
     kept = FinishedRun(tmp_path / "kept", "a-s0")
     assert kept.read(settings(tmp_path)) is None
-    curve = {0: 50.0, 10: 61.5}
-    kept.write(settings(tmp_path), RESULTS, {"s a round": 1.5}, untrained="d", seconds=61.4, curve=curve)
+    kept.write(settings(tmp_path), RESULTS, {"s a round": 1.5}, untrained="d", seconds=61.4, curve={0: 50.0, 10: 61.5})
     found = kept.read(settings(tmp_path, "model.path=elsewhere", "generator.count=3", "training.device=cpu"))
     assert found is not None
     assert (found["results"], found["speed"], found["seconds"]) == (RESULTS, {"s a round": 1.5}, 61)
