@@ -157,6 +157,7 @@ async def test_the_study_of_a_real_model_starts_every_cell_and_goes_on_where_it_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 async def test_the_study_of_signals_starts_every_cell_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """The shipped methods on the model of 0.1 M parameters, two rounds a cell."""
     scripted_run.write(tmp_path)
