@@ -15,7 +15,7 @@ from services.api.status import has_loaded
 from services.contracts import Part
 from services.errors import UnavailableError
 from services.run_folder import EvaluationFolder, RunFolder
-from services.streams.connection import Keys, connect_async
+from services.streams.connection import Keys, connect_async, is_cancelled
 from services.streams.heartbeats import LOST_AFTER_S, AsyncHeartbeats
 
 READ_EVERY_S = 2.0
@@ -99,7 +99,7 @@ class WorkReports:
 
     async def follow(self) -> None:
         """Read the heartbeats until cancelled; while Redis does not answer there are none."""
-        while True:
+        while not is_cancelled():
             try:
                 await self._read_heartbeats()
             except (RedisError, UnavailableError):
@@ -109,7 +109,7 @@ class WorkReports:
         client = await connect_async(self._redis_url, deadline_s=ANSWERS_WITHIN_S)
         try:
             heartbeats = AsyncHeartbeats(client, self._keys)
-            while True:
+            while not is_cancelled():
                 beats = await heartbeats.read_all()
                 new = [beat for beat, age_s in beats if _is_new(age_s)]
                 heard = {(beat.part, _session_of(beat.pid)) for beat in new}

@@ -69,7 +69,7 @@ class StatusReader:
             for beat, age_s in beats
             if beat.part is Part.GENERATOR
         )
-        silent = learner_lost or any(status.lost for status in generators)
+        silent = learner is None or learner_lost or any(status.lost for status in generators)
         outside = await why_no_writes(self._redis) if silent else ""  # then nobody can send a heartbeat
         state = run_state(learner, paused=control.paused, published=newest is not None)
         snapshot = StatusSnapshot(
