@@ -48,6 +48,7 @@ def test_a_run_goes_to_its_end_and_has_the_rounds_of_any_placement(
 
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_model_that_the_engine_cannot_serve_is_refused_before_anything_starts(
     tmp_path: Path, redis_url: str, one_node: None
 ) -> None:
