@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.txt requirements/torch-
 SITE_VENV := .cache/site-venv
 SITE_STAMP := $(SITE_VENV)/.installed-$(shell sha256sum requirements/site.txt | cut -c1-16)
 
-.PHONY: help setup demo test test-compose test-ray test-gpu mutants lint format docs site lock sbom audit clean
+.PHONY: help setup demo test test-compose test-ray test-gpu mutants lint format docs site lock pin-images sbom audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -98,10 +98,15 @@ lock:  ## compile requirements/*.txt, with hashes, from pyproject.toml (needs uv
 	cp requirements/torch-cpu.txt requirements/images/torch-cpu.txt
 	$(UV) pip compile requirements/site.in $(COMPILE) -o requirements/site.txt
 
+pin-images: setup  ## write the digests that the base images have now into what names them (needs their registry)
+	$(BIN)/python -m deploy.containers.pin_images
+
 sbom:  ## write what each set of requirements consists of to test-output/*.cdx.json (needs uv)
 	mkdir -p test-output
 	for set in cpu cuda images/services images/worker-cpu images/worker-cuda; do \
-		$(UV) tool run --from cyclonedx-bom==$(CYCLONEDX_VERSION) cyclonedx-py requirements requirements/$$set.txt \
+		case $$set in *cpu) torch=requirements/torch-cpu.txt;; *) torch=;; esac; \
+		cat requirements/$$set.txt $$torch \
+			| $(UV) tool run --from cyclonedx-bom==$(CYCLONEDX_VERSION) cyclonedx-py requirements - \
 			--pyproject pyproject.toml --output-reproducible -o test-output/$$(basename $$set).cdx.json || exit 1; \
 	done
 

@@ -24,6 +24,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deploy.endpoints import Endpoints
+from deploy.engine_question import ask_about_model
 from deploy.load_settings import load
 from deploy.local.plan import inherited_environment
 from deploy.local.processes import ProcessSpec
@@ -37,7 +38,7 @@ from deploy.settings import Settings, redis_url, services_url, token_of
 from learner.parallel import launch_env
 from services.api.tokens import Role
 from services.app import create_app
-from services.errors import ConfigError, UnavailableError
+from services.errors import ConfigError, ModelError, UnavailableError
 from services.logs import configure_logs
 from services.run_folder import RunFolder
 from services.server import tokens_of
@@ -237,6 +238,17 @@ class Generator(SupervisedReplica):
                 tasks = status.tasks_queued + status.tasks_leased
                 self._open_requests = tasks * self.settings.sampling.rollouts_per_prompt
         return {METRIC: float(self._open_requests)}
+
+
+def refusal_of_engine(run: RayRun) -> tuple[str, str] | None:
+    """Why this node's engine cannot serve the model, and what to do; None if it can, and where that is not known."""
+    with tempfile.TemporaryDirectory(prefix="sept-") as folder:
+        settings = run.settings(Path(folder))
+    try:
+        asyncio.run(ask_about_model(settings))
+    except ModelError as error:
+        return error.message, error.hint
+    return None
 
 
 def endpoints_of(settings: Settings) -> Endpoints:

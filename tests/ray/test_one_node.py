@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray import serve
 
-from deploy.ray_cluster.app import run_on_ray, source_env
+from deploy.ray_cluster.app import ask_about_model_on_ray, run_on_ray, source_env
+from services.errors import ModelError
+from tests.support.families import REFUSED_BY_ENGINE, save
 from tests.support.ray_runs import RayWorld
 
 # Ray leaves sockets and files for the garbage collector
@@ -41,3 +44,18 @@ def test_a_run_goes_to_its_end_and_has_the_rounds_of_any_placement(
     run_on_ray(world.settings(), world.options(most=1), said.append)
     assert world.found() == world.expected()
     assert said == [f"serving on port {world.port}; `serve status` shows the parts"]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_model_that_the_engine_cannot_serve_is_refused_before_anything_starts(
+    tmp_path: Path, redis_url: str, one_node: None
+) -> None:
+    family, reason = REFUSED_BY_ENGINE["qwen2-windows-in-some-layers"]
+    world = RayWorld.make(tmp_path, redis_url, rounds=3, sets=("generator.engine=vllm",))
+    save(family, tmp_path / "model")
+    with pytest.raises(ModelError, match=reason):
+        run_on_ray(world.settings(), world.options(most=1), print)
+    assert not serve.status().applications
+    no_room = world.options(most=1).model_copy(update={"generator_cpus": 1000.0})
+    ask_about_model_on_ray(world.settings(), no_room, gpus=False, deadline_s=0.1)  # not known
