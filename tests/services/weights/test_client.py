@@ -102,22 +102,6 @@ async def test_a_broken_download_goes_on_where_it_stopped(arrived: int, tmp_path
     assert server.requests[1].headers["if-range"] == f'"{ENTRY.digest}"'
 
 
-async def test_a_line_that_breaks_again_and_again_is_used_as_long_as_something_arrives(tmp_path: Path) -> None:
-    """However often: the deadline is for the time without progress, and so are the pauses."""
-    pieces = 40
-    size = len(CONTENT) // pieces + 1
-
-    def piece(request: httpx.Request) -> httpx.Response:
-        start = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-        return httpx.Response(206 if start else 200, stream=Line(CONTENT[start : start + size], broken=True))
-
-    server = Server(piece)
-    async with server.client(deadline_s=0.5) as client:
-        path = await client.fetch(3, ENTRY, tmp_path / "delta")
-    assert path.read_bytes() == CONTENT
-    assert len(server.requests) == pieces
-
-
 async def test_a_server_that_ignores_ranges_is_started_over(tmp_path: Path) -> None:
     async with Server(broken_after(1000), whole).client() as client:
         path = await client.fetch(3, ENTRY, tmp_path / "delta")
@@ -132,8 +116,8 @@ async def test_a_line_that_always_breaks_at_the_same_place_is_given_up(tmp_path:
 
 
 async def test_a_line_that_keeps_breaking_is_followed_as_long_as_it_gets_further(tmp_path: Path) -> None:
-    """The deadline is one of silence: the download as a whole takes longer."""
-    content = bytes(range(256)) * (14 * CHUNK_BYTES // 256)
+    """However often: the deadline is one of silence, and so are the pauses. The download as a whole takes longer."""
+    content = bytes(range(256)) * (40 * CHUNK_BYTES // 256)
     entry = ENTRY.model_copy(update={"size_bytes": len(content), "digest": digest_bytes(content)})
     sent: list[int] = []
 
@@ -143,11 +127,11 @@ async def test_a_line_that_keeps_breaking_is_followed_as_long_as_it_gets_further
         end = start + CHUNK_BYTES
         return httpx.Response(206 if start else 200, stream=Line(content[start:end], broken=end < len(content)))
 
-    async with WeightClient("http://far", deadline_s=0.8, transport=httpx.MockTransport(a_piece_more)) as client:
+    async with WeightClient("http://far", deadline_s=2.0, transport=httpx.MockTransport(a_piece_more)) as client:
         began = time.monotonic()
         path = await client.fetch(3, entry, tmp_path / "delta")
     assert path.read_bytes() == content
-    assert time.monotonic() - began > 0.8
+    assert time.monotonic() - began > 2.0
     assert sent == list(range(0, len(content), CHUNK_BYTES))
 
 
