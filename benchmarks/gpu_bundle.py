@@ -46,8 +46,8 @@ cd "$here/source" && exec "$here/venv/bin/python" -m benchmarks.gpu --learner-on
 
 def pins() -> dict[str, str]:
     """Package -> version."""
-    lines = [line.split(";")[0].strip() for line in PINS.read_text().splitlines() if "==" in line]
-    return {_normalised(line.split("==")[0].split("[")[0]): line.split("==")[1] for line in lines}
+    found = re.findall(r"^([A-Za-z0-9._-]+)(?:\[.*\])?==([^\s;\\]+)", PINS.read_text(), flags=re.MULTILINE)
+    return {_normalised(name): version for name, version in found}
 
 
 def _normalised(name: str) -> str:
