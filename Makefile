@@ -14,7 +14,10 @@ COMPILE := --generate-hashes --python-version 3.11 --python-platform x86_64-many
 # The stamp is named after what was installed, so a changed requirement installs again and nothing else does.
 STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.txt requirements/torch-cpu.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup demo test test-compose test-ray test-gpu mutants lint format docs lock sbom audit clean
+SITE_VENV := .cache/site-venv
+SITE_STAMP := $(SITE_VENV)/.installed-$(shell sha256sum requirements/site.txt | cut -c1-16)
+
+.PHONY: help setup demo test test-compose test-ray test-gpu mutants lint format docs site lock pin-images sbom audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +71,16 @@ format: setup  ## put the code into shape
 docs: setup  ## write docs/configuration.md from the settings
 	$(BIN)/python -m deploy.docs_tools.reference
 
+# In an environment of its own, so that nothing of it reaches a run.
+$(SITE_STAMP):
+	$(PYTHON) -m venv $(SITE_VENV)
+	$(SITE_VENV)/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements/site.txt
+	@rm -f $(SITE_VENV)/.installed-* && touch $@
+
+site: $(SITE_STAMP)  ## build the documentation as a site into build/site; a broken link fails it
+	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --quiet
+	@echo "build/site/index.html; over HTTP: $(PYTHON) -m http.server --bind 127.0.0.1 --directory build/site 8080"
+
 # uv takes CPU torch from a page or folder of wheels here, since the index of the other packages does not have it. It is
 # left out of what it writes: the file requirements/torch-cpu.txt names it.
 lock:  ## compile requirements/*.txt, with hashes, from pyproject.toml (needs uv)
@@ -83,11 +96,17 @@ lock:  ## compile requirements/*.txt, with hashes, from pyproject.toml (needs uv
 	grep '^hatchling==' requirements/images/build.txt | cut -d' ' -f1 | $(UV) pip compile - $(COMPILE) \
 		-o requirements/images/build.txt
 	cp requirements/torch-cpu.txt requirements/images/torch-cpu.txt
+	$(UV) pip compile requirements/site.in $(COMPILE) -o requirements/site.txt
+
+pin-images: setup  ## write the digests that the base images have now into what names them (needs their registry)
+	$(BIN)/python -m deploy.containers.pin_images
 
 sbom:  ## write what each set of requirements consists of to test-output/*.cdx.json (needs uv)
 	mkdir -p test-output
 	for set in cpu cuda images/services images/worker-cpu images/worker-cuda; do \
-		$(UV) tool run --from cyclonedx-bom==$(CYCLONEDX_VERSION) cyclonedx-py requirements requirements/$$set.txt \
+		case $$set in *cpu) torch=requirements/torch-cpu.txt;; *) torch=;; esac; \
+		cat requirements/$$set.txt $$torch \
+			| $(UV) tool run --from cyclonedx-bom==$(CYCLONEDX_VERSION) cyclonedx-py requirements - \
 			--pyproject pyproject.toml --output-reproducible -o test-output/$$(basename $$set).cdx.json || exit 1; \
 	done
 

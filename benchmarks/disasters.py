@@ -27,10 +27,20 @@ from typing import Any
 import redis
 from safetensors import safe_open
 
-from benchmarks.runs import PROMPTS_PER_ROUND, SAMPLES, STEPS_PER_ROUND, Run, chaos_settings, until, write_inputs
+from benchmarks.runs import (
+    POLL_S,
+    PROMPTS_PER_ROUND,
+    SAMPLES,
+    STEPS_PER_ROUND,
+    Run,
+    chaos_settings,
+    until,
+    write_inputs,
+)
 from deploy import endpoints
 from deploy.same_code import with_same_code
 from learner.monitoring.records import Records
+from services import durable
 from services.contracts import Rollout, VersionSpan
 from services.errors import SeptError
 from services.net import free_port
@@ -103,7 +113,7 @@ async def second_learner(run: Run) -> None:
     await has_done(run, FIRST)
     first = run.pid_of("learner")
     assert first is not None
-    os.kill(first, signal.SIGSTOP)
+    await stop_between_writes(run.folder, first)
     with run.folder.log_of("second").open("wb") as log:
         second = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-c", SECOND_LEARNER, str(run.folder.config)),
@@ -116,6 +126,17 @@ async def second_learner(run: Run) -> None:
     finally:
         os.kill(first, signal.SIGCONT)
     await second.wait()
+
+
+async def stop_between_writes(folder: RunFolder, learner: int) -> None:
+    """SIGSTOP at a moment in which the learner does not hold the lock of its fence: else nobody could take over."""
+    while True:
+        os.kill(learner, signal.SIGSTOP)
+        with folder.learner_epoch.open("rb") as file:
+            if durable.try_lock(file.fileno()):
+                return
+        os.kill(learner, signal.SIGCONT)
+        await asyncio.sleep(POLL_S)
 
 
 def at_rest(damage: Callable[[RunFolder], None]) -> Disturb:
@@ -441,13 +462,18 @@ def surroundings(kind: Kind, folder: Path) -> Iterator[tuple[Path, dict[str, Any
         yield here / "run", more
 
 
-async def inflict_all(folder: Path, kinds: Sequence[Kind]) -> AsyncIterator[dict[str, Any]]:
-    """A line a kind, as soon as it is known."""
+async def undisturbed(folder: Path) -> dict[int, str]:
+    """Writes the inputs of all runs into the folder; version -> digest of the weights of a run in peace."""
     await asyncio.to_thread(write_inputs, folder, seed=0, prompts=5 * PROMPTS_PER_ROUND)
     values = chaos_settings(folder, engine="scripted", rounds=ROUNDS)
-    undisturbed = await Run(folder / "undisturbed", values).whole()
-    store = WeightReader(undisturbed.weights, undisturbed.run_id)
-    peace = {version: store.manifest(version).digest for version in store.versions()}
+    run = await Run(folder / "undisturbed", values).whole()
+    store = WeightReader(run.weights, run.run_id)
+    return {version: store.manifest(version).digest for version in store.versions()}
+
+
+async def inflict_all(folder: Path, kinds: Sequence[Kind]) -> AsyncIterator[dict[str, Any]]:
+    """A line a kind, as soon as it is known."""
+    peace = await undisturbed(folder)
     for kind in kinds:
         yield await inflict(kind, folder, peace)
 

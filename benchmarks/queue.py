@@ -5,8 +5,9 @@
 Every rollout is a task issued, leased, completed, read and deleted: `services.streams` as learner and generators use
 it, on a Valkey server of its own, with 1, 8 and 64 producers (generators that lease and complete, in one process). The
 peer (`benchmarks.queue_peer`) sends the very same commands and payloads over hiredis, without contracts, validation,
-retries or asyncio, and waits for every answer as the queue does. redis-benchmark cannot take its place: a completion
-names the entry that its lease returned. Runs alternate; each number is the median.
+retries or asyncio, completes as many tasks in one request, and waits for every answer as the queue does.
+redis-benchmark cannot take its place: a completion names the entry that its lease returned. Runs alternate; each number
+is the median.
 """
 
 from __future__ import annotations
@@ -90,8 +91,7 @@ async def produce(url: str, keys: Keys, producers: int) -> float:
 
     async def one(leaser: TaskLeaser) -> None:
         while leases := await leaser.lease(LEASED_AT_ONCE, 0):
-            for lease in leases:
-                await leaser.complete(lease, [rollout_of(lease.task)])
+            await asyncio.gather(*(leaser.complete(lease, [rollout_of(lease.task)]) for lease in leases))
 
     clients = [await connect_async(url) for _ in range(producers)]
     leasers = [TaskLeaser(client, keys, f"generator-{n}", LEASE_S) for n, client in enumerate(clients)]

@@ -56,7 +56,10 @@ class Connection:
 
 
 class BareQueue:
-    """The steps of `benchmarks.queue`, producers in lockstep: all send, then all receive."""
+    """The steps of `benchmarks.queue`, producers in lockstep: all send, then all receive.
+
+    A producer completes all that it leased in one request, as the queue does.
+    """
 
     def __init__(self, url: str, keys: Keys, producers: int) -> None:
         self._keys = keys
@@ -89,7 +92,6 @@ class BareQueue:
             self._tasks.append((task.task_id, fields[META], fields[PROMPT]))
             self._rollouts[fields[META]] = [
                 task.task_id,
-                rollout.generator_id,
                 answer[META],
                 answer[PROMPT],
                 answer[RESPONSE],
@@ -103,10 +105,7 @@ class BareQueue:
 
     def lease_and_complete(self) -> None:
         while any(leases := self._lease()):
-            for place in range(LEASED_AT_ONCE):
-                self._complete(
-                    [(c, entries[place]) for c, entries in zip(self._producers, leases, strict=True) if entries[place:]]
-                )
+            self._complete([(c, entries) for c, entries in zip(self._producers, leases, strict=True) if entries])
 
     def _lease(self) -> list[list[Any]]:
         keys = (self._keys.tasks, self._keys.counters, self._keys.refused)
@@ -118,9 +117,12 @@ class BareQueue:
 
     def _complete(self, leased: Sequence[tuple[Connection, Any]]) -> None:
         keys = (self._keys.tasks, self._keys.open, self._keys.rollouts, self._keys.refused)
-        for connection, (entry_id, _, fields) in leased:
-            meta = fields[fields.index(META) + 1]
-            connection.send("EVALSHA", self._sha["COMPLETE"], 4, *keys, scripts.GROUP, entry_id, *self._rollouts[meta])
+        for connection, entries in leased:
+            args: list[str | bytes | int] = []
+            for entry_id, _, fields in entries:
+                task_id, *payload = self._rollouts[fields[fields.index(META) + 1]]
+                args += [entry_id, task_id, 1, *payload]
+            connection.send("EVALSHA", self._sha["COMPLETE"], 4, *keys, scripts.GROUP, "generator-0", *args)
         for connection, _ in leased:
             connection.receive()
 

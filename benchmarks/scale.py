@@ -28,14 +28,13 @@ from multiprocessing.synchronize import Event as ProcessEvent
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import redis
 
 from learner.publisher import Publisher, VersionContents
 from learner.rollouts.collector import Collector, Interrupted
 from services.config import DeadlinesConfig, ServicesConfig
-from services.contracts import FileKind, Heartbeat, Part, Rollout, Task, VersionSpan
+from services.contracts import Heartbeat, Part, Rollout, Task, VersionSpan
 from services.logs import configure_logs
 from services.net import free_port
 from services.run_folder import RunFolder
@@ -47,14 +46,16 @@ from services.streams.heartbeats import AsyncHeartbeats
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import Lease, TaskIssuer, TaskLeaser
 from services.tensors import RawTensor
+from services.weights.bundle import MEDIA_TYPE, unbundle
 from services.weights.publisher import WeightPublisher
 
-GENERATORS = (1, 10, 100, 1000)
+GENERATORS = (10, 100, 1000)
 LEASE_S = 30.0
 HEARTBEAT_S = 1.0
 LONG_POLL_S = 20.0
+MAX_HEAD_BYTES = 1 << 16
 STALENESS = 1
-STARTS_S = 120.0
+STARTS_S = 300.0
 STOP_S = 60.0
 CHANGED = 0.01
 """Share of the elements that a round changes."""
@@ -106,7 +107,8 @@ class World:
 
     @property
     def tasks_per_round(self) -> int:
-        return max(128, 2 * self.generators * self.load.in_flight)
+        """One from every place of every generator, so that a round takes about as long as a response."""
+        return max(128, self.generators * self.load.in_flight)
 
 
 # -- the parts, each in a process of its own -------------------------------------------------------------------------
@@ -187,18 +189,49 @@ def _changed(weights: dict[str, RawTensor], seed: int) -> dict[str, RawTensor]:
 # -- simulated generators ----------------------------------------------------------------------------------------------
 
 
+class Line:
+    """A connection to the endpoint that is kept, with as little of a client as a thousand in one process can bear."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def latest(self, after: int | None, digest: str | None) -> tuple[bytes, bytes] | None:
+        """(Manifest, small delta or nothing) as the long poll answers; None when the version is still the same."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=MAX_HEAD_BYTES)
+        reader, writer = self._streams
+        held = "".join(
+            f"&{name}={value}" for name, value in (("after", after), ("digest", digest)) if value is not None
+        )
+        request = f"GET /v1/weights/latest?timeout_s={LONG_POLL_S}{held} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        writer.write(f"{request}Accept: {MEDIA_TYPE}\r\n\r\n".encode())
+        status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines if line)
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        if " 204 " in status:
+            return None
+        if " 200 " not in status:
+            raise ConnectionError(status)
+        return unbundle(body) if headers["content-type"] == MEDIA_TYPE else (body, b"")
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+
+
 class Simulated:
     """A generator without an engine: real leases, completions, heartbeats, polls and downloads."""
 
-    def __init__(self, world: World, name: str, http: httpx.AsyncClient, counts: dict[str, int]) -> None:
+    def __init__(self, world: World, name: str, counts: dict[str, int]) -> None:
         self._world = world
         self._name = name
-        self._http = http
         self._counts = counts
         self._random = random.Random(name)
         self._held: dict[bytes, Lease] = {}
         self._working: set[asyncio.Task[None]] = set()
         self._version = 0
+        self._begun = 0
         self._stopping = False
         self.connected = asyncio.Event()
 
@@ -236,7 +269,10 @@ class Simulated:
                 work.add_done_callback(self._working.discard)
 
     async def _work(self, leaser: TaskLeaser, lease: Lease) -> None:
-        await asyncio.sleep(self._world.load.generate_s * self._random.uniform(0.5, 1.5))
+        # The first ones end spread over the time of one, as if the generator had long been at work.
+        shortest = 0.5 if self._begun >= self._world.load.in_flight else 0.0
+        self._begun += 1
+        await asyncio.sleep(self._world.load.generate_s * self._random.uniform(shortest, shortest + 1.0))
         await leaser.complete(lease, [self._rollout(lease.task)])
         del self._held[lease.entry_id]
         self._counts["tasks"] += 1
@@ -259,21 +295,21 @@ class Simulated:
         )
 
     async def _follow(self) -> None:
-        """Long-poll, then download what a generator one version behind does."""
+        """Long-poll; a version's small delta comes with the answer, as to a generator one version behind."""
         digest: str | None = None
-        while True:
-            params: dict[str, Any] = {"after": self._version, "timeout_s": LONG_POLL_S}
-            answer = await self._http.get("/v1/weights/latest", params=params | ({"digest": digest} if digest else {}))
-            if answer.status_code != httpx.codes.OK:
-                continue
-            manifest = answer.json()
-            self._version, digest = manifest["weight_version"], manifest["digest"]
-            files = [entry for entry in manifest["files"] if entry["kind"] != FileKind.MODEL]
-            smallest = min(files, key=lambda entry: int(entry["size_bytes"]))
-            async with self._http.stream("GET", f"/v1/weights/{self._version}/files/{smallest['name']}") as body:
-                async for chunk in body.aiter_raw():
-                    self._counts["weight_bytes"] += len(chunk)
-            self._counts["pulls"] += 1
+        line = Line(self._world.port)
+        try:
+            while True:
+                answer = await line.latest(self._version, digest)
+                if answer is None:
+                    continue
+                manifest, delta = answer
+                published = json.loads(manifest)
+                self._version, digest = published["weight_version"], published["digest"]
+                self._counts["weight_bytes"] += len(delta)
+                self._counts["pulls"] += 1
+        finally:
+            line.close()
 
     async def _beat(self, leaser: TaskLeaser, heartbeats: AsyncHeartbeats) -> None:
         renewed = time.monotonic()
@@ -300,25 +336,22 @@ class Simulated:
 async def simulate(world: World, pids: dict[str, int]) -> Row:
     """Let the generators work for a while; measure after what it takes to fill them."""
     counts = {"tasks": 0, "pulls": 0, "weight_bytes": 0}
-    base = f"http://127.0.0.1:{world.port}"
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=base, limits=limits, timeout=60, trust_env=False) as http:
-        await _until_published(http)
-        simulated = [Simulated(world, f"generator-{index}", http, counts) for index in range(world.generators)]
-        running = [asyncio.create_task(each.run()) for each in simulated]
-        async with asyncio.timeout(STARTS_S):
-            await asyncio.gather(*(each.connected.wait() for each in simulated))
-        await asyncio.sleep(2 * world.load.generate_s)
-        before, cpu_before, started = dict(counts), _cpu(pids), time.monotonic()
-        done, _ = await asyncio.wait(running, timeout=world.load.seconds, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            task.result()
-        took_s = time.monotonic() - started
-        cpu = {name: (after - cpu_before[name]) / took_s for name, after in _cpu(pids).items()}
-        rate = {name: (count - before[name]) / took_s for name, count in counts.items()}
-        for each in simulated:
-            each.stop()
-        await asyncio.wait(running, timeout=STOP_S)
+    await _until_published(world.port)
+    simulated = [Simulated(world, f"generator-{index}", counts) for index in range(world.generators)]
+    running = [asyncio.create_task(each.run()) for each in simulated]
+    async with asyncio.timeout(STARTS_S):
+        await asyncio.gather(*(each.connected.wait() for each in simulated))
+    await asyncio.sleep(world.load.generate_s)
+    before, cpu_before, started = dict(counts), _cpu(pids), time.monotonic()
+    done, _ = await asyncio.wait(running, timeout=world.load.seconds, return_when=asyncio.FIRST_EXCEPTION)
+    for task in done:
+        task.result()
+    took_s = time.monotonic() - started
+    cpu = {name: (after - cpu_before[name]) / took_s for name, after in _cpu(pids).items()}
+    rate = {name: (count - before[name]) / took_s for name, count in counts.items()}
+    for each in simulated:
+        each.stop()
+    await asyncio.wait(running, timeout=STOP_S)
     with redis.Redis.from_url(world.redis_url) as client:
         info: Any = client.info("memory")
     tokens = world.load.prompt_tokens + world.load.response_tokens
@@ -334,18 +367,21 @@ async def simulate(world: World, pids: dict[str, int]) -> Row:
         learner_cpu=cpu["learner"],
         simulator_cpu=cpu["simulator"],
         redis_peak_mb=info["used_memory_peak"] / 1e6,
-        learner_mb=_resident_mb(pids["learner"]),
+        learner_mb=resident_mb(pids["learner"]),
     )
 
 
-async def _until_published(http: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(60):
+async def _until_published(port: int) -> None:
+    async with asyncio.timeout(STARTS_S):
         while True:
+            line = Line(port)
             try:
-                if (await http.get("/v1/weights/latest", params={"timeout_s": 1})).status_code == httpx.codes.OK:
+                if await line.latest(None, None):
                     return
-            except httpx.TransportError:
+            except ConnectionError:
                 await asyncio.sleep(0.1)  # the endpoint is on its way
+            finally:
+                line.close()
 
 
 # -- the measurement ---------------------------------------------------------------------------------------------------
@@ -404,15 +440,17 @@ def saturation(rows: list[Row], load: Load) -> dict[str, Any]:
 
 
 def _cpu(pids: dict[str, int]) -> dict[str, float]:
-    """CPU seconds so far, of all threads."""
-    seconds = {}
-    for name, pid in pids.items():
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        seconds[name] = (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-    return seconds
+    return {name: cpu_seconds(pid) for name, pid in pids.items()}
 
 
-def _resident_mb(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far, of all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+def resident_mb(pid: int) -> float:
+    """Memory of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 

@@ -1,9 +1,12 @@
-"""Whether an engine with these settings can serve their model; `sept run`, `eval`, `study`, `ray` and `doctor` ask."""
+"""Whether the engine of these settings can serve their model; asked by `sept run`, `eval`, `study`, `ray` and
+`doctor`."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 
+from deploy.same_code import with_same_code
 from deploy.settings import Settings
 from generator.engines.ask import ask_engine
 from learner.model_folder.check import weight_files
@@ -20,4 +23,10 @@ async def ask_about_model(settings: Settings) -> bool:
     if folder is None or not settings.generator.count:
         return False
     types = [place.dtype for file in weight_files(folder) for place in read_header(file).places.values()]
-    return await ask_engine(settings.generator, folder, max_model_len=settings.longest_sequence, published_types=types)
+    return await ask_engine(
+        settings.generator,
+        folder,
+        max_model_len=settings.longest_sequence,
+        published_types=types,
+        environ=with_same_code(os.environ),
+    )

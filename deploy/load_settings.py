@@ -52,7 +52,7 @@ def load(
     those of generators, which may do less.
     """
     layers = [_Layer(str(config), values_of_file(config))] if config is not None else []
-    layers += [_from_environment(os.environ if environ is None else environ), _from_sets(sets)]
+    layers += [_from_environment(os.environ if environ is None else environ), _Layer("--set", values_of_sets(sets))]
     merged: dict[str, dict[str, Any]] = {}
     for layer in layers:
         for section, values in layer.values.items():
@@ -149,7 +149,8 @@ def _from_environment(environ: Mapping[str, str]) -> _Layer:
     return _Layer("the environment", values)
 
 
-def _from_sets(sets: Iterable[str]) -> _Layer:
+def values_of_sets(sets: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """section -> key -> value of texts like "section.key=value", unchecked; ConfigError when one has another form."""
     values: dict[str, dict[str, Any]] = {}
     for text in sets:
         name, equals, value = text.partition("=")
@@ -157,7 +158,7 @@ def _from_sets(sets: Iterable[str]) -> _Layer:
         if not (equals and dot and section and key):
             raise ConfigError(f"--set {text} is not of the form section.key=value", hint="--set training.rounds=3")
         values.setdefault(section, {})[key] = _literal(section, key, value.strip())
-    return _Layer("--set", values)
+    return values
 
 
 def _literal(section: str, key: str, text: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -45,18 +44,7 @@ def run_lock(folder: RunFolder) -> Iterator[None]:
 
 def is_run_locked(folder: RunFolder) -> bool:
     """Whether a supervisor runs the folder now."""
-    try:
-        handle = os.open(folder.supervisor_lock, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(handle)
+    return durable.is_locked(folder.supervisor_lock)
 
 
 LEARNER_CHECK_S = 0.2

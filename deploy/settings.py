@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from generator.config import GeneratorConfig
 from learner.algorithms.choose import ALGORITHMS
-from learner.config import LearnerSettings
+from learner.config import ANY_VOTE_SHARE, LearnerSettings
 from services.config import (
     RedisConfig,
     ServicesConfig,
@@ -31,6 +31,8 @@ FIXED_IN_A_RUN = (
     "data.split",
     "data.limit",
     "data.max_prompt_tokens",
+    "data.repeats",
+    "data.vote_share",
     "sampling.rollouts_per_prompt",
     "training.algorithm",
     "training.data",
@@ -67,6 +69,17 @@ def _conflicts(settings: Settings) -> Iterator[str]:
             f"training.algorithm ({algorithm.name}) compares the rollouts of a prompt, sampling.rollouts_per_prompt is "
             f"{settings.sampling.rollouts_per_prompt}: set it to {algorithm.smallest_group} or more"
         )
+    if settings.data.vote_share != ANY_VOTE_SHARE:
+        if settings.sampling.rollouts_per_prompt < 2:
+            yield (
+                f"data.vote_share {settings.data.vote_share} compares the rollouts of a prompt, and "
+                f"sampling.rollouts_per_prompt is {settings.sampling.rollouts_per_prompt}: set it to 2 or more"
+            )
+        if settings.training.data == "fixed":
+            yield (
+                f"data.vote_share {settings.data.vote_share} chooses prompts by their newest answers, and "
+                "training.data is fixed: set it to online"
+            )
     if settings.evaluation.every_rounds and not settings.evaluation.benchmarks:
         yield (
             f"evaluation.every_rounds is {settings.evaluation.every_rounds} and evaluation.benchmarks names none: "

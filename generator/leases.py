@@ -24,6 +24,10 @@ from services.streams.connection import is_cancelled
 from services.streams.tasks import Lease, TaskLeaser
 from services.time_accounting import Rate
 
+LOST_MEANS = (
+    "this generator was late to renew them, or their round is given up: another one does them, no answer is lost"
+)
+
 log = structlog.get_logger()
 
 LEASE_BLOCK_S = 1.0
@@ -134,10 +138,11 @@ class Leases:
         """Renew the leases; stop work whose lease another generator has taken."""
         renewed = list(self._active.values())  # others may be added or completed during the request
         owned = await self._leaser.renew([active.lease for active in renewed])
-        for active in renewed:
-            if active.lease.entry_id not in owned and self._remove(active):
-                log.warning("lease_lost", task_id=active.lease.task.task_id)
-                active.work.cancel()
+        lost = [active for active in renewed if active.lease.entry_id not in owned and self._remove(active)]
+        for active in lost:
+            active.work.cancel()
+        if lost:
+            log.warning("leases_lost", tasks=len(lost), first=lost[0].lease.task.task_id, meaning=LOST_MEANS)
 
     # -- leasing and releasing -------------------------------------------------------------------------------------
 
@@ -253,6 +258,9 @@ class Leases:
             response_tokens=completion.response_tokens,
             finish_reason=completion.finish_reason,
             temperature=task.temperature,
+            top_p=task.top_p,
+            top_k=task.top_k,
+            min_p=task.min_p,
             spans=tuple(
                 span.model_copy(update={"weight_digest": self._versions.digest_of(span.weight_version)})
                 for span in completion.spans

@@ -13,11 +13,13 @@ import redis
 import structlog
 import torch
 
-from learner.config import LearnerSettings, Recomputation
+from learner.config import ANY_VOTE_SHARE, LearnerSettings, Recomputation
 from learner.data.curriculum import Curriculum
+from learner.data.dataset import read_questions
 from learner.data.prompts import load_prompts, template_of
+from learner.data.repeats import BenchmarkQuestions, without_repeats
 from learner.data.stop_tokens import stop_token_ids
-from learner.evaluation.benchmarks import Benchmark, load_benchmarks
+from learner.evaluation.benchmarks import Benchmark, load_benchmarks, resolve_benchmarks
 from learner.evaluation.during import Evaluations
 from learner.evaluation.eval_tasks import EvalSampling, describe_asking, sampling_of
 from learner.evaluation.evaluator import Evaluator
@@ -29,6 +31,7 @@ from learner.model import hf_checkpoint
 from learner.model.model_loading import load_model, resolve_device
 from learner.model_folder.tokenizer import load_tokenizer
 from learner.monitoring.collapse import CollapseMonitor
+from learner.monitoring.decline import DeclineMonitor
 from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.monitoring.records import Records, TextOf
 from learner.monitoring.trackers import open_trackers
@@ -53,6 +56,7 @@ from services.streams.fence import UNFENCED, Fence
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
 from services.streams.wire import claimed_task_id
+from services.weights.export import keep_best
 from services.weights.publisher import KEEP_VERSIONS, WeightPublisher
 
 if TYPE_CHECKING:
@@ -89,12 +93,14 @@ def build_learner(
     template = template_of(settings.data, tokenizer)
     stop_tokens = stop_token_ids(model.folder, tokenizer, template, settings.sampling.stop_tokens)
     prompts = with_references(trainer.algorithm, load_prompts(settings.data, tokenizer))
+    prompts = without_repeats(prompts, _benchmark_questions(settings), settings.data.repeats)
     curriculum = Curriculum(
         prompts,
         seed=settings.run.seed,
         training=settings.training,
         sampling=settings.sampling,
         stop_token_ids=stop_tokens,
+        vote_shares=settings.data.vote_share,
     )
     folder.note_rounds_total(curriculum.rounds_total)
     resumed = checkpoints.load()
@@ -106,6 +112,8 @@ def build_learner(
     collector = new_collector(first_round, Purpose.TRAINING)
     signals, strict = trainer.algorithm.signals, RECIPES[settings.training.recipe].strict_grading
     health, evaluation = settings.health, settings.evaluation
+    watched = health.action != "off" or settings.data.vote_share != ANY_VOTE_SHARE
+    compares = signals is not None or (settings.sampling.rollouts_per_prompt > 1 and watched)
     as_text = text_of or _decoder(tokenizer)
     evaluations = None
     if evaluation.every_rounds:
@@ -141,9 +149,11 @@ def build_learner(
         checkpoint_every_s=60.0 * settings.checkpoint.every_minutes,
         canary_prompts=settings.weight_sync.canary_prompts,
         follow_deadline_s=settings.deadlines.weights_s,
-        signals=None if signals is None else SignalWorker(signals, strict=strict),
+        signals=SignalWorker(signals, strict=strict) if compares else None,
         monitor=None if health.action == "off" else CollapseMonitor(folder.rounds()),
+        decline=None if health.action == "off" or evaluations is None else DeclineMonitor(folder.rounds()),
         on_collapse="warn" if health.action == "off" else health.action,
+        keep_best=partial(keep_best, folder) if health.action == "stop" else None,
         evaluations=evaluations,
         repair=StoreRepair(store, partial(make_base, settings), events),
         traces=traces,
@@ -285,6 +295,17 @@ def open_traces(run_id: str) -> Traces | None:
             hint="pip install 'sept[traces]', or unset it",
         ) from error
     return Traces(run_id)
+
+
+def _benchmark_questions(settings: LearnerSettings) -> list[BenchmarkQuestions]:
+    """Of the benchmarks that the settings name, where the run reads them anyway or must not train on them."""
+    evaluation = settings.evaluation
+    if not evaluation.benchmarks or (settings.data.repeats == "keep" and not evaluation.every_rounds):
+        return []
+    return [
+        BenchmarkQuestions(name, [question.text for question in read_questions(path, split=split)])
+        for name, path, split in resolve_benchmarks(evaluation.benchmarks)
+    ]
 
 
 def _describe(settings: LearnerSettings, sampling: EvalSampling, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:

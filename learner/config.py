@@ -10,6 +10,9 @@ from learner.algorithms.choose import ALGORITHMS
 from learner.recipes import RECIPES
 from services.config import DeadlinesConfig, OneOf, RunConfig, Section, WeightSyncConfig, listed
 
+ANY_VOTE_SHARE: Final = (0.0, 1.0)
+"""As data.vote_share: no prompt is passed over."""
+
 TAU_S: Final = "tau_s"
 """As training.tau_t: the sampling temperature of each round."""
 
@@ -31,11 +34,18 @@ class DataConfig(Section):
 
     path: str = ""
     """A file (.jsonl, .json, .csv, .parquet; also .gz, .zst), a folder or glob of files, or a Hugging Face data set id.
-    Then ?question=COLUMN&answer=COLUMN names columns, ?bad_rows=leave_out leaves bad rows out (docs/data.md)."""
+    Then ?question=COLUMN&answer=COLUMN names columns, ?bad_rows=leave_out leaves bad rows out, ?weight=2 makes its
+    prompts come twice as often. Several are joined by " + " (docs/data.md)."""
     split: str = "train"
     """Split of a data set that has several."""
     limit: int | None = Field(default=None, ge=1)
-    """Number of prompts to use, from the start of the data set; unset: all."""
+    """Number of prompts to use, from the start of each data set; unset: all."""
+    repeats: Literal["keep", "leave_out", "refuse"] = "keep"
+    """Questions that repeat another, or one of evaluation.benchmarks. keep: the log counts those that are the same;
+    leave_out: leave these out, and those that are nearly the same; refuse: end with an error."""
+    vote_share: Annotated[tuple[float, float], BeforeValidator(listed)] = ANY_VOTE_SHARE
+    """Pass over prompts whose answers agreed less or more than this when they were last sampled (too hard, too easy);
+    they come again after 3 epochs. 0,1: none."""
     system_prompt: str = ""
     """System message of every prompt; empty: none."""
     question_suffix: str = ""
@@ -45,6 +55,13 @@ class DataConfig(Section):
     templates, a Jinja template or its path."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """Longer prompts are left out; the log says how many."""
+
+    @model_validator(mode="after")
+    def _vote_shares_are_a_range(self) -> Self:
+        low, high = self.vote_share
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"data.vote_share ({low:g}, {high:g}) must be two shares in 0 .. 1, the lower one first")
+        return self
 
 
 class SamplingConfig(Section):
@@ -60,6 +77,10 @@ class SamplingConfig(Section):
     """Epochs until tau_s reaches tau_end."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling; 1 is off, as in the paper."""
+    top_k: int = Field(default=0, ge=0)
+    """Sample among so many of the likeliest tokens; 0 is off."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    """Sample among tokens that have at least this share of the likeliest one's probability; 0 is off."""
     stop_tokens: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Tokens that end an answer beside those that the model states: texts of one token each, or ids."""
     max_response_tokens: int = Field(default=3072, ge=1)
@@ -72,7 +93,8 @@ class TrainingConfig(Section):
     """[training]: algorithm, rounds and optimizer."""
 
     recipe: Annotated[str, OneOf(RECIPES)] = "default"
-    """default; paper: warm-up, epochs, offline schedule and grading as the paper's code has them (docs/method.md)."""
+    """default; paper: warm-up, epochs, offline schedule and grading as the paper's code has them (docs/method.md);
+    ssd: a cosine to 0 on a fixed data set (docs/algorithms.md)."""
     algorithm: Annotated[str, OneOf(ALGORITHMS)] = "nll"
     """nll is SePT; entropy (EM-FT) and grpo (RLVR) are the paper's baselines; the others: docs/algorithms.md."""
     data: Literal["online", "fixed"] = "online"
@@ -183,9 +205,10 @@ class CheckpointConfig(Section):
 class HealthConfig(Section):
     """[health]: what to do when the model shows signs of collapse."""
 
-    action: Literal["off", "warn", "pause", "rollback"] = "warn"
+    action: Literal["off", "warn", "pause", "rollback", "stop"] = "warn"
     """off: do not measure health; warn: write a warning to log and events; pause: also pause the run; rollback: also go
-    back to the newest healthy checkpoint, then pause."""
+    back to the newest healthy checkpoint, then pause; stop: also end the run, and keep the version with the highest
+    pass@1 of the run's evaluations in its folder best/."""
 
 
 class EvaluationConfig(Section):

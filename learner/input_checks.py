@@ -23,7 +23,7 @@ from learner.data.dataset import ACCEPTED, Question, iterate_questions
 from learner.data.prompts import conversation_of
 from learner.data.readers.formats import format_of
 from learner.data.readers.places import is_local, local_files
-from learner.data.readers.source import parse_source
+from learner.data.readers.source import parse_source, split_sources
 from learner.evaluation.benchmarks import resolve_benchmarks
 from learner.model_folder.check import check_model_folder
 from learner.model_folder.hub import is_on_hub
@@ -99,7 +99,9 @@ def _template(settings: LearnerSettings) -> ChatTemplate | None:
 
 def _check_prompts(settings: LearnerSettings, template: Callable[[], ChatTemplate | None]) -> Found:
     data, algorithm = settings.data, ALGORITHMS[settings.training.algorithm]
-    questions, found, whole = _read(data.path, data.split, data.limit)
+    read = [_read(path, data.split, data.limit) for path in split_sources(data.path)]
+    questions, whole = [question for each, _, _ in read for question in each], all(whole for _, _, whole in read)
+    found = Found("; ".join(one.detail for _, one, _ in read), all(one.complete for _, one, _ in read))
     if algorithm.needs_references and whole and not any(question.answer for question in questions):
         raise DataError(
             f"training.algorithm {algorithm.name} needs reference answers, and none of the {len(questions)} prompts "

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Literal, Self
 import structlog
 from pydantic import JsonValue
 
-from learner.algorithms.base import Signal
 from learner.data.curriculum import Curriculum
 from learner.evaluation.during import Evaluated, Evaluations
-from learner.grading.signals import SignalWorker
+from learner.grading.signals import JudgedAnswer, SignalWorker, vote_shares
 from learner.monitoring.collapse import CollapseMonitor
+from learner.monitoring.decline import DeclineMonitor
 from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.monitoring.records import Records, TextOf, TrainedRound
 from learner.outcome import Outcome
@@ -42,7 +42,7 @@ from learner.training.batch_sharding import TrainingSample
 from learner.training.checkpoint import Checkpoint, Checkpoints
 from learner.training.peak_memory import take_peak_bytes
 from learner.training.trainer import Trainer
-from services.contracts import Rollout
+from services.contracts import Rollout, RoundMetrics
 from services.errors import CheckpointError
 from services.streams.control import Control, ControlState
 from services.streams.events import EventLog
@@ -82,10 +82,14 @@ class Loop:
     follow_deadline_s: float = 600.0
     """How long generators may take to go back to a version after later ones were retracted."""
     signals: SignalWorker | None = None
-    """For an algorithm that has signals."""
+    """Set when answers to the same prompt are compared: for an algorithm's signals, or to see whether they agree."""
     monitor: CollapseMonitor | None = None
     """Set when the model's health is measured."""
-    on_collapse: Literal["warn", "pause", "rollback"] = "warn"
+    decline: DeclineMonitor | None = None
+    """Set when evaluations are watched for a fall."""
+    on_collapse: Literal["warn", "pause", "rollback", "stop"] = "warn"
+    keep_best: Callable[[int], None] | None = None
+    """Keeps a version, which is in the store, as the best so far."""
     evaluations: Evaluations | None = None
     """Set when versions are to be evaluated."""
     repair: StoreRepair | None = None
@@ -101,6 +105,8 @@ class Loop:
     """On the monotonic clock: when the last checkpoint was begun."""
     _steps: int = 0
     """Optimizer steps that `_version` is made of; when the trainer has taken more, its weights are of no version."""
+    _collapsed: bool = False
+    """Whether the run ends after this round because of what its health or its evaluations show."""
     _untrained: Evaluated = ()
     """Of version 0, until round 0 is recorded."""
     _unrecorded: TrainedRound | None = None
@@ -143,13 +149,16 @@ class Loop:
         elif self._stopping.is_set():
             outcome = Outcome.INTERRUPTED
         log.info(outcome.value, weight_version=self._version)
+        if self.decline is not None and (peak := self.decline.peak) is not None:
+            self.events.append(LEARNER_ID, "peak", weight_version=peak.version, pass_at_1=round(peak.pass_at_1, 4))
+            log.info("pass_at_1_peaked", weight_version=peak.version, pass_at_1=round(peak.pass_at_1, 4))
         return outcome
 
     def _run_rounds(self) -> None:
         try:
             while self._may_go_on():
                 self._train(self._version)
-                if self._handle_requests().stop_after_round:
+                if self._handle_requests().stop_after_round or self._collapsed:
                     break
         except Interrupted:
             log.info("interrupted", round=self._version)
@@ -171,8 +180,8 @@ class Loop:
         """Train the round as its rollouts arrive, then hand its version to the publisher."""
         waited_before = self.reporter.seconds_in("waiting_for_rollouts")
         received: list[Rollout] = []
-        rewards: list[float] = []
-        stats = self.trainer.train_round(self._samples(round_, received, rewards))
+        judged: list[JudgedAnswer] = []
+        stats = self.trainer.train_round(self._samples(round_, received, judged))
         if self.traces is not None:
             self.traces.round_trained(round_)
         health, signs = (None, []) if self.monitor is None else self.monitor.examine(self.trainer.model, received)
@@ -185,13 +194,13 @@ class Loop:
         self._wait_for_evaluation()
         self._record()
         self._commit()
+        self.curriculum.note(round_, vote_shares(received, judged))
         self._version, self._steps = round_ + 1, self.trainer.steps
         self.reporter.update(weight_version=self._version)
         publication = self._publish(self.source.admit)
         publication.add_done_callback(self._fail_if_unpublished)
         self._evaluate(publication)
-        known = rewards or stats.rewards or None  # from texts before the round is trained, or from the trainer's scores
-        self._unrecorded = TrainedRound(round_, received, stats, known, health, wait_s, round_s, publication)
+        self._unrecorded = TrainedRound(round_, received, stats, judged, health, wait_s, round_s, publication)
         log.info(
             "round_trained",
             round=round_,
@@ -201,19 +210,20 @@ class Loop:
             wait_s=round(wait_s, 2),
         )
 
-    def _samples(self, round_: int, received: list[Rollout], rewards: list[float]) -> Iterator[TrainingSample]:
-        """What the trainer takes, each as soon as it is here; rollouts and rewards are kept in the two lists."""
+    def _samples(self, round_: int, received: list[Rollout], judged: list[JudgedAnswer]) -> Iterator[TrainingSample]:
+        """What the trainer takes, each as soon as it is here; the two lists keep all of it."""
         rollouts = self.source.rollouts(round_)
-        samples: Iterator[tuple[Rollout, Signal | None]] = zip(rollouts, repeat(None))
+        samples: Iterator[tuple[Rollout, JudgedAnswer | None]] = zip(rollouts, repeat(None))
         if self.signals is not None:
             references = [prompt.answer or "" for prompt in self.curriculum.prompts_of(round_)]
             samples = self.signals.in_order(rollouts, references, self.text_of)
-        for rollout, signal in samples:
+        for rollout, answer in samples:
             received.append(rollout)
-            if signal is not None:
-                rewards.append(signal.reward)
+            if answer is not None:
+                judged.append(answer)
             if self.traces is not None:
                 self.traces.rollout_taken(rollout, self.collector.completed_at(rollout))
+            signal = None if answer is None else answer.signal
             yield TrainingSample(rollout) if signal is None else TrainingSample(rollout, signal.weight)
 
     def _publish(self, published: Callable[[int], None] | None) -> Future[Publication]:
@@ -231,17 +241,23 @@ class Loop:
         if not publication.cancelled() and (error := publication.exception()) is not None:
             self.collector.fail(error)
 
-    def _handle_collapse(self, signs: list[str]) -> None:
-        """Warn of a model that collapses; as the settings say the run goes back to a healthy version, and pauses.
+    def _handle_collapse(self, signs: list[str], best: int | None = None) -> None:
+        """Warn of a model that collapses; as the settings say the run goes back to a healthy version and pauses, or
+        ends. `best`: the version that the signs compare with, where they compare with one.
 
         It pauses after going back, too: what made the model collapse is still there, and a person should look first.
         """
         assert self.monitor is not None
-        paused, back_to = self.on_collapse != "warn", None
+        paused, back_to = self.on_collapse in ("pause", "rollback"), None
         if self.on_collapse == "rollback":
-            back_to = self.monitor.newest_healthy(self.checkpoints.versions())
-        log.warning("collapse", signs="; ".join(signs), paused=paused, rollback_to=back_to)
-        self.events.append(LEARNER_ID, "collapse", signs="; ".join(signs), paused=paused, rollback_to=back_to)
+            versions = self.checkpoints.versions()
+            back_to = self.monitor.newest_healthy(one for one in versions if best is None or one <= best)
+        found: dict[str, JsonValue] = {"signs": "; ".join(signs), "paused": paused, "rollback_to": back_to}
+        if self.on_collapse == "stop":
+            found |= {"stopped": True, "best_version": self._best_version()}
+        log.warning("collapse", **found)
+        self.events.append(LEARNER_ID, "collapse", **found)
+        self._collapsed = self.on_collapse == "stop"
         if paused:
             self.control.set_paused(True)
         if back_to is not None:
@@ -315,7 +331,7 @@ class Loop:
         self._commit()
         self._saved_at = time.monotonic()
         with self.reporter.during("checkpointing"):
-            self.checkpoints.begin(self._version, self.trainer.state_dict())
+            self.checkpoints.begin(self._version, self.trainer.state_dict(), self.curriculum.state())
         if not self.checkpoints.async_write:
             self._commit()
 
@@ -351,6 +367,22 @@ class Loop:
                 evaluations=evaluated,
             )
             self.records.write(metrics, trained.answers(self.curriculum.prompts_of(trained.round), self.text_of))
+        self._examine_evaluations(metrics)
+
+    def _examine_evaluations(self, metrics: RoundMetrics) -> None:
+        """Keep the version up to which pass@1 was highest, where that is wanted, and say when it has fallen since."""
+        if self.decline is None:
+            return
+        before = self._best_version()
+        signs = self.decline.examine(metrics)
+        best = self._best_version()
+        if self.keep_best is not None and best is not None and best != before:
+            self.publisher.call(partial(self.keep_best, best))
+        if signs:
+            self._handle_collapse(signs, best)
+
+    def _best_version(self) -> int | None:
+        return None if self.decline is None or self.decline.peak is None else self.decline.peak.version
 
     def _evaluate(self, publication: Future[Publication]) -> None:
         """Start the evaluation of `_version`, which is being published, if one is due and not done yet."""
@@ -383,6 +415,7 @@ class Loop:
         """Load the checkpoint, publish its version (again), and issue the rounds that it admits."""
         if checkpoint is not None:
             self.trainer.load_state_dict(checkpoint.tensors)
+            self.curriculum.load_state(checkpoint.curriculum)
             self._version = self._saved_version = checkpoint.weight_version
             self._steps = self.trainer.steps
             log.info("resuming", weight_version=self._version, rounds_total=self.curriculum.rounds_total)
@@ -433,4 +466,7 @@ class Loop:
         rounds = range(self._version, min(newest or 0, self.curriculum.rounds_total))
         if self.evaluations is not None and any(map(self.evaluations.is_due, rounds)):
             return True  # an evaluation needs its version to be the newest
-        return not all(self.collector.has(self.curriculum.tasks_of(round_)) for round_ in rounds)
+        return not all(
+            self.curriculum.is_planned(round_) and self.collector.has(self.curriculum.tasks_of(round_))
+            for round_ in rounds
+        )

@@ -2,6 +2,7 @@
 
 `default` is this project's own; `paper` is what the reference code of arXiv 2510.18814 does (ElementQi/SePT, a fork of
 verl), whose offline variant is trained by verl's trainer for supervised fine-tuning. `docs/method.md` has the list.
+`ssd` is plain supervised fine-tuning on a fixed data set, as in arXiv 2604.01193.
 """
 
 from __future__ import annotations
@@ -48,5 +49,6 @@ RECIPES = {
         whole_rounds=True,
         strict_grading=True,
     ),
+    "ssd": Recipe(fixed=Phase(rate="cosine")),
 }
 """What training.recipe can name."""

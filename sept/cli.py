@@ -45,7 +45,7 @@ def _add_commands() -> None:
     for part in (part_commands.services, part_commands.learner, part_commands.generator, part_commands.evaluator):
         app.command(part, group=group)
 
-    group = Group("An active run", sort_key=3)
+    group = Group("Runs that were started", sort_key=3)
     scale = App(name="scale", help="Change how much of the machine a run uses.", group=group)
     scale.command(operate_commands.scale_generators, name="generators")
     app.command(scale)
@@ -55,6 +55,7 @@ def _add_commands() -> None:
     tokens.command(token_commands.revoke)
     app.command(tokens)
     app.command(operate_commands.status, group=group)
+    app.command(operate_commands.page, group=group)
     app.command(operate_commands.logs, group=group)
     app.command(operate_commands.pause, group=group)
     app.command(operate_commands.resume, group=group)

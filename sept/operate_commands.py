@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from deploy import exit_codes
 from sept.arguments import Flag, RunDir
 
@@ -22,6 +24,22 @@ def status(*, run: RunDir = None, watch: Flag = False, json: Flag = False) -> No
         watch_status(run)
     else:
         show_status(run, as_json=json)
+
+
+def page(*folders: Path, port: int = 0) -> None:
+    """Show runs in a browser from their folders: active, finished and failed ones, also side by side.
+
+    Parameters
+    ----------
+    folders
+        Folders of runs, or folders that hold runs; default: runs.
+    port
+        Of this machine's loopback address; 0: a free one.
+    """
+    from deploy.operate.page import show_pages
+    from sept.other_commands import print_line
+
+    show_pages(folders, port=port, tell=print_line)
 
 
 def logs(*parts: str, run: RunDir = None, lines: int = 20, follow: Flag = False) -> None:

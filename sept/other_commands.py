@@ -23,9 +23,10 @@ def export(out: Path | None = None, *, run: RunDir = None, weight_version: int |
 
     if out is not None:
         folder = find_run(run)
-        export_version(folder, out, weight_version)
+        version_written = export_version(folder, out, weight_version)
         for name, reason in files_not_exported(folder).items():
             print_line(f"left out: {name} ({reason})")
+        print_line(f"version {version_written} is in {out}; serve it: vllm serve {out}")
     else:
         print_line(send(run, lambda client: client.export(weight_version)))
 

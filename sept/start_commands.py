@@ -138,20 +138,21 @@ def evaluate(
     return exit_codes.of_signal(stopped_by)
 
 
-def study(config: Path) -> int:
+def study(config: Path, *, sets: Sets = ()) -> int:
     """Compare methods over several seeds: runs, evaluations, tables, verdicts; goes on where it stopped.
 
     Parameters
     ----------
     config
-        TOML file of the study; deploy/config holds study-*.toml.
+        TOML file of the study; deploy/config holds study-*.toml. --set changes its [common].
     """
     work_unattended(by_thread=True)
     import asyncio
 
     from rich.console import Console
 
-    from studies.study import load_study, run_study
+    from studies.study import run_study
+    from studies.study_file import load_study
 
-    stopped_by = asyncio.run(run_study(load_study(config), Console()))
+    stopped_by = asyncio.run(run_study(load_study(config, sets), Console()))
     return exit_codes.of_signal(stopped_by)

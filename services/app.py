@@ -26,9 +26,9 @@ from services.api.tokens import READING, WEIGHTS, Role, Tokens
 from services.api.weight_memory import SmallFiles, WeightMemory
 from services.api.weights import weights_router
 from services.dashboard import queue_history
-from services.dashboard.assets import assets_router
+from services.dashboard.assets import document_router, files_router
 from services.dashboard.history import history_router, live_router
-from services.dashboard.live import Live
+from services.dashboard.live import ActiveRun, Live
 from services.dashboard.login import login_router
 from services.dashboard.timeseries import TimeSeries
 from services.errors import SeptError, UnavailableError
@@ -119,8 +119,9 @@ def create_app(
     app.include_router(export_router(folder, store, events))
     rounds = TimeSeries(folder.metrics)
     app.include_router(history_router(folder, store, rounds))
-    app.include_router(live_router(Live(reader, AsyncControl(redis, keys), rounds, notifier)))
-    app.include_router(assets_router(with_login=tokens is not None))
+    app.include_router(live_router(Live(ActiveRun(reader, AsyncControl(redis, keys), rounds), notifier)))
+    app.include_router(document_router("index.html", marked="" if tokens is None else "data-login"))
+    app.include_router(files_router())
     app.include_router(login_router(tokens))
     error_responses.install(app)
     app.add_middleware(SmallFiles, memory=memory)

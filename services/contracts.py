@@ -36,6 +36,8 @@ def _as_tokens(value: Any) -> NDArray[np.int32]:
         if len(value) % TOKEN_DTYPE.itemsize:
             raise ValueError(f"token bytes must be a multiple of 4 long, got {len(value)}")
         tokens = np.frombuffer(value, dtype=TOKEN_DTYPE)
+    elif isinstance(value, np.ndarray) and value.dtype == TOKEN_DTYPE:
+        tokens = value if _is_immutable(value) else value.copy()
     else:
         wide = np.asarray(value)
         if wide.size and wide.dtype.kind not in "iu":
@@ -47,10 +49,15 @@ def _as_tokens(value: Any) -> NDArray[np.int32]:
         raise ValueError(f"token ids must be one-dimensional, got shape {tokens.shape}")
     if tokens.size > MAX_TOKENS:
         raise ValueError(f"{tokens.size} tokens exceed the limit of {MAX_TOKENS}")
-    if tokens.size and tokens.min() < 0:
+    if tokens.size and np.minimum.reduce(tokens) < 0:
         raise ValueError("token ids must not be negative")
     tokens.flags.writeable = False
     return tokens
+
+
+def _is_immutable(tokens: NDArray[np.int32]) -> bool:
+    """Whether nobody can change the array, so that contracts may share it: it lies in a `bytes` object."""
+    return isinstance(tokens.base, bytes)
 
 
 Tokens = Annotated[
@@ -94,6 +101,9 @@ class Task(Contract):
     temperature: float = Field(ge=0)
     """tau_s, the sampling temperature; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """0: off."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
     max_response_tokens: int = Field(ge=1, le=MAX_TOKENS)
     stop_token_ids: tuple[int, ...] = ()
     """A response ends with (and includes) the first of these."""
@@ -132,6 +142,9 @@ class Rollout(Contract):
     """[R] int32, the stop token included when there was one."""
     finish_reason: Literal["stop", "length"]
     temperature: float = Field(ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0, le=1)
     spans: tuple[VersionSpan, ...]
     """Cover 0 .. R without gap or overlap, versions ascending."""
     generator_id: Identifier
@@ -319,6 +332,8 @@ class EvaluationMetrics(BaseModel):
     """n, per problem."""
     pass_at_k: dict[str, dict[int, float]]
     """Benchmark -> k -> value in 0 .. 1; "mean" weighs every benchmark alike."""
+    problems: dict[str, int] = Field(default_factory=dict)
+    """Benchmark -> how many; empty in what earlier releases recorded."""
 
 
 class RoundMetrics(BaseModel):
@@ -368,6 +383,11 @@ class RoundMetrics(BaseModel):
     """Most memory that the learner held in the round: of the device, or of the process on a CPU."""
     reward_mean: float | None = None
     """Over the round's rollouts, for an algorithm that has rewards."""
+    vote_share: float | None = None
+    """Mean over prompts of the share of answers that agree with the most frequent one; with the field below measured
+    where a prompt has several answers, unless health.action is "off" and the algorithm looks at no texts."""
+    distinct_answers: float | None = None
+    """Mean over prompts of how many different answers there are."""
     repetition_ratio: float | None = None
     """Mean over responses of the share of 4-grams that occurred before in the same response; with the fields below
     measured unless health.action is "off"."""

@@ -159,6 +159,22 @@ def try_lock(handle: int) -> bool:
     return True
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of the file; False where there is no such file."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """Yield an empty folder; on success it is renamed to `final` (replacing an older one), else it is removed."""

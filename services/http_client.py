@@ -28,13 +28,17 @@ END_OF_CERTIFICATE = "-----END CERTIFICATE-----"
 
 
 class OtherRunError(UnavailableError):
-    """Somebody else is at the address of a run's services."""
+    """The services at the address are those of another run."""
+
+
+class NoServicesError(UnavailableError):
+    """What answers at the address are no services: an ingress that does not find them, or another program."""
 
 
 class TokenForRun(httpx.Auth):
     """Sends the token to nobody but the services of the run `identity`, who prove that before the first request.
 
-    OtherRunError when somebody else is at the address.
+    OtherRunError or NoServicesError when they do not.
     """
 
     def __init__(self, token: str | None, identity: RunIdentity) -> None:
@@ -56,17 +60,22 @@ class TokenForRun(httpx.Auth):
 
 
 def _check_proof(identity: RunIdentity, challenge: str, answer: httpx.Response) -> None:
+    at = answer.url.copy_with(path="", query=None)
     try:
         said = json.loads(answer.content)
         run_id, proof = f"run {str(said['run_id'])[:128]}", str(said["proof"])
-    except (ValueError, KeyError, TypeError):
-        run_id, proof = "another program", ""
+    except (ValueError, KeyError, TypeError) as error:
+        another = answered_by_another(answer) or f"status {answer.status_code} without saying of which run it is"
+        raise NoServicesError(
+            f"what answers at {at} are not the services of run {identity.run_id}: {another}",
+            hint="start the run with `sept run`, or check services.url, and what lies in between (ingress, proxy)",
+        ) from error
     if hmac.compare_digest(proof.encode(), identity.proof(challenge).encode()):
         return
     if run_id == f"run {identity.run_id}":
         run_id = "a program that only claims to be it"
     raise OtherRunError(
-        f"the services at {answer.url.copy_with(path='', query=None)} are those of {run_id}, not of {identity.run_id}",
+        f"the services at {at} are those of {run_id}, not of {identity.run_id}",
         hint="the run is not active any more: start it with `sept run`, or set services.url to its address",
     )
 

@@ -10,6 +10,7 @@ queue.jsonl      how full the queues were, one line every few seconds
 rollouts/        one file a round: questions, answers, versions, NLL
 evaluations/     one folder an evaluated version
 exports/         versions as Hugging Face model folders that people asked for
+best/            the version with the highest pass@1 of a run with health.action = "stop", as such a folder
 model/           the model that the demo trained or that an evaluation reads, as a Hugging Face folder
 weights/         published versions
 mirrors/         one folder a generator: its verified copy of the published weights; .downloads is for all of a host
@@ -114,6 +115,7 @@ class RunFolder:
         self.rollouts = path / "rollouts"
         self.evaluations = path / "evaluations"
         self.exports = path / "exports"
+        self.best = path / "best"
         self.model = path / "model"
         self.weights = path / "weights"
         self.mirrors = path / "mirrors"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from studies.intervals import Interval
 
 PANEL_INCHES = 3.2
 
@@ -63,19 +67,42 @@ def draw_panels(panels: Mapping[str, Mapping[str, Mapping[str, Mapping[str, floa
     figure.savefig(path, dpi=150)
 
 
-def draw_bars(title: str, values: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
-    """A bar for each label, {"mean", "low", "high"} in percent; no whiskers where there is no interval."""
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A row of a bar chart."""
+
+    label: str
+    group: str
+    """Rows of one group have one colour."""
+    value: Interval
+    """In percent."""
+    published: float | None
+    """What others have measured, drawn as a diamond."""
+
+
+def draw_bars(title: str, unit: str, bars: Sequence[Bar], path: Path) -> None:
+    """Horizontal bars, the first on top, with intervals as whiskers: labels stay legible however many there are."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1 + 1.1 * len(values), PANEL_INCHES + 0.6), layout="constrained")
+    figure = Figure(figsize=(9, 1.4 + 0.34 * len(bars)), layout="constrained")
     axis = figure.subplots()
-    for position, value in enumerate(values.values()):
-        mean = value["mean"] or 0.0
-        low, high = value["low"], value["high"]
-        whiskers = None if low is None or high is None else [[mean - low], [high - mean]]
-        axis.bar(position, mean, yerr=whiskers, capsize=4, color="0.75")
-        axis.annotate(f"{mean:.1f}", (position, 2), ha="center")
-    axis.set_xticks(range(len(values)), list(values), rotation=30, ha="right")
-    axis.set_ylabel("AVG, %")
-    axis.set_title(title, fontsize="medium")
+    groups = list(dict.fromkeys(bar.group for bar in bars))
+    for position, bar in enumerate(bars):
+        value = bar.value
+        known = math.isfinite(value.high) and value.high > value.low
+        whiskers = [[value.mean - value.low], [value.high - value.mean]] if known else None
+        color = f"C{groups.index(bar.group)}"
+        axis.barh(position, value.mean, xerr=whiskers, capsize=3, color=color, alpha=0.55, ecolor="0.25", height=0.7)
+        axis.annotate(f"{value.mean:.1f}", (0, position), (4, 0), textcoords="offset points", va="center")
+        if bar.published is not None:
+            axis.plot(bar.published, position, marker="D", color="black", markersize=5, linestyle="none")
+    if any(bar.published is not None for bar in bars):
+        axis.plot([], [], marker="D", color="black", markersize=5, linestyle="none", label="published")
+        figure.legend(loc="outside lower right")
+    axis.set_yticks(range(len(bars)), [bar.label for bar in bars])
+    axis.invert_yaxis()
+    axis.margins(y=0.01)
+    axis.set_xlabel(unit)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_title(title, fontsize="medium", wrap=True)
     figure.savefig(path, dpi=150)

@@ -1,4 +1,4 @@
-"""The report of a study, from the results of its runs: tables, intervals over seeds, verdicts about the claims."""
+"""The report of a study, from the numbers of its runs: tables, intervals, verdicts about the claims, a figure."""
 
 from __future__ import annotations
 
@@ -7,17 +7,27 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from services import durable
 from services.contracts import RoundMetrics
-from studies.figures import can_draw, draw_bars
+from studies.figures import Bar, can_draw, draw_bars
+from studies.intervals import (
+    SEEDS_FOR_INTERVAL,
+    ClaimResult,
+    Interval,
+    Scored,
+    counts_in,
+    judge_claim,
+    over_problems,
+    over_seeds,
+)
+from studies.study_file import BASELINE, UNTRAINED, Claim, Study
 
 KS = (1, 8, 32)
 AVG = "AVG"
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""Two-sided 95 % quantiles of Student's t for 1 .. 10 degrees of freedom."""
+UNTRAINED_LABELS = {UNTRAINED: "untrained", BASELINE: "Baseline (untrained, best tau_eval)"}
 
 
 class ReportFiles:
@@ -33,12 +43,14 @@ class ReportFiles:
 class RunResult:
     """One run of one method."""
 
+    model: str
+    """Empty in a study of one model."""
     method: str
     seed: int
     results: Mapping[str, Any]
     """What its evaluation wrote."""
-    rounds: Sequence[RoundMetrics]
-    """Empty for a model that was not trained."""
+    speed: Mapping[str, float]
+    """As `speed_of` says; empty for a model that was not trained."""
     at: float | None = None
     """Temperature of the scores; None: the best of the sweep, or the only one."""
 
@@ -49,147 +61,174 @@ class RunResult:
     def scores(self) -> dict[str, float]:
         """pass@k and AVG in percent, mean of the benchmarks, at the best (or only) temperature."""
         mean = self.results["temperatures"][f"{self.temperature:g}"]["mean"]
-        shown = {f"pass@{k}": mean["pass_at_k"][str(k)]["value"] for k in KS if str(k) in mean["pass_at_k"]}
+        shown = {f"pass@{k}": mean["pass_at_k"][str(k)]["value"] for k in self._ks}
         return {name: 100 * value for name, value in (shown | {AVG: mean["average"]["value"]}).items()}
 
-    def speed(self) -> dict[str, float]:
-        """How the run went, as means over its rounds."""
-        if not self.rounds:
-            return {}
+    @property
+    def _ks(self) -> list[int]:
+        return [k for k in KS if k <= self.results["samples"]]
+
+    @property
+    def cut_short(self) -> float:
+        """Share of its answers, at that temperature, that reached the longest response, in percent."""
+        outcomes = self.results["temperatures"][f"{self.temperature:g}"].get("outcomes", {})
+        total = sum(count for outcome, count in outcomes.items() if outcome != "cut_short")
+        return 100 * outcomes.get("cut_short", 0) / total if total else 0.0
+
+    @property
+    def scored(self) -> Scored:
+        """What intervals are made of."""
+        counts = counts_in(self.results, self.temperature)
+        return Scored(self.seed, self.results["samples"], self.scores()[AVG], counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A model trained by a method, over its seeds."""
+
+    model: str
+    method: str
+    label: str
+    runs: Sequence[RunResult]
+    published: float | None
+    """AVG of others, in percent."""
+
+    def scores(self) -> dict[str, Interval]:
+        """pass@k and AVG, each with the interval that its runs give."""
+        values = [run.scores() for run in self.runs]
+        found = {name: over_seeds([one[name] for one in values]) for name in values[0]}
+        if len(self.runs) >= SEEDS_FOR_INTERVAL or not all(run.scored.counts for run in self.runs):
+            return found
+        scored = [run.scored for run in self.runs]
         return {
-            "s a round": fmean(line.round_s for line in self.rounds),
-            "learner waits, %": 100 * fmean(min(1.0, line.learner_wait_s / line.round_s) for line in self.rounds),
-            "staleness": fmean(line.staleness_mean for line in self.rounds),
+            name: over_problems(scored, None if name == AVG else [int(name.removeprefix("pass@"))]) for name in found
         }
 
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """Mean over seeds with its 95 % interval (Student's t); without one where there is a single value."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        half = (self.high - self.low) / 2
-        return f"{self.mean:.1f}" if math.isinf(half) or half == 0 else f"{self.mean:.1f} ± {half:.1f}"
+    def speed(self) -> dict[str, Interval]:
+        """How the runs went; empty for a model that was not trained."""
+        speeds = [run.speed for run in self.runs]
+        return {name: over_seeds([one[name] for one in speeds]) for name in speeds[0]}
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimResult:
-    """What the runs say about a claim: the difference of AVG, paired by seed."""
-
-    claim: str
-    difference: Interval
-    verdict: str
-    """holds, does not hold (the reverse does), or undecided (the interval contains 0, or is infinite)."""
-
-
-def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean of the values, which are one a seed, and its interval; infinite with a single seed."""
-    mean, count = fmean(values), len(values)
-    if count == 1:
-        return Interval(mean, -math.inf, math.inf)
-    quantile = T_975[count - 2] if count - 2 < len(T_975) else 1.96 + 2.5 / (count - 1)
-    half = quantile * stdev(values) / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half)
+def speed_of(rounds: Sequence[RoundMetrics]) -> dict[str, float]:
+    """How a run went, as means over its rounds; empty without rounds."""
+    if not rounds:
+        return {}
+    return {
+        "s a round": fmean(line.round_s for line in rounds),
+        "learner waits, %": 100 * fmean(min(1.0, line.learner_wait_s / line.round_s) for line in rounds),
+        "staleness": fmean(line.staleness_mean for line in rounds),
+    }
 
 
-def judge_claim(text: str, better: Mapping[int, float], worse: Mapping[int, float]) -> ClaimResult:
-    """Compare AVG by seed; a method that has one value for all seeds (the untrained model) is compared with each."""
-    pairs = [(value, _of_seed(worse, seed)) for seed, value in better.items()]
-    if len(better) == 1:
-        pairs = [(_of_seed(better, seed), value) for seed, value in worse.items()]
-    difference = over_seeds([one - other for one, other in pairs])
-    verdict = "holds" if difference.low > 0 else "does not hold" if difference.high < 0 else "undecided"
-    return ClaimResult(text, difference, verdict)
+def rows_of(study: Study, results: Sequence[RunResult]) -> list[Row]:
+    """What has a result, in the order of the study's file."""
+    labels = UNTRAINED_LABELS | {name: method.label for name, method in study.methods.items()}
+    rows = []
+    for name, model in study.models.items():
+        for method, label in labels.items():
+            runs = [run for run in results if (run.model, run.method) == (name, method)]
+            if runs:
+                title = f"{model.label} · {label}" if len(study.models) > 1 else label
+                rows.append(Row(name, method, title, runs, model.published.get(method)))
+    return rows
 
 
-def _of_seed(values: Mapping[int, float], seed: int) -> float:
-    return values[seed] if seed in values else next(iter(values.values()))
+def judged(study: Study, rows: Sequence[Row]) -> list[ClaimResult]:
+    """The claims whose methods have results, for every model."""
+    scored = {(row.model, row.method): [run.scored for run in row.runs] for row in rows}
+    found = []
+    for name, model in study.models.items():
+        for claim in study.study.claims:
+            better, worse = scored.get((name, claim.better)), scored.get((name, claim.worse))
+            if better and worse:
+                found.append(judge_claim(_title(claim, model.label, len(study.models)), better, worse))
+    return found
 
 
-def write_report(
-    folder: Path,
-    title: str,
-    labels: Mapping[str, str],
-    claims: Sequence[tuple[str, str, str]],
-    results: Sequence[RunResult],
-) -> list[Path]:
-    """Write text, data and, with matplotlib, the figure; returns their paths."""
-    by_method = {name: [one for one in results if one.method == name] for name in labels}
-    by_method = {name: found for name, found in by_method.items() if found}
-    rows = {name: _means([one.scores() for one in found]) for name, found in by_method.items()}
-    speeds = {name: _means([one.speed() for one in found]) for name, found in by_method.items() if found[0].rounds}
-    averages = {name: {one.seed: one.scores()[AVG] for one in found} for name, found in by_method.items()}
-    claim_results = [
-        judge_claim(text, averages[better], averages[worse])
-        for text, better, worse in claims
-        if better in averages and worse in averages
-    ]
-    written = ReportFiles(folder)
-    durable.write_file(written.text, _markdown(title, labels, by_method, rows, speeds, claim_results))
+def _title(claim: Claim, label: str, models: int) -> str:
+    return f"{label}: {claim.text}" if models > 1 else claim.text
+
+
+def write_report(study: Study, results: Sequence[RunResult]) -> list[Path]:
+    """Write text, data and, with matplotlib, the figure into the study's folder; returns their paths."""
+    title, rows = study.study.title, rows_of(study, results)
+    claims = judged(study, rows)
+    written = ReportFiles(study.study.dir)
+    durable.write_file(written.text, _markdown(title, rows, claims))
     content = {
         "title": title,
         "methods": {
-            name: {
-                "label": labels[name],
-                "temperature": found[0].temperature,
-                "seeds": {str(one.seed): one.scores() | one.speed() for one in found},
-                "means": {score: _finite(interval) for score, interval in (rows[name] | speeds.get(name, {})).items()},
+            f"{row.model} {row.method}".strip(): {
+                "label": row.label,
+                "temperature": row.runs[0].temperature,
+                "seeds": {str(run.seed): run.scores() | dict(run.speed) for run in row.runs},
+                "means": {name: _finite(interval) for name, interval in (row.scores() | row.speed()).items()},
+                **({} if row.published is None else {"published": row.published}),
             }
-            for name, found in by_method.items()
+            for row in rows
         },
-        "claims": [asdict(result) | {"difference": _finite(result.difference)} for result in claim_results],
+        "claims": [asdict(result) | {"difference": _finite(result.difference)} for result in claims],
     }
     durable.write_file(written.data, json.dumps(content, indent=2) + "\n")
     if not can_draw():
         return [written.text, written.data]
-    draw_bars(title, {labels[name]: _finite(row[AVG]) for name, row in rows.items()}, written.figure)
+    bars = [Bar(row.label, row.model, row.scores()[AVG], row.published) for row in rows]
+    draw_bars(title, f"{AVG}, %", bars, written.figure)
     return [written.text, written.data, written.figure]
 
 
-def _means(values: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
-    return {name: over_seeds([one[name] for one in values]) for name in values[0]}
+def _finite(interval: Interval) -> dict[str, float | str | None]:
+    values = asdict(interval).items()
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values}
 
 
-def _finite(interval: Interval) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in asdict(interval).items()}
-
-
-def _markdown(
-    title: str,
-    labels: Mapping[str, str],
-    found: Mapping[str, Sequence[RunResult]],
-    rows: Mapping[str, Mapping[str, Interval]],
-    speeds: Mapping[str, Mapping[str, Interval]],
-    claim_results: Sequence[ClaimResult],
-) -> str:
-    seeds = max(len(results) for results in found.values())
-    samples = next(iter(found.values()))[0].results["samples"]
+def _markdown(title: str, rows: Sequence[Row], claims: Sequence[ClaimResult]) -> str:
+    samples = rows[0].runs[0].results["samples"]
+    published = any(row.published is not None for row in rows)
+    heads = ["method", "tau_eval", "seeds", *rows[0].scores(), "cut short, %"]
     quality = [
-        [labels[name], f"{found[name][0].temperature:g}", str(len(found[name])), *map(str, row.values())]
-        for name, row in rows.items()
+        [
+            row.label,
+            f"{row.runs[0].temperature:g}",
+            str(len(row.runs)),
+            *map(str, row.scores().values()),
+            f"{fmean(run.cut_short for run in row.runs):.1f}",
+            *(_to_published(row) if published else ()),
+        ]
+        for row in rows
     ]
     lines = [
         f"# {title}",
         "",
-        f"Percent; mean and 95 % interval over {seeds} seeds (Student's t), n = {samples} answers a problem.",
+        f"Percent; n = {samples} answers a problem. 95 % intervals: ± over seeds (Student's t) where there are "
+        f"{SEEDS_FOR_INTERVAL} or more, else [low, high] over problems (bootstrap).",
         "",
-        *_table(["method", "tau_eval", "seeds", *next(iter(rows.values()))], quality),
+        *_table([*heads, *(("published AVG", "difference") if published else ())], quality),
     ]
+    speeds = {row.label: row.speed() for row in rows if row.speed()}
     if speeds:
-        speed = [[labels[name], *map(str, row.values())] for name, row in speeds.items()]
+        speed = [[label, *map(str, values.values())] for label, values in speeds.items()]
         lines += ["", *_table(["method", *next(iter(speeds.values()))], speed)]
-    if claim_results:
+    if claims:
         cells = [
             [result.claim, f"{result.difference.mean:+.1f}", _range(result.difference), f"**{result.verdict}**"]
-            for result in claim_results
+            for result in claims
         ]
-        lines += ["", "A claim holds where the interval of the difference in AVG, paired by seed, lies above 0.", ""]
+        lines += [
+            "",
+            "A claim holds where the interval of the difference in AVG, paired by seed or by problem, lies above 0.",
+            "",
+        ]
         lines += _table(["claim", "difference", "95 % interval", "verdict"], cells)
     return "\n".join(lines) + "\n"
+
+
+def _to_published(row: Row) -> tuple[str, str]:
+    if row.published is None:
+        return "", ""
+    distance = row.scores()[AVG].minus(row.published)
+    return f"{row.published:.1f}", f"{distance.mean:+.1f} ({_range(distance)})"
 
 
 def _range(interval: Interval) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -21,6 +22,15 @@ def logs_as_they_were() -> Iterator[None]:
     """A test that sets up logging, as an entry point does, leaves nothing of it to the next one."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """The learner takes over SIGTERM and SIGINT of its process, which is pytest's here."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -146,8 +146,8 @@ async def _supervise(
         before_drain_of_failed=read_part_events,
         has_worked=reports.has_worked,
         generators_may_start=reports.learner_has_loaded if plan.one_after_the_other else None,
-        is_ready=reports.is_ready,
-        policy=RestartPolicy(outlast_s=startup_s, ready_s=2 * startup_s),
+        silent_s=reports.silent_s,
+        policy=RestartPolicy(outlast_s=startup_s, most_silent_s=2 * startup_s),
     )
     loop = asyncio.get_running_loop()
     stop_signals = [number for number in STOP_SIGNALS if not _is_ignored_hang_up(number)]

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from deploy import exit_codes
 from deploy.local.memory_watch import MemoryWatch
@@ -22,8 +23,8 @@ KILL_GRACE_S = 15.0
 """A part that has not left this long after its own drain deadline is killed: an engine's processes take 3 s to end, and
 several times that on a busy machine."""
 
-READY_CHECK_S = 2.0
-"""How often a part that is not ready yet is looked at."""
+SILENCE_CHECK_S = 2.0
+"""How often a part is asked for its last heartbeat."""
 
 SHOWN_LINES = 15
 """Lines of its log that the error about a part shows."""
@@ -49,7 +50,7 @@ class RestartPolicy:
     RestartPolicy(max_kills=30)         # being killed from outside (kill -9) says less about the part
     RestartPolicy(max_out_of_memory=2)  # the kernel killed it for lack of memory: it will not fit the next time either
     RestartPolicy(outlast_s=600)        # so long it may fail for want of something outside: a disk, Redis, an ingress
-    RestartPolicy(ready_s=1200)         # after which a part that has not reported yet is killed, as one that failed
+    RestartPolicy(most_silent_s=1200)   # without a heartbeat for so long a part hangs: it is killed, and has failed
     """
 
     first_delay_s: float = 0.5
@@ -59,7 +60,7 @@ class RestartPolicy:
     max_kills: int = 30
     max_out_of_memory: int = 2
     outlast_s: float = 600.0
-    ready_s: float = 1200.0
+    most_silent_s: float = 1200.0
 
     def delay_s(self, deaths: int) -> float:
         """Seconds to wait after the given number of deaths in a row."""
@@ -76,16 +77,23 @@ def never_worked(_part: str, _pid: int) -> bool:
     return False
 
 
-def always_ready(_part: str, _pid: int) -> bool:
-    """For parts that report to nobody."""
-    return True
+def never_silent(_part: str, _pid: int) -> float:
+    """For parts that send no heartbeats."""
+    return 0.0
+
+
+class _End(NamedTuple):
+    """How a process ended."""
+
+    code: int
+    in_words: str
 
 
 class SupervisedPart:
     """A task that keeps one part running until it finishes, is stopped, or dies too often.
 
-    `has_worked` says of the part and the process that has ended whether it did any work, `is_ready` of one that lives
-    whether it has come up.
+    `has_worked` says of the part and the process that has ended whether it did any work, `silent_s` of one that lives
+    for how many seconds it has sent no heartbeat.
     """
 
     def __init__(
@@ -97,7 +105,7 @@ class SupervisedPart:
         *,
         may_finish: bool,
         has_worked: Callable[[str, int], bool] = never_worked,
-        is_ready: Callable[[str, int], bool] = always_ready,
+        silent_s: Callable[[str, int], float] = never_silent,
     ) -> None:
         self.spec = spec
         self._run_folder = run
@@ -105,7 +113,7 @@ class SupervisedPart:
         self._log = log
         self._may_finish = may_finish
         self._has_worked = has_worked
-        self._is_ready = is_ready
+        self._silent_s = silent_s
         self._process: Process | None = None
         self._stopping = asyncio.Event()
         self._deaths = 0
@@ -124,28 +132,27 @@ class SupervisedPart:
                 self._process.kill()
             memory = MemoryWatch(self._process.pid)
             watching = asyncio.create_task(memory.follow())
-            code = await self._wait(self._process)
+            end = await self._wait(self._process)
             watching.cancel()
-            if self._stopping.is_set() or (code == exit_codes.OK and self._may_finish):
-                self._log.record("part_ended", part=self.spec.name, exit_code=code)
+            if self._stopping.is_set() or (end.code == exit_codes.OK and self._may_finish):
+                self._log.record("part_ended", part=self.spec.name, exit_code=end.code)
                 return
-            await self._wait_before_restart(code, self._process, memory)
+            await self._wait_before_restart(end, self._process, memory)
 
-    async def _wait(self, process: Process) -> int:
-        """The exit code; a process that does not become ready in time is killed and has failed."""
+    async def _wait(self, process: Process) -> _End:
+        """How the process ended; one that is silent for too long hangs: it is killed and has failed."""
         ended = asyncio.create_task(process.wait())
-        while not (await asyncio.wait([ended], timeout=READY_CHECK_S))[0]:
-            if self._is_ready(self.spec.name, process.pid):
-                return await ended
-            if process.lived_s >= self._policy.ready_s and not self._stopping.is_set():
-                self._log.record("part_not_ready", part=self.spec.name, after_s=round(process.lived_s))
+        while not (await asyncio.wait([ended], timeout=SILENCE_CHECK_S))[0]:
+            silent_s = min(process.lived_s, self._silent_s(self.spec.name, process.pid))
+            if silent_s >= self._policy.most_silent_s and not self._stopping.is_set():
                 process.kill()
                 await ended
-                return exit_codes.FAILED
-        return ended.result()
+                return _End(exit_codes.FAILED, f"killed, as it had sent no heartbeat for {silent_s:.0f} s")
+        code = ended.result()
+        return _End(code, exit_codes.in_words(code))
 
-    async def _wait_before_restart(self, code: int, process: Process, memory: MemoryWatch) -> None:
-        lived_s, too_large = process.lived_s, memory.killed_by_kernel()
+    async def _wait_before_restart(self, end: _End, process: Process, memory: MemoryWatch) -> None:
+        code, lived_s, too_large = end.code, process.lived_s, memory.killed_by_kernel()
         if self._has_worked(self.spec.name, process.pid) and lived_s >= self._policy.settled_s:
             self._deaths = self._failures = self._kills = self._out_of_memory = 0
             self._lacking_since = None
@@ -155,12 +162,12 @@ class SupervisedPart:
         if self._out_of_memory >= self._policy.max_out_of_memory:
             raise self._too_large(memory.peak_bytes, lived_s)
         if self._must_give_up(code):
-            raise self._gave_up(code, lived_s)
+            raise self._gave_up(end, lived_s)
         delay_s = self._policy.delay_s(self._deaths)
         self._log.record(
             "part_died",
             part=self.spec.name,
-            ended=_out_of_memory(memory.peak_bytes) if too_large else exit_codes.in_words(code),
+            ended=_out_of_memory(memory.peak_bytes) if too_large else end.in_words,
             lived_s=round(lived_s, 1),
             **({"last_words": _last_words(process.output())} if code > 0 else {}),
             restart_in_s=round(delay_s, 1),
@@ -193,12 +200,12 @@ class SupervisedPart:
             or (code == exit_codes.UNAVAILABLE and lacked_s >= policy.outlast_s)
         )
 
-    def _gave_up(self, code: int, lived_s: float) -> UnavailableError:
+    def _gave_up(self, end: _End, lived_s: float) -> UnavailableError:
         lines = "\n".join(f"    {line}" for line in last_log_lines(self.spec.log, SHOWN_LINES))
         deaths = self._deaths
         times = "" if deaths == 1 else f" {deaths} times in a row without having worked, the last time"
         return UnavailableError(
-            f"{self.spec.name} died{times} after {lived_s:.1f} s ({exit_codes.in_words(code)}). "
+            f"{self.spec.name} died{times} after {lived_s:.1f} s ({end.in_words}). "
             f"The end of its log:\n{lines or '    (it wrote nothing)'}",
             hint=f"fix what it names, then start again: the run resumes. The whole log: {self.spec.log}",
         )

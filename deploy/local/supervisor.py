@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deploy.local.processes import ProcessSpec
-from deploy.local.supervised_part import KILL_GRACE_S, RestartPolicy, SupervisedPart, always_ready, never_worked
+from deploy.local.supervised_part import KILL_GRACE_S, RestartPolicy, SupervisedPart, never_silent, never_worked
 from deploy.local.supervisor_log import SupervisorLog
 
 SAME_STOP_S = 1.0
@@ -56,7 +56,8 @@ class Supervisor:
 
     `generators_may_start` is awaited before the first of them is started.
     `before_drain_of_failed` is awaited when a run has failed, while its parts still run. `has_worked` says of a part
-    and its process, which has ended, whether it did any work; `is_ready` of one that lives, whether it has come up.
+    and its process, which has ended, whether it did any work; `silent_s` of one that lives, since when it has sent no
+    heartbeat.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Supervisor:
         before_drain_of_failed: Callable[[], Awaitable[None]] | None = None,
         has_worked: Callable[[str, int], bool] = never_worked,
         generators_may_start: Callable[[], Awaitable[None]] | None = None,
-        is_ready: Callable[[str, int], bool] = always_ready,
+        silent_s: Callable[[str, int], float] = never_silent,
     ) -> None:
         self._plan = plan
         self._generators_may_start = generators_may_start
@@ -86,7 +87,7 @@ class Supervisor:
         self._same_stop_s = same_stop_s
         self._before_drain_of_failed = before_drain_of_failed
         self._has_worked = has_worked
-        self._is_ready = is_ready
+        self._silent_s = silent_s
         self._generators: dict[int, SupervisedPart] = {}
         self._leaving: set[SupervisedPart] = set()
         self._conditions: set[asyncio.Task[object]] = set()
@@ -151,7 +152,7 @@ class Supervisor:
             self._log,
             may_finish=may_finish,
             has_worked=self._has_worked,
-            is_ready=self._is_ready,
+            silent_s=self._silent_s,
         )
         part.task.add_done_callback(self._on_end)
         return part

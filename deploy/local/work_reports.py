@@ -1,4 +1,4 @@
-"""Whether the processes of a local run have done work, which is more than having lived.
+"""What the processes of a local run report: whether they have done work, and for how long they have been silent.
 
 A part that fails again and again without work in between must be given up. One that makes progress between its
 failures is worth another start.
@@ -7,6 +7,7 @@ failures is worth another start.
 from __future__ import annotations
 
 import asyncio
+import os
 
 from redis.exceptions import RedisError
 
@@ -52,6 +53,23 @@ def has_loaded(state: str) -> bool:
     return state not in LOADING_STATES and state not in FINAL_STATES
 
 
+def _is_new(age_s: float) -> bool:
+    return age_s <= LOST_AFTER_S
+
+
+def _session_of(pid: int) -> int:
+    """The process that the supervisor started, which leads the session of all that it started itself."""
+    try:
+        return os.getsid(pid)
+    except (OSError, OverflowError):  # of another host, or ended by now
+        return pid
+
+
+def _kind_of(part: str) -> Part:
+    """An evaluator in the learner's place sends the learner's heartbeats."""
+    return Part.GENERATOR if part.startswith(Part.GENERATOR.value) else Part.LEARNER
+
+
 class WorkReports:
     """A generator has worked when a heartbeat of its process counted tokens; any other part when the run has grown."""
 
@@ -61,11 +79,16 @@ class WorkReports:
         self._keys = Keys(folder.run_id)
         self._sampled: set[int] = set()
         self._loaded = asyncio.Event()
-        self._reported: set[int] = set()
+        self._listened_s = 0.0
+        """For how long heartbeats were read. It counts neither while Redis is away nor while this process is stopped,
+        so that neither makes a part silent."""
+        self._heard_at: dict[tuple[Part, int], float] = {}
+        """Process that was asked about -> `_listened_s` at its last heartbeat, at first: at that question."""
 
     def has_worked(self, part: str, pid: int) -> bool:
         """Whether the process `pid` has done work as this part; ask once, when it has ended."""
-        if part.startswith(Part.GENERATOR.value):
+        self._heard_at.pop((_kind_of(part), pid), None)
+        if _kind_of(part) is Part.GENERATOR:
             return pid in self._sampled
         return self._progress.has_grown(part)
 
@@ -73,13 +96,13 @@ class WorkReports:
         """Wait until a living learner's heartbeat says that it does something with its weights."""
         await self._loaded.wait()
 
-    def is_ready(self, part: str, pid: int) -> bool:
-        """Whether the process `pid` has sent a heartbeat, for a generator, whose engine may hang as it starts.
-
-        A learner sends its first one before it does anything that takes long, from any of its ranks' processes; Redis
-        and the services send none.
+    def silent_s(self, part: str, pid: int) -> float:
+        """Seconds since the last heartbeat of the process `pid`, or of a rank that it started; since it started, if
+        there was none. Redis and the services send none and are never silent.
         """
-        return not part.startswith(Part.GENERATOR.value) or pid in self._reported
+        if part in ("redis", "services"):
+            return 0.0
+        return self._listened_s - self._heard_at.setdefault((_kind_of(part), pid), self._listened_s)
 
     async def follow(self) -> None:
         """Read the heartbeats until cancelled; while Redis does not answer there are none."""
@@ -95,13 +118,13 @@ class WorkReports:
             heartbeats = AsyncHeartbeats(client, self._keys)
             while True:
                 beats = await heartbeats.read_all()
-                self._reported |= {beat.pid for beat, _ in beats}
-                if any(
-                    beat.part is Part.LEARNER and age_s <= LOST_AFTER_S and has_loaded(beat.state)
-                    for beat, age_s in beats
-                ):
+                heard = {(beat.part, _session_of(beat.pid)) for beat, age_s in beats if _is_new(age_s)}
+                self._heard_at |= dict.fromkeys(heard & self._heard_at.keys(), self._listened_s)
+                learners = [(beat, age_s) for beat, age_s in beats if beat.part is Part.LEARNER]
+                if any(_is_new(age_s) and has_loaded(beat.state) for beat, age_s in learners):
                     self._loaded.set()
                 self._sampled |= {beat.pid for beat, _ in beats if beat.part is Part.GENERATOR and beat.tokens_per_s}
                 await asyncio.sleep(READ_EVERY_S)
+                self._listened_s += READ_EVERY_S
         finally:
             await client.aclose()

@@ -22,6 +22,7 @@ def ending(folder: RunFolder) -> list[str]:
     lines += [f"  {line}" for line in changes(rounds)]
     newest = rounds[-1].weight_version
     lines.append(f"model: version {newest}; write it as a Hugging Face folder: sept export --run {where} MODEL_FOLDER")
+    lines.append(f"look at it again: sept page {where}")
     if not finished:
         lines.append(f"go on: sept run {folder.config}")
     elif not any(metrics.evaluations for metrics in rounds):

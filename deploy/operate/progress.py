@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from deploy.operate.client import RunClient
@@ -22,6 +22,8 @@ from services.run_folder import RunFolder
 
 REFRESH_S = 1.0
 ROUNDS_SHOWN = 8
+NARROW: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0)}
+"""Tables that fit into 80 columns."""
 
 
 class Progress:
@@ -123,7 +125,8 @@ def headline(snapshot: StatusSnapshot) -> Text:
 
 def parts_table(snapshot: StatusSnapshot) -> Table:
     """Learner and generators: what each does and how fast."""
-    table = Table("part", "state", "version", "in flight", "tokens/s", "pause", "busy", "message", box=None)
+    part = Column("part", no_wrap=True)
+    table = Table(part, "state", "version", "in flight", "tokens/s", "pause", "busy", "message", **NARROW)
     if snapshot.learner is not None:
         _add_part(table, snapshot.learner, lost=snapshot.learner_lost)
     for generator in snapshot.generators:
@@ -132,7 +135,7 @@ def parts_table(snapshot: StatusSnapshot) -> Table:
 
 
 def _add_part(table: Table, beat: Heartbeat, *, lost: bool) -> None:
-    state = Text("lost", style="red") if lost else Text(beat.state)
+    state = Text("lost", style="red") if lost else Text(beat.state.replace("_", " "))  # breaks at spaces
     busy = sum(beat.shares.get(name, 0.0) for name in ("generating", "training"))
     pause = f"{beat.pause_ms:.0f} ms" if beat.updates else "-"
     version = "-" if beat.weight_version is None else str(beat.weight_version)
@@ -142,7 +145,7 @@ def _add_part(table: Table, beat: Heartbeat, *, lost: bool) -> None:
 
 def rounds_table(rounds: Sequence[RoundMetrics]) -> Table:
     """The last rounds, newest at the bottom."""
-    table = Table("round", "loss", "tau_s", "gen tok/s", "learn tok/s", "wait", "staleness", "sync", box=None)
+    table = Table("round", "loss", "tau_s", "gen tok/s", "learn tok/s", "wait", "staleness", "sync", **NARROW)
     for metrics in rounds[-ROUNDS_SHOWN:]:
         table.add_row(
             str(metrics.round),

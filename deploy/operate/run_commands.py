@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from deploy import endpoints
 from deploy.load_settings import values_of_file
 from deploy.locks import is_run_locked
 from deploy.operate.client import RunClient
+from deploy.operate.ending import ending
 from deploy.operate.log_tail import LogTail
 from deploy.operate.page_address import page_lines
 from deploy.operate.progress import REFRESH_S, Progress, headline, parts_table, rounds_table
@@ -28,6 +30,8 @@ from services.run_folder import RUNS, RunFolder
 from services.streams.control import MAX_GENERATORS
 
 T = TypeVar("T")
+
+_OWN_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 def find_run(folder: Path | None, *, runs: Path = RUNS) -> RunFolder:
@@ -50,9 +54,15 @@ def _started(run: RunFolder) -> float:
 
 
 def files_not_exported(run: RunFolder) -> dict[str, str]:
-    """Name -> why an export of the run lacks it: files of the model that the run started from, where that is here."""
+    """Name -> why an export of the run lacks it: files of the model that the run started from, where that is here.
+
+    The weights that the run was started with are not among them: the export has the trained ones in their place.
+    """
     model = values_of_file(run.config).get("model", {}).get("path", "") if run.config.exists() else ""
-    return files_left_out(Path(model)) if model and Path(model).is_dir() else {}
+    if not model or not Path(model).is_dir():
+        return {}
+    left_out = files_left_out(Path(model))
+    return {name: reason for name, reason in left_out.items() if not _OWN_WEIGHTS.fullmatch(name)}
 
 
 def client_of(folder: RunFolder) -> RunClient:
@@ -118,7 +128,7 @@ def show_status(run: Path | None, *, as_json: bool) -> None:
     except UnavailableError as error:
         if as_json or is_run_locked(folder):
             raise
-        console.print(Text(f"{error.message}; {error.hint}"), soft_wrap=True)
+        console.print(Text(error.message), *map(Text, ending(folder)), sep="\n", soft_wrap=True)
     else:
         if as_json:
             sys.stdout.write(snapshot.model_dump_json(indent=2) + "\n")

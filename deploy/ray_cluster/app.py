@@ -9,7 +9,6 @@ nodes, those that have it offer the resource sept_store: ray start --resources '
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,18 +21,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from deploy.engine_question import ask_about_model
 from deploy.load_settings import load
 from deploy.ray_cluster.cluster_memory import ask_nodes, check_cluster
 from deploy.ray_cluster.defaults import DOWNSCALE_AFTER_S, MIN_GENERATORS, SERVE_PORT, LearnerStrategy
-from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services
+from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services, refusal_of_engine
 from deploy.resolved_settings import to_resolved
 from deploy.run_memory import shape_of_model
 from deploy.same_code import code_digest
 from deploy.settings import Settings, require, token_of
+from generator.engines.ask import DEADLINE_S as ENGINE_ANSWERS_WITHIN_S
 from learner.config import TrainingConfig
 from learner.input_checks import check_inputs
-from services.errors import ConfigError, UnavailableError
+from services.errors import ConfigError, ModelError, UnavailableError
 from services.net import LOOPBACK, reachable_url
 
 APP = "sept"
@@ -82,7 +81,39 @@ def app(args: Options) -> Application:
 
     Raises ConfigError for what a run needs and the cluster lacks.
     """
-    return build_application(load(args.config, args.sets), args, ray.cluster_resources(), nodes=len(_alive_nodes()))
+    return checked_application(load(args.config, args.sets), args)
+
+
+def checked_application(settings: Settings, options: Options) -> Application:
+    """The application, if the engine can serve the model; ModelError with its reason if it cannot."""
+    resources = ray.cluster_resources()
+    ask_about_model_on_ray(settings, options, gpus=_uses_gpus(options, resources))
+    return build_application(settings, options, resources, nodes=len(_alive_nodes()))
+
+
+def ask_about_model_on_ray(
+    settings: Settings, options: Options, *, gpus: bool, deadline_s: float = ENGINE_ANSWERS_WITHIN_S
+) -> None:
+    """`ask_about_model` on a node that has room for a generator; ModelError if the engine refuses the model.
+
+    Not known, and so no error: where that node has not the model's folder, or none has room within the deadline.
+    """
+    if settings.generator.engine != "vllm":
+        return
+    placed = {"num_cpus": options.generator_cpus, "num_gpus": settings.generator.tensor_parallel if gpus else 0}
+    asked = (
+        ray.remote(refusal_of_engine)
+        .options(**placed, max_retries=0)
+        .remote(RayRun(to_resolved(settings), {}, code_digest()))
+    )
+    answered, _ = ray.wait([asked], timeout=deadline_s)
+    if not answered:
+        ray.cancel(asked, force=True)
+        return
+    refusal = ray.get(asked)
+    if refusal is not None:
+        message, hint = refusal
+        raise ModelError(message, hint=hint)
 
 
 def build_application(settings: Settings, options: Options, resources: dict[str, float], *, nodes: int) -> Application:
@@ -91,7 +122,7 @@ def build_application(settings: Settings, options: Options, resources: dict[str,
     run = RayRun(to_resolved(settings), _environment(settings), code_digest())
     for_generators = replace(run, environment=_environment_of_generators(settings))
     store = store_resource({**resources, **({STORE: 1.0} if options.on_store else {})}, nodes)
-    gpus = options.gpus if options.gpus is not None else resources.get("GPU", 0) > 0
+    gpus = _uses_gpus(options, resources)
     drain_s = settings.deadlines.drain_s + GRACE_S
     common: dict[str, Any] = {
         "health_check_period_s": HEALTH_PERIOD_S,
@@ -117,6 +148,10 @@ def build_application(settings: Settings, options: Options, resources: dict[str,
     services = deployment(Services, name="services", ray_actor_options={"num_cpus": 0, "resources": store}, **common)
     bound: Application = services.bind(run, learner.bind(run), generator.bind(for_generators))
     return bound
+
+
+def _uses_gpus(options: Options, resources: dict[str, float]) -> bool:
+    return options.gpus if options.gpus is not None else resources.get("GPU", 0) > 0
 
 
 def learner_placement(
@@ -229,18 +264,15 @@ def _alive_nodes() -> list[dict[str, Any]]:
 def run_on_ray(settings: Settings, options: Options, say: Callable[[str], None]) -> None:
     """Deploy on the running cluster, wait until the learner ends, remove the application. Ctrl-C drains as well.
 
-    ConfigError before anything is deployed when it cannot fit.
+    ConfigError before anything is deployed when it cannot fit, ModelError when the engine cannot serve the model.
     """
-    gpus = options.gpus if options.gpus is not None else ray.cluster_resources().get("GPU", 0) > 0
+    gpus = _uses_gpus(options, ray.cluster_resources())
     shape = shape_of_model(settings.model.path)
     check_cluster(shape, settings, ask_nodes(), generators=options.min_generators, gpus=gpus)
+    application = checked_application(settings, options)
     serve.start(http_options={"host": settings.services.host, "port": options.http_port})
     try:
-        serve.run(
-            build_application(settings, options, ray.cluster_resources(), nodes=len(_alive_nodes())),
-            name=APP,
-            route_prefix="/",
-        )
+        serve.run(application, name=APP, route_prefix="/")
         say(f"serving on port {options.http_port}; `serve status` shows the parts")
         outcome = wait_for_end(say)
     finally:
@@ -275,7 +307,6 @@ def start_ray(config: Path, sets: Sequence[str], options: dict[str, Any], say: C
     made = Options(config=config, sets=tuple(sets), **options)
     settings_for_ray(settings, made)  # fails before a cluster is started
     check_inputs(settings)
-    asyncio.run(ask_about_model(settings))
     ray.init(runtime_env=source_env(), log_to_driver=False)
     try:
         run_on_ray(settings, made, say)

@@ -25,6 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deploy.endpoints import Endpoints
+from deploy.engine_question import ask_about_model
 from deploy.load_settings import load
 from deploy.local.plan import inherited_environment
 from deploy.local.processes import ProcessSpec
@@ -38,7 +39,7 @@ from deploy.settings import Settings, redis_url, services_url, token_of
 from learner.parallel import launch_env
 from services.api.tokens import Role
 from services.app import create_app
-from services.errors import ConfigError, UnavailableError
+from services.errors import ConfigError, ModelError, UnavailableError
 from services.logs import configure_logs
 from services.run_folder import RunFolder
 from services.server import tokens_of
@@ -254,6 +255,17 @@ def folder_on_node(temp_dir: Path) -> Path:
     """Where generators of one node keep the weights: in the folder that `ray start --temp-dir` names, where Ray spills
     objects to and which therefore has the room."""
     return temp_dir / "sept"
+
+
+def refusal_of_engine(run: RayRun) -> tuple[str, str] | None:
+    """Why this node's engine cannot serve the model, and what to do; None if it can, and where that is not known."""
+    with tempfile.TemporaryDirectory(prefix="sept-") as folder:
+        settings = run.settings(Path(folder))
+    try:
+        asyncio.run(ask_about_model(settings))
+    except ModelError as error:
+        return error.message, error.hint
+    return None
 
 
 def endpoints_of(settings: Settings) -> Endpoints:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from generator.config import GeneratorConfig
@@ -22,11 +22,17 @@ def _read(path: Path) -> dict[str, str] | None:
 
 
 async def ask_engine(
-    config: GeneratorConfig, folder: Path, *, max_model_len: int, published_types: Iterable[str]
+    config: GeneratorConfig,
+    folder: Path,
+    *,
+    max_model_len: int,
+    published_types: Iterable[str],
+    environ: Mapping[str, str],
 ) -> bool:
     """Whether the engine answered that it can serve the model in `folder`; ModelError with its reason if it cannot.
 
-    `published_types`: safetensors' types of the tensors, one for each tensor.
+    `published_types`: safetensors' types of the tensors, one for each tensor. `environ`: the environment of the
+    process that is asked; it is found by its PYTHONPATH, not in the working directory.
     """
     if config.engine != "vllm":
         return True
@@ -39,10 +45,11 @@ async def ask_engine(
     with tempfile.TemporaryDirectory(prefix="sept-") as temporary:
         path = Path(temporary, "answer")
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "generator.engines.vllm.ask", str(path)),
+            *(sys.executable, "-P", "-m", "generator.engines.vllm.ask", str(path)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
+            env=environ,
         )
         try:
             async with asyncio.timeout(DEADLINE_S):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from learner.algorithms.base import Algorithm
+from learner.algorithms.controls.format_reward import FORMAT_REWARD
+from learner.algorithms.controls.random_reward import RANDOM_REWARD
+from learner.algorithms.controls.wrong_reward import WRONG_REWARD
 from learner.algorithms.empo import EMPO
 from learner.algorithms.entropy import ENTROPY
 from learner.algorithms.entropy_reward import ENTROPY_REWARD
-from learner.algorithms.format_reward import FORMAT_REWARD
 from learner.algorithms.grpo import GRPO
 from learner.algorithms.majority_vote import MAJORITY_VOTE
 from learner.algorithms.nll import NLL
 from learner.algorithms.power import POWER
-from learner.algorithms.random_reward import RANDOM_REWARD
 from learner.algorithms.self_certainty import SELF_CERTAINTY
+from learner.algorithms.ssd import SSD
 from learner.algorithms.vote_nll import VOTE_NLL
-from learner.algorithms.wrong_reward import WRONG_REWARD
 
 ALGORITHMS: dict[str, Algorithm] = {
     algorithm.name: algorithm
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         SELF_CERTAINTY,
         ENTROPY_REWARD,
         POWER,
+        SSD,
         RANDOM_REWARD,
         FORMAT_REWARD,
         WRONG_REWARD,

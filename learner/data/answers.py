@@ -13,14 +13,15 @@ MAX_WORDS = 40
 
 # A box's opening, an escaped character (whose brace does not count), or a brace. Models that think in JSON double the
 # backslash.
-_BRACES = re.compile(r"(?P<box>\\+f?box(?:ed)?\s*\{)|\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(r"(?P<box>\\+(?:f?box(?:ed)?|framebox)\s*\{)|\\.|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(r"\\boxed\s*(-?\d[\d.,/]*(?<![.,])|[A-Z](?![A-Za-z]))")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.:()]|\\[\[\]()]|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b|\\quad|[和或及、，])*"
 )
 _ANSWER_IS = re.compile(
     r"\b(?:answers?|correct (?:choice|option))\b[^.\n:=$\d]{0,60}?(?:\b(?:is|are|be|equals|was)\b(?!\s*:)|\bis\s*:|:|="
     r"|[ \t]*$)[ \t]*"
-    r"|(?:答案|解答|答)(?:是|为|爲|為|：|:)+|(?:الجواب|الإجابة|الاجابة|الناتج)[^\n:\d]{0,40}?(?:هو|هي|:)+",
+    r"|(?:答案|解答|答え?|정답|답)\s*(?:是|为|爲|為|は|은|는|：|:)+|(?:الجواب|الإجابة|الاجابة|الناتج)[^\n:\d]{0,40}?(?:هو|هي|:)+",
     re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)(?<!\bvs)[.!?](?=\s+\D|\s*$)|[。！？]")
@@ -52,8 +53,9 @@ def last_boxed(text: str) -> str | None:
         last_boxed(r"\boxed{1}, no: \boxed{2}")       2
         last_boxed(r"\boxed{\boxed{3} + 1}")          \boxed{3} + 1
         last_boxed(r"\boxed{12")                      None
+        last_boxed(r"\boxed 12")                      12
     """
-    boxes = _boxes(text)
+    boxes = _boxes(_BARE_BOX.sub(r"\\boxed{\1}", text))
     return boxes[-1].content if boxes else None
 
 
@@ -63,6 +65,7 @@ def last_boxed_list(text: str) -> str | None:
     last_boxed_list(r"x is \boxed{1} or \boxed{2}.")      1, 2
     last_boxed_list(r"\boxed{1}, no: \boxed{2}")          2
     """
+    text = _BARE_BOX.sub(r"\\boxed{\1}", text)
     boxes = _boxes(text)
     if not boxes:
         return None

@@ -3,22 +3,23 @@
 The prompts of the run are one endless sequence of epochs, each a permutation of the data drawn from (seed, epoch).
 Round r takes positions r * n to (r + 1) * n - 1 of the sequence, where n is `prompts_per_round`. A round may span two
 epochs, and data smaller than a round repeats within it. A recipe of whole rounds takes the largest multiple of n from
-the start of each permutation instead. Everything is a pure function of (seed, round), so a learner
-that resumes gets the same tasks again.
+the start of each permutation instead. Everything is a pure function of (seed, round), so a learner that resumes gets
+the same tasks again. Where prompts are passed over by their vote share, it is a function of the rounds trained before,
+too, and its state is part of checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import ceil
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from learner.config import SamplingConfig, TrainingConfig
+from learner.config import ANY_VOTE_SHARE, SamplingConfig, TrainingConfig
+from learner.data.prompt_order import PromptOrder
 from learner.data.prompts import Prompt
 from learner.data.schedule import sampling_temperature
+from learner.data.vote_gate import VoteGate
 from learner.recipes import RECIPES
 from services.contracts import Task
 from services.errors import ConfigError, DataError
@@ -35,21 +36,32 @@ class Curriculum:
         training: TrainingConfig,
         sampling: SamplingConfig,
         stop_token_ids: Sequence[int],
+        vote_shares: tuple[float, float] = ANY_VOTE_SHARE,
     ) -> None:
+        """`vote_shares`: as data.vote_share."""
         if not prompts:
             raise DataError("there are no prompts to train on", hint="check data.path and data.max_prompt_tokens")
         self._prompts = prompts
-        self._seed = seed
         self._training = training
         self._sampling = sampling
         self._stop_token_ids = tuple(stop_token_ids)
-        self._epoch_size = len(prompts)
-        """Prompts that an epoch takes."""
-        if RECIPES[training.recipe].whole_rounds:
-            self._epoch_size -= len(prompts) % training.prompts_per_round
-            if training.data == "fixed":  # every epoch has the prompts that the first one drew answers to
-                self._prompts = prompts[: self._epoch_size]
+        weights = [prompt.weight for prompt in prompts]
+        multiple = training.prompts_per_round if RECIPES[training.recipe].whole_rounds else 1
+        if training.data == "fixed":  # every epoch has the prompts that the first one drew answers to
+            if any(weight != 1 for weight in weights):
+                raise ConfigError(
+                    "data.path gives weights, and training.data = fixed answers every prompt once",
+                    hint="leave the weights out, or train with training.data = online",
+                )
+            self._prompts = prompts[: len(prompts) - len(prompts) % multiple]
+            weights = weights[: len(self._prompts)]
+        self._order = PromptOrder(weights, seed=seed, multiple_of=multiple)
+        self._epoch_size = self._order.epoch_size
         self.rounds_total = self._count_rounds()
+        self._gate: VoteGate | None = None
+        if vote_shares != ANY_VOTE_SHARE:
+            ahead = training.max_staleness + 1
+            self._gate = VoteGate(vote_shares, self._order, per_round=training.prompts_per_round, ahead=ahead)
 
     def _count_rounds(self) -> int:
         """`training.rounds` if it is set, else the number of full rounds in `training.epochs`."""
@@ -80,14 +92,32 @@ class Curriculum:
         """The round's prompts in training order; rounds past the last of the run are defined too."""
         if round_ < 0:
             raise ValueError(f"rounds count from 0, got {round_}")
+        return [self._prompts[index] for index in self._indices_of(round_)]
+
+    def _indices_of(self, round_: int) -> list[int]:
+        if self._gate is not None:
+            return self._gate.indices_of(round_)
         count = self._training.prompts_per_round
-        positions = np.arange(round_ * count, (round_ + 1) * count)
-        epochs, offsets = np.divmod(positions, self._epoch_size)
-        orders = {int(epoch): self._order(int(epoch)) for epoch in np.unique(epochs)}
-        return [
-            self._prompts[int(orders[epoch][offset])]
-            for epoch, offset in zip(epochs.tolist(), offsets.tolist(), strict=True)
-        ]
+        return self._order.indices(range(round_ * count, (round_ + 1) * count))
+
+    def is_planned(self, round_: int) -> bool:
+        """Whether it is known by now which prompts the round takes."""
+        return self._gate is None or self._gate.is_planned(round_)
+
+    def note(self, round_: int, vote_shares: Mapping[int, float]) -> None:
+        """Take in how far the answers of a trained round agree, by position; call it before the next is issued."""
+        if self._gate is not None:
+            indices = self._gate.indices_of(round_)
+            self._gate.note(round_, {indices[position]: share for position, share in vote_shares.items()})
+
+    def state(self) -> dict[str, Any] | None:
+        """What a checkpoint must hold; None: nothing."""
+        return None if self._gate is None else self._gate.state()
+
+    def load_state(self, state: Mapping[str, Any] | None) -> None:
+        """Go on where `state` was taken."""
+        if self._gate is not None:
+            self._gate.load_state(state)
 
     def drawn_rounds(self) -> range:
         """The rounds that have tasks: all of the run, or those of the first epoch with a fixed data set."""
@@ -110,6 +140,8 @@ class Curriculum:
                 prompt_tokens=prompt.tokens,
                 temperature=self._temperature(round_),
                 top_p=self._sampling.top_p,
+                top_k=self._sampling.top_k,
+                min_p=self._sampling.min_p,
                 max_response_tokens=self._sampling.max_response_tokens,
                 stop_token_ids=self._stop_token_ids,
                 samples=self._sampling.rollouts_per_prompt,
@@ -125,7 +157,3 @@ class Curriculum:
         if self._training.data == "fixed":
             return self._sampling.tau_start
         return sampling_temperature(self._sampling, self.epoch_at(round_))
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        """[N] permutation of the prompts for one epoch."""
-        return np.random.Generator(np.random.PCG64([self._seed, epoch])).permutation(len(self._prompts))

@@ -7,6 +7,7 @@ Accepted rows, by their columns:
     prompt = [{role, content}, ...], reward_model = {ground_truth}     verl
     question, answer                                                   GSM8K ("... #### 72") and plain ones
     problem, answer and/or final_answer, solution                      the answer, else what the solution states
+    Problem, expected_answer / ground_truth / target                   likewise; capitals do not matter
     prompt, completion                                                 plain text
     messages = [{role, content}, ...]                                  the last reply is the reference answer
     conversations = [{from, value}, ...]                               ShareGPT, likewise
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -31,7 +32,7 @@ from learner.data.answers import final_answer, is_checkable
 from learner.data.conversations import Message, check_text, conversation_in, field_in, prompt_and_reply, structure_in
 from learner.data.readers.places import read_rows
 from learner.data.readers.rows import Record, Row, in_words
-from learner.data.readers.source import Source, parse_source
+from learner.data.readers.source import Source, parse_source, split_sources
 from services.errors import DataError
 
 QUESTION_COLUMNS = (
@@ -44,13 +45,24 @@ QUESTION_COLUMNS = (
     "instruction",
     "query",
 )
-ANSWER_COLUMNS = ("answer", "final_answer", "solution", "completion", "response", "output")
+ANSWER_COLUMNS = (
+    "answer",
+    "final_answer",
+    "expected_answer",
+    "ground_truth",
+    "target",
+    "solution",
+    "completion",
+    "response",
+    "output",
+)
 WORKED_COLUMNS = ("solution", "response", "output")
 """Those that hold how the answer is found, too."""
 ACCEPTED = (
     "a row has `question`, `problem`, `prompt`, `messages`, `conversations` or `instruction`, and for its answer "
-    "`reward_model.ground_truth`, `answer`, `final_answer`, `solution`, `completion`, `response`, `output` or nothing; "
-    "other names stand after the path: FILE?question=COLUMN&answer=COLUMN"
+    "`reward_model.ground_truth`, `answer`, `final_answer`, `expected_answer`, `ground_truth`, `target`, `solution`, "
+    "`completion`, `response`, `output` or nothing; other names stand after the path: "
+    "FILE?question=COLUMN&answer=COLUMN"
 )
 
 log = structlog.get_logger()
@@ -68,6 +80,8 @@ class Question:
     """The reference answer as text, where the row has one."""
     where: str = field(default="", compare=False)
     """"train.jsonl line 7": how an error about it names it."""
+    weight: float = field(default=1.0, compare=False)
+    """As in `Source`."""
 
     @property
     def text(self) -> str:
@@ -76,19 +90,23 @@ class Question:
 
 
 def read_questions(path: str, *, split: str = "train", limit: int | None = None) -> list[Question]:
-    """The first `limit` questions of a file, a folder or a hub data set; DataError when there are none.
+    """The first `limit` questions of each file, folder or hub data set; DataError when there are none.
 
     read_questions("train.jsonl")                        also .json, .csv, .parquet ..., .gz and .zst of each
     read_questions("shards/*.parquet")                   several files, in the order of their names
     read_questions("folder/", split="test")              a folder of such files, or what save_to_disk wrote
     read_questions("openai/gsm8k:main", split="test")    a hub id, with :configuration where it has several
+    read_questions("a.jsonl + b.jsonl?weight=2")         several data sets; their rows are numbered on
 
     The first bad row is refused by its file and line, unless the path ends in ?bad_rows=leave_out.
     """
-    source = parse_source(path)
-    questions = list(islice(iterate_questions(source, split), limit))
-    if not questions:
-        raise DataError(f"{path} holds no rows", hint=f"name a data set with prompts: {ACCEPTED}")
+    questions: list[Question] = []
+    for named in split_sources(path):
+        first = questions[-1].row + 1 if questions else 0
+        found = list(islice(iterate_questions(parse_source(named), split), limit))
+        if not found:
+            raise DataError(f"{named} holds no rows", hint=f"name a data set with prompts: {ACCEPTED}")
+        questions += [replace(question, row=first + question.row) for question in found]
     return questions
 
 
@@ -123,7 +141,7 @@ def _question(number: int, row: Row, source: Source) -> Question:
     answer = _answer(row, source, reply)
     if answer is not None:
         check_text(answer, "the answer", row.where)
-    return Question(number, tuple(messages), answer, row.where)
+    return Question(number, tuple(messages), answer, row.where, source.weight)
 
 
 def _messages(row: Row, source: Source) -> tuple[list[Message], str | None]:
@@ -132,7 +150,7 @@ def _messages(row: Row, source: Source) -> tuple[list[Message], str | None]:
     if not source.question and conversation_in(row.record.get("prompt"), row.where) is not None:
         columns = ("prompt",)  # verl's rows may have the bare question, too
     for column in columns:
-        value = field_in(row.record, column)
+        value = field_in(row.record, column if source.question else _spelled_in(row.record, column))
         if value is None:
             continue
         conversation = conversation_in(value, row.where)
@@ -178,10 +196,15 @@ def _answer(row: Row, source: Source, reply: str | None) -> str | None:
         text = _text(truth, row.where)
         return text if text and is_checkable(text) else None
     for column in ANSWER_COLUMNS:
-        text = _text(row.record.get(column), row.where)
+        text = _text(row.record.get(_spelled_in(row.record, column)), row.where)
         if text:
             return final_answer(text, worked=column in WORKED_COLUMNS)
     return final_answer(reply, worked=True) if reply and reply.strip() else None
+
+
+def _spelled_in(record: Record, column: str) -> str:
+    """How the record spells a column: "Problem" for problem."""
+    return column if column in record else next((name for name in record if name.lower() == column), column)
 
 
 def _with_column(row: Row, column: str) -> Any:

@@ -25,7 +25,7 @@ from learner.data.chat_template import ChatTemplate, choose_template
 from learner.data.control_tokens import PromptTokenizer
 from learner.data.conversations import Message
 from learner.data.dataset import Question, read_questions
-from learner.data.readers.source import parse_source
+from learner.data.readers.source import parse_source, split_sources
 from learner.model_folder.tokenizer import CONFIG_FILE, named_templates
 from services.contracts import TOKEN_DTYPE
 from services.errors import DataError
@@ -50,6 +50,8 @@ class Prompt:
     """[P] token ids that the model continues."""
     where: str = ""
     """Its row for error messages."""
+    weight: float = 1.0
+    """How often it comes, compared with prompts of weight 1."""
 
 
 def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -94,14 +96,15 @@ def tokenize(
     wheres = [question.where or f"row {question.row}" for question in questions]
     encoded = prompt_tokenizer.encode(texts, wheres, add_special_tokens=template is None)
     bad = [ids for ids in encoded if isinstance(ids, DataError)]
-    if bad and (parse_source(path or config.path).bad_rows == "refuse" or len(bad) == len(encoded)):
+    rules = {parse_source(named).bad_rows for named in split_sources(path or config.path)}
+    if bad and ("refuse" in rules or len(bad) == len(encoded)):
         raise bad[0]
     if bad:
         log.warning("bad_rows_left_out", path=path or config.path, rows=len(bad), reason=bad[0].message)
     # Some tokenizers end every text with the end-of-text token, after which there is nothing to continue.
     end = tokenizer.eos_token_id if template is None else None
     return [
-        Prompt(question.row, question.text, question.answer, _as_array(ids, end), where)
+        Prompt(question.row, question.text, question.answer, _as_array(ids, end), where, question.weight)
         for question, ids, where in zip(questions, encoded, wheres, strict=True)
         if not isinstance(ids, DataError)
     ]

@@ -40,6 +40,8 @@ class EvalSampling:
     max_response_tokens: int
     top_p: float
     stop_token_ids: tuple[int, ...]
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Measurement:
                 prompt_tokens=prompt.tokens,
                 temperature=self.temperature,
                 top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
                 max_response_tokens=sampling.max_response_tokens,
                 stop_token_ids=sampling.stop_token_ids,
                 samples=min(step, sampling.samples - first),
@@ -177,17 +181,26 @@ def sampling_of(
     evaluation: EvaluationConfig, sampling: SamplingConfig, stop_token_ids: tuple[int, ...]
 ) -> EvalSampling:
     """As [evaluation] and [sampling] say, ending at the model's stop tokens."""
-    return EvalSampling(evaluation.samples, sampling.max_response_tokens, sampling.top_p, stop_token_ids)
+    return EvalSampling(
+        evaluation.samples,
+        sampling.max_response_tokens,
+        sampling.top_p,
+        stop_token_ids,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+    )
 
 
 def describe_settings(data: DataConfig, sampling: SamplingConfig | EvalSampling) -> dict[str, Any]:
     """How the settings ask."""
+    truncation = {"top_k": sampling.top_k, "min_p": sampling.min_p}
     return {
         "system_prompt": data.system_prompt,
         "question_suffix": data.question_suffix,
         "chat_template": data.chat_template,
         "top_p": sampling.top_p,
         "max_response_tokens": sampling.max_response_tokens,
+        **{name: value for name, value in truncation.items() if value},  # earlier answers were sampled without
     }
 
 

@@ -81,8 +81,8 @@ def pass_table(
     """
     if not correct:
         raise DataError("there are no benchmarks to report", hint="name at least one")
-    scores = {name: _scores(name, counts, samples) for name, counts in correct.items()}
-    draws = {name: _resampled_means(score, [seed, *name.encode()]) for name, score in scores.items()}
+    scores = {name: scores_of(name, counts, samples) for name, counts in correct.items()}
+    draws = {name: resampled_means(score, [seed, *name.encode()]) for name, score in scores.items()}
     values = {name: score.mean(axis=0) for name, score in scores.items()}
     curves = {name: _curve(values[name], draws[name], len(scores[name]), confidence) for name in scores}
     mean = _curve(
@@ -94,7 +94,7 @@ def pass_table(
     return PassTable(curves, mean)
 
 
-def _scores(name: str, counts: Sequence[int], samples: int) -> NDArray[np.float64]:
+def scores_of(name: str, counts: Sequence[int], samples: int) -> NDArray[np.float64]:
     """[N, n] pass@k of every problem for k = 1 .. n."""
     if samples < 1 or not len(counts):
         raise DataError(f"benchmark {name} has {len(counts)} problems with {samples} samples", hint="evaluate some")
@@ -107,7 +107,7 @@ def _scores(name: str, counts: Sequence[int], samples: int) -> NDArray[np.float6
     return np.array([rows[c] for c in counts], dtype=np.float64)
 
 
-def _resampled_means(scores: NDArray[np.float64], seed: Sequence[int]) -> NDArray[np.float64]:
+def resampled_means(scores: NDArray[np.float64], seed: Sequence[int]) -> NDArray[np.float64]:
     """[B, n] means over N problems drawn with replacement, as multinomial weights on the problems."""
     generator = np.random.Generator(np.random.PCG64(seed))
     problems = len(scores)

@@ -25,6 +25,8 @@ class Results:
 
     samples: int
     by_temperature: dict[float, PassTable]
+    counts: dict[float, dict[str, list[int]]]
+    """Correct answers of every problem, per temperature and benchmark; problems in their order."""
     outcomes: dict[float, dict[str, int]]
     """Answers per temperature and outcome: correct, wrong, no_answer, timeout, failed; and those cut short."""
 
@@ -46,6 +48,7 @@ class Results:
                     name: {k: round(curve[k].value, 6) for k in reported_ks(self.samples)}
                     for name, curve in (table.benchmarks | {MEAN: table.mean}).items()
                 },
+                problems={name: curve.problems for name, curve in table.benchmarks.items()},
             )
             for temperature, table in self.by_temperature.items()
         )
@@ -58,24 +61,25 @@ def reported_ks(samples: int) -> list[int]:
 
 def summarise(generations: Iterable[Generation], samples: int) -> Results:
     """pass@k of the answers. Those beyond `samples` per problem are ignored; DataError when some are missing."""
-    counts: dict[float, dict[str, dict[int, list[bool]]]] = {}
+    graded: dict[float, dict[str, dict[int, list[bool]]]] = {}
     outcomes: dict[float, Counter[str]] = {}
     for generation in generations:
         if generation.sample >= samples:
             continue
-        problems = counts.setdefault(generation.temperature, {}).setdefault(generation.benchmark, {})
+        problems = graded.setdefault(generation.temperature, {}).setdefault(generation.benchmark, {})
         problems.setdefault(generation.problem, []).append(generation.outcome is Outcome.CORRECT)
         tally = outcomes.setdefault(generation.temperature, Counter())
         tally[generation.outcome] += 1
         tally["cut_short"] += generation.finish_reason == "length"
-    _check_complete(counts, samples)
-    tables = {
-        temperature: pass_table(
-            {name: [sum(grades) for grades in problems.values()] for name, problems in benchmarks.items()}, samples
-        )
-        for temperature, benchmarks in sorted(counts.items())
+    _check_complete(graded, samples)
+    counts = {
+        temperature: {
+            name: [sum(problems[number]) for number in sorted(problems)] for name, problems in benchmarks.items()
+        }
+        for temperature, benchmarks in sorted(graded.items())
     }
-    return Results(samples, tables, {temperature: dict(outcomes[temperature]) for temperature in tables})
+    tables = {temperature: pass_table(correct, samples) for temperature, correct in counts.items()}
+    return Results(samples, tables, counts, {temperature: dict(outcomes[temperature]) for temperature in tables})
 
 
 def _check_complete(counts: Mapping[float, Mapping[str, Mapping[int, list[bool]]]], samples: int) -> None:
@@ -100,7 +104,10 @@ def as_json(results: Results, meta: Mapping[str, Any]) -> dict[str, Any]:
         "best_temperature": results.best_temperature,
         "temperatures": {
             f"{temperature:g}": {
-                "benchmarks": {name: _curve(curve) for name, curve in table.benchmarks.items()},
+                "benchmarks": {
+                    name: _curve(curve) | {"correct": results.counts[temperature][name]}
+                    for name, curve in table.benchmarks.items()
+                },
                 MEAN: _curve(table.mean),
                 "outcomes": results.outcomes[temperature],
             }

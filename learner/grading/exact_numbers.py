@@ -8,6 +8,8 @@ read_number(r"0.1\overline{6}")         1/6
 read_number("101_2")                    5
 read_number("0xFF")                     255
 read_number("1_000")                    1000
+read_number("1.234,50")                 1234.5
+read_number("14 (fourteen)")            14
 read_number("x+1")                      None
 """
 
@@ -45,9 +47,13 @@ _REPEATING = re.compile(
     r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{?(\d+)\}?|((?:\\dot\s*\{?\d\}?\d*)+)|\((\d+)\))", re.ASCII
 )
 _GOES_ON = re.compile(r"(\d*)\.(\d*?)(\d{1,6}?)\3+\s*\\[lc]dots", re.ASCII)
+_EUROPEAN = re.compile(r"(\d{1,3}(?:[. ]\d{3})+),(\d+)|(\d{1,3}(?:'\d{3})+(?:\.\d+)?)", re.ASCII)
+_RESTATED = re.compile(r"(.+?)\s*\(([^()]+)\)")
+_ABBREVIATED = re.compile(r"(.*\d)(k|M|bn)")
 _BASED = re.compile(r"\(?([0-9A-Za-z]+)\)?\s*_\s*\{?\s*(\d{1,2}|two|eight|ten|sixteen)\s*\}?", re.ASCII)
 _PREFIXED = re.compile(r"0(?:[xX]([0-9A-Fa-f]+)|[bB]([01]+)|[oO]([0-7]+))", re.ASCII)
 _ORDINAL = re.compile(r"(\d+)\s*\^?\s*\{?\s*(?:st|nd|rd|th)\s*\}?", re.ASCII)
+_ABBREVIATIONS = {"k": 10**3, "M": 10**6, "bn": 10**9}
 _SCALED = re.compile(rf"(.+?)\s*({'|'.join(sorted(SCALES, key=len, reverse=True))})(?:s|ات)?")
 
 
@@ -93,7 +99,10 @@ def read_number(text: str) -> Number | None:
             return -inner if inner and sign else inner
     if len(text) > 2_000 or not text:
         return None
-    readers = (_decimal, _fraction, _mixed, _repeating, _based, _prefixed, _ordinal, _scaled, _spelled_out, _multiple)
+    readers = (
+        _decimal, _european, _fraction, _mixed, _repeating, _based, _prefixed, _ordinal, _scaled, _spelled_out,
+        _multiple, _restated,
+    )  # fmt: skip
     return next((found for reader in readers if (found := reader(text)) is not None), None)
 
 
@@ -107,6 +116,23 @@ def _decimal(text: str) -> Number | None:
     return Number(
         Fraction(digits) * Fraction(10) ** int(exponent or 0), "." in digits, exponent is not None and "." in digits
     )
+
+
+def _european(text: str) -> Number | None:
+    """With a decimal comma after groups of three digits, or with apostrophes between these: 1.234,50 and 1'234.50."""
+    match = _EUROPEAN.fullmatch(text)
+    if match is None:
+        return None
+    return _decimal(re.sub("[. ]", "", match[1]) + "." + match[2] if match[1] else match[3].replace("'", ""))
+
+
+def _restated(text: str) -> Number | None:
+    """A number in digits and in words: 14 (fourteen)."""
+    match = _RESTATED.fullmatch(text)
+    if match is None or match[1][-1].isdigit() == match[2][-1].isdigit():
+        return None
+    number, again = read_number(match[1]), read_number(match[2])
+    return number if number is not None and again is not None and number.value == again.value else None
 
 
 def _fraction(text: str) -> Number | None:
@@ -173,7 +199,11 @@ def _ordinal(text: str) -> Number | None:
 
 
 def _scaled(text: str) -> Number | None:
-    """Digits with a word for their scale: 2.5 million, 3 dozen, 2.5万."""
+    """Digits with a word for their scale: 2.5 million, 3 dozen, 2.5万, 15k, 1.5M."""
+    abbreviated = _ABBREVIATED.fullmatch(text)
+    if abbreviated:
+        number = _decimal(abbreviated[1])
+        return Number(number.value * _ABBREVIATIONS[abbreviated[2]], number.decimal) if number else None
     match = _SCALED.fullmatch(text.lower())
     if match is None or not re.search(r"\d", match[1]):
         return None

@@ -59,13 +59,20 @@ def parse(text: str) -> Any | None:
     ):
         return None
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
     from math_verify.parser import should_treat_as_complex
 
     config = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
     try:
         latex = normalize_latex(_for_sympy(text), config)
         is_real = not should_treat_as_complex(latex)
-        return latex2sympy(latex, is_real=is_real, convert_degrees=False, normalization_config=None)
+        return latex2sympy(
+            latex,
+            is_real=is_real,
+            convert_degrees=False,
+            normalization_config=None,
+            conversion_config=ConversionConfig(lowercase_symbols=False),  # R^2 - r^2 is not 0
+        )
     except MemoryError:
         raise
     except Exception:  # the parser raises a plain Exception, and sympy anything
@@ -128,7 +135,9 @@ def _equal_values(given: Any, expected: Any) -> bool | None:
         return given not in (sympy.nan, sympy.zoo)
     decimal = given.has(sympy.Float) or expected.has(sympy.Float)
     given, expected = _exact(given), _exact(expected)
-    if any(each.doit().has(sympy.I) for each in (given, expected)):  # one of them shows that i is no variable
+    names = sorted(({symbol.name for symbol in each.free_symbols} for each in (given, expected)), key=len)
+    # One of them shows that i is no variable: by I, or as a number that the other is with no other variable than i.
+    if names == [set(), {"i"}] or any(each.doit().has(sympy.I) for each in (given, expected)):
         given, expected = (_with_imaginary_unit(each) for each in (given, expected))
     symbols = sorted(given.free_symbols | expected.free_symbols, key=str)
     if not symbols:
@@ -138,10 +147,11 @@ def _equal_values(given: Any, expected: Any) -> bool | None:
 
 
 def _exact(expression: Any) -> Any:
-    """With rationals for floats: those that were written."""
+    """With rationals for floats: those that were written; and with variables that are known by their names alone."""
     import sympy
 
-    return expression.xreplace({number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)})
+    rationals = {number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)}
+    return expression.xreplace(rationals | {symbol: sympy.Symbol(symbol.name) for symbol in expression.free_symbols})
 
 
 def _with_imaginary_unit(expression: Any) -> Any:

@@ -40,11 +40,19 @@ _NUMBER = re.compile(
 )
 _SCALE_AFTER = re.compile(r"\s*(?:hundred|thousand|million|billion|trillion|dozen|[万亿千百])\b")
 _QUALIFIED = re.compile(
-    r"\b(?:not|n't|never|cannot|minus|negative|at least|at most|(?:more|less|fewer|greater|larger|smaller) than|up to|"
-    r"square root of|half of|twice|no|(?:no (?:\w+ )?solutions?|undefined|impossible|false|fails) (?:for|at|of|if))"
+    r"(?:n't|\b(?:not|never|cannot|minus|negative|at least|at most|up to|"
+    r"(?:more|less|fewer|greater|larger|smaller) than|square root of|half of|twice|no|"
+    r"(?:no (?:\w+ )?solutions?|undefined|impossible|false|fails) (?:for|at|of|if)))"
     r"(?:\s+(?:be|equal(?:\s+to)?|is|exactly))?\s*$",
     re.IGNORECASE,
 )
+_DENIED = re.compile(r"[^.!?\d]{0,30}?\b(?:is|was|are|were)(?:n't| not| wrong| incorrect| false)\b", re.IGNORECASE)
+_LABEL = re.compile(
+    r"\b(?:step|case|equation|eq\.|figure|problem|question|method|part|line|example)\s*\(?$", re.IGNORECASE
+)
+_IN_JSON = re.compile(r"""["']?(?:final_)?answer["']\s*:\s*("?)(.+?)\1\s*[,}\n]""", re.IGNORECASE)
+_CHOSEN = re.compile(r"\b(?:option|choice)\s+(\(?[A-J]\)?)[*.\s]*$")
+_YES_OR_NO = re.compile(r"(yes|no)\b[,.;!]", re.IGNORECASE)
 _MARKED = re.compile(r"####[ \t]*(\S.*)")
 _CLAUSE = re.compile(
     r"[,;]?\s+(?:because|since|which|so that|as we|as the|where we|i hope|if you|and we are|for a total|in total)\b.*",
@@ -110,18 +118,26 @@ def unboxed_answer(text: str) -> str | None:
     if marked and re.search(r"\d", marked[-1]) and len(_PROSE.findall(marked[-1])) < 3:
         return str(marked[-1]).strip()
     text = without_markdown(text).strip()
+    in_json = _IN_JSON.findall(text)
+    if in_json:
+        return str(in_json[-1][1])
     stated = stated_answer(text)
     if stated is not None:
         return _WHOLE_FORMULA.sub(r"\1", _CLAUSE.sub("", stated).strip() or stated)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) == 1 and len(lines[0].split()) <= 3 and not re.search(r"\d|[?!]$", lines[0]):
         return lines[0]
-    return next((found for line in reversed(lines) if (found := _on_line(line)) is not None), None)
+    found = next((found for line in reversed(lines) if (found := _on_line(line)) is not None), None)
+    decision = _YES_OR_NO.match(lines[-1]) if lines and found is None else None
+    return decision[1] if decision else found
 
 
 def _on_line(line: str) -> str | None:
     """A line that is an answer as a whole, else its last formula or number with what qualifies it."""
     answer = normalised(line)
+    chosen = _CHOSEN.search(line)
+    if chosen:
+        return chosen[1]
     if read_option(answer) or read_number(split_unit(answer)[0]):
         return line
     if re.search(r"\d|\\", line) and not _PROSE.search(_FUNCTION.sub("", line)):
@@ -134,12 +150,17 @@ def _on_line(line: str) -> str | None:
     elif numbers:
         line = ascii_notation(line)
         # "He has 5 + 99 = 104 games after 3 years": the result stands after the sign.
+        numbers = [match for match in numbers if not _LABEL.search(line[: match.start()])]
+        if not numbers:
+            return None
         results = [match for match in numbers if line[: match.start()].rstrip().endswith("=")]
         start, end = (results or numbers)[-1].span()
         found = line[start:end].strip()
     else:
         return None
     qualified = _QUALIFIED.search(line[:start])
+    if _DENIED.match(line[end:]):
+        return f"not {found}"
     return " ".join(filter(None, (qualified[0].strip() if qualified else "", found, _unit_after(line[end:]).strip())))
 
 

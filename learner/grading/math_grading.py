@@ -32,6 +32,7 @@ from learner.grading.structure import (
     sides,
     split_list,
     value_of,
+    vector_as_list,
     without_lead,
 )
 from learner.grading.times_and_residues import same_residue, same_time
@@ -106,12 +107,23 @@ def _same(answer: str, truth: str, depth: int) -> bool:
 
 _WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[ '-])*")
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)")
+_SAME_WORDS = (
+    (re.compile(r"(?:there (?:is|are) )?no (?:real )?(?:solutions?|values?|roots?)(?: exists?)?|none"), "no solution"),
+    (re.compile(r"dne|(?:limit )?(?:does not|doesn't) exist"), "does not exist"),
+    (re.compile(r"(?:all|any|every) reals?(?: numbers?)?"), "all real numbers"),
+)
+_NO_SOLUTION = (r"\emptyset", r"\{\}")
+_SEVERAL_OPTIONS = re.compile(r"\(?[A-J]\)?(?:\s*(?:,|;|&|and)\s*\(?[A-J]\)?)+")
+_OPTIONS_TOGETHER = re.compile(r"[A-J]{2,10}")
+_CONSTANT_ADDED = re.compile(r"(.+)\+\s*[Cc]")
 _COMMA_DECIMAL = re.compile(r"(-?\d+),(\d+)")
 
 
 def _same_words(answer: str, truth: str) -> bool | None:
     """Words ignore case and spaces; None where one of the two is a formula or a number."""
-    words = plain_words(answer).strip(". "), plain_words(truth).strip(". ")
+    words = _in_known_words(answer), _in_known_words(truth)
+    if "no solution" in words and any(text in _NO_SOLUTION for text in words):
+        return True
     if not all(_WORDS.fullmatch(text) and not re.search(r"\b(?:and|or)\b", text) for text in words):
         return None
     if any(read_number(text) is not None for text in words) or same_time(*words) is not None:
@@ -125,8 +137,16 @@ def _same_words(answer: str, truth: str) -> bool | None:
     return False if are_words or are_names else None
 
 
+def _in_known_words(text: str) -> str:
+    """Without the marks of text, and one way of saying it where there are several."""
+    words = plain_words(text).strip(". ")
+    return next((known for pattern, known in _SAME_WORDS if pattern.fullmatch(words.lower())), words)
+
+
 def _same_option(answer: str, truth: str, depth: int) -> bool | None:
     """Multiple choice by letter, by text or by both; None where neither names an option."""
+    if _SEVERAL_OPTIONS.fullmatch(plain_words(truth)) and _OPTIONS_TOGETHER.fullmatch(plain_words(answer)):
+        return sorted(plain_words(answer)) == sorted(re.findall("[A-J]", plain_words(truth)))
     given, expected = read_option(answer), read_option(truth)
     if given is None and expected is None:
         return None
@@ -149,6 +169,9 @@ def _same_value(answer: str, truth: str, depth: int) -> bool:
     if all(read_number(split_unit(text)[0]) is not None for text in (answer, truth)):
         return bool(_same_quantity(answer, truth))
     lists = split_list(answer), split_list(truth)
+    vectors = vector_as_list(answer), vector_as_list(truth)
+    if (vectors[0] is None) != (vectors[1] is None):  # two matrices must have the same shape
+        lists = vectors[0] or lists[0], vectors[1] or lists[1]
     if lists[0] and lists[1]:
         return _same_lists(lists[0], lists[1], depth)
     if numbers[1] is not None and numbers[1].decimal and _COMMA_DECIMAL.fullmatch(answer):
@@ -172,7 +195,7 @@ def _values(answer: str, truth: str) -> tuple[str, str] | None:
     """What to compare instead where one of the two is an equation, or both are of the same name."""
     given, expected = sides(answer), sides(truth)
     if len(given) > 1 and len(expected) > 1:
-        same_name = is_name(expected[0]) and as_written(given[0]) == as_written(expected[0])
+        same_name = is_name(expected[0]) and as_written(given[0]).casefold() == as_written(expected[0]).casefold()
         return (given[-1], expected[-1]) if same_name else None
     values = value_of(answer, named=False), value_of(truth, named=True)
     return values if values != (answer, truth) else None
@@ -253,4 +276,7 @@ def _same_number_or_formula(answer: str, truth: str) -> bool:
     numbers = read_number(answer), read_number(truth)
     if numbers[0] is not None and numbers[1] is not None:
         return equal_numbers(numbers[0], numbers[1])
+    added = _CONSTANT_ADDED.fullmatch(answer), _CONSTANT_ADDED.fullmatch(truth)
+    if added[0] and added[1]:  # of an antiderivative, C or c
+        answer, truth = added[0][1], added[1][1]
     return equal_expressions(answer, truth)

@@ -52,7 +52,7 @@ _HTML = re.compile(
 _POWER = re.compile(r"(?<=[\w)])\*\*(?=[\w(-])")
 
 _WORDS = r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|textup|mathrm|mbox|hbox|emph|operatorname)\*?\s*"
-_WORDS_COMMAND = re.compile(_WORDS + r"\{([^{}]*)\}")
+_WORDS_COMMAND = re.compile(_WORDS + r"\{((?:[^{}]|\^\{-?\d\})*)\}")
 _FONT_COMMAND = re.compile(
     r"\\(?:mathbf|mathit|mathsf|mathtt|mathcal|boldsymbol|bm|pmb|ensuremath|mathop)\s*\{([^{}]*)\}"
 )
@@ -61,7 +61,17 @@ _LAYOUT = re.compile(
     r"phantom\s*\{[^{}]*\}|phantom|rm|bf|it)(?![A-Za-z])\.?|\\[hv]space\*?\{[^{}]*\}|\\!"
 )
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;:! ]|\{,\}|(?<=\d)\\!,?)\s*(?=\d{3}(?!\d))")
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z(])")
+_LOST_BREAK = re.compile(r"(?<!\\)\\(?=[-\d.&])")
+"""A break between rows that lost a backslash, as in verl's copies of MATH: \\begin{pmatrix}6\\-17\\end{pmatrix}."""
 _SPACES = re.compile(r"(?:(?<!\\)\\[,;:> ]|\\q?quad(?![A-Za-z])|\\enspace(?![A-Za-z])|\\thinspace(?![A-Za-z])|[\s~])+")
+
+
+def _lost_words(match: re.Match[str]) -> str:
+    """Those copies also lost the command of \\text{ or }."""
+    return rf"\text{{{match[2]}}}" if match[2] else match[3] or ""
+
+
 _SAME_COMMANDS = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"), (re.compile(r"\\geq(?:slant|q)?(?![A-Za-z])"), r"\\ge"),
     (re.compile(r"\\leq(?:slant|q)?(?![A-Za-z])"), r"\\le"), (re.compile(r"\\neq(?![A-Za-z])|!="), r"\\ne "),
@@ -72,6 +82,10 @@ _SAME_COMMANDS = (
     (re.compile(r"\\(?:dots[cbmio]?|hdots)(?![A-Za-z])|\.{3,}"), r"\\ldots "),
     (re.compile(r"\\(?:degree|degrees)(?![A-Za-z])"), r"^\\circ "), (re.compile(r"\^\s*\{\s*\\circ\s*\}"), r"^\\circ "),
     (re.compile(r"\\backslash"), r"\\setminus"),
+    (re.compile(r"(?<![A-Za-z])\{\s*(,?)\s*(and|or)\s*\}|(?<![A-Za-z])\{(,)\}|(?<=[,;\s])\{\}"), _lost_words),
+    (re.compile(r"\{?\s*([\w+-]+)\s*\\choose\s*([\w+-]+)\s*\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(?:\{\})?[\^_]\{?(\w+)\}?\s*(?:\\text\{)?C\}?_\{?(\w+)\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(?:\{\})?[\^_]\{?(\w+)\}?\s*(?:\\text\{)?P\}?_\{?(\w+)\}?"), r"\\frac{\1!}{(\1-\2)!}"),
     (re.compile(r"(?<![\\A-Za-z])(?:infinity|inf)(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"\bnp\.(\w+)"), r"\\\1"),  # Minerva's references hold a few numpy expressions
     (re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|sqrt|pi)(?![A-Za-z])"),
@@ -151,7 +165,7 @@ def tidy_latex(text: str) -> str:
     tidy_latex(r"\dfrac{1}{2}\,\mathrm{cm}")     \frac{1}{2} \text{cm}
     tidy_latex(r"1{,}000 \geqslant x")           1,000 \ge x
     """
-    text = _dollars(re.sub(r"\\\\(?=[A-Za-z(])", r"\\", text) if "matrix" not in text else text)
+    text = _dollars(_LOST_BREAK.sub(r"\\\\", text) if "matrix" in text else _DOUBLED.sub(r"\\", text))
     text = re.sub(r"\\[()\[\]]", " ", text)
     text = _LAYOUT.sub("", _THOUSANDS.sub(",", text))
     text = _SPACES.sub(" ", _FONT_COMMAND.sub(r"\1", text))
@@ -170,7 +184,7 @@ def _dollars(text: str) -> str:
 
 
 def _words(match: re.Match[str]) -> str:
-    content = match[1]
+    content = re.sub(r"\^\{(-?\d)\}", r"^\1", match[1])
     if not re.search(r"[^\W\d_]", content) or content in ("e", "i", "d"):
         return content
     return rf"\text{{{content}}}"
@@ -183,7 +197,7 @@ def unwrapped(text: str) -> str:
     unwrapped(r"\boxed{\{1, 2\}}")  \{1, 2\}
     """
     for _ in range(MAX_WRAPPINGS):
-        inner = text.lstrip(" \t\r\n,;:").rstrip(_EDGES) if not text.rstrip().endswith("...") else text.strip()
+        inner = text.lstrip(" \t\r\n,;:=∴").rstrip(_EDGES) if not text.rstrip().endswith("...") else text.strip()
         opened = re.match(r'(?:\\f?box(?:ed)?\s*)?\{|(?:\\text\{)?"', inner)
         if opened and opened[0].endswith('"') and inner.count('"') == 2 and inner.endswith('"'):
             inner = inner.strip('"')
@@ -215,5 +229,5 @@ def plain_words(text: str) -> str:
 def as_written(text: str) -> str:
     """The characters that carry meaning, to compare two answers as written. A space between digits has one (1 1/2)."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).replace(r"\$", "")
-    text = re.sub(r"\{([^{}\\]|\\[A-Za-z]+)\}", r"\1", _SPACES.sub(" ", text))
+    text = re.sub(r"\{([^{}\\]|\\[A-Za-z]+)\}|(?<![\\A-Za-z_^}\]])\{(\w+)\}", r"\1\2", _SPACES.sub(" ", text))
     return re.sub(r"(?<!\d) | (?!\d)", "", text.strip())

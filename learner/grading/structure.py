@@ -29,7 +29,7 @@ _NAME = re.compile(
 )
 _LEAD = re.compile(
     r"答案(?:是|为|:)+|(?:\\text\s*\{)?\s*(?:(?:so|thus|hence|therefore),?\s+)?(?:the|our|my|its)?\s*(?:final|correct|exact)?\s*"
-    r"(?:answer|result|value|solution|probability|area|total|sum|number)\s*(?:is|=|:|are)\s*(?P<end>\})?\s*(?=\S)",
+    r"(?:answer|result|value|solution|probability|area|total|sum|number|\b[A-Za-z](?=\s+is\b))\s*(?:is|=|:|are)\s*(?P<end>\})?\s*(?=\S)",
     re.IGNORECASE,
 )
 _ABOUT = re.compile(
@@ -44,6 +44,9 @@ _WORD_RELATIONS = (
     (re.compile(r"^(.*\d)\s+or (?:less|fewer|smaller|lower|below)$"), r"\\le \1"),
     (re.compile(r"^(?:the )?square root of\s+([\w.]+|\{.*\})$"), r"\\sqrt{\1}"),
     (re.compile(r"^half of\s+(\d+)$"), r"\\frac{\1}{2}"),
+    (re.compile(r"^(\d+)\s+(?:in|out of)\s+(\d+)$"), r"\\frac{\1}{\2}"),
+    (re.compile(r"^(\d+)\s+to\s+(\d+)$"), r"\1:\2"),
+    (re.compile(r"^(?:all|any|every) reals?(?: numbers?)?$"), r"\\mathbb{R}"),
     (re.compile(r"^(?:minus|negative)\s+(?=[\\(A-Za-z])"), "-"),
 )
 _OPTION = re.compile(
@@ -64,6 +67,21 @@ class Listed:
     def is_ordered(self) -> bool:
         """A tuple or an interval, or a list that goes on by a rule."""
         return self.opening in ("(", "[") or any(r"\ldots" in part or r"\cdots" in part for part in self.parts)
+
+
+_VECTOR = re.compile(r"\\begin\s*\{[pb]matrix\}(.*)\\end\s*\{[pb]matrix\}", re.DOTALL)
+
+
+def vector_as_list(text: str) -> Listed | None:
+    r"""The components of a matrix of one row or one column, as a tuple.
+
+    vector_as_list(r"\begin{pmatrix}1\\2\end{pmatrix}")     ("(", ["1", "2"], ")")
+    """
+    match = _VECTOR.fullmatch(text.strip())
+    if match is None or ("&" in match[1] and r"\\" in match[1].strip().removesuffix(r"\\")):
+        return None
+    parts = [part.strip() for part in re.split(r"&|\\\\", match[1]) if part.strip()]
+    return Listed("(", tuple(parts), ")") if 1 < len(parts) <= MAX_PARTS else None
 
 
 def split_list(text: str) -> Listed | None:
@@ -198,4 +216,8 @@ def read_option(text: str) -> tuple[str, str] | None:
         return None
     letter = match[1] or match[2] or match[4] or match[5]
     rest = (match[3] or "").strip()
-    return None if re.match(r"[-+*/^=,]|\\(?:cup|cap|times|cdot)", rest) else (letter.upper(), unwrapped(rest))
+    return (
+        None
+        if re.match(r"[-+*/^=,&]|(?:and|or)\b|\\(?:cup|cap|times|cdot)", rest)
+        else (letter.upper(), unwrapped(rest))
+    )

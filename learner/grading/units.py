@@ -4,6 +4,7 @@ split_unit(r"12\text{ cm}^2")         ("12", cm^2)
 split_unit(r"10\frac{\text{m}}{\text{s}}")  ("10", m/s)
 split_unit("€5")                      ("5", euro)
 split_unit("21 dogs")                 ("21", dog)
+split_unit("2 hours 30 minutes")      ("5/2", hour)
 split_unit(r"5\text{ or more}")       the whole text, no unit: the words change what it says
 """
 
@@ -13,6 +14,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 
 from learner.grading.notation import plain_words
 from learner.grading.words import unit_table
@@ -70,6 +72,9 @@ _CLOSED = re.compile(r"[\d})\]!A-Za-z\u4e00-\u9fff\u0600-\u06ff-]$")
 _IN_BRACES = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
 _FRACTION = re.compile(rf"\\frac\s*{_IN_BRACES}\s*{_IN_BRACES}")
 _OF = re.compile(r"\s+of\s+(?:[A-Za-z]+\s*){1,3}$")
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*-?\s*([A-Za-z]{1,20})\.?")
+_PARTS = re.compile(rf"{_PART.pattern}(?:\s*,?\s*(?:and\s+)?{_PART.pattern}){{1,3}}")
+_PRIMES = re.compile(r"(\d+)\s*(?:'|(\^\s*\\circ))\s*(\d+(?:\.\d+)?)\s*(?:''|\"|(?<=\d)')")
 _SAFE_SYMBOLS = {"kr", "cm", "mm", "km", "kg", "ft", "in", "lb", "hr", "yd", "oz", "am", "pm"}
 _TEMPERATURE = re.compile(r"(?:\bdegrees?|\^\s*\\circ)\s*(?:(C)\b|(F)\b|(celsius)|(fahrenheit))", re.IGNORECASE)
 
@@ -80,6 +85,9 @@ def split_unit(text: str, *, letters: bool = True) -> tuple[str, Unit | None]:
     `letters`: a symbol of one or two letters outside `\\text{}` may be a unit; else it is a variable.
     """
     written = text = text.strip()
+    summed = _sum_of_units(text)
+    if summed is not None:
+        return summed
     whole = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
     if whole:
         text, letters = whole[1].strip(), True
@@ -99,6 +107,29 @@ def split_unit(text: str, *, letters: bool = True) -> tuple[str, Unit | None]:
             if unit is not None:
                 return value.removesuffix("-").rstrip(), unit
     return written, None
+
+
+def _sum_of_units(text: str) -> tuple[str, Unit] | None:
+    """A quantity in several units of one dimension, in the first of them: 2 hours 30 minutes, 5'6", 30°15'."""
+    words = plain_words(text)
+    primes = _PRIMES.fullmatch(words)
+    if primes:
+        larger, smaller = ("degree", 60) if primes[2] else ("ft", 12)
+        value = Fraction(primes[1]) + Fraction(primes[3]) / smaller
+        return str(value), _table()[larger]
+    parts = _PARTS.fullmatch(words)
+    if parts is None:
+        return None
+    found = [(Fraction(number), _table().get(name) or parse_unit(name)) for number, name in _PART.findall(words)]
+    units = [unit for _, unit in found if unit is not None]
+    first = units[0] if units else None
+    if first is None or len(units) < len(found) or _counts_a_noun(first):
+        return None
+    if any(unit.dimension != first.dimension for unit in units) or any(
+        later.factor >= earlier.factor for earlier, later in pairwise(units)
+    ):
+        return None
+    return str(sum(number * unit.factor for (number, _), unit in zip(found, units, strict=True)) / first.factor), first
 
 
 def _is_value(text: str) -> bool:

@@ -13,12 +13,15 @@ from services.errors import ModelError
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 AGAIN = "copy or download the model again"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that Git left in the place of a large one."""
 
 
 def check_model_folder(folder: Path) -> None:
     """ModelError names the file that is missing, cut short or not what its name says."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json", hint="model.path must be a folder that save_pretrained wrote")
+    _check_pointers(folder)
     config = read_json(folder / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{folder / 'config.json'} names no model_type", hint=AGAIN)
@@ -26,6 +29,17 @@ def check_model_folder(folder: Path) -> None:
     for path in weight_files(folder):
         _check_header(path)
     check_tokenizer_files(folder)
+
+
+def _check_pointers(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            with path.open("rb") as file:
+                start = file.read(len(LFS_POINTER))
+            if start == LFS_POINTER:
+                raise ModelError(
+                    f"{path} is a pointer of Git LFS, not the file itself", hint="run `git lfs pull` in the repository"
+                )
 
 
 def weight_files(folder: Path) -> list[Path]:

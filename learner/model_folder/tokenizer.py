@@ -19,6 +19,8 @@ TEMPLATE_FOLDER = "additional_chat_templates"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 _JSON_FILES = (CONFIG_FILE, SPECIAL_TOKENS_FILE, "added_tokens.json", "vocab.json")
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json", "*.py")
+"""Files of which a tokenizer has one at least; the last: one with code of its own."""
 _ENDS_OF_PROGRAM = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 AGAIN = "copy or download the model again, with its tokenizer"
@@ -45,7 +47,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """ModelError for a file of the tokenizer that cannot be parsed; loads no model and no transformers."""
+    """ModelError for a file of the tokenizer that cannot be parsed, or where there is none; without transformers."""
+    if not any(path.is_file() for pattern in _VOCABULARIES for path in folder.glob(pattern)):
+        raise ModelError(f"{folder} has no vocabulary, such as tokenizer.json", hint=AGAIN)
     for name in _JSON_FILES:
         read_json(folder / name)
     path = folder / "tokenizer.json"

@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json
 
+from learner.algorithms.base import Signal
 from learner.data.prompts import Prompt
+from learner.grading.signals import JudgedAnswer, group_classes, vote_share
 from learner.monitoring.collapse import Health
 from learner.monitoring.trackers import Tracker, numbers_of
 from learner.publisher import Publication
@@ -42,8 +44,10 @@ class Answer:
     text: str
     nll: float
     """Mean per response token, at the training temperature, when it was trained."""
-    reward: float | None = None
+    signal: Signal | None = None
     """For an algorithm that has signals."""
+    judged: JudgedAnswer | None = None
+    """Where the answers to a prompt were compared with each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,8 @@ class TrainedRound:
     round: int
     rollouts: list[Rollout]
     stats: RoundStats
-    rewards: Sequence[float] | None
-    """One a rollout; None for algorithms without signals."""
+    judged: Sequence[JudgedAnswer]
+    """One a rollout; empty where answers were not compared with each other."""
     health: Health | None
     wait_s: float
     round_s: float
@@ -63,11 +67,17 @@ class TrainedRound:
 
     def answers(self, prompts: Sequence[Prompt], text_of: TextOf) -> list[Answer]:
         """One a rollout, in training order; `prompts` are the round's."""
-        rewards: Iterable[float | None] = self.rewards or repeat(None, len(self.rollouts))
+        signals: Iterable[Signal | None] = self.signals or repeat(None, len(self.rollouts))
+        judged: Iterable[JudgedAnswer | None] = self.judged or repeat(None, len(self.rollouts))
         return [
-            Answer(prompts[rollout.position], rollout, text_of(rollout.response_tokens), nll, reward)
-            for rollout, nll, reward in zip(self.rollouts, self.stats.nll, rewards, strict=True)
+            Answer(prompts[rollout.position], rollout, text_of(rollout.response_tokens), nll, signal, answer)
+            for rollout, nll, signal, answer in zip(self.rollouts, self.stats.nll, signals, judged, strict=True)
         ]
+
+    @property
+    def signals(self) -> list[Signal]:
+        """One a rollout, from the trainer's scores or from texts; empty for algorithms without signals."""
+        return list(self.stats.signals) or [answer.signal for answer in self.judged if answer.signal is not None]
 
     def metrics(
         self,
@@ -80,6 +90,7 @@ class TrainedRound:
     ) -> RoundMetrics:
         """The round's line; waits until its version is published."""
         stats, publication = self.stats, self.publication.result()
+        rewards = [signal.reward for signal in self.signals]
         return RoundMetrics(
             round=self.round,
             weight_version=self.round + 1,
@@ -89,7 +100,8 @@ class TrainedRound:
             loss=stats.loss,
             grad_norm=stats.grad_norm,
             **asdict(summarise(self.rollouts)) | ({} if self.health is None else asdict(self.health)),
-            **({} if self.rewards is None else {"reward_mean": float(np.mean(self.rewards))}),
+            **({"reward_mean": float(np.mean(rewards))} if rewards else {}),
+            **(asdict(summarise_votes(self.rollouts, self.judged)) if self.judged else {}),
             generator_tokens_per_s=stats.response_tokens / self.round_s,
             learner_tokens_per_s=(stats.prompt_tokens + stats.response_tokens) / stats.seconds,
             learner_wait_s=self.wait_s,
@@ -212,7 +224,8 @@ def _as_record(answer: Answer) -> dict[str, object]:
         "spans": [[span.weight_version, span.start, span.end] for span in rollout.spans],
         "staleness": rollout.staleness,
         "nll": answer.nll,
-        **({} if answer.reward is None else {"reward": answer.reward}),
+        **({} if answer.signal is None else {"reward": answer.signal.reward, "signal": answer.signal.weight}),
+        **({} if answer.judged is None else {"class": answer.judged.class_, "vote": answer.judged.won}),
         "generator_id": rollout.generator_id,
         "queued_s": rollout.queued_s,
         "generate_s": rollout.generate_s,
@@ -246,4 +259,21 @@ def summarise(rollouts: Sequence[Rollout]) -> RolloutSummary:
         staleness_mean=float(staleness.mean()),
         staleness_max=int(staleness.max()),
         spanning_rollouts=sum(len(rollout.spans) > 1 for rollout in rollouts),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class VoteSummary:
+    """The fields of RoundMetrics that say how far the answers to the same prompt agree."""
+
+    vote_share: float
+    distinct_answers: float
+
+
+def summarise_votes(rollouts: Sequence[Rollout], judged: Sequence[JudgedAnswer]) -> VoteSummary:
+    """Means over a round's prompts; `judged` has one a rollout. A text without an answer agrees with nothing."""
+    groups = group_classes(rollouts, judged).values()
+    return VoteSummary(
+        vote_share=float(np.mean([vote_share(classes) for classes in groups])),
+        distinct_answers=float(np.mean([len(set(classes) - {None}) for classes in groups])),
     )

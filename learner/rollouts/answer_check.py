@@ -84,6 +84,9 @@ def _fault_by_task(rollout: Rollout, task: Task) -> Fault | None:
         return Fault("its prompt is not the task's")
     if rollout.temperature != task.temperature:
         return Fault(f"sampled at temperature {rollout.temperature:g}, the task asks for {task.temperature:g}")
+    asked, sampled = ((one.top_p, one.top_k, one.min_p) for one in (task, rollout))
+    if sampled != asked:
+        return Fault(f"sampled with top_p, top_k, min_p = {sampled}, the task asks for {asked}")
     if length > task.max_response_tokens:
         return Fault(f"{length} tokens, the task allows {task.max_response_tokens}")
     if stops.size and stops[0] < length - 1:

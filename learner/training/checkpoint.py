@@ -36,7 +36,7 @@ from services import durable
 from services.durable import UNGUARDED, WriteGuard
 from services.errors import CheckpointError, WeightError
 from services.run_folder import CheckpointFolder, version_name
-from services.tensors import digest_file, read_header
+from services.tensors import digest_bytes, digest_file, read_header
 
 log = structlog.get_logger()
 
@@ -98,6 +98,8 @@ class Checkpoint:
     run_id: str
     weight_version: int
     tensors: Mapping[str, Saved]
+    curriculum: Mapping[str, Any] | None = None
+    """State of the choice of prompts, where that has one; rank 0 alone has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class _Begun:
     weight_version: int
     digest: Future[str]
     """Of this rank's file, once it is durable."""
+    curriculum: Mapping[str, Any] | None
 
 
 @dataclass(slots=True)
@@ -157,8 +160,13 @@ class Checkpoints:
         self.begin(weight_version, tensors)
         return self.commit(before_commit)
 
-    def begin(self, weight_version: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Start writing a checkpoint; it does not count before `commit`. Other ranks than 0 may give any version."""
+    def begin(
+        self, weight_version: int, tensors: Mapping[str, torch.Tensor], curriculum: Mapping[str, Any] | None = None
+    ) -> None:
+        """Start writing a checkpoint; it does not count before `commit`. Other ranks than 0 may give any version.
+
+        `curriculum`: state of the choice of prompts, as JSON can hold it; it must not change any more.
+        """
         self.ranks.send_order(Order.BEGIN_CHECKPOINT)
         with ExitStack() as stack:
             name = ""
@@ -167,7 +175,7 @@ class Checkpoints:
                 name = stack.enter_context(self.fence.guard_after(durable.new_folder(final))).name
             path = self.folder / _broadcast_name(name, self.ranks)
             digest = self._write(CheckpointFolder(path).state_of(self.ranks.rank), tensors)
-            self._begun = _Begun(stack.pop_all(), path, weight_version, digest)
+            self._begun = _Begun(stack.pop_all(), path, weight_version, digest, curriculum)
 
     def _write(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> Future[str]:
         """This rank's file, where it has one to write; its digest once it is durable, empty without a file."""
@@ -221,6 +229,9 @@ class Checkpoints:
                     files.state_of(rank).name: bytes(row.tolist()).hex() for rank, row in enumerate(digests[:written])
                 },
             }
+            if begun.curriculum is not None:
+                state = json.dumps(begun.curriculum)
+                meta |= {"curriculum": state, "curriculum_digest": digest_bytes(state.encode())}
             files.meta.write_text(json.dumps(meta, indent=2) + "\n")
             before_commit()
         with self.fence.guard():
@@ -339,7 +350,17 @@ def _read(folder: Path, run_id: str, *, verify: bool) -> Checkpoint:
         header = read_header(path)
         for tensor, (first, rows) in json.loads(header.metadata[ROWS]).items():
             tensors.setdefault(tensor, SavedTensor()).add(first, rows, FileTensor(path, header.places[tensor]))
-    return Checkpoint(run_id, int(meta["weight_version"]), tensors)
+    return Checkpoint(run_id, int(meta["weight_version"]), tensors, _curriculum_in(meta))
+
+
+def _curriculum_in(meta: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    state = meta.get("curriculum")
+    if state is None:
+        return None
+    if digest_bytes(state.encode()) != meta["curriculum_digest"]:
+        raise CheckpointError("its choice of prompts has changed since it was written")
+    found: Mapping[str, Any] = json.loads(state)
+    return found
 
 
 def _verify(paths: Sequence[Path], digests: Sequence[str]) -> None:

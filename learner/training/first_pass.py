@@ -35,9 +35,9 @@ class FirstPass:
         self._algorithm = algorithm
         self._config = config
 
-    def ask(self, mini_batch: Iterable[GlobalMicroBatch]) -> tuple[list[GlobalMicroBatch], list[float]]:
+    def ask(self, mini_batch: Iterable[GlobalMicroBatch]) -> tuple[list[GlobalMicroBatch], list[Signal]]:
         """The micro-batches of one optimizer step with old log-probabilities and signals, as the algorithm needs them;
-        and the reward of each response, for an algorithm that has a score."""
+        and the signal of each response, for an algorithm that has a score."""
         parts, scores = [], []
         for part in mini_batch:
             log_probs, score = self._of_tokens(part)
@@ -50,7 +50,7 @@ class FirstPass:
         self._model.ranks.all_reduce_sum(torch.from_numpy(totals))
         signals = self._signals(responses, totals)
         weights = [signal.weight for signal in signals]
-        return [part.with_signals(weights) for part in parts], [signal.reward for signal in signals]
+        return [part.with_signals(weights) for part in parts], signals
 
     def _of_tokens(self, part: GlobalMicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """[N] log-probabilities and scores of this rank's tokens."""

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils import get_total_norm
 
-from learner.algorithms.base import Algorithm
+from learner.algorithms.base import Algorithm, Signal
 from learner.algorithms.choose import ALGORITHMS
 from learner.config import TrainingConfig
 from learner.data.schedule import learning_rate, training_temperature
@@ -65,8 +65,8 @@ class RoundStats:
     """Spent computing; time that the rollouts made the trainer wait is not in it."""
     nll: tuple[float, ...]
     """Per rollout, in order: mean of -log pi(o | q; tau_t) over its tokens, just before the step that trained it."""
-    rewards: tuple[float, ...] = ()
-    """Per rollout, in order, for an algorithm that has a score."""
+    signals: tuple[Signal, ...] = ()
+    """One a rollout, in order, for an algorithm that has a score."""
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class _Tally:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     nll: list[float] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
+    signals: list[Signal] = field(default_factory=list)
     fed_tokens: int = 0
     response_tokens: int = 0
     micro_batches: int = 0
@@ -103,7 +103,7 @@ class _Tally:
             response_tokens=self.response_tokens,
             seconds=self.seconds,
             nll=tuple(self.nll),
-            rewards=tuple(self.rewards),
+            signals=tuple(self.signals),
         )
 
 
@@ -143,7 +143,7 @@ class Trainer:
             started = time.perf_counter()
             asked = [self._first_pass.ask(mini_batch) for mini_batch in mini_batches]
             mini_batches = [mini_batch for mini_batch, _ in asked]
-            tally.rewards = [reward for _, rewards in asked for reward in rewards]
+            tally.signals = [signal for _, signals in asked for signal in signals]
             tally.seconds += time.perf_counter() - started
         for mini_batch in mini_batches:
             self._train_step(mini_batch, tally)

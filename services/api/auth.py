@@ -19,7 +19,7 @@ from services.http_client import HEALTH_PATH
 from services.net import hostname_of, is_loopback
 
 LOGIN_PATH = "/login"
-OPEN_PATHS = frozenset({HEALTH_PATH, LOGIN_PATH, "/page/login.css", "/page/icon.svg"})
+OPEN_PATHS = frozenset({HEALTH_PATH, LOGIN_PATH, "/page/login.css", "/page/login.js", "/page/icon.svg"})
 """The login page with its files, and the liveness check, by which the services prove who they are."""
 POLICY_VIOLATION = 1008
 """WebSocket close code of RFC 6455."""

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -57,7 +57,7 @@ class StatusReader:
         beats = await AsyncHeartbeats(self._redis, self._keys).read_all()
         depth = await self._gauge.read()
         control = await self._control.state()
-        newest, rounds, total, looks = await asyncio.to_thread(self._read_disk)
+        newest, rounds, total, looks, deaths = await asyncio.to_thread(self._read_disk)
         last = rounds[-1] if rounds else None
         learner, learner_age_s = self._learner(beats)
         learner_lost = learner is not None and learner_age_s > self._lost_after_s and learner.state not in FINAL_STATES
@@ -72,7 +72,7 @@ class StatusReader:
         snapshot = StatusSnapshot(
             run_id=self._keys.run_id,
             state=state,
-            detail=outside or _detail(state, learner, learner_age_s if learner_lost else None, generators),
+            detail=outside or _detail(state, learner, learner_age_s if learner_lost else None, generators, deaths),
             round=last.round + 1 if last else 0,
             rounds_total=total,
             weight_version=newest.weight_version if newest else None,
@@ -99,10 +99,11 @@ class StatusReader:
             most_generators=_room_for(generators),
         )
 
-    def _read_disk(self) -> tuple[WeightManifest | None, list[RoundMetrics], int, list[Look]]:
+    def _read_disk(self) -> tuple[WeightManifest | None, list[RoundMetrics], int, list[Look], Mapping[Part, str]]:
         rounds = last_rounds(self.folder.metrics, ROUNDS_CONSIDERED)
         looks = last_looks(self.folder.queue_history)
-        return self._store.latest(), rounds, self.folder.rounds_total, looks
+        deaths = last_deaths(self.folder.log_of("supervisor"))
+        return self._store.latest(), rounds, self.folder.rounds_total, looks, deaths
 
     def _learner(self, beats: Sequence[tuple[Heartbeat, float]]) -> tuple[Heartbeat | None, float]:
         """The learner with the newest heartbeat: a restarted one may have another part id."""
@@ -120,20 +121,25 @@ def run_state(learner: Heartbeat | None, *, paused: bool, published: bool) -> Ru
 
 
 def _detail(
-    state: RunState, learner: Heartbeat | None, silent_s: float | None, generators: Sequence[GeneratorStatus]
+    state: RunState,
+    learner: Heartbeat | None,
+    silent_s: float | None,
+    generators: Sequence[GeneratorStatus],
+    deaths: Mapping[Part, str],
 ) -> str:
     """What a person should look at first."""
+    why_no_learner, why_no_generator = deaths.get(Part.LEARNER, ""), deaths.get(Part.GENERATOR, "")
     if learner is None:
-        return "waiting for the learner"
+        return f"waiting for the learner{why_no_learner}"
     if state in FINAL_STATES.values():
         return learner.message
     if silent_s is not None:
-        return f"learner {learner.part_id} has been silent for {silent_s:.0f} s"
+        return f"learner {learner.part_id} has been silent for {silent_s:.0f} s{why_no_learner}"
     if state == "starting":
-        return "waiting for the learner to publish its first version"
+        return f"waiting for the learner to publish its first version{why_no_learner}"
     lost = [status.heartbeat.part_id for status in generators if status.lost]
     if len(lost) == len(generators):
-        return f"no generator is alive{': lost ' + ', '.join(lost[:5]) if lost else ''}"
+        return f"no generator is alive{': lost ' + ', '.join(lost[:5]) if lost else ''}{why_no_generator}"
     if lost:
         return f"lost generators: {', '.join(lost[:5])}"
     return learner.message or _doing(learner)
@@ -173,6 +179,24 @@ def last_looks(path: Path) -> list[Look]:
             values = json.loads(line)
             looks.append(Look(float(values["time"]), float(values["generators_busy"])))
     return looks
+
+
+def last_deaths(path: Path) -> dict[Part, str]:
+    """How a local run's learner, and its generators, last ended before their time, for the end of a sentence.
+
+    From the end of the supervisor's log, since it last started; a run without one has none.
+    """
+    deaths: dict[Part, str] = {}
+    for line in last_lines(path, TAIL_BYTES):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # cut short by a full disk
+            event = json.loads(line)
+            if event["event"] == "run_starting":
+                deaths.clear()
+            elif event["event"] == "part_died" and event["part"] not in ("redis", "services"):
+                kind = Part.GENERATOR if event["part"].startswith(Part.GENERATOR.value) else Part.LEARNER
+                words = f": {event['last_words']}" if event.get("last_words") else ""
+                deaths[kind] = f"; {event['part']} has ended before ({event['ended']}){words}"
+    return deaths
 
 
 def _room_for(generators: Sequence[GeneratorStatus]) -> int | None:

@@ -9,9 +9,11 @@ import asyncio
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.contracts import FileEntry, WeightManifest
@@ -24,6 +26,9 @@ FILE_BYTES = 1 << 20
 """Files up to this size are kept in memory: deltas and adapters of small models, configs, tokenizers."""
 TOTAL_BYTES = 64 << 20
 """All of them together; those that were asked for longest ago are dropped first."""
+SENDING_BYTES = 64 << 20
+"""Of answers from memory that their clients have not taken yet. Beyond, small files are sent as large ones are: by the
+kernel, from the disk."""
 MANIFESTS = 64
 SETTLED_NS = 100_000_000
 """A folder that changed less long ago may change again at the same time of change: clocks of files tick in steps."""
@@ -63,6 +68,10 @@ class WeightMemory:
         self._newest: tuple[int, int | None] = (-1, None)
         """Time of change of the store's folder, and the newest version then."""
         self._reading: dict[int, asyncio.Task[Held | None]] = {}
+        self._bundle: tuple[Held, bytes] | None = None
+        """The last version that was asked for with its file."""
+        self.sending_bytes = 0
+        """Of answers that are being sent from memory."""
 
     async def newest(self) -> Held | None:
         """The newest version; None before the first. Its delta or adapters, where small, are at hand then."""
@@ -93,21 +102,48 @@ class WeightMemory:
         return known
 
     def at_hand(self, version: int, name: str, digest: str) -> bytes | None:
-        """The file's bytes if they are in memory and the version still has that file."""
+        """The file's bytes if they are in memory, may be sent now, and the version still has that file."""
         content = self._files.get(digest)
-        held = None if content is None else self._known(version)
+        held = None if content is None or self._is_full else self._known(version)
         if held is None or (entry := held.files.get(name)) is None or entry.digest != digest:
             return None
         self._files.move_to_end(digest)
         return content
 
     async def bundled(self, held: Held, after: int | None, digest: str | None) -> bytes | None:
-        """The manifest with the small file that leads to it from the version that the caller holds, if one does."""
+        """The manifest with the small file that leads to it from the version that the caller holds, if one does.
+
+        None as well while so many answers are being sent that this one has to wait for its file.
+        """
         manifest, change = held.manifest, held.manifest.change
-        if change is None or after != manifest.parent_version or digest not in (None, manifest.parent_digest):
+        if (
+            self._is_full
+            or change is None
+            or after != manifest.parent_version
+            or digest not in (None, manifest.parent_digest)
+        ):
             return None
+        if self._bundle is not None and self._bundle[0] is held:
+            return self._bundle[1]
         content = await self.content(held, change)
-        return None if content is None else bundle(held.body, content)
+        if content is None:
+            return None
+        self._bundle = (held, bundle(held.body, content))
+        return self._bundle[1]
+
+    async def send(self, send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], content: bytes) -> None:
+        """An answer whose bytes count as being sent until its client has taken all but the last few."""
+        self.sending_bytes += len(content)
+        try:
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": content, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})  # the server sends this when that is on its way
+        finally:
+            self.sending_bytes -= len(content)
+
+    @property
+    def _is_full(self) -> bool:
+        return self.sending_bytes >= SENDING_BYTES
 
     def _changed_ns(self) -> int:
         try:
@@ -156,6 +192,18 @@ class WeightMemory:
         return content
 
 
+class FromMemory(Response):
+    """`content` as `WeightMemory.send` sends it."""
+
+    def __init__(self, memory: WeightMemory, content: bytes, *, headers: Mapping[str, str], media_type: str) -> None:
+        super().__init__(content, headers=headers, media_type=media_type)
+        self._memory = memory
+        self._content = content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._memory.send(send, self.status_code, self.raw_headers, self._content)
+
+
 class SmallFiles:
     """ASGI layer that answers for files in memory; every other request goes to the routes, which say what they need."""
 
@@ -179,8 +227,7 @@ class SmallFiles:
             (b"etag", b'"' + digest + b'"'),
             (b"cache-control", IMMUTABLE.encode()),
         ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        await self._memory.send(send, 200, headers, content)
 
     def _content(self, scope: Scope) -> bytes | None:
         key, _, digest = scope["query_string"].partition(b"=")

@@ -14,7 +14,8 @@ from fastapi.responses import FileResponse
 
 from services.api.change_notifier import ChangeNotifier
 from services.api.error_responses import may_answer
-from services.api.weight_memory import FILE_TYPE, IMMUTABLE, Held, WeightMemory
+from services.api.version_watch import VersionWatch
+from services.api.weight_memory import FILE_TYPE, IMMUTABLE, FromMemory, Held, WeightMemory
 from services.contracts import Digest, FileEntry, FileName, WeightManifest
 from services.errors import VersionNotFoundError
 from services.weights.bundle import MEDIA_TYPE
@@ -22,9 +23,6 @@ from services.weights.reader import MAX_VERSION, WeightReader
 
 MAX_POLL_S = 60.0
 """Longest a request for the latest version may wait."""
-
-DISK_CHECK_S = 1.0
-"""A waiting request also looks at the disk this often, so that a lost notification costs a second and not a poll."""
 
 REVALIDATE = "no-cache"
 
@@ -41,6 +39,7 @@ class WeightFileResponse(FileResponse):
 def weights_router(memory: WeightMemory, store: WeightReader, notifier: ChangeNotifier) -> APIRouter:
     """The /v1/weights routes over one run's versions, which are in `store`."""
     router = APIRouter(prefix="/v1/weights", tags=["weights"])
+    watch = VersionWatch(memory, notifier)
 
     @router.get(
         "/latest",
@@ -66,15 +65,16 @@ def weights_router(memory: WeightMemory, store: WeightReader, notifier: ChangeNo
         """
         give_up_at = time.monotonic() + timeout_s
         while True:
-            change = notifier.next_change()
             held = await memory.newest()
             if held is not None and not _is_held(held.manifest, after, digest):
                 bundled = await memory.bundled(held, after, digest) if MEDIA_TYPE in accept else None
-                return _answer(held, bundled)
+                if bundled is not None:
+                    return FromMemory(memory, bundled, headers=_headers(held), media_type=MEDIA_TYPE)
+                return _answer(held)
             remaining_s = give_up_at - time.monotonic()
             if remaining_s <= 0 or notifier.closed:
                 return Response(status_code=204)
-            await notifier.wait(change, min(remaining_s, DISK_CHECK_S))
+            await watch.until_other(held, remaining_s)
 
     @router.get(
         "/{version}",
@@ -137,9 +137,10 @@ def _etag(digest: str) -> str:
     return f'"{digest}"'
 
 
-def _answer(held: Held, bundled: bytes | None = None) -> Response:
+def _answer(held: Held) -> Response:
     """Serialised once for all: the framework would validate a large manifest again on its way out."""
-    headers = {"ETag": _etag(held.manifest.digest), "Cache-Control": REVALIDATE, "Vary": "Accept"}
-    if bundled is not None:
-        return Response(bundled, headers=headers, media_type=MEDIA_TYPE)
-    return Response(held.body, headers=headers, media_type="application/json")
+    return Response(held.body, headers=_headers(held), media_type="application/json")
+
+
+def _headers(held: Held) -> dict[str, str]:
+    return {"ETag": _etag(held.manifest.digest), "Cache-Control": REVALIDATE, "Vary": "Accept"}

@@ -16,7 +16,7 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".s
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
         "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "Referrer-Policy": "same-origin",
@@ -34,22 +34,33 @@ def _content(name: str) -> tuple[bytes, str]:
     return data, f'"{hashlib.sha256(data).hexdigest()[:16]}"'
 
 
-def html(name: str, status: int = 200, *, shown: bytes = b"") -> Response:
-    """One of the page's documents; `shown`: attribute of a hidden element that is to be visible."""
-    document = _content(name)[0].replace(shown + b" hidden", shown, 1) if shown else _content(name)[0]
+def html(name: str, status: int = 200, *, shown: bytes = b"", marked: str = "") -> Response:
+    """One of the page's documents.
+
+    `shown`: attribute of a hidden element that is to be visible; `marked`: attribute of the root element, which the
+    styles and scripts know.
+    """
+    document = _content(name)[0]
+    document = document.replace(shown + b" hidden", shown, 1) if shown else document
+    document = document.replace(b"<html", f"<html {marked}".encode(), 1) if marked else document
     return Response(document, status, SECURITY_HEADERS, media_type="text/html")
 
 
-def assets_router(*, with_login: bool) -> APIRouter:
-    """The document at / and what it loads; `with_login`: it offers to log out."""
+def document_router(name: str, *, marked: str = "") -> APIRouter:
+    """A document at the root."""
     router = APIRouter(tags=["page"])
-    marked = b"<html data-login" if with_login else b"<html"
 
     @router.get("/", response_class=HTMLResponse, responses={303: {"description": "To the login"}, **may_answer()})
     async def page() -> Response:
-        """The dashboard."""
-        document = _content("index.html")[0].replace(b"<html", marked, 1)
-        return Response(document, headers=SECURITY_HEADERS, media_type="text/html")
+        """The page."""
+        return html(name, marked=marked)
+
+    return router
+
+
+def files_router() -> APIRouter:
+    """What the documents load."""
+    router = APIRouter(tags=["page"])
 
     @router.get(
         "/page/{name}",

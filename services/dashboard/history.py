@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, HTTPException, Query
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from services.api.error_responses import may_answer
 from services.contracts import Digest, FileEntry, WeightManifest
 from services.dashboard.live import Live
 from services.dashboard.log_warnings import LogWarning, last_warnings
-from services.dashboard.rollout_search import RolloutSearch, SearchPosition, SearchResult
+from services.dashboard.rollout_search import Order, RolloutFilter, RolloutSearch, SearchPosition, SearchResult
 from services.dashboard.timeseries import TimeSeries, Window
 from services.errors import VersionNotFoundError
 from services.run_folder import RunFolder
@@ -28,7 +28,20 @@ Low = Annotated[float | None, Query(alias="from", allow_inf_nan=False, descripti
 High = Annotated[float | None, Query(alias="to", allow_inf_nan=False, description="last one")]
 IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", max_length=256, description="ETag of what is held")]
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The caller holds it"}}
-Buckets = Annotated[int, Query(ge=1, le=MAX_BUCKETS, description="lines are joined into at most so many")]
+Mark = Annotated[str, Query(max_length=100, description="`mark` of the window that is held")]
+Have = Annotated[int, Query(ge=0, description="so many of its complete buckets are held")]
+Buckets = Annotated[int, Query(ge=3, le=MAX_BUCKETS, description="lines are joined into at most so many")]
+
+
+class RolloutQuery(RolloutFilter):
+    """Parameters of GET /v1/rollouts."""
+
+    round: int | None = Field(default=None, ge=0)
+    """Start here and go back; unset: the newest."""
+    line: int = Field(default=0, ge=0)
+    """And at this line of it."""
+    limit: int = Field(default=50, ge=1, le=MAX_FOUND)
+    order: Order = "newest"
 
 
 class VersionSummary(BaseModel):
@@ -69,29 +82,37 @@ def history_router(folder: RunFolder, store: WeightReader, rounds: TimeSeries) -
 
     @router.get("/v1/rounds", response_model=Window, responses={**NOT_MODIFIED, **may_answer(422, 503)})
     async def read_rounds(
-        low: Low = None, high: High = None, buckets: Buckets = 400, held: IfNoneMatch = None
+        low: Low = None,
+        high: High = None,
+        buckets: Buckets = 400,
+        mark: Mark = "",
+        have: Have = 0,
+        held: IfNoneMatch = None,
     ) -> Response:
         """Every number of metrics.jsonl by round; nothing when the caller holds all there is."""
-        return await asyncio.to_thread(_window, rounds, "round", low, high, buckets, held)
+        return await asyncio.to_thread(_window, rounds, "round", low, high, buckets, mark, have, held)
 
     @router.get("/v1/queue", response_model=Window, responses={**NOT_MODIFIED, **may_answer(422, 503)})
     async def read_queue(
-        low: Low = None, high: High = None, buckets: Buckets = 400, held: IfNoneMatch = None
+        low: Low = None,
+        high: High = None,
+        buckets: Buckets = 400,
+        mark: Mark = "",
+        have: Have = 0,
+        held: IfNoneMatch = None,
     ) -> Response:
         """How full the queues were and how many generators lived, by time; nothing when the caller holds it."""
-        return await asyncio.to_thread(_window, queue, "time", low, high, buckets, held)
+        return await asyncio.to_thread(_window, queue, "time", low, high, buckets, mark, have, held)
 
     @router.get("/v1/rollouts", responses=may_answer(422, 503))
     async def find_rollouts(
-        text: Annotated[str, Query(max_length=1000, description="in question or answer, in any case")] = "",
-        round: Annotated[int | None, Query(ge=0, description="start here and go back; unset: the newest")] = None,
-        line: Annotated[int, Query(ge=0, description="and at this line of it")] = 0,
-        limit: Annotated[int, Query(ge=1, le=MAX_FOUND)] = 50,
+        wanted: Annotated[RolloutQuery, Query()],
     ) -> SearchResult:
-        """Recorded rollouts, the newest round first."""
-        start = None if round is None else SearchPosition(round=round, line=line)
+        """Recorded rollouts, the newest round first unless another order is asked for."""
+        start = None if wanted.round is None else SearchPosition(round=wanted.round, line=wanted.line)
+        chosen = RolloutFilter(**wanted.model_dump(include=set(RolloutFilter.model_fields)))
         async with one_search:
-            return await asyncio.to_thread(rollouts.search, text, start=start, limit=limit)
+            return await asyncio.to_thread(rollouts.search, chosen, start=start, limit=wanted.limit, order=wanted.order)
 
     @router.get("/v1/staleness", responses=may_answer(503))
     async def read_staleness() -> dict[int, int]:
@@ -124,14 +145,21 @@ def history_router(folder: RunFolder, store: WeightReader, rounds: TimeSeries) -
 
 
 def _window(
-    series: TimeSeries, key: str, low: float | None, high: float | None, buckets: int, held: str | None
+    series: TimeSeries,
+    key: str,
+    low: float | None,
+    high: float | None,
+    buckets: int,
+    mark: str,
+    have: int,
+    held: str | None,
 ) -> Response:
     """The window, or 304 while the file is as it was: a browser asks every few seconds, and keeps the last answer."""
     tag = f'W/"{series.tag()}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     if held == tag:
         return Response(status_code=304, headers=headers)
-    window = series.window(key, low=low, high=high, buckets=buckets)
+    window = series.window(key, low=low, high=high, buckets=buckets, mark=mark, have=have)
     return Response(window.model_dump_json(), headers=headers, media_type="application/json")
 
 

@@ -16,12 +16,13 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as RedisAsyncRetry
 from redis.backoff import ExponentialBackoff
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -259,6 +260,16 @@ class _AsyncRetry(RedisAsyncRetry):
         return await super().call_with_retry(attempt, failed, *args, **options)
 
 
+class _Connection(redis.asyncio.Connection):
+    """Packs commands in C, as redis-py's connections without asyncio do. (One by TLS or a file packs in Python.)"""
+
+    _packer: ClassVar = HiredisRespSerializer()
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        packed: list[bytes] = self._packer.pack(*args)
+        return packed
+
+
 def connect(url: str, *, deadline_s: float = 10) -> redis.Redis:
     """A client that has been answered once.
 
@@ -286,7 +297,12 @@ async def connect_async(url: str, *, deadline_s: float = 10) -> redis.asyncio.Re
         patience.loads_scripts = await _may_load_scripts(probe)
     # A generator completes hundreds of tasks at a time: they queue for a connection rather than fail for want of one.
     pool: Any = redis.asyncio.BlockingConnectionPool.from_url(
-        url, max_connections=MAX_CONNECTIONS, timeout=deadline_s, retry=_AsyncRetry(patience), **OPTIONS
+        url,
+        connection_class=_Connection,
+        max_connections=MAX_CONNECTIONS,
+        timeout=deadline_s,
+        retry=_AsyncRetry(patience),
+        **OPTIONS,
     )
     return redis.asyncio.Redis.from_pool(pool)
 

@@ -223,21 +223,31 @@ end
 return #owned
 """
 
-# KEYS tasks open rollouts refused; ARGV group entry_id task_id generator_id, then (meta prompt response) of each.
-# Returns 1, or 0 when the task is no longer pending: another generator was first, or the learner closed it.
+# KEYS tasks open rollouts refused; ARGV group generator_id, then of each task: entry_id task_id samples, and (meta
+# prompt response) of each sample. Returns 1 for each task, or 0 when it is no longer pending: another generator was
+# first, or the learner closed it.
 COMPLETE = (
     _FORGET
     + _REFUSED
     + """
-local refusal = refused(KEYS[4], ARGV[4])
+local tasks, open, rollouts, group = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local refusal = refused(KEYS[4], ARGV[2])
 if refusal then return refusal end
-if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then return 0 end
-for i = 5, #ARGV, 3 do
-  redis.call('XADD', KEYS[3], '*', 'meta', ARGV[i], 'prompt', ARGV[i + 1], 'response', ARGV[i + 2])
+local completed, at = {}, 3
+while at <= #ARGV do
+  local entry_id, task_id, answers, next_task = ARGV[at], ARGV[at + 1], at + 3, at + 3 + 3 * ARGV[at + 2]
+  local pending = #redis.call('XPENDING', tasks, group, entry_id, entry_id, 1)
+  if pending > 0 then
+    for i = answers, next_task - 1, 3 do
+      redis.call('XADD', rollouts, '*', 'meta', ARGV[i], 'prompt', ARGV[i + 1], 'response', ARGV[i + 2])
+    end
+    redis.call('XACK', tasks, group, entry_id)  -- after the rollouts are there: nothing is undone when one is not taken
+    forget(tasks, open, entry_id, task_id)
+  end
+  completed[#completed + 1] = pending
+  at = next_task
 end
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])  -- after the rollouts are there: nothing is undone when one is not taken
-forget(KEYS[1], KEYS[2], ARGV[2], ARGV[3])
-return 1
+return completed
 """
 )
 

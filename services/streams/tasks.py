@@ -7,6 +7,7 @@ twice.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,6 +41,8 @@ MAX_DELIVERIES = 5
 """A task whose lease ended this often without a completion becomes a dead letter: it probably kills its generator."""
 ISSUE_CHUNK = 256
 """Tasks per script call: one round trip for a usual round, and no script that blocks Redis for long."""
+COMPLETE_BYTES = 1 << 20
+"""A script call with this many bytes of rollouts takes no further completion: it must not block Redis for long."""
 
 log = structlog.get_logger()
 
@@ -148,6 +151,23 @@ class _Delivery(NamedTuple):
     queued_s: float
 
 
+class _Completion:
+    """One call of `TaskLeaser.complete`."""
+
+    def __init__(self, lease: Lease, rollouts: Sequence[Rollout]) -> None:
+        self.entry_id = lease.entry_id
+        self.args: list[str | bytes | int] = [lease.entry_id, lease.task.task_id, len(rollouts)]
+        """As COMPLETE takes them."""
+        self.size_bytes = 0
+        self.first: bool | None = None
+        """Redis' answer: whether the task was still pending."""
+        for rollout in rollouts:
+            fields = encode_rollout(rollout)
+            payload = [fields[META], fields[PROMPT], fields[RESPONSE]]
+            self.args += payload
+            self.size_bytes += sum(map(len, payload))
+
+
 class TaskLeaser:
     """A generator's side of the queue. The generator renews its leases well within `lease_s`."""
 
@@ -158,6 +178,9 @@ class TaskLeaser:
         self._lease_s = lease_s
         self._cursor: bytes = b"0-0"
         self._held: set[bytes] = set()
+        self._unanswered: dict[_Completion, None] = {}
+        """In the order of their calls."""
+        self._completing = asyncio.Lock()
         self._lease = client.register_script(scripts.LEASE)
         self._renew = client.register_script(scripts.RENEW)
         self._release = client.register_script(scripts.RELEASE)
@@ -210,6 +233,8 @@ class TaskLeaser:
     async def complete(self, lease: Lease, rollouts: Sequence[Rollout]) -> bool:
         """Replaces the task by its rollouts, atomically.
 
+        Calls that come while a request is under way share the next request.
+
         False when that is no longer possible, and then nothing is stored: another generator was first, or the learner
         closed the task. The first to complete wins even if its lease has expired, as its rollouts are as good.
 
@@ -218,18 +243,16 @@ class TaskLeaser:
             UnavailableError: the learner refuses this generator.
         """
         _check_answers(lease.task, rollouts)
-        args: list[str | bytes] = [scripts.GROUP, lease.entry_id, lease.task.task_id, self._generator_id]
-        for rollout in rollouts:
-            fields = encode_rollout(rollout)
-            args += [fields[META], fields[PROMPT], fields[RESPONSE]]
-        keys = [self._keys.tasks, self._keys.open, self._keys.rollouts, self._keys.refused]
+        completion = _Completion(lease, rollouts)
+        self._unanswered[completion] = None
         try:
-            first = await self._complete(keys, args)
-        except ResponseError as error:
-            self._raise_if_refused(error)
-            raise
-        self._held.discard(lease.entry_id)
-        return bool(first)
+            async with self._completing:
+                while completion.first is None:
+                    await asyncio.sleep(0)  # completions of the same turn of the event loop share the request
+                    await self._send_completions()
+        finally:
+            self._unanswered.pop(completion, None)  # of a call that was cancelled
+        return completion.first
 
     async def release(self, leases: Iterable[Lease]) -> None:
         """Releases the leases still owned at once; the delivery does not count."""
@@ -252,6 +275,28 @@ class TaskLeaser:
         letter = letter_fields("tasks", entry_id, fields, reason)
         keys = [self._keys.tasks, self._keys.open, self._keys.dead_letters]
         return bool(await self._reject(keys, [scripts.GROUP, entry_id, task_id, MAX_DEAD_LETTERS, *letter]))
+
+    async def _send_completions(self) -> None:
+        """Sends the oldest completions in one request of about COMPLETE_BYTES, whoever called for them."""
+        batch: list[_Completion] = []
+        args: list[str | bytes | int] = [scripts.GROUP, self._generator_id]
+        room = COMPLETE_BYTES
+        for completion in self._unanswered:
+            if room <= 0:
+                break
+            batch.append(completion)
+            args += completion.args
+            room -= completion.size_bytes
+        keys = [self._keys.tasks, self._keys.open, self._keys.rollouts, self._keys.refused]
+        try:
+            answers = await self._complete(keys, args)
+        except ResponseError as error:
+            self._raise_if_refused(error)
+            raise
+        for completion, first in zip(batch, answers, strict=True):
+            completion.first = bool(first)
+            self._held.discard(completion.entry_id)
+            self._unanswered.pop(completion, None)
 
     async def _take(self, count: int) -> list[_Delivery]:
         """The tasks that are available now, in one round trip."""

@@ -22,7 +22,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from services import durable
 from services.contracts import FileEntry, WeightManifest
 from services.errors import ContractError, DigestError, UnavailableError, VersionNotFoundError, WeightError
-from services.http_client import answered_by_another, open_client
+from services.http_client import NoServicesError, answered_by_another, open_client
 from services.run_folder import RunIdentity
 from services.tensors import digest_bytes, digest_file
 from services.weights.bundle import MEDIA_TYPE, unbundle
@@ -211,15 +211,15 @@ class WeightClient:
     async def _persist(self, attempt: Callable[[_Patience], Awaitable[T]], seconds: float) -> T:
         patience = _Patience(seconds)
         attempts = AsyncRetrying(
-            retry=retry_if_exception_type((httpx.TransportError, _TryAgainError)),
+            retry=retry_if_exception_type((httpx.TransportError, _TryAgainError, NoServicesError)),
             wait=patience.pause_s,
             stop=patience,
             reraise=True,
         )
         try:
             return await attempts(attempt, patience)
-        except (httpx.TransportError, _TryAgainError) as error:
-            reason = str(error) or type(error).__name__
+        except (httpx.TransportError, _TryAgainError, NoServicesError) as error:
+            reason = error.message if isinstance(error, NoServicesError) else str(error) or type(error).__name__
             raise UnavailableError(
                 f"the weight endpoint {self._url} gave no answer for {seconds:g} s: {reason}",
                 hint="is `sept services` running there, is services.url its address, and does everything in between "

@@ -10,8 +10,8 @@ import structlog
 
 from services import durable
 from services.contracts import FileKind
-from services.errors import UnavailableError, VersionNotFoundError
-from services.run_folder import RunFolder
+from services.errors import SeptError, UnavailableError, VersionNotFoundError
+from services.run_folder import RunFolder, version_name
 from services.tensors import write_safetensors
 from services.weights.reader import WeightReader
 
@@ -48,6 +48,23 @@ def export_version(folder: RunFolder, out: Path, weight_version: int | None = No
         write_safetensors(partial / WEIGHTS_NAME, tensors)
     log.info("exported", weight_version=version, folder=str(out))
     return version
+
+
+def keep_best(folder: RunFolder, weight_version: int) -> None:
+    """Write the version to the run's best/, in place of the one that was best before.
+
+    Where that fails the log says why: the run goes on.
+    """
+    out = folder.best / version_name(weight_version)
+    try:
+        if not out.exists():
+            export_version(folder, out, weight_version)
+    except (SeptError, OSError) as error:
+        log.warning("best_version_not_kept", weight_version=weight_version, reason=str(error))
+        return
+    for older in folder.best.iterdir():
+        if older != out:
+            shutil.rmtree(older)
 
 
 def in_ranges(numbers: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, expect, sync_playwright
 
 from tests.support.browser import ROOT, TOKEN, Sept, Visit, Visitor, answers, eventually, sept
 
@@ -63,6 +63,7 @@ def browser() -> Iterator[Browser]:
     path = os.environ.get("SEPT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip("there is no chromium; name one in SEPT_CHROMIUM")
+    expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=120_000)
         yield browser

@@ -29,15 +29,17 @@ def assert_quiet(seen: Visit, run: Sept) -> None:
     assert {url for url in seen.requests if not url.startswith(f"{run.url}/")} == set()
 
 
-def test_a_wrong_token_is_refused_and_the_right_one_opens(run: Sept, visit: Visitor) -> None:
-    page = visit(f"{run.url}/").page
-    expect(page).to_have_url(f"{run.url}/login")
+def test_a_wrong_token_is_refused_and_the_right_one_opens_what_the_link_named(run: Sept, visit: Visitor) -> None:
+    page = visit(f"{run.url}/#/rollouts?text=1").page
+    expect(page).to_have_url(f"{run.url}/login#/rollouts?text=1")
     page.get_by_label("Token").fill("a wrong one")
     page.get_by_role("button", name="Log in").click()
     expect(page.get_by_role("alert")).to_contain_text("not the token")
     page.get_by_label("Token").fill(TOKEN)
     page.get_by_role("button", name="Log in").click()
     expect(page.locator("#state")).to_have_text("running")
+    expect(page).to_have_url(f"{run.url}/#/rollouts?text=1")
+    expect(page.locator("section#rollouts")).to_be_visible()
     assert TOKEN not in page.url
     assert page.evaluate("document.cookie") == ""
     page.get_by_role("button", name="Log out").click()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,10 +33,37 @@ def test_answers_are_drawn_and_never_run(recorded: Sept, visit: Visitor) -> None
     page = seen.page
     expect(page.get_by_role("article").first.locator("math mfrac")).to_have_count(6)
     expect(page.get_by_text(HOSTILE_ANSWER)).to_be_visible()
-    expect(page.get_by_text("$\\unknown{x}$")).to_be_visible()
+    expect(page.get_by_text("$\\unknown{x}$")).to_contain_text("It costs $5 or $6, so (1234)")
+    expect(page.locator("math mtr")).to_have_count(2)
+    expect(page.locator(".answer strong")).to_have_text("so")
     assert page.title() != "1"
     assert seen.complaints == []
     seen.shot("desktop-formulas")
+
+
+def test_rollouts_are_filtered_ranked_and_shown_beside_their_group(recorded: Sept, visit: Visitor) -> None:
+    seen = visit(f"{recorded.url}/#/rollouts")
+    page = seen.page
+    articles = page.get_by_role("article")
+    expect(articles).to_have_count(11)
+    page.get_by_text("More filters").click()
+    page.get_by_label("Ended by").select_option("length")
+    page.get_by_role("button", name="Search").click()
+    expect(articles).to_have_count(1)
+    expect(page).to_have_url(re.compile("ended_by=length"))
+    page.reload()
+    expect(articles).to_have_count(1)
+    page.get_by_role("link", name="its group").click()
+    expect(page.locator("#found")).to_contain_text("All answers of one group. 1 shown")
+    page.get_by_role("link", name="link", exact=True).click()
+    expect(page.locator("#found")).to_contain_text("One rollout. 1 shown")
+    page.get_by_role("button", name="Show all").click()
+    expect(articles).to_have_count(11)
+    page.get_by_label("Order").select_option("shortest")
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#found")).to_contain_text("shortest first")
+    assert seen.complaints == []
+    seen.shot("desktop-rollouts-filtered")
 
 
 def test_a_long_history_is_joined_into_points_and_zooms_to_rounds(recorded: Sept, visit: Visitor) -> None:

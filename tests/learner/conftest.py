@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 
 import pytest
 import torch.distributed as dist
-
-
-@pytest.fixture
-def signal_handlers() -> Iterator[None]:
-    """The learner takes over SIGTERM and SIGINT of its process, which is pytest's here."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ TINY = math.ulp(0.0)
         (LoraConfig, "alpha", [TINY], [0]),
         (CheckpointConfig, "every_rounds", [1], [0]),
         (CheckpointConfig, "keep", [1], [0]),
-        (HealthConfig, "action", ["off", "warn", "pause", "rollback"], ["stop"]),
+        (HealthConfig, "action", ["off", "warn", "pause", "rollback", "stop"], ["end"]),
         (EvaluationConfig, "every_rounds", [0], [-1]),
         (EvaluationConfig, "samples", [1, 1024], [0, 1025]),
         (EvaluationConfig, "limit", [None, 1], [0]),

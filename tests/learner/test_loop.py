@@ -11,15 +11,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import redis
+import structlog
 import torch
 
 from learner.build import build_learner
 from learner.config import (
+    ANY_VOTE_SHARE,
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
@@ -27,15 +31,17 @@ from learner.config import (
     LearnerSettings,
     LoraConfig,
     ModelConfig,
+    SamplingConfig,
 )
 from learner.loop import Loop
+from learner.monitoring.decline import DeclineMonitor
 from learner.monitoring.heartbeat import HeartbeatReporter
 from learner.outcome import Outcome
 from learner.publisher import Publisher
 from learner.training.batch_sharding import TrainingSample
 from learner.training.trainer import RoundStats
 from services.config import DeadlinesConfig, RunConfig
-from services.contracts import Canary, FileKind, Purpose, Task, WeightManifest
+from services.contracts import Canary, EvaluationMetrics, FileKind, Purpose, RoundMetrics, Task, WeightManifest
 from services.errors import FencedError, UnavailableError
 from services.run_folder import RunFolder
 from services.streams.connection import Keys, connect
@@ -105,15 +111,18 @@ def life(
     text_of: Callable[[object], str] = str,
     async_checkpoints: bool = False,
     lora: LoraConfig | None = None,
-    on_collapse: Literal["off", "warn", "pause", "rollback"] = "off",
+    on_collapse: Literal["off", "warn", "pause", "rollback", "stop"] = "off",
     fence: Fence = UNFENCED,
     evaluation: EvaluationConfig | None = None,
+    vote_share: tuple[float, float] = ANY_VOTE_SHARE,
+    samples: int = 1,
 ) -> Iterator[Life]:
     """A learner as `learner.build` makes it; leaving the block ends it as it stands, without saving anything."""
     settings = LearnerSettings(
         run=RunConfig(dir=folder.path, seed=1),
         model=ModelConfig(path=str(folder.path.parent / "model")),
-        data=DataConfig(path=str(folder.path.parent / "prompts.jsonl"), chat_template="none"),
+        data=DataConfig(path=str(folder.path.parent / "prompts.jsonl"), chat_template="none", vote_share=vote_share),
+        sampling=SamplingConfig(rollouts_per_prompt=samples),
         training=tiny_models.training(
             rounds=ROUNDS, prompts_per_round=PROMPTS, steps_per_round=STEPS, max_staleness=max_staleness
         ),
@@ -573,6 +582,83 @@ def test_a_run_that_collapses_warns_pauses_or_goes_back_to_its_newest_healthy_ve
         if action == "rollback":
             assert answers_of(learner) == [{"action": "rolled_back", "weight_version": 3, "before": 4}]
             assert (learner.loop.publisher.newest(), folder.checkpointed()) == (3, [2, 3])
+
+
+def test_prompts_that_are_passed_over_are_the_same_after_a_kill(folder: RunFolder, redis_url: str) -> None:
+    """Which prompts come depends on how far answers agreed; the checkpoint holds that, and what was planned."""
+
+    def boxed(tokens: object) -> str:
+        return f"\\boxed{{{int(np.asarray(tokens)[0]) % 2}}}"
+
+    def dying(at: int) -> Callable[[object], str]:
+        count = itertools.count()
+
+        def text_of(tokens: object) -> str:
+            if next(count) == at:
+                raise Killed
+            return boxed(tokens)
+
+        return text_of
+
+    whole = RunFolder(folder.path.with_name(f"{folder.path.name}-whole")).create()
+    gated = partial(life, max_staleness=1, every_rounds=2, vote_share=(0.6, 1.0), samples=2)
+    with structlog.testing.capture_logs() as logs, gated(whole, redis_url, text_of=boxed) as learner:
+        assert learner.go() is Outcome.FINISHED
+        after = learner.loop.curriculum.state()
+    assert any(log["event"] == "prompts_passed_over" and log["too_hard"] for log in logs)
+    for death_at in (2 * PROMPTS * 2 + 3, 5 * PROMPTS * 2 + 1):  # each answer has a text twice: judged, recorded
+        with gated(folder, redis_url, text_of=dying(death_at)) as learner, pytest.raises(Killed):
+            learner.go()
+    with gated(folder, redis_url, text_of=boxed) as learner:
+        assert learner.go() is Outcome.FINISHED
+        assert learner.loop.curriculum.state() == after
+    assert digests(folder) == digests(whole)
+    questions = [
+        [json.loads(line)["question"] for _, path in one.rollout_files() for line in path.read_text().splitlines()]
+        for one in (whole, folder)
+    ]
+    assert questions[0] == questions[1]
+
+
+class MadeProbe(DeclineMonitor):
+    """Evaluates every version by a course that is given: pass@1 by version, from version 1 on."""
+
+    def __init__(self, course: Sequence[float]) -> None:
+        super().__init__([])
+        self._course = course
+
+    def examine(self, metrics: RoundMetrics) -> list[str]:
+        value = self._course[metrics.round]
+        by_k = {"sums": {1: value, 2: value + 0.1}}
+        evaluation = EvaluationMetrics(
+            weight_version=metrics.weight_version, temperature=1, samples=32, problems={"sums": 200}, pass_at_k=by_k
+        )
+        return super().examine(metrics.model_copy(update={"evaluations": (evaluation,)}))
+
+
+def test_a_run_whose_probe_falls_is_stopped_and_its_best_version_kept(folder: RunFolder, redis_url: str) -> None:
+    with life(folder, redis_url, on_collapse="stop") as learner:
+        learner.loop.decline = MadeProbe([0.6, 0.7, 0.62, 0.6])
+        assert learner.go() is Outcome.STOPPED
+        (collapse,) = [event.fields for event in last_events(learner.client, learner.keys) if event.kind == "collapse"]
+    assert "points below its peak of 65.0% at version 2" in str(collapse["signs"])
+    assert (collapse["stopped"], collapse["best_version"]) == (True, 2)
+    assert [path.name for path in folder.best.iterdir()] == ["v000002"]
+    export_version(folder, folder.path / "second", 2)
+    weights = [path / "model.safetensors" for path in (folder.best / "v000002", folder.path / "second")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert [metrics.round for metrics in folder.rounds()] == [0, 1, 2], "round 3 is not trained"
+
+
+def test_a_run_whose_probe_rises_goes_on_to_its_end(folder: RunFolder, redis_url: str) -> None:
+    with life(folder, redis_url, on_collapse="stop") as learner:
+        learner.loop.decline = MadeProbe([0.6, 0.7, 0.69, 0.71])
+        assert learner.go() is Outcome.FINISHED
+        kinds = [event.kind for event in last_events(learner.client, learner.keys)]
+        (peak,) = [event.fields for event in last_events(learner.client, learner.keys) if event.kind == "peak"]
+    assert "collapse" not in kinds
+    assert peak == {"weight_version": 4, "pass_at_1": 0.7}
+    assert [path.name for path in folder.best.iterdir()] == ["v000004"]
 
 
 def test_a_checkpoint_that_rots_costs_a_round_and_nothing_else(

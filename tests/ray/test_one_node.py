@@ -9,10 +9,11 @@ import pytest
 import ray
 from ray import serve
 
-from deploy.ray_cluster.app import run_on_ray, source_env
+from deploy.ray_cluster.app import ask_about_model_on_ray, run_on_ray, source_env
 from deploy.ray_cluster.parts import folder_on_node
-from services.errors import ConfigError
+from services.errors import ConfigError, ModelError
 from services.run_folder import RunFolder
+from tests.support.families import REFUSED_BY_ENGINE, save
 from tests.support.ray_runs import RayWorld
 
 # Ray leaves sockets and files for the garbage collector
@@ -56,3 +57,18 @@ def test_what_cannot_fit_is_refused_before_anything_is_deployed(tmp_path: Path, 
         run_on_ray(world.settings(), world.options(least=100_000, most=100_000), print)
     assert serve.status().applications == {}
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_model_that_the_engine_cannot_serve_is_refused_before_anything_starts(
+    tmp_path: Path, redis_url: str, one_node: None
+) -> None:
+    family, reason = REFUSED_BY_ENGINE["qwen2-windows-in-some-layers"]
+    world = RayWorld.make(tmp_path, redis_url, rounds=3, sets=("generator.engine=vllm",))
+    save(family, tmp_path / "model")
+    with pytest.raises(ModelError, match=reason):
+        run_on_ray(world.settings(), world.options(most=1), print)
+    assert not serve.status().applications
+    no_room = world.options(most=1).model_copy(update={"generator_cpus": 1000.0})
+    ask_about_model_on_ray(world.settings(), no_room, gpus=False, deadline_s=0.1)  # not known

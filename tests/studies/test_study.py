@@ -1,65 +1,29 @@
-"""Studies: what their files say, intervals over seeds, and verdicts that follow from them."""
+"""`sept study`: what is checked first, what it says, and that it goes on where it stopped."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
+import time
+from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
+from rich.console import Console
 
 from learner.evaluation.benchmarks import problems_digest
 from services.errors import ConfigError
-from studies.report import RunResult, judge_claim, over_seeds, write_report
-from studies.study import Study, baseline_of, check_results, check_study, load_study, planned
-from tests.support import tiny_models
+from studies.finished_runs import FinishedRun
+from studies.study import check_study, run_study
+from studies.study_file import Study, cells, load_study
+from tests.support import scripted_run, tiny_models
+from tests.support.studies import FILE, study_file
 from tests.support.tokenizers import save_byte_tokenizer
 
-CONFIG = Path("deploy/config")
-FILE = """
-[study]
-title = "t"
-dir = "runs/t"
-seeds = [0, 1]
-sweep = [0.2, 1.0]
-claims = [{ text = "a beats b", better = "a", worse = "b" }]
-[common.training]
-rounds = 3
-[common.evaluation]
-benchmarks = ["held=held.jsonl"]
-[methods.a]
-label = "A"
-[methods.b.training]
-tau_t = 0.6
-"""
-
-
-def study_file(path: Path, text: str = FILE) -> Path:
-    (path / "study.toml").write_text(text)
-    return path / "study.toml"
-
-
-def run_result(method: str, seed: int, average: float) -> RunResult:
-    curve: dict[str, Any] = {
-        "pass_at_k": {str(k): {"value": average} for k in (1, 8, 32)},
-        "average": {"value": average},
-    }
-    return RunResult(method, seed, {"best_temperature": 1.0, "samples": 32, "temperatures": {"1": {"mean": curve}}}, [])
-
-
-@pytest.mark.parametrize("name", ["study-addition", "study-staleness"])
-def test_the_studies_that_come_with_the_project_are_whole(name: str) -> None:
-    study = load_study(CONFIG / f"{name}.toml")
-    runs = list(planned(study))
-    assert len(runs) == len(study.methods) * len(study.study.seeds)
-    assert len({settings.run.dir for _, settings in runs}) == len(runs)
-    rollouts = {
-        method: s.training.prompts_per_round * s.sampling.rollouts_per_prompt * (s.training.rounds or 0)
-        for method, s in runs
-    }
-    longer = rollouts.pop("grpo_long", None)
-    (budget,) = set(rollouts.values())  # every method has the same one, but for that whose label says otherwise
-    assert longer in (None, 10 * budget)
+DEADLINE_S = 400.0
+SHIPPED = Path("deploy/config/study-real-cpu.toml").read_text()
 
 
 def whole_study(folder: Path, held_out: str = '{"question": "2+2?", "answer": "4"}') -> Study:
@@ -68,8 +32,10 @@ def whole_study(folder: Path, held_out: str = '{"question": "2+2?", "answer": "4
     (folder / "prompts.jsonl").write_text('{"question": "1+1?"}\n')
     (folder / "held.jsonl").write_text(held_out + "\n")
     paths = f'[common.model]\npath = "{folder}/model"\n[common.data]\npath = "{folder}/prompts.jsonl"\n'
-    text = FILE.replace("held=held.jsonl", f"held={folder}/held.jsonl").replace(
-        "[common.training]", f"{paths}[common.training]"
+    text = (
+        FILE.replace("held=held.jsonl", f"held={folder}/held.jsonl")
+        .replace("runs/t", f"{folder}/study")
+        .replace("[common.training]", f"{paths}[common.training]")
     )
     return load_study(study_file(folder, text))
 
@@ -82,75 +48,93 @@ def test_the_inputs_of_every_run_are_checked_before_the_first_starts(tmp_path: P
         check_study(study)
 
 
-def test_results_of_other_problems_or_prompts_are_refused(tmp_path: Path) -> None:
-    study = whole_study(tmp_path)
-    _, settings = next(planned(study))
-    questions = [(0, "2+2?", "4")]
-    results = {"benchmarks": {"held": {"problems": problems_digest(questions)}}, "top_p": 1.0, "system_prompt": ""}
-    check_results(results, settings, tmp_path)
-    with pytest.raises(ConfigError, match="differ from this study in system_prompt"):
-        check_results(results | {"system_prompt": "Think."}, settings, tmp_path)
-    (tmp_path / "held.jsonl").write_text('{"question": "2+2?", "answer": "5"}\n')
-    with pytest.raises(ConfigError, match="differ from this study in benchmark held"):
-        check_results(results, settings, tmp_path)
+def keep(study: Study, *names: str) -> None:
+    """Numbers of runs that finished elsewhere."""
+    curve = {"pass_at_k": {"1": {"value": 0.5}}, "average": {"value": 0.5}}
+    for cell in cells(study):
+        if cell.name in names:
+            at = {"mean": curve, "benchmarks": {"held": {"correct": [2]}}, "outcomes": {"correct": 2, "wrong": 2}}
+            results = {
+                "samples": 4,
+                "best_temperature": 0.2 if cell.method == "baseline" else 1.0,
+                "temperatures": {"0.2": at, "1": at},
+                "benchmarks": {"held": {"problems": problems_digest([(0, "2+2?", "4")])}},
+            }
+            FinishedRun(study.finished, cell.name).write(cell.settings, results, {}, 60)
 
 
-def test_a_method_differs_from_the_others_in_its_sections_only(tmp_path: Path) -> None:
-    study = load_study(study_file(tmp_path))
-    runs = [(name, s.run.seed, s.training.tau_t, s.training.rounds) for name, s in planned(study)]
-    assert runs == [("a", 0, 1.0, 3), ("b", 0, 0.6, 3), ("a", 1, 1.0, 3), ("b", 1, 0.6, 3)]
-    assert baseline_of(study).evaluation.temperatures == (0.2, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "said"),
-    [
-        ('worse = "b"', 'worse = "c"', "compares methods"),
-        ("rounds = 3", "rounds = 0", r"training\.rounds"),
-        ("rounds = 3", "", r"does not set common\.training\.rounds"),
-        ("tau_t", "tau_tt", r"training\.tau_tt"),
-        ("seeds = [0, 1]", "seeds = []", r"study\.seeds"),
-    ],
-)
-def test_a_file_that_makes_no_study_is_refused(tmp_path: Path, before: str, after: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        load_study(study_file(tmp_path, FILE.replace(before, after)))
-
-
-def test_the_interval_over_seeds_is_students() -> None:
-    interval = over_seeds([1.0, 2.0, 3.0])
-    assert interval.mean == 2
-    assert interval.high - interval.mean == pytest.approx(4.303 / 3**0.5)
-    assert over_seeds([5.0]).high == float("inf")
-
-
-@pytest.mark.parametrize(
-    ("better", "verdict"),
-    [((95.0, 96.0, 95.5), "holds"), ((80.0, 81.0, 80.5), "does not hold"), ((85.0, 97.0, 90.0), "undecided")],
-)
-def test_verdicts_follow_from_the_interval_of_the_difference(better: tuple[float, ...], verdict: str) -> None:
-    worse = {0: 90.0, 1: 90.5, 2: 90.2}
-    assert judge_claim("x", dict(enumerate(better)), worse).verdict == verdict
-
-
-def test_one_seed_decides_nothing() -> None:
-    assert judge_claim("x", {0: 99.0}, {0: 1.0}).verdict == "undecided"
-
-
-def test_the_untrained_model_is_compared_with_every_seed() -> None:
-    assert judge_claim("x", {0: 95.0, 1: 96.0, 2: 95.5}, {0: 90.0}).difference.mean == pytest.approx(5.5)
-    assert judge_claim("x", {0: 90.0}, {0: 95.0, 1: 96.0, 2: 95.5}).difference.mean == pytest.approx(-5.5)
-
-
-def test_the_report_has_table_verdicts_and_figure(tmp_path: Path) -> None:
-    results = [run_result("a", seed, 0.95 + seed / 1000) for seed in range(3)] + [
-        run_result("b", seed, 0.90 + seed / 1000) for seed in range(3)
+def test_a_study_whose_runs_finished_elsewhere_only_reports(tmp_path: Path) -> None:
+    study, said = whole_study(tmp_path), StringIO()
+    keep(study, *(cell.name for cell in cells(study)))
+    assert asyncio.run(run_study(study, Console(file=said, width=200))) is None
+    assert "run 1 of" not in said.getvalue()
+    assert "| untrained | 1 | 1 | 50.0 |" in said.getvalue()
+    assert [path.name for path in sorted((tmp_path / "study").iterdir())] == [
+        "finished",
+        "report.json",
+        "report.md",
+        "report.png",
     ]
-    paths = write_report(tmp_path, "Title", {"a": "A", "b": "B"}, [("a beats b", "a", "b")], results)
-    assert [path.name for path in paths] == ["report.md", "report.json", "report.png"]
-    text = paths[0].read_text()
-    assert "| A | 1 | 3 | 95.1 ± 0.2 |" in text
-    assert "| a beats b | +5.0 |" in text
-    assert "**holds**" in text
-    assert json.loads(paths[1].read_text())["claims"][0]["verdict"] == "holds"
-    assert paths[2].stat().st_size > 1000
+
+
+def test_results_of_an_earlier_start_under_another_prompt_are_refused(tmp_path: Path) -> None:
+    study, said = whole_study(tmp_path), StringIO()
+    keep(study, *(cell.name for cell in cells(study)[:-1]))
+    evaluation = tmp_path / "study" / "b-s1" / "evaluations" / "v000003"
+    evaluation.mkdir(parents=True)
+    (evaluation / "results.json").write_text(json.dumps({"system_prompt": "Think."}))
+    with pytest.raises(ConfigError, match="differ from this study in system_prompt"):
+        asyncio.run(run_study(study, Console(file=said, width=200)))
+    assert "run 5 of 5: b-s1; 4 finished, about 1 min left" in said.getvalue()
+
+
+@pytest.mark.slow
+async def test_the_study_of_a_real_model_starts_every_cell_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """The shipped file, on a model of 0.1 M parameters whose generators answer by script, two rounds a cell."""
+    scripted_run.write(tmp_path)
+    for name in ("prompts", "held-out"):
+        rows = [
+            {"question": f"{number:04d}", "answer": str(number)} for number in range(6 if name == "held-out" else 16)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shipped = SHIPPED
+    places = {
+        "docs/results/real-cpu": f"{tmp_path}/kept",
+        "runs/study-real-cpu": f"{tmp_path}/study",
+        ".cache/word-problems": str(tmp_path),
+    }
+    for before, after in places.items():
+        shipped = shipped.replace(before, after)
+    (tmp_path / "study.toml").write_text(shipped)
+    sets = {
+        "model.path": tmp_path / "model",
+        "data.chat_template": "none",
+        "data.question_suffix": "",
+        "sampling.max_response_tokens": 16,
+        "training.rounds": 2,
+        "training.prompts_per_round": 8,
+        "generator.engine": "scripted",
+    }
+    words = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
+    names = [cell.name for cell in cells(load_study(tmp_path / "study.toml"))]
+
+    process = await scripted_run.sept("study", tmp_path / "study.toml", *words)
+    await until(lambda: (tmp_path / "study" / "sept-s0" / "metrics.jsonl").exists())
+    process.send_signal(signal.SIGTERM)
+    assert await scripted_run.finish(process) == 128 + signal.SIGTERM
+    assert [path.stem for path in (tmp_path / "kept").iterdir()] == ["baseline"]
+
+    process = await scripted_run.sept("study", tmp_path / "study.toml", *words)
+    assert await asyncio.wait_for(process.wait(), DEADLINE_S) == 0
+    assert sorted(path.stem for path in (tmp_path / "kept").iterdir()) == sorted(names)
+    report = (tmp_path / "study" / "report.md").read_text()
+    assert all(f"| {label} |" in report for label in ("SePT", "SePT (offline)", "Coupled", "EM-FT"))
+    assert report.count("**undecided**") + report.count("**holds**") + report.count("**does not hold**") == 5
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that a process brings about."""
+    ends_at = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < ends_at
+        await asyncio.sleep(0.2)

@@ -20,6 +20,73 @@ class Kind:
 
 
 BOXED = {
+    "copies that lost their commands": Kind(
+        "verl's copy of MATH against DeepScaleR's: 1,155 of 7,474 references are written differently",
+        right=(
+            (r"\begin{pmatrix} 6 \\ -17 \end{pmatrix}", r"\begin{pmatrix}6\-17\end{pmatrix}"),
+            (r"\begin{pmatrix} 4/7 \\ 5/7 \end{pmatrix}", r"\begin{pmatrix}4/7\5/7\end{pmatrix}"),
+            (r"2, 3, \text{ and } 4", "2,3,{}4"), (r"6, 8\text{, and }10", "6,8{,}10"),
+            (r"-2 \text{ or } -12", "-2{or}-12"), (r"\text{A5}_{11}", "{A5}_{11}"),
+            (r"\text{October 30}", "{October30}"), (r"\text{A, D, F}", "{A,D,F}"),
+            (r"\text{(E)},", "{(E)},"), ("43_5.", "43_5"),
+        ),
+        wrong=(
+            (r"\begin{pmatrix} 6 \\ 17 \end{pmatrix}", r"\begin{pmatrix}6\-17\end{pmatrix}"),
+            (r"\begin{pmatrix} 6-17 \\ 0 \end{pmatrix}", r"\begin{pmatrix}6\-17\end{pmatrix}"),
+            (r"2, 3, \text{ and } 5", "2,3,{}4"), (r"6, 10", "6,8{,}10"), ("-2", "-2{or}-12"),
+            (r"\text{A6}_{11}", "{A5}_{11}"), (r"\text{October 31}", "{October30}"), (r"\text{A, D}", "{A,D,F}"),
+            ("8{,}100", "8,10"),
+        ),
+    ),
+    "quantities in several units": Kind(
+        "made for this table: what people write for times, lengths and angles",
+        right=(
+            ("2 hours 30 minutes", "150 minutes"), ("2 hours and 30 minutes", "2.5 hours"), ("1 h 5 min 3 s", "3903 s"),
+            ("5 ft 6 in", "66 inches"), ("5'6\"", "5.5 feet"), ("5'6''", "66 inches"), ("2 m 30 cm", "2.3 m"),
+            ("2 weeks and 3 days", "17 days"), (r"3\text{ lb }8\text{ oz}", r"3.5\text{ lb}"), ("2 hrs 30 min", "2.5"),
+            ("30^\\circ 15'", r"30.25^\circ"), ("5 dollars and 30 cents", r"\$5.30"),
+        ),
+        wrong=(
+            ("2 hours 30 minutes", "2.3 hours"), ("2 hours 30 minutes", "32"), ("5 ft 6 in", "5.6 feet"),
+            ("5'6\"", "5.6 feet"), ("2 m 30 s", "2.3 m"), ("5 apples 3 pears", "8"), ("30 min 2 h", "150 min"),
+            ("2 hours 30 minutes", "2 hours"), ("2 days 30 minutes", "2.5 days"), ("30^\\circ 15'", r"30.15^\circ"),
+            ("5 dollars and 30 cents", "€5.30"), ("3 pm 4 am", "7"),
+        ),
+    ),
+    "capital letters": Kind(
+        "OlympiadBench (n/2 and N/2); latex2sympy2_extended takes all letters for small ones, and R^2 - r^2 for 0",
+        right=(
+            (r"\pi(R^2-r^2)", r"\pi R^2 - \pi r^2"), ("(R+r)(R-r)", "R^2-r^2"), ("n=5", "N=5"), ("E=mc^2", "E = m c^2"),
+            (r"\frac{N}{2}", "N/2"), ("x^2+c", "x^2 + C"), ("AB+BC", "BC+AB"),
+        ),
+        wrong=(
+            (r"\frac{n}{2}", r"\frac{N}{2}"), ("R^2-r^2", "0"), ("Rr", "r^2"), ("S_n-s_n", "0"), ("R", "r"),
+            ("x^2+c", "x^2+C+1"), ("aA", "a^2"),
+        ),
+    ),
+    "ways of saying it": Kind(
+        "made for this table: answers in words, vectors, antiderivatives, several options",
+        right=(
+            ("no real solutions", "no solution"), (r"\emptyset", r"\text{no solution}"), ("None", "no solutions"),
+            ("DNE", "does not exist"), ("all real numbers", r"\mathbb{R}"), (r"\text{all reals}", r"(-\infty,\infty)"),
+            ("1 in 4", "1/4"), ("3 out of 4", r"\frac34"), ("3 to 4", "3:4"), ("14 (fourteen)", "14"),
+            ("Fourteen (14)", "14"), ("15k", "15000"), (r"\$1.5M", "1500000"), ("1.234,50", "1234.50"),
+            ("1 234,50 €", "€1234.5"), ("1'234", "1234"), (r"\begin{pmatrix}1\\2\end{pmatrix}", "(1,2)"),
+            ("(1,2)", r"\begin{bmatrix}1&2\end{bmatrix}"), ("(A) and (C)", "A, C"), ("CA", "A, C"),
+            (r"{10 \choose 3}", "120"), ("{}^{10}C_3", "120"), ("_{10}P_3", "720"), (r"e^{i\pi}", "-1"),
+            ("(2+i)(2-i)", "5"), (r"1\mathbf{i}+2\mathbf{j}", r"\mathbf{i}+2\mathbf{j}"),
+            (r"3.0\times10^8~\mathrm{m\,s^{-1}}", "3e8 m/s"), (r"9.8\,\mathrm{m\,s^{-2}}", "9.8"),
+        ),
+        wrong=(
+            ("no solution", "0"), (r"\emptyset", "0"), ("DNE", "no solution"), ("all real numbers", r"\mathbb{Z}"),
+            ("1 in 4", "4"), ("3 out of 4", "3"), ("3 to 4", "4:3"), ("14 (fifteen)", "14"), ("3(3)", "3"),
+            ("15k", "15"), ("1.5M", "1.5"), ("1.234,50", "1.2345"), ("1'234", "1.234"),
+            (r"\begin{pmatrix}1\\2\end{pmatrix}", "(2,1)"),
+            (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"), ("(A) and (C)", "A"),
+            ("AB", "A, C"), ("{10 \\choose 3}", "103"), ("_{10}P_3", "120"), (r"e^{i\pi}", "1"), ("(2+i)(2-i)", "3"),
+            (r"3.0\times10^8~\mathrm{m\,s^{-1}}", "3e8 m"),
+        ),
+    ),
     "times, residues, numerals and currencies": Kind(
         "made for this table: misses that a reading of the grader found, and others of the same kinds",
         right=(
@@ -232,6 +299,21 @@ BOXED = {
 }  # fmt: skip
 
 RESPONSES = {
+    "how an answer is marked": Kind(
+        "made for this table: boxes without braces (hendrycks/math reads them), JSON, chosen options, other languages",
+        right=(
+            ("\\boxed 7", "7"), ("So \\boxed7.", "7"), ("\\framebox{7}", "7"), ("\\boxed{\\text{x is }7}", "7"),
+            ('{"answer": 7}', "7"), ('```json\n{"answer": "7"}\n```', "7"), ("I choose option B", "B"), ("= 7", "7"),
+            ("∴ 7", "7"), ("答え: 7", "7"), ("정답: 7", "7"), ("No, it is not possible.", "No"),
+            ("Case 1: it is 5.\nCase 2: none", "5"),
+        ),
+        wrong=(
+            ("7 is not the answer", "7"), ("The answer isn't 7", "7"), ("Step 7: done", "7"), ("It wasn't 7", "7"),
+            ('{"answer": 8, "steps": 7}', "7"), ("I choose option B, not C", "C"), ("\\boxed 8 and 7", "7"),
+            ("No, it is not possible.", "yes"), ("7 is wrong", "7"), ("答え: 8", "7"), ("\\framebox{8} 7", "7"),
+            ("It is not 7, it is 8", "7"), ("Yes, it is 8.", "7"),
+        ),
+    ),
     "markdown": Kind(
         "Math-Verify #76 (**73**), vllm-project/tpu-inference #2318, lm-evaluation-harness #2552",
         right=(

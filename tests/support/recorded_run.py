@@ -13,6 +13,7 @@ from services.run_folder import RunFolder
 
 KNOWN_QUESTION = "What is $\\frac{1}{2} + \\frac{1}{3}$?"
 KNOWN_ANSWER = "Over the denominator $6$: $$\\frac{3}{6} + \\frac{2}{6} = \\frac{5}{6}$$ so \\boxed{\\frac{5}{6}}."
+ODD_ANSWER = "It costs \\$5 or \\$6, **so** $\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}$."
 HOSTILE_ANSWER = '<img src=x onerror="document.title=1">'
 
 
@@ -100,7 +101,7 @@ def record(path: Path, rounds: int = 240) -> RunFolder:
     answers = [
         rollout(rounds - 1, 0, question=KNOWN_QUESTION, answer=KNOWN_ANSWER, truth="5/6"),
         rollout(rounds - 1, 1, question="Say something nasty.", answer=HOSTILE_ANSWER),
-        rollout(rounds - 1, 2, answer="It is $\\unknown{x}$ and 100 % sure.", finish_reason="length"),
+        rollout(rounds - 1, 2, answer=f"It is $\\unknown{{x}}$ and 100 % sure. {ODD_ANSWER}", finish_reason="length"),
     ]
     write_rollouts(folder, rounds - 1, answers)
     durable.write_file(folder.config, "[run]\nseed = 0\n\n[sampling]\ntau_start = 0.6  # low\n")

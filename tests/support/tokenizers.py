@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,20 @@ CHATML = (
 )
 
 
-def byte_tokenizer(chat_template: Any = None) -> PreTrainedTokenizerBase:
-    """Byte-level BPE without merges, as Qwen's is with them."""
+def byte_tokenizer(
+    chat_template: Any = None, *, special: Sequence[str] = SPECIAL, bos: str | None = "<s>", eos: str = "</s>"
+) -> PreTrainedTokenizerBase:
+    """Byte-level BPE without merges, as Qwen's is with them; the special tokens have the first ids."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *letters, "<think>"])}
+    vocabulary = {token: number for number, token in enumerate([*special, *letters, "<think>"])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     tokenizer.add_tokens(["<think>"])
     fast: Any = PreTrainedTokenizerFast  # untyped in transformers
     made: PreTrainedTokenizerBase = fast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=chat_template
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, chat_template=chat_template
     )
     return made
 

@@ -114,6 +114,8 @@ def sampling_params(task: Task) -> SamplingParams:
     return SamplingParams(
         temperature=task.temperature,
         top_p=task.top_p,
+        top_k=task.top_k,
+        min_p=task.min_p,
         max_tokens=task.max_response_tokens,
         stop_token_ids=list(task.stop_token_ids),
         ignore_eos=True,  # the task names every token that ends a response

@@ -4,11 +4,13 @@ parse_source("train.jsonl")                                    Source("train.jso
 parse_source("train.csv?question=Frage&answer=Antwort")        its columns have other names
 parse_source("rows.parquet?answer=extra_info.answer")          a column's field
 parse_source("scraped.jsonl?bad_rows=leave_out")               bad rows are left out and counted, not refused
+split_sources("a.jsonl?weight=2 + b.jsonl")                    ["a.jsonl?weight=2", "b.jsonl"]
 """
 
 from __future__ import annotations
 
 import glob
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,10 @@ from urllib.parse import parse_qsl
 
 from services.errors import DataError
 
-OPTIONS = ("question", "answer", "bad_rows")
+OPTIONS = ("question", "answer", "bad_rows", "weight")
+JOINT = " + "
+"""Between several data sets."""
+MOST_WEIGHT = 1000.0
 _QUERY = re.compile(r"\?(?P<query>\w+=[^?*/]*)$")
 
 
@@ -32,6 +37,13 @@ class Source:
     answer: str | None = None
     """The column with the reference answer; None: found by its name."""
     bad_rows: Literal["refuse", "leave_out"] = "refuse"
+    weight: float = 1.0
+    """How often its prompts come, compared with those of weight 1."""
+
+
+def split_sources(text: str) -> list[str]:
+    """The data sets that a setting names, each with its own options."""
+    return [text] if _exists(text) else [part.strip() for part in text.split(JOINT)]
 
 
 def parse_source(text: str) -> Source:
@@ -44,7 +56,7 @@ def parse_source(text: str) -> Source:
         if key not in OPTIONS or not value or key in options:
             raise DataError(
                 f"{key}={value} in {text} is not an option of a data set, or is given twice or without a value",
-                hint="options are question=COLUMN, answer=COLUMN and bad_rows=leave_out, joined by &",
+                hint="options are question=COLUMN, answer=COLUMN, bad_rows=leave_out and weight=NUMBER, joined by &",
             )
         options[key] = value
     bad_rows = options.get("bad_rows", "refuse")
@@ -55,11 +67,28 @@ def parse_source(text: str) -> Source:
         options.get("question"),
         options.get("answer"),
         "leave_out" if bad_rows == "leave_out" else "refuse",
+        _weight_in(options.get("weight", "1"), text),
     )
 
 
+def _weight_in(value: str, text: str) -> float:
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight <= MOST_WEIGHT:
+        raise DataError(
+            f"weight={value} in {text} is no number above 0 and up to {MOST_WEIGHT:g}",
+            hint="weight=2 makes its prompts come twice as often as those without a weight",
+        )
+    return weight
+
+
 def absolute_source(text: str) -> str:
-    """The same source from any working directory: a path on this machine becomes absolute, an id stays."""
+    """The same sources from any working directory: a path on this machine becomes absolute, an id stays."""
+    parts = split_sources(text)
+    if len(parts) > 1:
+        return JOINT.join(map(absolute_source, parts))
     match = None if _exists(text) else _QUERY.search(text)
     path, query = (text[: match.start()], match[0]) if match else (text, "")
     if path and (_exists(path) or (is_glob(path) and matching_files(Path(path).expanduser()))):

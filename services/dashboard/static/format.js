@@ -3,31 +3,33 @@
 export function number(value, digits = 3) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(1);
+  if (size !== 0 && size < 1e-3) return value.toExponential(digits - 2).replace(/\.?0+e/, "e");
+  if (size >= 1e6) return value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: digits });
   if (Number.isInteger(value)) return value.toLocaleString("en");
   return value.toLocaleString("en", { maximumSignificantDigits: size >= 1000 ? 4 : digits });
 }
 
-export function percent(value) {
+export function percent(value, digits = 3) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
-  return `${(100 * value).toFixed(value !== 0 && Math.abs(value) < 0.1 ? 1 : 0)} %`;
+  return `${(100 * value).toFixed((value !== 0 && Math.abs(value) < 0.1 ? 1 : 0) + digits - 3)} %`;
 }
 
-export function bytes(count) {
+export function bytes(count, digits = 3) {
   if (count === null || count === undefined || !Number.isFinite(count)) return "–";
   const units = ["B", "kB", "MB", "GB", "TB"];
   let at = 0;
   while (count >= 1000 && at < units.length - 1) { count /= 1000; at += 1; }
-  return `${count.toFixed(at === 0 || count >= 100 ? 0 : 1)} ${units[at]}`;
+  return `${count.toFixed((at === 0 || count >= 100 ? 0 : 1) + digits - 3)} ${units[at]}`;
 }
 
-export function duration(seconds) {
+export function duration(seconds, digits = 3) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
-  if (seconds < 120) return `${Math.round(seconds)} s`;
-  if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
-  if (seconds < 172800) return `${(seconds / 3600).toFixed(1)} h`;
-  return `${(seconds / 86400).toFixed(1)} days`;
+  const more = digits - 3;
+  if (seconds < 10) return `${seconds.toFixed(1 + more)} s`;
+  if (seconds < 120) return `${seconds.toFixed(more)} s`;
+  if (seconds < 7200) return `${(seconds / 60).toFixed(more)} min`;
+  if (seconds < 172800) return `${(seconds / 3600).toFixed(1 + more)} h`;
+  return `${(seconds / 86400).toFixed(1 + more)} days`;
 }
 
 export function clock(seconds) {
@@ -37,7 +39,10 @@ export function clock(seconds) {
   return at.toLocaleString("en-GB", { ...day, hour: "2-digit", minute: "2-digit", second: "2-digit" });
 }
 
+export const sentence = (name) => `${name[0].toUpperCase()}${words(name.slice(1))}`;
 export const words = (name) => name.replaceAll("_", " ");
+// Whether the page is made of the run's folder alone, as `sept page` does.
+export const isRecorded = "recorded" in document.documentElement.dataset;
 export const byId = (id) => document.getElementById(id);
 
 // Writes only what changed, so that a selection or a screen reader is left alone.

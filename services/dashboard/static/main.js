@@ -1,24 +1,29 @@
 // Puts the page together: the state at a glance, and which view is open.
 
+import { read } from "./address.js";
 import { byId, duration, number, say } from "./format.js";
 import * as overview from "./overview.js";
+import { showParts } from "./parts.js";
 import * as records from "./records.js";
 import * as rollouts from "./rollouts.js";
 import * as steering from "./steering.js";
+import { theme } from "./theme.js";
+import { attempt } from "./toast.js";
 import { follow } from "./transport.js";
 
 const ROUNDS_EVERY_MS = 3000;
 const QUEUE_EVERY_MS = 10000;
 const TONES = { running: "good", finished: "good", paused: "warn", starting: "warn", stopped: "warn", failed: "bad" };
+const OVER = new Set(["finished", "failed", "stopped"]);
 const VIEWS = {
-  overview: () => { due.rounds = due.queue = 0; },
+  overview: () => { overview.apply(); due.rounds = due.queue = 0; if (last.state) refreshCharts(frameSeen); },
   rollouts: () => rollouts.search(),
   versions: records.showVersions,
   settings: records.showSettings,
   messages: records.showMessages,
 };
 
-let last = { state: "", detail: "" };
+let last = { state: "", detail: "" }, frameSeen = null;
 const due = { rounds: 0, queue: 0 };
 let seen = "", view = "overview";
 
@@ -27,7 +32,9 @@ let seen = "", view = "overview";
 function onFrame(frame) {
   if (!frame.status) { tone("bad", "unreachable", frame.error); return; }
   const { status, requests, bottleneck } = frame;
+  showNext(frame.next_step, frame.live_url);
   last = status;
+  frameSeen = frame;
   const lost = status.learner_lost || status.generators.some((generator) => generator.lost);
   tone(lost && status.state === "running" ? "warn" : TONES[status.state], status.state, status.detail);
   const progress = status.rounds_total ? `${Math.floor((100 * status.round) / status.rounds_total)} % ` : "";
@@ -43,23 +50,25 @@ function onFrame(frame) {
   say(byId("held"), number(status.rollouts_queued));
   say(byId("oldest"), duration(status.oldest_task_s));
   say(byId("dead"), number(status.dead_letters));
-  steering.show(requests, status);
-  showBottleneck(bottleneck);
-  overview.showParts(status);
+  if (OVER.has(status.state) || requests === null) steering.end(); else steering.show(requests, status);
+  if (bottleneck !== null) showBottleneck(bottleneck);
+  showParts(status);
   if (view === "overview") refreshCharts(frame);
 }
 
-// What is left when the services no longer answer: how the run ended, or that it is not known.
-const ENDED = {
-  finished: "Write the model with: sept export. Measure it with: sept eval.",
-  failed: "The reason is above and in the run's newest flight record; sept run goes on from the last checkpoint.",
-  stopped: "sept run goes on from the last checkpoint.",
-};
-
+// What is left when nobody answers: how the run ended, or that it is not known.
 function onLost() {
   steering.end();
-  if (last.state in ENDED) tone(TONES[last.state], last.state, `${last.detail ? `${last.detail}. ` : ""}${ENDED[last.state]}`);
-  else tone("bad", "disconnected", "The services do not answer; trying again. If the run has ended, sept status says how.");
+  if (OVER.has(last.state)) return;
+  tone("bad", "disconnected", "Nobody answers; trying again. If the run has ended, sept status and sept page say how.");
+  showNext("", "");
+}
+
+function showNext(step, url) {
+  byId("next").hidden = !step && !url;
+  say(byId("command"), step);
+  byId("next").dataset.kind = step ? "step" : "live";
+  byId("live").href = url || "/";
 }
 
 function tone(kind, state, detail) {
@@ -81,43 +90,30 @@ function showBottleneck(bottleneck) {
 function refreshCharts(frame) {
   const now = performance.now();
   const mark = `${frame.generation} ${frame.recorded}`;
-  if (now >= due.rounds && (mark !== seen || due.rounds === 0)) {
+  // The last frame is the last chance: who answers it ends soon after.
+  if ((now >= due.rounds || OVER.has(last.state)) && (mark !== seen || due.rounds === 0)) {
     due.rounds = now + ROUNDS_EVERY_MS;
     seen = mark;
-    steering.attempt(overview.refreshRounds);
+    attempt(overview.refreshRounds);
   }
-  if (now >= due.queue) { due.queue = now + QUEUE_EVERY_MS; steering.attempt(overview.refreshQueue); }
+  if (now >= due.queue) { due.queue = now + QUEUE_EVERY_MS; attempt(overview.refreshQueue); }
 }
 
-// -- views and theme ----------------------------------------------------------------------------------------------
+// -- views ------------------------------------------------------------------------------------------------
 
 function open() {
-  const name = location.hash.slice(2); // "#/rollouts": no id of an element, so that nothing scrolls there
+  const name = read().view; // of "#/rollouts": no id of an element, so that nothing scrolls there
   view = name in VIEWS ? name : "overview";
   document.body.dataset.view = view;
   for (const section of document.querySelectorAll(".view")) section.hidden = section.id !== view;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#/${view}`) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
   }
-  steering.attempt(async () => VIEWS[view]());
-}
-
-function theme() {
-  const order = ["auto", "light", "dark"];
-  const apply = (name) => {
-    if (name === "auto") delete document.documentElement.dataset.theme; else document.documentElement.dataset.theme = name;
-    say(byId("theme"), `Theme: ${name}`);
-  };
-  let chosen = order.includes(localStorage.getItem("theme")) ? localStorage.getItem("theme") : "auto";
-  apply(chosen);
-  byId("theme").addEventListener("click", () => {
-    chosen = order[(order.indexOf(chosen) + 1) % order.length];
-    localStorage.setItem("theme", chosen);
-    apply(chosen);
-  });
+  attempt(async () => VIEWS[view]());
 }
 
 theme();
+if (matchMedia("(max-width: 42rem)").matches) byId("steering").open = false; // charts first on a phone
 steering.listen();
 overview.listen();
 rollouts.listen();

@@ -1,7 +1,9 @@
-// TeX of model answers to MathML, which browsers draw themselves. What it does not know stays as it was written.
+// TeX of model answers to MathML, which browsers draw themselves, and Markdown's headings and bold text. What it does not
+// know stays as it was written.
 
 const MATH = "http://www.w3.org/1998/Math/MathML";
-const DELIMITED = /\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|(\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})/g;
+const DELIMITED = /\\\$|\$\$((?:\\\$|[^$])+)\$\$|\$((?:\\\$|[^$\n])+)\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|(\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})/g;
+const STRONG = /\*\*([^*\n]+)\*\*|^#{1,6} (.+)$/gm;
 const MAX_TEX = 4000;
 
 const LETTERS = {
@@ -24,12 +26,19 @@ const SILENT = new Set(["left", "right", "displaystyle", "limits", "big", "Big",
 const TEXTS = new Set(["text", "mathrm", "textbf", "textit", "operatorname", "mbox", "mathbf", "mathbb", "mathcal", "mathit"]);
 const ACCENTS = { overline: "¯", bar: "¯", hat: "^", vec: "→", dot: "˙", tilde: "~" };
 
+const FENCES = { matrix: ["", ""], pmatrix: ["(", ")"], bmatrix: ["[", "]"], Bmatrix: ["{", "}"], vmatrix: ["|", "|"], cases: ["{", ""], array: ["", ""], aligned: ["", ""], "align*": ["", ""], align: ["", ""] };
+
 // Text to nodes: formulas drawn, the rest as text with what was searched for marked.
 export function withMath(text, wanted = "") {
   const nodes = [];
   let at = 0;
   for (const match of text.matchAll(DELIMITED)) {
     const tex = match[1] ?? match[2] ?? match[3] ?? match[4] ?? match[5];
+    if (tex === undefined) { // an escaped dollar is money
+      nodes.push(...marked(`${text.slice(at, match.index)}$`, wanted));
+      at = match.index + match[0].length;
+      continue;
+    }
     const drawn = tex.length <= MAX_TEX ? formula(tex, match[1] !== undefined || match[3] !== undefined) : null;
     if (drawn === null) continue;
     nodes.push(...marked(text.slice(at, match.index), wanted), drawn);
@@ -38,7 +47,20 @@ export function withMath(text, wanted = "") {
   return [...nodes, ...marked(text.slice(at), wanted)];
 }
 
+// Markdown's headings and bold text are bold; what was searched for is marked.
 function marked(text, wanted) {
+  const nodes = [];
+  let at = 0;
+  for (const match of text.matchAll(STRONG)) {
+    const strong = document.createElement("strong");
+    strong.append(...found(match[1] ?? match[2], wanted));
+    nodes.push(...found(text.slice(at, match.index), wanted), strong);
+    at = match.index + match[0].length;
+  }
+  return [...nodes, ...found(text.slice(at), wanted)];
+}
+
+function found(text, wanted) {
   if (!wanted) return text ? [text] : [];
   const nodes = [], small = text.toLowerCase(), part = wanted.toLowerCase();
   let at = 0;
@@ -124,6 +146,7 @@ class Parser {
     if (name === "binom") return node("mrow", {}, node("mo", {}, "("), node("mfrac", { linethickness: "0" }, this.argument(), this.argument()), node("mo", {}, ")"));
     if (name === "boxed" || name === "fbox") return node("mrow", { class: "boxed" }, this.argument());
     if (name === "sqrt") return this.root();
+    if (name === "begin") return this.table();
     throw new Unknown();
   }
 
@@ -132,6 +155,28 @@ class Parser {
     this.take();
     const degree = this.row("]");
     return node("mroot", {}, this.argument(), degree);
+  }
+
+  // \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}, and the other tables.
+  table() {
+    const kind = this.raw();
+    const fences = FENCES[kind];
+    if (!fences) throw new Unknown();
+    if (kind === "array") this.raw(); // how columns are aligned
+    const rows = [[]];
+    let cell = [];
+    const end = (row) => { row.push(node("mtd", {}, ...cell)); cell = []; };
+    for (let token = this.peek(); token !== "\\end"; token = this.peek()) {
+      if (token === undefined) throw new Unknown();
+      if (token === "&") { this.take(); end(rows.at(-1)); }
+      else if (token === "\\\\") { this.take(); end(rows.at(-1)); rows.push([]); }
+      else cell.push(this.scripts(this.atom()));
+    }
+    this.take();
+    if (this.raw() !== kind) throw new Unknown();
+    if (cell.length || rows.at(-1).length) end(rows.at(-1));
+    const drawn = node("mtable", {}, ...rows.filter((row) => row.length).map((row) => node("mtr", {}, ...row)));
+    return node("mrow", {}, node("mo", {}, fences[0]), drawn, node("mo", {}, fences[1]));
   }
 
   raw() {

@@ -1,10 +1,10 @@
 // The views of what is written down: versions, settings, warnings and the audit.
 
-import { byId, bytes, clock, element, number, table, words } from "./format.js";
+import { byId, bytes, clock, element, isRecorded, number, table, words } from "./format.js";
 import { ask } from "./transport.js";
 
 export async function showVersions() {
-  const versions = await ask("/v1/versions", { limit: 100 });
+  const versions = await ask("v1/versions", { limit: 100 });
   const columns = [
     { label: "version", number: true }, { label: "published" }, { label: "digest", wide: true }, { label: "continues", number: true },
     { label: "delta", number: true }, { label: "snapshot", number: true }, { label: "whole model", number: true }, { label: "tensors", number: true },
@@ -22,7 +22,7 @@ export async function showVersions() {
 }
 
 export async function showSettings() {
-  const text = await ask("/v1/config");
+  const text = await ask("v1/config");
   const lines = text.split("\n").map((line) => (/^\[.*\]$/.test(line) ? element("b", {}, line) : line));
   const pre = element("pre", { tabindex: "0" });
   lines.forEach((line) => pre.append(line, "\n"));
@@ -30,7 +30,7 @@ export async function showSettings() {
 }
 
 export async function showMessages() {
-  const [warnings, audit] = await Promise.all([ask("/v1/warnings"), ask("/v1/events/last", { kind: "control" })]);
+  const [warnings, audit] = await Promise.all([ask("v1/warnings"), isRecorded ? [] : ask("v1/events/last", { kind: "control" })]);
   const columns = [{ label: "when" }, { label: "part" }, { label: "level" }, { label: "message", long: true, wide: true }];
   const rows = warnings.map((warning) => [
     clock(warning.time_s), warning.part, element("span", { class: "pill", "data-tone": warning.level === "error" ? "bad" : "warn" }, warning.level), warning.text,
@@ -39,7 +39,7 @@ export async function showMessages() {
   const asked = audit.map((event) => [clock(event.time_s), describe(event.fields), event.fields.client ?? event.source]);
   byId("audit").replaceChildren(asked.length
     ? table([{ label: "when" }, { label: "request", long: true }, { label: "from" }], asked, "What people asked for")
-    : element("p", { class: "note" }, "Nobody has asked for anything yet."));
+    : element("p", { class: "note" }, isRecorded ? "Known only to the page of the run itself, while it is active." : "Nobody has asked for anything yet."));
 }
 
 function describe({ action, generators_target: target, weight_version: version, reason }) {

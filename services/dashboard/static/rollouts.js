@@ -1,47 +1,69 @@
-// The browser of rollouts: search, answers with their formulas, the versions that sampled them.
+// The browser of rollouts: what is wanted stands in the address; answers with their formulas and the versions that sampled them.
 
+import { change, link, read } from "./address.js";
 import { byId, element, number, say } from "./format.js";
 import { withMath } from "./math.js";
+import { attempt } from "./toast.js";
 import { ask } from "./transport.js";
+
+const FIELDS = ["text", "round", "order", "verdict", "ended_by", "version", "temperature", "min_tokens", "max_tokens", "min_reward", "max_reward"];
+const PAGE = 30;
 
 let next = null, shown = 0, asked = 0;
 
+const form = () => byId("search").elements;
+
 export function listen() {
-  byId("search").addEventListener("submit", (event) => { event.preventDefault(); search(); });
-  byId("older").addEventListener("click", () => search(next));
+  byId("search").addEventListener("submit", (event) => {
+    event.preventDefault();
+    change({ ...Object.fromEntries(FIELDS.map((name) => [name, form()[name].value])), like: "", relation: "" });
+    attempt(search);
+  });
+  byId("clear").addEventListener("click", () => { location.hash = link("rollouts"); });
+  byId("older").addEventListener("click", () => attempt(() => search(next)));
 }
 
 export async function search(start = null) {
   const ticket = asked += 1;
-  const text = byId("text").value;
-  const round = start?.round ?? byId("from").value;
+  const { values } = read();
+  for (const name of FIELDS) form()[name].value = values[name] ?? (name === "order" ? "newest" : "");
+  byId("filters").open ||= FIELDS.slice(3).some((name) => values[name]);
   say(byId("found"), "searching …");
-  const found = await ask("/v1/rollouts", { text, round, line: start?.line, limit: 30 });
+  const wanted = Object.fromEntries([...FIELDS, "like", "relation"].map((name) => [name, values[name]]));
+  const found = await ask("v1/rollouts", { ...wanted, ...(start ?? {}), limit: PAGE });
   if (ticket !== asked) return; // another search was started meanwhile
-  const cards = found.records.map((record) => card(record, text));
+  const cards = found.records.map((record) => card(record, values.text ?? ""));
   if (start === null) { byId("records").replaceChildren(...cards); shown = 0; } else byId("records").append(...cards);
+  byId("records").toggleAttribute("data-beside", values.relation === "group");
   shown += cards.length;
   next = found.next_position;
-  byId("older").hidden = next === null;
-  say(byId("found"), summary(found));
+  byId("older").hidden = next === null || (values.order && values.order !== "newest");
+  say(byId("found"), summary(found, values));
 }
 
-function summary(found) {
+const RELATIONS = { self: "One rollout", group: "All answers of one group", question: "All answers to one question, newest version first" };
+
+function summary(found, { like, relation, order }) {
   if (found.last_round === null) return "No round is recorded yet.";
   const recorded = `rounds ${found.first_round} to ${found.last_round} are recorded`;
-  if (shown === 0 && !next) return `Nothing found; ${recorded}.`;
-  return next ? `${shown} shown, there is more from round ${next.round} back; ${recorded}.` : `${shown} found; ${recorded}.`;
+  const of = like ? `${RELATIONS[relation] ?? RELATIONS.self}. ` : "";
+  if (shown === 0 && !next) return `${of}Nothing found; ${recorded}.`;
+  const ranked = order && order !== "newest" ? `, ${order} first` : "";
+  const back = ranked ? ` of round ${next?.round} and later` : `, there is more from round ${next?.round} back`;
+  return `${of}${shown} shown${ranked}${next ? back : ""}; ${recorded}.`;
 }
 
 function card(record, wanted) {
   const fact = (name, value) => element("span", {}, `${name} `, element("b", {}, value));
+  const known = (name, value, as = number) => (value === undefined || value === null ? [] : [fact(name, as(value))]);
+  const related = (relation, text) => element("a", { href: link("rollouts", { like: record.rollout_id, relation }) }, text);
   const head = element("h3", {}, fact("round", number(record.round)), fact("tau_s", number(record.temperature)),
     fact("NLL", number(record.nll)), fact("tokens", number(record.response_tokens)), fact("ended by", record.finish_reason),
-    fact("staleness", number(record.staleness)), fact("by", record.generator_id));
-  const evaluated = record.correct === undefined || record.correct === null ? [] : [fact("verdict", record.correct ? "correct" : "wrong")];
-  if (record.reward !== undefined && record.reward !== null) evaluated.push(fact("reward", number(record.reward)));
-  head.append(...evaluated);
-  const children = [head, block("question", record.question, wanted), block("answer", record.answer, wanted), spans(record)];
+    fact("staleness", number(record.staleness)), fact("by", record.generator_id),
+    ...known("graded", record.correct, (correct) => (correct ? "right" : "wrong")), ...known("reward", record.reward), ...known("signal", record.signal),
+    ...known("class of equal answers", record.class), ...known("vote", record.vote, (won) => (won ? "won" : "lost")));
+  const links = element("p", { class: "links" }, related("self", "link"), related("group", "its group"), related("question", "this question at all versions"));
+  const children = [head, block("question", record.question, wanted), block("answer", record.answer, wanted), spans(record), links];
   if (record.truth) children.push(element("p", { class: "note" }, `reference: ${record.truth}`));
   return element("article", { class: "card record", "aria-label": record.rollout_id }, ...children);
 }

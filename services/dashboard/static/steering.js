@@ -1,6 +1,7 @@
 // What people want of the run: the controls, the questions before what cannot be undone, and the requests as they stand.
 
 import { byId, element, say } from "./format.js";
+import { attempt } from "./toast.js";
 import { ask, request } from "./transport.js";
 
 const VERSIONS_EVERY_MS = 5000;
@@ -51,7 +52,7 @@ function again() {
 
 // The newest version is chosen until a person chooses another one; a list that is open is left alone.
 async function showVersions() {
-  const versions = await ask("/v1/versions");
+  const versions = await ask("v1/versions");
   const select = byId("target");
   if (document.activeElement === select && select.options.length) return;
   select.replaceChildren(...versions.map(({ weight_version: version, checkpointed }) =>
@@ -65,21 +66,6 @@ function showTarget() {
   byId("export").disabled = !option;
   const isEarlier = option && Number(option.value) < newest;
   byId("rollback").disabled = !(isEarlier && option.hasAttribute("data-checkpoint"));
-}
-
-function toast(text) {
-  const note = element("p", {}, text);
-  byId("toast").replaceChildren(note);
-  setTimeout(() => note.remove(), 6000);
-}
-
-export async function attempt(work, done) {
-  try {
-    await work();
-    if (done) toast(done);
-  } catch (error) {
-    toast(`That did not work: ${error.message}`);
-  }
 }
 
 function confirmed(question, consequence, yes) {

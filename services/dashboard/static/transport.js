@@ -1,4 +1,5 @@
 // Talks to the services: one stream of frames, queries and control requests. A tab that nobody sees is not connected.
+// Addresses are relative: the page of a run is at / of its services, and at /runs/KEY/ of `sept page`.
 
 export async function ask(path, parameters = {}) {
   const query = new URLSearchParams(Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== ""));
@@ -7,11 +8,11 @@ export async function ask(path, parameters = {}) {
 
 export async function request(action, body) {
   const options = { method: "POST", headers: body ? { "Content-Type": "application/json" } : {}, body: body && JSON.stringify(body) };
-  return answered(await fetch(`/v1/control/${action}`, options));
+  return answered(await fetch(`v1/control/${action}`, options));
 }
 
 async function answered(response) {
-  if (response.status === 401) { location.assign("/login"); }
+  if (response.status === 401) { location.assign(`/login${location.hash}`); }
   const isJson = (response.headers.get("content-type") ?? "").includes("json");
   const body = isJson ? await response.json() : await response.text();
   if (!response.ok) throw new Error(body.error ?? `${response.status}`);
@@ -22,7 +23,7 @@ async function answered(response) {
 export function follow(onFrame, onLost) {
   let source = null;
   const open = () => {
-    source = new EventSource("/v1/live");
+    source = new EventSource("v1/live");
     source.onmessage = (event) => onFrame(JSON.parse(event.data));
     source.onerror = () => {
       onLost();

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -140,15 +141,39 @@ async def test_what_is_lacking_outside_is_waited_for_by_time_and_named(watcher: 
     assert any("last_words=sept: the disk is full" in text for text in watcher.said)
 
 
-async def test_a_part_that_never_comes_up_is_given_up(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervised_part, "READY_CHECK_S", 0.05)
-    policy = RestartPolicy(first_delay_s=0.01, longest_delay_s=0.01, max_failures=2, ready_s=0.2)
+async def test_a_part_that_sends_no_heartbeats_is_given_up(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised_part, "SILENCE_CHECK_S", 0.05)
+    policy = RestartPolicy(first_delay_s=0.01, longest_delay_s=0.01, max_failures=2, most_silent_s=0.2)
     spec = watcher.script("hanging", "print('loading', flush=True)" + STUBBORN)
-    part = SupervisedPart(spec, watcher.folder, policy, watcher.log, may_finish=True, is_ready=lambda part, pid: False)
+    part = SupervisedPart(spec, watcher.folder, policy, watcher.log, may_finish=True, silent_s=lambda part, pid: inf)
     await asyncio.wait([part.task], timeout=60)
-    with pytest.raises(UnavailableError, match=r"hanging died 2 times in a row"):
+    with pytest.raises(UnavailableError, match=r"hanging died 2 times in a row.*had sent no heartbeat for 0 s"):
         await part.task
-    assert sum(text.startswith("part_not_ready part=hanging") for text in watcher.said) == 2
+    assert sum("part_died part=hanging ended=killed, as it had" in text for text in watcher.said) == 1
+
+
+async def test_a_part_is_as_silent_as_it_has_lived_at_most(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has an earlier one's number did not send that one's last heartbeat."""
+    monkeypatch.setattr(supervised_part, "SILENCE_CHECK_S", 0.01)
+    asked = asyncio.Event()
+
+    def silent_s(_part: str, _pid: int) -> float:
+        asked.set()
+        return inf
+
+    part = SupervisedPart(
+        watcher.script("young", STUBBORN),
+        watcher.folder,
+        RestartPolicy(most_silent_s=3600),
+        watcher.log,
+        may_finish=True,
+        silent_s=silent_s,
+    )
+    await asyncio.wait_for(asked.wait(), 60)
+    part.kill()
+    await asyncio.wait([part.task], timeout=60)
+    await part.task
+    assert not any("part_died" in text for text in watcher.said)
 
 
 async def test_a_cause_that_can_be_removed_is_removed_before_the_next_start(watcher: Watcher) -> None:

@@ -1,13 +1,16 @@
-"""Whether the processes of a run have done work."""
+"""Whether the processes of a run have done work, and which of them are silent."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import redis
 
+from deploy.local import work_reports
 from deploy.local.work_reports import RunProgress, WorkReports
 from services.contracts import Heartbeat, Part
 from services.run_folder import EvaluationFolder, RunFolder
@@ -68,6 +71,59 @@ async def test_without_redis_nobody_is_known_to_have_worked(tmp_path: Path) -> N
     following = asyncio.create_task(reports.follow())
     await asyncio.sleep(0)
     assert not reports.has_worked("generator-0", 1)
+    following.cancel()
+    await asyncio.wait([following])
+
+
+async def test_a_part_is_silent_until_it_or_a_rank_of_it_sends_a_heartbeat(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work_reports, "READ_EVERY_S", 0.05)
+    monkeypatch.setattr(work_reports, "LOST_AFTER_S", 3600.0)
+    folder = RunFolder(tmp_path).create()
+    reports = WorkReports(folder, redis_url)
+    launcher = await asyncio.create_subprocess_exec(
+        "sh", "-c", "sleep 1000 & echo $!; wait", stdout=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    assert launcher.stdout is not None
+    rank = int(await launcher.stdout.readline())
+
+    async def until_silence(part: str, pid: int, *, ends: bool) -> None:
+        async with asyncio.timeout(60):
+            while (reports.silent_s(part, pid) == 0) != ends:
+                await asyncio.wait([following], timeout=0.01)
+
+    def send(client: redis.Redis, part: Part, pid: int) -> None:
+        beat = Heartbeat(part=part, part_id=part.value, state="s", shares={"s": 1.0}, host="h", pid=pid, device="cpu")
+        Heartbeats(client, Keys(folder.run_id)).send(beat)
+
+    following = asyncio.create_task(reports.follow())
+    try:
+        with redis.Redis.from_url(redis_url) as client:
+            send(client, Part.GENERATOR, 2**70)  # which no process has
+            send(client, Part.GENERATOR, rank)  # nobody may send the learner's but the learner
+            await until_silence("learner", launcher.pid, ends=False)
+            send(client, Part.LEARNER, rank)
+            await until_silence("learner", launcher.pid, ends=True)
+            await until_silence("generator-0", 4_000_001, ends=False)
+            send(client, Part.GENERATOR, 4_000_001)
+            await until_silence("generator-0", 4_000_001, ends=True)
+        assert reports.silent_s("redis", 4_000_002) == reports.silent_s("services", 4_000_003) == 0
+    finally:
+        os.killpg(launcher.pid, signal.SIGKILL)
+        await launcher.wait()
+        following.cancel()
+        await asyncio.wait([following])
+
+
+async def test_nobody_is_silent_while_redis_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_reports, "READ_EVERY_S", 0.01)
+    monkeypatch.setattr(work_reports, "ANSWERS_WITHIN_S", 0.01)
+    reports = WorkReports(RunFolder(tmp_path).create(), "redis://127.0.0.1:1")
+    assert reports.silent_s("learner", 7) == 0
+    following = asyncio.create_task(reports.follow())
+    await asyncio.wait([following], timeout=0.5)
+    assert reports.silent_s("learner", 7) == 0
     following.cancel()
     await asyncio.wait([following])
 

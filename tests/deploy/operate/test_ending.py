@@ -33,7 +33,7 @@ def test_a_finished_run_says_what_it_gained_and_where_the_model_is(tmp_path: Pat
     assert rest[0] == "  pass@1 75.0% at version 4, temperature 1; 25.0% at version 2 (+50.0 points)"
     assert rest[1].startswith("  loss ")
     assert rest[2] == f"model: version 4; write it as a Hugging Face folder: sept export --run {tmp_path} MODEL_FOLDER"
-    assert len(rest) == 3
+    assert rest[3:] == [f"look at it again: sept page {tmp_path}"]
 
 
 def test_a_run_without_evaluations_says_how_to_measure_it(tmp_path: Path) -> None:

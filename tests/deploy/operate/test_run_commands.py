@@ -106,10 +106,11 @@ def test_an_export_says_which_files_of_the_model_it_lacks(tmp_path: Path) -> Non
     assert files_not_exported(run) == {}
     model = tmp_path / "model"
     model.mkdir()
-    for name in ("config.json", "LICENSE", "pytorch_model.bin"):
+    shard = "model-00001-of-00002.safetensors"
+    for name in ("config.json", "LICENSE", "pytorch_model.bin", shard, "model.safetensors.index.json"):
         (model / name).write_text("{}")
     run.config.write_text(f'[model]\npath = "{model}"\n')
-    assert list(files_not_exported(run)) == ["pytorch_model.bin"]
+    assert list(files_not_exported(run)) == ["pytorch_model.bin"], "the trained weights are in the others' place"
 
 
 async def test_status_is_asked_with_the_token() -> None:
@@ -258,7 +259,9 @@ def test_the_status_of_a_run_that_was_killed_is_its_last_rounds(
     write(folder, WHERE.model_copy(update={"services_url": f"http://127.0.0.1:{free_port()}"}))
     durable.append_line(folder.metrics, a_round(0).as_line())
     show_status(folder.path, as_json=False)
-    assert "no run is active in" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no run is active in" in said
+    assert f"go on: sept run {folder.config}" in said
     with pytest.raises(UnavailableError, match="no run is active in"):
         show_status(folder.path, as_json=True)
 
@@ -285,6 +288,18 @@ def test_the_view_shows_parts_queue_and_rounds() -> None:
         assert expected in text
     assert "1.5 kB" in text
     assert "waiting for the services" in shown(render(None, []))
+
+
+def test_eighty_columns_hold_the_view() -> None:
+    """Nothing is cut; long states break at their spaces."""
+    waits = a_beat(Part.GENERATOR, "generator-10").model_copy(update={"state": "waiting_for_weights", "in_flight": 256})
+    row = GeneratorStatus(heartbeat=waits, age_s=0.1, lost=False)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(render(a_snapshot().model_copy(update={"generators": (row,)}), [a_round(1234)]))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert all(word in text for word in ("generator-10", "waiting for", "weights", "256", "1234", "1.5 kB"))
 
 
 async def test_without_a_terminal_every_round_is_one_line(tmp_path: Path) -> None:

@@ -53,4 +53,6 @@ def test_a_step_is_the_nll_of_the_drawn_answers(tmp_path: Path) -> None:
         return -torch.cat([taken(log_p(index), tokens[index]) for index in drawn]).mean()
 
     stats = same_step(tmp_path, "power", loss)
-    assert stats.rewards == tuple(float(index in drawn) for index in range(len(given)))
+    assert tuple(signal.reward for signal in stats.signals) == tuple(
+        float(index in drawn) for index in range(len(given))
+    )

@@ -30,4 +30,4 @@ def test_a_step_equals_its_formula(tmp_path: Path) -> None:
         p = own_logits(plain, rollout).detach().softmax(-1)
         scores.append(-(p * p.shape[-1]).log().mean(-1).mean().item())
     stats = same_step(tmp_path, "self_certainty", policy_gradient(scores))
-    assert stats.rewards == pytest.approx(scores, rel=1e-4)
+    assert tuple(signal.reward for signal in stats.signals) == pytest.approx(scores, rel=1e-4)

@@ -49,6 +49,8 @@ def test_a_round_depends_only_on_seed_and_number() -> None:
 def test_tasks_carry_round_position_limits_and_settings() -> None:
     sampling = {
         "top_p": 0.9,
+        "top_k": 20,
+        "min_p": 0.05,
         "max_response_tokens": 55,
         "rollouts_per_prompt": 4,
         "tau_start": 0.7,
@@ -58,6 +60,7 @@ def test_tasks_carry_round_position_limits_and_settings() -> None:
     task = course.tasks_of(2)[1]
     assert (task.task_id, task.round, task.position) == ("r000002-00001", 2, 1)
     assert (task.temperature, task.top_p, task.max_response_tokens, task.samples) == (0.7, 0.9, 55, 4)
+    assert (task.top_k, task.min_p) == (20, 0.05)
     assert task.stop_token_ids == (7, 9)
     assert task.prompt_tokens.tolist() == course.prompts_of(2)[1].tokens.tolist()
 

@@ -52,6 +52,10 @@ def test_a_verl_ground_truth_that_is_a_mapping_holds_the_answer_as_target(tmp_pa
         ({"question": "How many?", "answer": "36*2 = <<36*2=72>>72\n#### 72"}, "How many?", "72"),
         ({"question": "How many?", "answer": "72"}, "How many?", "72"),
         ({"problem": "Find x.", "answer": "3"}, "Find x.", "3"),
+        ({"Problem": "Find x.", "Answer": "3", "Solution": "long"}, "Find x.", "3"),
+        ({"problem": "Find x.", "generated_solution": "long", "expected_answer": "3"}, "Find x.", "3"),
+        ({"question": "Find x.", "solution": r"\boxed{4}", "ground_truth": "3"}, "Find x.", "3"),
+        ({"query": "Find x.", "target": 3}, "Find x.", "3"),
         ({"problem": "Find x.", "answer": 3}, "Find x.", "3"),
         ({"problem": "Find x.", "solution": r"First \boxed{1}, then \boxed{\frac{1}{2}}."}, "Find x.", r"\frac{1}{2}"),
         ({"problem": "Find x.", "solution": "long", "answer": "4"}, "Find x.", "4"),
@@ -192,3 +196,14 @@ def test_the_shared_files_are_recognised() -> None:
     for name, counts in expected.items():
         questions = read_questions(str(SHARED / name))
         assert (len(questions), sum(question.answer is None for question in questions)) == counts
+
+
+def test_rows_of_several_data_sets_are_numbered_on_and_carry_their_weights(tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    first = jsonl(tmp_path, {"question": "a"}, {"question": "b"}, {"question": "c"})
+    second = jsonl(tmp_path / "second", {"question": "d"}, {"question": "e"})
+    questions = read_questions(f"{first} + {second}?weight=2")
+    assert [(one.row, one.text, one.weight) for one in questions] == [
+        (0, "a", 1.0), (1, "b", 1.0), (2, "c", 1.0), (3, "d", 2.0), (4, "e", 2.0)
+    ]  # fmt: skip
+    assert [one.text for one in read_questions(f"{first} + {second}", limit=1)] == ["a", "d"]

@@ -41,4 +41,4 @@ def test_a_poisoned_answer_cannot_hold_up_a_vote(pool: GraderPool, poison: str) 
     assert classes[1] == classes[3]
     assert classes[1] is not None and classes[4] is not None and classes[1] != classes[4]
     assert classes[0] is None or classes[0] not in (classes[1], classes[4])
-    assert time.monotonic() - started < 10 * LIMIT_S, "one limit, and a worker that is started again"
+    assert time.monotonic() - started < 60, "one limit, and a worker that is started again"

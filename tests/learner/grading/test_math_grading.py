@@ -174,7 +174,8 @@ def test_reported_pairs_are_graded_right(pool: GraderPool) -> None:
     ["1e99999999", "10^{99999999}", "99999999!", r"\binom{99999999}{7}", "{" * 900 + "}" * 900, "(" * 700, r"\pm" * 500,
     "1," * 900, "*_" * 900, "√" * 900,
      "½" * 900, "minus " * 300, "a and " * 300, r"\text{" * 300, "=".join("x" * 900), "$" * 1900, "1/" * 900,
-     "0." + "3" * 1900 + "..."],
+     "0." + "3" * 1900 + "...", "5 ft " * 400, '"answer": ' * 180, "1'" * 900, "1.234" * 380, r"\choose" * 250,
+     "A," * 900],
 )  # fmt: skip
 def test_a_hostile_answer_is_wrong_at_once(answer: str) -> None:
     same_answer("1+1", "2")  # imports the parser

@@ -26,7 +26,7 @@ def worker() -> Iterator[SignalWorker]:
 
 
 def rewards(worker: SignalWorker, *answers: str, reference: str = "4") -> list[float]:
-    return [signal.reward for signal in worker.submit(Group(reference, answers)).result()]
+    return [answer.signal.reward for answer in worker.submit(Group(reference, answers)).result() if answer.signal]
 
 
 def test_rewards_come_in_the_order_of_the_answers(worker: SignalWorker) -> None:
@@ -50,8 +50,23 @@ def test_every_rollout_gets_the_signal_of_its_answer_among_its_group(worker: Sig
 
     found = list(worker.in_order(iter(rollouts), ["4", "6", "7"], text_of))
     assert [rollout for rollout, _ in found] == rollouts
-    assert [signal.reward for _, signal in found] == [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
-    assert [signal.weight > 0 for _, signal in found] == [True, False, False, False, False, True]
+    given = [answer.signal for _, answer in found if answer.signal]
+    assert [signal.reward for signal in given] == [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
+    assert [signal.weight > 0 for signal in given] == [True, False, False, False, False, True]
+    assert [(answer.class_, answer.won) for _, answer in found] == [
+        (0, True), (1, False), (0, True), (0, True), (0, True), (1, False)
+    ]  # fmt: skip
+
+
+def test_answers_are_compared_also_for_an_algorithm_that_looks_at_no_texts() -> None:
+    worker = SignalWorker(None, workers=1)
+    try:
+        found = worker.submit(Group("", ("\\boxed{3}", "I do not know.", "\\boxed{4}", "\\boxed{4.0}"))).result()
+    finally:
+        worker.close()
+    assert [answer.signal for answer in found] == [None] * 4
+    assert [answer.class_ for answer in found] == [0, None, 1, 1]
+    assert [answer.won for answer in found] == [False, False, True, True]
 
 
 def prompt(index: int, answer: str | None) -> Prompt:

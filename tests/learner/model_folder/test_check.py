@@ -36,6 +36,20 @@ def test_a_whole_folder_passes_without_torch_and_transformers(folder: Path) -> N
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_pointer_of_git_lfs_is_named(folder: Path, name: str) -> None:
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 5\n")
+    with pytest.raises(ModelError, match=rf"{name} is a pointer of Git LFS") as caught:
+        check_model_folder(folder)
+    assert "git lfs pull" in caught.value.hint
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="has no vocabulary"):
+        check_model_folder(folder)
+
+
 def test_weights_that_were_cut_short_are_refused(folder: Path) -> None:
     weights = folder / "model.safetensors"
     for length in (weights.stat().st_size - 100, 20, 0):

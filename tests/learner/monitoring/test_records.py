@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from learner.monitoring.records import LostRecords, Records, summarise
+from learner.grading.signals import JudgedAnswer
+from learner.monitoring.records import LostRecords, Records, summarise, summarise_votes
 from services.contracts import VersionSpan
 from services.run_folder import RunFolder
 from tests.support.disk_order import disk_order
@@ -124,3 +125,12 @@ def test_the_summary_counts_and_averages() -> None:
     assert (summary.rollouts, summary.prompt_tokens, summary.response_tokens) == (2, 4, 6)
     assert (summary.response_length_mean, summary.truncated_ratio) == (3.0, 0.5)
     assert (summary.staleness_mean, summary.staleness_max, summary.spanning_rollouts) == (0.5, 1, 1)
+
+
+def test_the_vote_share_is_that_of_the_largest_class_and_a_text_without_an_answer_agrees_with_nothing() -> None:
+    classes: list[list[int | None]] = [[0, 0, 0, 1], [None, None, 0, 1], [None] * 4]
+    rollouts = [rollout(position, [1], [2], sample) for position in range(3) for sample in range(4)]
+    judged = [JudgedAnswer(None, class_, False) for group in classes for class_ in group]
+    summary = summarise_votes(rollouts, judged)
+    assert summary.vote_share == pytest.approx((3 / 4 + 1 / 4 + 0) / 3)
+    assert summary.distinct_answers == pytest.approx((2 + 2 + 0) / 3)

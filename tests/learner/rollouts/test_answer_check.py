@@ -47,6 +47,11 @@ def test_an_honest_answer_has_no_fault(honest: Rollout) -> None:
         (answer([1, 2, 3, 4, 5, 6, 7]), "7 tokens, the task allows 6"),
         (answer([1, 9], temperature=0.7), "sampled at temperature 0.7, the task asks for 0.6"),
         (answer([1, 9], temperature=0.0), "sampled at temperature 0, the task asks for 0.6"),
+        (
+            answer([1, 9], top_k=20),
+            "sampled with top_p, top_k, min_p = (1.0, 20, 0.0), the task asks for (1.0, 0, 0.0)",
+        ),
+        (answer([1, 9], min_p=0.1), "the task asks for (1.0, 0, 0.0)"),
         (answer([1, 2]), "finish reason stop, and its last token 2 says otherwise"),
         (answer([1, 2, 3, 4, 5, 7], "length"), "finish reason length, and its last token 7 says otherwise"),
         (answer([1, 2, 3], "length"), "finish reason length after 3 tokens, the task allows 6"),

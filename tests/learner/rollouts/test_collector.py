@@ -404,7 +404,7 @@ def test_a_place_in_the_queue_that_is_none_does_not_keep_a_task_from_being_issue
     entry_id: bytes | None, collector: Open, client: redis.Redis, redis_url: str
 ) -> None:
     """None: that of another task."""
-    collecting = collector(recheck_after_s=0.05)
+    collecting = collector()
     collecting.expect(tasks_of(0))
     first, second = (task.task_id for task in tasks_of(0)[:2])
     client.hset(KEYS.open, first, entry_id or client.hget(KEYS.open, second) or b"")

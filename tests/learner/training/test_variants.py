@@ -87,9 +87,18 @@ def test_rewards_without_labels_are_recorded_with_the_answers(
 ) -> None:
     folder = learn(tmp_path, model, redis_url, samples=SAMPLES, algorithm=algorithm, rounds=1)
     (metrics,) = folder.rounds()
-    rewards = [answer["reward"] for answer in answers_of(folder, 0)]
+    records = answers_of(folder, 0)
+    rewards = [answer["reward"] for answer in records]
     assert len(rewards) == 16
     assert metrics.reward_mean == pytest.approx(sum(rewards) / 16)
+    by_prompt = [records[first : first + SAMPLES] for first in range(0, 16, SAMPLES)]
+    assert all(abs(sum(answer["signal"] for answer in group)) < 1e-4 for group in by_prompt), "advantages of a group"
+    if algorithm == "majority_vote":
+        assert [answer["vote"] for answer in records] == [reward == 1.0 for reward in rewards]
+        assert metrics.vote_share == pytest.approx(sum(rewards) / 16)
+        assert metrics.distinct_answers == pytest.approx(
+            sum(len({answer["class"] for answer in group} - {None}) for group in by_prompt) / 4
+        )
 
 
 def test_grpo_without_reference_answers_is_refused_before_anything_is_sampled(

@@ -73,6 +73,24 @@ async def test_missing_generators_are_named(endpoint: Endpoint, http: httpx.Asyn
     assert (await status(http)).detail == "no generator is alive"
 
 
+async def test_why_a_part_is_missing_is_said_where_a_supervisor_knows(
+    endpoint: Endpoint, http: httpx.AsyncClient
+) -> None:
+    def died(part: str, ended: str, words: str = "") -> str:
+        return json.dumps({"event": "part_died", "part": part, "ended": ended, "last_words": words})
+
+    hung = "killed, as it had sent no heartbeat for 1200 s"
+    lines = [died("learner", "exit code 1"), '{"event": "run_starting"}', died("learner", "exit code 4", "disk full")]
+    supervisor = endpoint.folder.log_of("supervisor")
+    supervisor.write_text("\n".join([*lines, died("generator-0", hung), '{"event": "part_di']))
+    assert (await status(http)).detail == "waiting for the learner; learner has ended before (exit code 4): disk full"
+    endpoint.store.publish(0, first_version())
+    await send(endpoint, heartbeat(Part.LEARNER, "learner-1", "waiting_for_rollouts"))
+    assert (await status(http)).detail == f"no generator is alive; generator-0 has ended before ({hung})"
+    supervisor.write_text('{"event": "run_starting"}\n')
+    assert (await status(http)).detail == "no generator is alive"
+
+
 async def test_a_paused_run_says_so(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
     await AsyncControl(endpoint.redis, endpoint.keys).set_paused(True)
     await send(endpoint, heartbeat(Part.LEARNER, "learner-1", "training"))

@@ -237,3 +237,37 @@ async def test_a_settled_folder_is_read_once_and_its_files_are_bounded(
 def test_a_bundle_is_a_manifest_and_a_file() -> None:
     assert unbundle(bundle(b"{}", b"delta")) == (b"{}", b"delta")
     assert unbundle(bundle(b"{}", b"")) == (b"{}", b"")
+
+
+async def test_clients_that_take_nothing_bound_what_is_sent_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the bound files are sent from the disk, until one of these clients has taken its answer or is gone."""
+    store = open_store(tmp_path / "weights")
+    publish_versions(store, 2)
+    memory = WeightMemory(store)
+    held = await memory.newest()
+    assert held is not None
+    path, digest = delta_of(held.manifest)
+    name = path.rpartition("/")[2]
+    content = await memory.bundled(held, 0, None)
+    assert content is not None
+    assert content is await memory.bundled(held, 0, None), "made once for all"
+    monkeypatch.setattr(weight_memory, "SENDING_BYTES", 3 * len(content))
+    taken = asyncio.Event()
+
+    async def stalled(message: Any) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            await taken.wait()
+
+    sending = [asyncio.create_task(memory.send(stalled, 200, [], content)) for _ in range(3)]
+    await asyncio.sleep(0)  # each has begun
+    assert await memory.bundled(held, 0, None) is None
+    assert memory.at_hand(1, name, digest) is None
+    sending[0].cancel()
+    await asyncio.wait(sending[:1])
+    assert memory.at_hand(1, name, digest) is not None
+    taken.set()
+    await asyncio.wait(sending)
+    assert memory.sending_bytes == 0
+    assert await memory.bundled(held, 0, None) is content

@@ -6,13 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from services.api.change_notifier import ChangeNotifier
 from services.api.status import StatusReader
-from services.dashboard.live import Live
+from services.dashboard.live import ActiveRun, Live
 from services.dashboard.timeseries import TimeSeries
 from services.streams.control import AsyncControl
 from tests.support.endpoint import Endpoint, open_endpoint
@@ -37,9 +38,9 @@ async def test_rounds_come_from_the_file_that_outlives_restarts(http: httpx.Asyn
     window = (await http.get("/v1/rounds")).json()
     assert window["lines"] == 30
     assert window["columns"]["round"]["mean"] == list(range(30))
-    part = (await http.get("/v1/rounds", params={"from": 3, "to": 8, "buckets": 2})).json()
-    assert part["per_bucket"] == 3
-    assert part["columns"]["round"]["low"] == [3, 6]
+    part = (await http.get("/v1/rounds", params={"from": 3, "to": 8, "buckets": 4})).json()
+    assert part["per_bucket"] == 2
+    assert part["columns"]["round"]["low"] == [3, 4, 6, 8]
 
 
 async def test_rounds_are_sent_compressed_and_only_when_there_is_something_new(
@@ -77,7 +78,10 @@ async def test_rollouts_are_searched(http: httpx.AsyncClient) -> None:
     assert [one["question"] for one in found["records"]] == [KNOWN_QUESTION]
     older = (await http.get("/v1/rollouts", params={"round": 28, "limit": 1})).json()
     assert (older["records"][0]["round"], older["next_position"]) == (28, {"round": 28, "line": 1})
-    assert (await http.get("/v1/rollouts", params={"limit": 0})).status_code == 422
+    ranked = (await http.get("/v1/rollouts", params={"order": "longest", "ended_by": "length"})).json()["records"]
+    assert {one["finish_reason"] for one in ranked} == {"length"}
+    for wrong in ({"limit": 0}, {"like": "../../etc/passwd"}, {"order": "random"}, {"unknown": 1}, {"verdict": "x"}):
+        assert (await http.get("/v1/rollouts", params=wrong)).status_code == 422
 
 
 async def test_staleness_versions_settings_and_warnings(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
@@ -102,18 +106,18 @@ async def test_requests_are_the_last_events_of_their_kind(http: httpx.AsyncClien
     assert (await http.get("/v1/events/last", params={"kind": "published"})).json() == []
 
 
-def live(endpoint: Endpoint, notifier: ChangeNotifier) -> Live:
+def live(endpoint: Endpoint, notifier: ChangeNotifier, **options: Any) -> Live:
     reader = StatusReader(endpoint.folder, endpoint.store, endpoint.redis, endpoint.keys, lost_after_s=5.0)
-    return Live(reader, AsyncControl(endpoint.redis, endpoint.keys), TimeSeries(endpoint.folder.metrics), notifier)
+    control = AsyncControl(endpoint.redis, endpoint.keys)
+    return Live(ActiveRun(reader, control, TimeSeries(endpoint.folder.metrics)), notifier, **options)
 
 
 async def test_listeners_share_one_look(endpoint: Endpoint) -> None:
-    shared = live(endpoint, ChangeNotifier())
+    shared = live(endpoint, ChangeNotifier(), now=lambda: 0.0)
     looks = await asyncio.gather(*(shared.look() for _ in range(10)))
-    assert len({id(text) for _, text in looks}) == 1
-    frame = looks[0][0]
-    assert frame.status is not None
-    assert (frame.status.state, frame.recorded) == ("starting", 30)
+    assert len({id(text) for text in looks}) == 1
+    frame = json.loads(looks[0])
+    assert (frame["status"]["state"], frame["recorded"]) == ("starting", 30)
 
 
 async def test_frames_are_server_sent_events_and_end_with_the_app(endpoint: Endpoint) -> None:
@@ -128,11 +132,41 @@ async def test_frames_are_server_sent_events_and_end_with_the_app(endpoint: Endp
     assert [frame["status"]["state"] for frame in last] == ["starting"], "how it ended"
 
 
+@pytest.mark.parametrize(
+    ("event", "state", "detail"),
+    [
+        ({"event": "run_failed", "error": "generator-0: no memory"}, "failed", "generator-0: no memory"),
+        ({"event": "stopping", "signal": "SIGINT"}, "stopped", "by SIGINT after 30 of 300 rounds"),
+    ],
+)
+async def test_the_last_frame_says_how_the_supervisor_ended_the_run(
+    endpoint: Endpoint, event: dict[str, str], state: str, detail: str
+) -> None:
+    notifier = ChangeNotifier()
+    frames = live(endpoint, notifier).frames()
+    await anext(frames)
+    lines = [{"event": "run_starting"}, event]
+    endpoint.folder.log_of("supervisor").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    notifier.close()
+    last = json.loads([frame async for frame in frames][-1][6:])
+    assert (last["status"]["state"], last["status"]["detail"]) == (state, detail)
+    assert last["next_step"] == f"sept run {endpoint.folder.config}"
+
+
+async def test_nothing_travels_while_nothing_changes(endpoint: Endpoint) -> None:
+    notifier = ChangeNotifier()
+    clock = iter(range(1000))
+    frames = live(endpoint, notifier, now=lambda: float(next(clock))).frames()
+    await anext(frames)
+    notifier.wait = lambda *_: asyncio.sleep(0)  # type: ignore[method-assign]
+    assert await anext(frames) == ": still here\n\n", "the next thing that is sent"
+
+
 async def test_without_redis_a_frame_says_so(endpoint: Endpoint) -> None:
     await endpoint.redis.rpush(endpoint.keys.generators_target, b"of another kind")
-    frame, _ = await live(endpoint, ChangeNotifier()).look()
-    assert frame.status is None
-    assert frame.error.startswith("Redis: ")
+    frame = json.loads(await live(endpoint, ChangeNotifier()).look())
+    assert frame["status"] is None
+    assert frame["error"].startswith("Redis: ")
 
 
 async def test_a_round_cut_back_while_searched_is_no_error(endpoint: Endpoint, http: httpx.AsyncClient) -> None:

@@ -62,3 +62,4 @@ async def test_recording_rides_out_a_failure(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) >= 2
     assert {line["tasks_queued"] for line in lines} == {3}
+    assert all(0 <= line["memory_use"] <= 1 for line in lines)

@@ -6,6 +6,7 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hypothesis import given
@@ -66,14 +67,53 @@ def test_evaluations_of_another_release_leave_the_line_as_it_is(tmp_path: Path) 
     assert TimeSeries(path).window("round").columns.keys() == {"round"}
 
 
-def test_the_newest_number_is_exact_where_lines_are_joined(tmp_path: Path) -> None:
+def test_the_ends_and_the_newest_number_are_exact_where_lines_are_joined(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, *({"round": number, "loss": float(number)} for number in range(10)))
-    window = TimeSeries(path).window("round", buckets=2)
-    assert window.columns["loss"].mean == [2.0, 7.0]
+    window = TimeSeries(path).window("round", buckets=4)
+    assert window.per_bucket == 4
+    assert window.columns["loss"].mean == [0.0, 2.5, 6.5, 9.0]
+    assert (window.columns["loss"].low, window.columns["loss"].high) == ([0, 1, 5, 9], [0, 4, 8, 9])
     assert window.newest == {"round": 9.0, "loss": 9.0}
-    assert window.columns["round"].low is not None
-    assert window.columns["round"].low[0] == 0.0
+
+
+@given(st.integers(1, 200), st.integers(1, 60), st.integers(3, 40))
+def test_a_caller_that_holds_the_complete_buckets_gets_the_rest(before: int, more: int, buckets: int) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "metrics.jsonl"
+        write(path, *({"round": number, "loss": number * 1.5} for number in range(before)))
+        series = TimeSeries(path)
+        held = series.window("round", buckets=buckets)
+        write(path, *({"round": number, "loss": number * 1.5} for number in range(before, before + more)))
+        rest = series.window("round", buckets=buckets, mark=held.mark, have=held.complete)
+        whole = series.window("round", buckets=buckets)
+    assert len(whole.columns["loss"].mean) <= buckets
+    assert rest.first_bucket == (held.complete if rest.mark == held.mark else 0)
+    for name, band in whole.columns.items():
+        kept = held.columns[name].mean[: rest.first_bucket]
+        assert kept + rest.columns[name].mean == band.mean
+
+
+def test_little_travels_of_a_long_run_that_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f"{metrics(number).as_line()}\n" for number in range(5000)))
+    series = TimeSeries(path)
+    held = series.window("round")
+    with path.open("a") as file:
+        file.write(f"{metrics(5000).as_line()}\n")
+    rest = series.window("round", mark=held.mark, have=held.complete)
+    assert len(rest.model_dump_json()) < len(held.model_dump_json()) / 30
+    assert len(rest.model_dump_json()) < 10_000
+
+
+def test_tokens_are_summed_up_to_each_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rounds = [{"round": number, "prompt_tokens": 1, "response_tokens": 10} for number in range(3)]
+    write(path, *rounds, {"round": 3})
+    columns = TimeSeries(path)
+    assert columns.window("round").columns["tokens"].mean == [11, 22, 33, None]
+    assert columns.greatest("tokens") == 33
+    assert columns.greatest("nothing") is None
 
 
 def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
@@ -120,14 +160,16 @@ def test_times_keep_their_milliseconds(tmp_path: Path) -> None:
     assert TimeSeries(path).window("time").columns["time"].mean == [1790000000.125, 1790000010.25]
 
 
-@given(values=st.lists(st.integers(-1000, 1000), min_size=1, max_size=200), buckets=st.integers(1, 50))
+@given(values=st.lists(st.integers(-1000, 1000), min_size=1, max_size=200), buckets=st.integers(3, 50))
 def test_joined_lines_keep_mean_least_and_greatest(tmp_path_factory: Any, values: list[int], buckets: int) -> None:
     path = tmp_path_factory.mktemp("columns") / "metrics.jsonl"
     write(path, *({"round": number, "loss": value} for number, value in enumerate(values)))
     window = TimeSeries(path).window("round", buckets=buckets)
     loss, size = window.columns["loss"], window.per_bucket
     assert len(loss.mean) <= buckets
-    groups = [values[at : at + size] for at in range(0, len(values), size)]
+    middle = values[1:-1]
+    groups = [values[:1], *(middle[at : at + size] for at in range(0, len(middle), size)), values[1:][-1:]]
+    groups = [group for group in groups if group]
     assert (loss.low or loss.mean) == [min(group) for group in groups]
     assert (loss.high or loss.mean) == [max(group) for group in groups]
     assert all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import redis
@@ -13,7 +14,7 @@ from services.streams import scripts
 from services.streams.connection import Keys
 from services.streams.dead_letters import MAX_FIELDS, read_dead_letters, read_dead_letters_async
 from services.streams.rollouts import RolloutReader
-from services.streams.tasks import ISSUE_CHUNK, MAX_DELIVERIES, QueueGauge, TaskIssuer, TaskLeaser
+from services.streams.tasks import COMPLETE_BYTES, ISSUE_CHUNK, MAX_DELIVERIES, QueueGauge, TaskIssuer, TaskLeaser
 from services.streams.wire import encode_task
 from tests.support.stream_builders import expire, make_rollouts, make_task
 
@@ -45,6 +46,12 @@ def bob(async_client: redis.asyncio.Redis, keys: Keys) -> TaskLeaser:
 @pytest.fixture
 def gauge(async_client: redis.asyncio.Redis, keys: Keys) -> QueueGauge:
     return QueueGauge(async_client, keys)
+
+
+def scripts_run(client: redis.Redis) -> int:
+    """How many scripts Redis has run."""
+    statistics: Any = client.info("commandstats")
+    return int(statistics.get("cmdstat_evalsha", {"calls": 0})["calls"])
 
 
 async def test_tasks_are_leased_in_the_order_of_their_issue(
@@ -85,6 +92,52 @@ async def test_completion_exchanges_the_task_for_all_its_rollouts(
     assert [rollout for _, rollout in reader.read(0)] == make_rollouts(task)
     depth = await gauge.read()
     assert (depth.tasks_queued, depth.tasks_leased, depth.rollouts_queued, depth.oldest_task_s) == (0, 0, 3, 0.0)
+
+
+async def test_tasks_completed_at_the_same_time_share_a_request_and_each_has_its_own_answer(
+    client: redis.Redis, issuer: TaskIssuer, reader: RolloutReader, alice: TaskLeaser, bob: TaskLeaser
+) -> None:
+    tasks = [make_task(index, samples=1 + index % 2) for index in range(20)]
+    issuer.issue(tasks)
+    leases = await alice.lease(20, 0)
+    await bob.complete(leases[3], make_rollouts(tasks[3]))
+    issuer.close([tasks[7].task_id])
+    before = scripts_run(client)
+    first = await asyncio.gather(*(alice.complete(lease, make_rollouts(lease.task)) for lease in leases))
+    assert scripts_run(client) - before == 1
+    assert [lease.task.position for lease, was_first in zip(leases, first, strict=True) if not was_first] == [3, 7]
+    expected = [
+        rollout.rollout_id for at in [3, *range(3), *range(4, 7), *range(8, 20)] for rollout in make_rollouts(tasks[at])
+    ]
+    assert [rollout.rollout_id for _, rollout in reader.read(0)] == expected
+
+
+async def test_completions_beyond_the_size_of_a_request_go_into_the_next(
+    client: redis.Redis, issuer: TaskIssuer, alice: TaskLeaser
+) -> None:
+    tasks = [make_task(index, prompt_tokens=[1] * (COMPLETE_BYTES // 8)) for index in range(6)]  # half a request each
+    issuer.issue(tasks)
+    first, *leases = await alice.lease(6, 0)
+    await alice.complete(first, make_rollouts(first.task))  # loads the script
+    before = scripts_run(client)
+    assert all(await asyncio.gather(*(alice.complete(lease, make_rollouts(lease.task)) for lease in leases)))
+    assert scripts_run(client) - before == 3
+
+
+async def test_a_cancelled_completion_is_not_sent_and_holds_up_no_other(
+    issuer: TaskIssuer, reader: RolloutReader, alice: TaskLeaser
+) -> None:
+    issuer.issue(TASKS)
+    leases = await alice.lease(len(TASKS), 0)
+    calls = [asyncio.ensure_future(alice.complete(lease, make_rollouts(lease.task))) for lease in leases]
+    await asyncio.sleep(0)  # each has been called and none was sent yet
+    for call in calls[:2]:  # the first has the request to send, the second waits for it
+        call.cancel()
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert [isinstance(answer, asyncio.CancelledError) for answer in done] == [True, True, *([False] * 4)]
+    assert done[2:] == [True] * 4
+    assert [rollout.task_id for _, rollout in reader.read(0)] == IDS[2:]
+    assert await alice.renew(leases) == {lease.entry_id for lease in leases[:2]}
 
 
 async def test_answers_to_another_task_or_too_few_are_refused(issuer: TaskIssuer, alice: TaskLeaser) -> None:

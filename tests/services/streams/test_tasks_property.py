@@ -154,6 +154,23 @@ def test_every_task_is_answered_exactly_once_whatever_happens(redis_url: str) ->
                     entry_id = sorted(generator.leases)[pick % len(generator.leases)]
                     self.finish(generator, generator.leases.pop(entry_id))
 
+            @rule(who=generators)
+            def complete_all_at_once(self, who: int) -> None:
+                """Also what another has completed, or the learner has closed: each call gets the answer to its own."""
+                generator = self.generators[who]
+                leases = [*generator.leases.values(), *(lease for owner, lease in self.stale if owner is generator)]
+
+                async def complete() -> list[bool]:
+                    return await asyncio.gather(
+                        *(generator.leaser.complete(lease, make_rollouts(lease.task)) for lease in leases)
+                    )
+
+                for lease, first in zip(leases, self.run(complete()), strict=True):
+                    assert first == (lease.entry_id in self.owner)
+                    self.gone(lease.entry_id)
+                self.stale += [(generator, lease) for lease in generator.leases.values()]
+                generator.leases = {}
+
             @precondition(lambda self: self.stale)
             @rule(pick=picks)
             def complete_late(self, pick: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.data.readers.source import Source, absolute_source, is_glob, parse_source
+from learner.data.readers.source import Source, absolute_source, is_glob, parse_source, split_sources
 from services.errors import DataError
 
 
@@ -19,6 +19,7 @@ from services.errors import DataError
         ("org/set?answer=final%20answer", Source("org/set", None, "final answer")),
         ("part-?.jsonl?bad_rows=leave_out", Source("part-?.jsonl", bad_rows="leave_out")),
         ("part-?.jsonl", Source("part-?.jsonl")),
+        ("a.jsonl?weight=0.5&answer=x", Source("a.jsonl", answer="x", weight=0.5)),
         ("what?.jsonl", Source("what?.jsonl")),
     ],
 )
@@ -26,7 +27,19 @@ def test_options_stand_after_the_last_question_mark(text: str, source: Source) -
     assert parse_source(text) == source
 
 
-@pytest.mark.parametrize("text", ["a.csv?frage=x", "a.csv?question=", "a.csv?answer=a&answer=b", "a?bad_rows=drop"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.csv?frage=x",
+        "a.csv?question=",
+        "a.csv?answer=a&answer=b",
+        "a?bad_rows=drop",
+        "a?weight=0",
+        "a?weight=x",
+        "a?weight=nan",
+        "a?weight=1e9",
+    ],
+)
 def test_unknown_empty_and_repeated_options_are_refused(text: str) -> None:
     with pytest.raises(DataError) as caught:
         parse_source(text)
@@ -50,3 +63,16 @@ def test_local_paths_and_globs_become_absolute_with_their_options(
     assert absolute_source("openai/gsm8k:main") == "openai/gsm8k:main"
     assert absolute_source("none.csv") == "none.csv"
     assert absolute_source("") == ""
+
+
+def test_several_data_sets_are_joined_and_a_file_of_that_name_is_one(tmp_path: Path) -> None:
+    assert split_sources("a.jsonl?weight=2 + org/b:main") == ["a.jsonl?weight=2", "org/b:main"]
+    file = tmp_path / "a + b.jsonl"
+    file.write_text("")
+    assert split_sources(str(file)) == [str(file)]
+
+
+def test_each_of_several_data_sets_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text("")
+    assert absolute_source("a.jsonl?weight=2 + org/b") == f"{tmp_path}/a.jsonl?weight=2 + org/b"

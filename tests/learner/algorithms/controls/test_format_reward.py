@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from learner.algorithms.base import Group
-from learner.algorithms.format_reward import signals
+from learner.algorithms.controls.format_reward import signals
 from tests.support.judging import SameText
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from learner.algorithms.base import Group
-from learner.algorithms.random_reward import signals
+from learner.algorithms.controls.random_reward import signals
 from tests.support.judging import SameText
 
 
