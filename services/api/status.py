@@ -30,6 +30,9 @@ RunState = Literal["starting", "running", "paused", "finished", "failed", "stopp
 FINAL_STATES: dict[str, RunState] = {"finished": "finished", "failed": "failed", "stopped": "stopped"}
 """States of the learner's heartbeat that end the run."""
 
+LOADING_STATES = frozenset({"starting", "publishing"})
+"""States of a learner that loads its weights, and publishes them for the first time."""
+
 TAIL_BYTES = 1 << 16
 """More than the lines of metrics.jsonl that `find_bottleneck` looks at."""
 
@@ -109,6 +112,11 @@ class StatusReader:
         """The learner with the newest heartbeat: a restarted one may have another part id."""
         learners = [(beat, age_s) for beat, age_s in beats if beat.part is Part.LEARNER]
         return min(learners, key=lambda pair: pair[1], default=(None, 0.0))
+
+
+def has_loaded(state: str) -> bool:
+    """Whether a learner whose heartbeat has this state does something with its weights."""
+    return state not in LOADING_STATES and state not in FINAL_STATES
 
 
 def run_state(learner: Heartbeat | None, *, paused: bool, published: bool) -> RunState:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from packaging.version import InvalidVersion, Version
 
@@ -54,3 +57,28 @@ def is_version(text: str) -> bool:
     except InvalidVersion:
         return False
     return True
+
+
+def test_what_runs_on_the_gpu_machine_imports_nothing_that_is_not_packed() -> None:
+    """In a process that finds no other packages, as on a machine with torch and the bundle."""
+    modules = ["benchmarks.gpu", "benchmarks.learner_mfu", "tests.gpu.conftest", "tests.gpu.test_training"]
+    packed = [*closure(PACKAGES), *FROM_TORCH, "typing-extensions", "sept"]
+    done = subprocess.run([sys.executable, "-c", ALONE, *packed, "--", *modules], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+ALONE = """
+import importlib, importlib.machinery, importlib.metadata, re, sys
+at = sys.argv.index("--")
+packed, modules = set(sys.argv[1:at]), sys.argv[at + 1 :]
+owners = importlib.metadata.packages_distributions()
+normalised = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+lacking = {top for top, names in owners.items() if not packed & {*map(normalised, names)}} - {"_distutils_hack"}
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in lacking else super().find_spec(name, path, target)
+sys.meta_path[:] = [Finder if each is importlib.machinery.PathFinder else each for each in sys.meta_path]
+for module in modules:
+    importlib.import_module(module)
+"""
