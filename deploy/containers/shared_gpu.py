@@ -8,20 +8,18 @@ until the learner has loaded and then takes that share, as vLLM measures the fre
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import fcntl
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from deploy.endpoints import Endpoints
+from deploy.containers.health import ask
 from deploy.load_settings import load
-from deploy.operate.client import RunClient
 from deploy.run_memory import memory_of_run, place_parts
-from deploy.settings import Settings, services_url, token_of
+from deploy.settings import Settings
 from learner.parallel import launch_env
 from services.api.status import has_loaded
 from services.contracts import Part, StatusSnapshot
@@ -40,7 +38,7 @@ def join(arguments: Sequence[str], folder: Path) -> tuple[list[str], dict[str, s
     if arguments[0] == Part.LEARNER.value:
         more, environment = take_as_learner(settings, folder)
         return [*arguments, *more], environment
-    fraction = asyncio.run(_share_of_engine(settings, folder))
+    fraction = wait_as_generator(_read_status, folder, deadline_s=settings.deadlines.startup_s)
     return [*arguments, *([] if fraction is None else ["--set", f"generator.{KEY}={fraction}"])], {}
 
 
@@ -52,10 +50,8 @@ def _settings_of(arguments: Sequence[str]) -> Settings:
     return load(known.config, known.sets)
 
 
-async def _share_of_engine(settings: Settings, folder: Path) -> float | None:
-    where = Endpoints(redis_url="", services_url=services_url(settings), token=token_of(settings))
-    async with RunClient(where) as client:
-        return await wait_as_generator(client.status, folder, deadline_s=settings.deadlines.startup_s)
+def _read_status() -> StatusSnapshot:
+    return StatusSnapshot.model_validate(ask("/v1/status"))
 
 
 def take_as_learner(settings: Settings, folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -94,8 +90,8 @@ def _hold(path: Path, memory_fraction: float | None) -> None:
     os.set_inheritable(handle, True)
 
 
-async def wait_as_generator(
-    read_status: Callable[[], Awaitable[StatusSnapshot]],
+def wait_as_generator(
+    read_status: Callable[[], StatusSnapshot],
     folder: Path,
     *,
     deadline_s: float,
@@ -107,22 +103,27 @@ async def wait_as_generator(
     """
     give_up_at = time.monotonic() + deadline_s
     while time.monotonic() < give_up_at:
-        with contextlib.suppress(UnavailableError):  # the services start
-            status = await read_status()
-            if status.learner is not None and not status.learner_lost and has_loaded(status.learner.state):
-                try:
-                    return _share_of_living(folder / SHARE)
-                except FileNotFoundError:
-                    return None
-                except BlockingIOError:
-                    pass  # a learner was here, and is not back yet
-        await asyncio.sleep(every_s)
+        if _learner_has_loaded(read_status):
+            try:
+                return _share_of_living(folder / SHARE)
+            except FileNotFoundError:
+                return None
+            except BlockingIOError:
+                pass  # a learner was here, and is not back yet
+        time.sleep(every_s)
     raise DeadlineError(
         "the learner",
         "it shares the only GPU of this host, and the engine starts when it has loaded",
         deadline_s,
         hint="see the learner's log; where it has moved to another host, remove the volume `gpus`",
     )
+
+
+def _learner_has_loaded(read_status: Callable[[], StatusSnapshot]) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # the services start
+        status = read_status()
+        return status.learner is not None and not status.learner_lost and has_loaded(status.learner.state)
+    return False
 
 
 def _share_of_living(path: Path) -> float | None:

@@ -33,6 +33,9 @@ FINAL_STATES: dict[str, RunState] = {"finished": "finished", "failed": "failed",
 LOADING_STATES = frozenset({"starting", "publishing"})
 """States of a learner that loads its weights, and publishes them for the first time."""
 
+LOADING_STATES = frozenset({"starting", "publishing"})
+"""States of a learner that loads its weights, and publishes them for the first time."""
+
 TAIL_BYTES = 1 << 16
 """More than the lines of metrics.jsonl that `find_bottleneck` looks at."""
 

@@ -15,4 +15,3 @@ def test_a_rank_needs_its_share_the_largest_tensor_and_its_libraries(tmp_path: P
     results = report(tmp_path / "model", 4)
     assert [rank["ratio"] <= SLACK for rank in results["ranks"]] == [True] * 4, results
     assert all(rank["peak_bytes"] < results["from_pretrained"]["peak_bytes"] for rank in results["ranks"])
-    assert [rank["check_peak_bytes"] <= rank["limit_bytes"] for rank in results["ranks"]] == [True] * 4, results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from deploy.containers.claim_gpus import prepare
 from deploy.containers.shared_gpu import SHARE, wait_as_generator
 from learner.parallel.launch_env import GPU_SHARE
 from services.contracts import Heartbeat, Part, StatusSnapshot
-from services.errors import ConfigError, DeadlineError, UnavailableError
+from services.errors import ConfigError, DeadlineError
 from tests.support import tiny_models
 
 DEADLINE_S = 60.0
@@ -45,20 +44,20 @@ def status(state: str, *, lost: bool = False) -> StatusSnapshot:
 class Services:
     """Answers with each status in turn, and goes on with the last."""
 
-    def __init__(self, *answers: StatusSnapshot | UnavailableError) -> None:
-        self.answers: Sequence[StatusSnapshot | UnavailableError] = answers
+    def __init__(self, *answers: StatusSnapshot | OSError) -> None:
+        self.answers: Sequence[StatusSnapshot | OSError] = answers
         self.asked = 0
 
-    async def status(self) -> StatusSnapshot:
+    def status(self) -> StatusSnapshot:
         answer = self.answers[min(self.asked, len(self.answers) - 1)]
         self.asked += 1
-        if isinstance(answer, UnavailableError):
+        if isinstance(answer, OSError):
             raise answer
         return answer
 
 
 def wait(services: Services, folder: Path, *, deadline_s: float = DEADLINE_S) -> float | None:
-    return asyncio.run(wait_as_generator(services.status, folder, deadline_s=deadline_s, every_s=0.01))
+    return wait_as_generator(services.status, folder, deadline_s=deadline_s, every_s=0.01)
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def test_the_generator_gets_what_the_learners_estimate_leaves_once_it_has_loaded
     arguments, environment = prepare(["learner", "--config", str(config)], ["0"], 1, tmp_path)
     assert arguments[3:] == ["--set", "training.gradient_checkpointing=off"]
     services = Services(
-        UnavailableError("the services start"),
+        ConnectionRefusedError("the services start"),
         *(status(state) for state in ("starting", "publishing", "failed")),
         status("waiting_for_rollouts", lost=True),
         status("waiting_for_rollouts"),
