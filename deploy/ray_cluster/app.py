@@ -22,9 +22,11 @@ from ray import serve
 from ray.serve import Application
 
 from deploy.load_settings import load
+from deploy.ray_cluster.cluster_memory import ask_nodes, check_cluster
 from deploy.ray_cluster.defaults import DOWNSCALE_AFTER_S, MIN_GENERATORS, SERVE_PORT, LearnerStrategy
 from deploy.ray_cluster.parts import Generator, Learner, RayRun, Services, refusal_of_engine
 from deploy.resolved_settings import to_resolved
+from deploy.run_memory import shape_of_model
 from deploy.same_code import code_digest
 from deploy.settings import Settings, require, token_of
 from generator.engines.ask import DEADLINE_S as ENGINE_ANSWERS_WITHIN_S
@@ -83,9 +85,14 @@ def app(args: Options) -> Application:
 
 
 def checked_application(settings: Settings, options: Options) -> Application:
-    """The application, if the engine can serve the model; ModelError with its reason if it cannot."""
+    """The application, if the cluster has room for it and the engine can serve the model.
+
+    ConfigError or ModelError with the reason if not.
+    """
     resources = ray.cluster_resources()
-    ask_about_model_on_ray(settings, options, gpus=_uses_gpus(options, resources))
+    gpus, shape = _uses_gpus(options, resources), shape_of_model(settings.model.path)
+    check_cluster(shape, settings, ask_nodes(), generators=options.min_generators, gpus=gpus)
+    ask_about_model_on_ray(settings, options, gpus=gpus)
     return build_application(settings, options, resources, nodes=len(_alive_nodes()))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -219,12 +220,17 @@ def _in_bundle(node: int) -> dict[str, Any]:
 
 
 class Generator(SupervisedReplica):
-    """One of the generators. It needs only the run's addresses, not its folder."""
+    """One of the generators. It needs only the run's addresses, not its folder.
+
+    Its mirror is in a folder that the generators of its node share, so that they download once; it goes with the
+    replica.
+    """
 
     async def __init__(self, run: RayRun) -> None:  # type: ignore[misc]  # Serve awaits it
         name = f"generator-{serve.get_replica_context().replica_id.unique_id}"
-        folder_of_mirror = tempfile.mkdtemp(prefix="sept-mirror-")
-        run = RayRun(run.config, {**run.environment, "SEPT_RUN__DIR": folder_of_mirror}, run.code)
+        on_node = RunFolder(folder_on_node(Path(ray.get_runtime_context().get_temp_dir())))
+        self._mirror = on_node.mirror_of(name)
+        run = RayRun(run.config, {**run.environment, "SEPT_RUN__DIR": str(on_node.path)}, run.code)
         await self.start(run, name, ("generator", "--id", name), may_finish=False)
         self._client = RunClient(endpoints_of(self.settings))
         self._open_requests, self._asked = 0, -math.inf
@@ -238,6 +244,17 @@ class Generator(SupervisedReplica):
                 tasks = status.tasks_queued + status.tasks_leased
                 self._open_requests = tasks * self.settings.sampling.rollouts_per_prompt
         return {METRIC: float(self._open_requests)}
+
+    async def __del__(self) -> None:
+        """As of every replica; the next one has another name, and no use for this mirror."""
+        await super().__del__()
+        await asyncio.to_thread(shutil.rmtree, self._mirror, ignore_errors=True)
+
+
+def folder_on_node(temp_dir: Path) -> Path:
+    """Where generators of one node keep the weights: in the folder that `ray start --temp-dir` names, where Ray spills
+    objects to and which therefore has the room."""
+    return temp_dir / "sept"
 
 
 def refusal_of_engine(run: RayRun) -> tuple[str, str] | None:

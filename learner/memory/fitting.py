@@ -75,13 +75,13 @@ def _remedy(change: dict[str, Any]) -> str:
         return (
             "no change of [training] makes it fit: train adapters (lora.rank), or a smaller model, or on larger devices"
         )
-    return "this would fit: " + ", ".join(f"{key} = {value}" for key, value in change.items())
+    return "this would fit: " + ", ".join(f"{key} = {str(value).lower()}" for key, value in change.items())
 
 
 def smallest_change(shape: ModelShape, settings: LearnerSettings, room: Room) -> dict[str, Any]:
     """Setting -> value: the fewest changes that make it fit, of those the one that costs least; empty when none does.
 
-    Tried in this order: recompute more, more ranks, smaller micro-batches, moments of 8 bits.
+    Tried in this order: recompute more, more ranks, smaller micro-batches, moments in host memory, moments of 8 bits.
     """
     changes = sorted(_changes(settings, room), key=len)  # stable: by cost among those of one length
     for change in changes:
@@ -102,10 +102,19 @@ def _changes(settings: LearnerSettings, room: Room) -> Iterator[dict[str, Any]]:
     more_ranks = room.device == "cuda" and training.nodes == 1
     ranks = [None, *range(training.ranks + 1, room.devices + 1)] if more_ranks else [None]
     tokens = [None, *_halves(training.micro_batch_tokens, max(FEWEST_TOKENS, settings.longest_sequence))]
-    optimizers = [None, "adamw_8bit"] if training.optimizer == "adamw" else [None]
-    for optimizer, token, rank, more in product(optimizers, tokens, ranks, modes):
-        change = {"gradient_checkpointing": more, "ranks": rank, "micro_batch_tokens": token, "optimizer": optimizer}
-        yield {key: value for key, value in change.items() if value is not None}
+    for moments, token, rank, more in product(list(_moments(settings, room)), tokens, ranks, modes):
+        change = {"gradient_checkpointing": more, "ranks": rank, "micro_batch_tokens": token}
+        yield {key: value for key, value in change.items() if value is not None} | moments
+
+
+def _moments(settings: LearnerSettings, room: Room) -> Iterator[dict[str, Any]]:
+    """Where the optimizer's moments could be and in what form, other than as they are."""
+    training = settings.training
+    yield {}
+    if training.optimizer == "adamw" and not training.optimizer_offload:
+        if room.device == "cuda":
+            yield {"optimizer_offload": True}
+        yield {"optimizer": "adamw_8bit"}
 
 
 def _halves(tokens: int, least: int) -> Iterator[int]:

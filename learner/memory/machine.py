@@ -56,15 +56,19 @@ def _groups(proc: Path, cgroups: Path) -> list[tuple[Path, str, str]]:
 
 def gpu_bytes(names: Sequence[str], query: Sequence[str] = QUERY) -> list[int]:
     """Memory of each of these GPUs, named as CUDA_VISIBLE_DEVICES does; empty when the driver does not tell of all."""
-    if not names:
-        return []
+    sizes = gpu_sizes(query) if names else {}
+    return [sizes[name] for name in names] if all(name in sizes for name in names) else []
+
+
+def gpu_sizes(query: Sequence[str] = QUERY) -> dict[str, int]:
+    """Memory of every GPU, by its index and by its UUID; empty when the driver does not tell."""
     try:
         told = subprocess.run(query, capture_output=True, text=True, timeout=ANSWERS_WITHIN_S, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return []
+        return {}
     sizes: dict[str, int] = {}
     for line in told.splitlines():
         with contextlib.suppress(ValueError):
             index, uuid, total = (field.strip() for field in line.split(","))
             sizes[index] = sizes[uuid] = int(total) * MIB
-    return [sizes[name] for name in names] if all(name in sizes for name in names) else []
+    return sizes

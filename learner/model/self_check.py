@@ -20,6 +20,7 @@ from learner.algorithms.nll import nll
 from learner.model.attention import PACKED_ATTENTION
 from learner.model.packing import MicroBatch, Sequence, pack_sequences
 from learner.model.trained_model import TrainedModel
+from learner.parallel.ranks import is_loss
 from services.errors import ModelError
 
 log = structlog.get_logger()
@@ -123,8 +124,8 @@ def _computed(model: TrainedModel, forward: Callable[[], torch.Tensor]) -> torch
         return forward()
     except (TypeError, ValueError, AttributeError, LookupError, NotImplementedError, ImportError) as error:
         cause = error
-    except RuntimeError as error:  # of shapes that do not fit; a lack of memory is no fault of the model
-        if isinstance(error, (torch.OutOfMemoryError, torch.distributed.DistError)) or "memory" in str(error):
+    except RuntimeError as error:  # of shapes that do not fit; no fault of the model: a lost rank, a lack of memory
+        if is_loss(error) or isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
             raise
         cause = error
     raise ModelError(

@@ -222,6 +222,11 @@ def own_rank(count: int) -> tuple[int, str]:
     return int(os.environ[RANK]), os.environ[NONCE]
 
 
+def is_loss(error: RuntimeError) -> bool:
+    """Whether a collective operation failed in the middle of a computation: another rank has died."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 @contextlib.contextmanager
 def join_ranks(
     rendezvous: Rendezvous, card: RankCard, *, nodes: int = 1, shard_within_node: bool = False
@@ -242,7 +247,7 @@ def join_ranks(
     try:
         yield ranks
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):  # in the middle of a computation
+        if is_loss(error):
             raise ranks._lost(error) from error
         raise
     ranks.send_order(Order.STOP)

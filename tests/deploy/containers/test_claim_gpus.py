@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.containers.claim_gpus import claim
+from deploy.containers.claim_gpus import claim, prepare
 from services.errors import ConfigError, UnavailableError
 
 HOLDER = """
@@ -51,11 +51,18 @@ def test_a_refused_claim_holds_nothing(tmp_path: Path) -> None:
         assert everything == "0,1"
 
 
-def test_a_single_gpu_is_shared(tmp_path: Path) -> None:
-    with holder(tmp_path, "0") as first, holder(tmp_path, "0") as second:
-        assert (first, second) == ("0", "0")
-
-
 def test_more_than_there_are_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="4 GPUs are asked for, this container sees 2"):
-        claim(["0", "1"], 4, tmp_path)
+        prepare(["learner"], ["0", "1"], 4, tmp_path)
+
+
+def test_of_several_gpus_a_part_sees_its_own(tmp_path: Path) -> None:
+    assert prepare(["learner", "--config", "x"], ["0", "1", "2"], 2, tmp_path) == (
+        ["learner", "--config", "x"],
+        {"CUDA_VISIBLE_DEVICES": "0,1"},
+    )
+
+
+def test_the_only_gpu_is_for_the_learner_and_one_generator(tmp_path: Path) -> None:
+    with holder(tmp_path, "0"), pytest.raises(UnavailableError, match="1 GPUs are asked for, 0 of 1 are free"):
+        prepare(["generator"], ["0"], 1, tmp_path)

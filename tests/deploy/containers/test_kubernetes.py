@@ -196,3 +196,18 @@ def test_rays_application_takes_its_arguments() -> None:
     assert options.max_generators == groups["generators"]["maxReplicas"]
     assert application["import_path"] == "deploy.ray_cluster.app:app"
     assert "sept_store" in groups["store"]["rayStartParams"]["resources"]
+
+
+def test_weights_are_never_in_a_pods_temporary_folder() -> None:
+    """On Ray they are in Ray's folder, which has a volume of its own there; elsewhere in that of the run."""
+    (service,) = [manifest for manifest in manifests("rayservice.yaml") if manifest["kind"] == "RayService"]
+    groups = {group["groupName"]: group for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
+    (generator,) = groups["generators"]["template"]["spec"]["containers"]
+    assert "/tmp/ray" in {mount["mountPath"] for mount in generator["volumeMounts"]}
+    (deployment,) = [
+        each
+        for each in manifests("sept.yaml")
+        if (each["kind"], each["metadata"]["name"]) == ("Deployment", "generator")
+    ]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert "/sept/runs" in {mount["mountPath"] for mount in container["volumeMounts"]}

@@ -59,6 +59,7 @@ def test_what_cannot_fit_is_refused_with_numbers_and_with_what_would_fit() -> No
         ({"gradient_checkpointing": "off"}, gpu(26), {"training.gradient_checkpointing": "light"}),
         ({"gradient_checkpointing": "off"}, gpu(15), {"training.gradient_checkpointing": "full"}),
         ({"gradient_checkpointing": "full"}, gpu(13.3), {"training.micro_batch_tokens": 8192}),
+        ({"gradient_checkpointing": "full"}, gpu(11), {"training.optimizer_offload": True}),
     ],
 )
 def test_the_change_that_costs_least_is_named(training: dict[str, Any], room: Room, expected: dict[str, Any]) -> None:
@@ -85,11 +86,19 @@ def test_when_nothing_helps_adapters_and_smaller_models_are_named() -> None:
     assert "lora.rank" in str(caught.value.hint)
 
 
+def test_a_remedy_is_written_as_settings_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_fits(shape("Qwen2.5-Math-7B"), settings(), gpu(90))
+    assert caught.value.hint == "this would fit: training.optimizer_offload = true"
+
+
 def test_on_cpu_ranks_share_one_memory() -> None:
     model = shape("Qwen2.5-0.5B")
     assert fits(model, settings(ranks=1, micro_batch_tokens=4096), Room("cpu", 24 * GIB))
     assert not fits(model, settings(ranks=4, micro_batch_tokens=4096), Room("cpu", 12 * GIB))
     assert "training.ranks" not in smallest_change(model, settings(gradient_checkpointing="off"), Room("cpu", 16 * GIB))
+    few = settings(gradient_checkpointing="full", micro_batch_tokens=4096)
+    assert "training.optimizer_offload" not in smallest_change(model, few, Room("cpu", 10 * GIB))
 
 
 def test_more_of_anything_never_needs_less() -> None:

@@ -161,3 +161,17 @@ def test_a_model_whose_logits_are_scaled_is_refused(tmp_path: Path) -> None:
     folder = tiny_models.save(tmp_path, GraniteConfig(**(SHAPE | {"logits_scaling": 2.0})))
     with pytest.raises(ModelError, match="differ from its own"):
         load_model(str(folder), device="cpu")
+
+
+def test_a_rank_that_is_lost_meanwhile_is_no_fault_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of the model ends the run for good; after the loss of a rank it starts again."""
+    model = load_model(str(tiny_models.save(tmp_path)), device="cpu")
+
+    def lost(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection reset by peer")
+
+    monkeypatch.setattr(model.loss_module, "own_logits", lost)
+    with pytest.raises(RuntimeError, match="Connection reset by peer"):
+        check_model(model)

@@ -70,6 +70,9 @@ async def test_a_running_run_is_told_whole(endpoint: Endpoint, http: httpx.Async
 async def test_missing_generators_are_named(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
     endpoint.store.publish(0, first_version())
     await send(endpoint, heartbeat(Part.LEARNER, "learner-1", "waiting_for_rollouts"))
+    loading = (await status(http)).detail
+    assert re.fullmatch(r"no generator is up yet: loading engines, \d+ s", loading)
+    durable.write_file(endpoint.folder.metrics, round_metrics(0).as_line() + "\n")
     assert (await status(http)).detail == "no generator is alive"
 
 
@@ -86,6 +89,7 @@ async def test_why_a_part_is_missing_is_said_where_a_supervisor_knows(
     assert (await status(http)).detail == "waiting for the learner; learner has ended before (exit code 4): disk full"
     endpoint.store.publish(0, first_version())
     await send(endpoint, heartbeat(Part.LEARNER, "learner-1", "waiting_for_rollouts"))
+    durable.write_file(endpoint.folder.metrics, round_metrics(0).as_line() + "\n")
     assert (await status(http)).detail == f"no generator is alive; generator-0 has ended before ({hung})"
     supervisor.write_text('{"event": "run_starting"}\n')
     assert (await status(http)).detail == "no generator is alive"

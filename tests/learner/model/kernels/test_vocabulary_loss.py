@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from learner.algorithm_list import ALGORITHMS
 from learner.algorithms.base import Targets, TokenLoss
-from learner.algorithms.choose import ALGORITHMS
 from learner.algorithms.entropy import entropy
 from learner.algorithms.grpo import grpo
 from learner.algorithms.nll import nll
 from learner.algorithms.vote_nll import weighted_nll
-from learner.model.kernels.vocabulary_loss import Head, summed_loss
+from learner.model.kernels.vocabulary_loss import Head, score_slice, summed_loss
 
 N, V, H = 37, 11, 6
 LOSSES = list(dict.fromkeys(algorithm.losses for algorithm in ALGORITHMS.values()))
@@ -162,3 +163,22 @@ def test_the_weights_gradient_does_not_lose_small_terms_of_many_slices() -> None
     ).loss.backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None
     assert weight.grad.flatten().tolist() == [-256.0, 256.0]
+
+
+@pytest.mark.parametrize("token_loss", LOSSES)
+def test_what_a_gpu_compiles_is_one_graph_for_slices_of_any_length_at_any_temperature(token_loss: TokenLoss) -> None:
+    """Its graphs there and back, computed operator by operator; the kernels are made where there is a GPU."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    traced = torch.compile(score_slice, dynamic=True, fullgraph=True, backend=counter)
+    for length, tau in ((7, 1.0), (5, 0.6), (11, 0.8)):
+        torch.manual_seed(length)
+        logits = torch.randn(length, V).bfloat16().requires_grad_()
+        targets = Targets(torch.randint(V, (length,)), torch.randn(length) - 3, torch.randn(length))
+        found = traced(token_loss, logits, targets, 5.0, torch.full((), tau))
+        expected = score_slice(token_loss, logits, targets, 5.0, tau)
+        torch.testing.assert_close(found, expected)
+        (gradient,), (exact,) = (torch.autograd.grad(losses.loss.sum(), logits) for losses in (found, expected))
+        assert gradient.dtype == torch.bfloat16
+        torch.testing.assert_close(gradient, exact)
+    assert counter.frame_count == 1
