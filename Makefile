@@ -79,7 +79,7 @@ $(SITE_STAMP):
 
 site: $(SITE_STAMP)  ## build the documentation as a site into build/site; a broken link fails it
 	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --quiet
-	@echo "build/site/index.html; over HTTP: $(PYTHON) -m http.server --bind 127.0.0.1 --directory build/site 8080"
+	@echo "build/site/index.html; with search, over HTTP: $(PYTHON) -m http.server --bind 127.0.0.1 --directory build/site 8080"
 
 # uv takes CPU torch from a page or folder of wheels here, since the index of the other packages does not have it. It is
 # left out of what it writes: the file requirements/torch-cpu.txt names it.
@@ -112,8 +112,8 @@ sbom:  ## write what each set of requirements consists of to test-output/*.cdx.j
 
 audit:  ## compare what is pinned with the known vulnerabilities (needs uv, and a network that reaches the database)
 	for set in cpu cuda; do \
-		$(UV) tool run --from pip-audit==$(PIP_AUDIT_VERSION) pip-audit --disable-pip --require-hashes \
-			-r requirements/$$set.txt || exit 1; \
+		$(UV) tool run --from pip-audit==$(PIP_AUDIT_VERSION) pip-audit --strict --disable-pip \
+			--require-hashes -r requirements/$$set.txt || exit 1; \
 	done
 
 clean:  ## remove caches and build outputs; keeps .venv, runs and the demo's model

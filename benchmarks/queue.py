@@ -110,12 +110,11 @@ def pass_through(url: str, tasks: Sequence[Task], producers: int) -> Passage:
     with connect(url) as client:
         client.flushall()
         issuer, reader = TaskIssuer(client, keys), RolloutReader(client, keys)
-        before = memory(client)
         watch = StopWatch()
         issuer.issue(tasks)
         watch.lap("issue")
         watch.laps["lease_complete"] = asyncio.run(produce(url, keys, producers))
-        bytes_each = (memory(client) - before) / len(tasks)
+        bytes_each = memory(client, keys.rollouts) / len(tasks)
         watch.skip()
         entries = []
         while arrived := reader.read(0):
@@ -161,9 +160,10 @@ class StopWatch:
         self.skip()
 
 
-def memory(client: redis.Redis) -> int:
-    info: Any = client.info("memory")
-    return int(info["used_memory"])
+def memory(client: redis.Redis, key: str) -> int:
+    """Bytes that Redis takes for all of a key; its clients' buffers do not count."""
+    used: Any = client.memory_usage(key, samples=0)
+    return int(used)
 
 
 @contextmanager

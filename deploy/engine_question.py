@@ -1,5 +1,4 @@
-"""Whether the engine of these settings can serve their model; asked by `sept run`, `eval`, `study`, `ray` and
-`doctor`."""
+"""Whether an engine with these settings can serve their model; `sept run`, `eval`, `study`, `ray` and `doctor` ask."""
 
 from __future__ import annotations
 

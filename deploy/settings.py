@@ -12,7 +12,7 @@ from pydantic import BaseModel, model_validator
 from pydantic.fields import FieldInfo
 
 from generator.config import GeneratorConfig
-from learner.algorithms.choose import ALGORITHMS
+from learner.algorithm_list import ALGORITHMS
 from learner.config import ANY_VOTE_SHARE, LearnerSettings
 from services.config import (
     RedisConfig,

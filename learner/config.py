@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from learner.algorithms.choose import ALGORITHMS
+from learner.algorithm_list import ALGORITHMS
 from learner.recipes import RECIPES
 from services.config import DeadlinesConfig, OneOf, RunConfig, Section, WeightSyncConfig, listed
 

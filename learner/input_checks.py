@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from learner.algorithms.choose import ALGORITHMS
+from learner.algorithm_list import ALGORITHMS
 from learner.config import DataConfig, LearnerSettings
 from learner.data.chat_template import ChatTemplate, choose_template
 from learner.data.dataset import ACCEPTED, Question, iterate_questions

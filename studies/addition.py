@@ -2,7 +2,8 @@
 
 A problem reads "47+85=", its answer is the sum as three digits in reverse, "231": carries then go left to right.
 The pre-training examples are wrong in 30 % of cases, so the model is unsure of what it could know: what
-self-training sharpens.
+self-training sharpens. The hard case is a model that was misled: where the units carry, most examples drop the carry,
+so that its most frequent answer is wrong and sharpening makes it worse.
 
 Legend of shapes: B examples, T tokens of prompt and answer, V vocabulary.
 """
@@ -36,12 +37,18 @@ CORRUPTED = 0.3
 """Share of pre-training answers that are wrong."""
 MOST_OFF = 20
 """A wrong answer lies within this of the right one."""
+MISLED = 0.6
+"""Share of a misled model's examples, of those whose units carry, that drop the carry."""
+SLIPS = 0.1
+"""Share of its other examples that are wrong."""
 STEPS = 2000
 BATCH = 128
 LEARNING_RATE = 1e-3
 REPORT_EVERY = 250
 
 Problem = tuple[int, int]
+Example = Callable[[Problem, random.Random], str]
+"""(problem, draw) -> the answer of a pre-training example."""
 
 
 def question_of(problem: Problem) -> str:
@@ -95,16 +102,22 @@ def make_model(seed: int = 0) -> Qwen2ForCausalLM:
     return model
 
 
-def pretrain(model: Qwen2ForCausalLM, problems: list[Problem], report: Callable[[str], None], *, seed: int = 0) -> None:
-    """Teach the model additions from examples of which CORRUPTED are wrong; each draw is corrupted anew."""
+def pretrain(
+    model: Qwen2ForCausalLM,
+    problems: list[Problem],
+    report: Callable[[str], None],
+    *,
+    example: Example | None = None,
+    seed: int = 0,
+) -> None:
+    """Teach the model additions from examples, each drawn anew; `example`: `noisy_example` by default."""
+    answer = example or noisy_example
     torch.set_num_threads(1)  # for matrices this small, more threads wait for each other longer than they work
     tokenizer, draw = make_tokenizer(), random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.1)
     for step in range(1, STEPS + 1):
-        texts = [
-            question_of(problem) + example_answer(sum(problem), draw) for problem in draw.choices(problems, k=BATCH)
-        ]
+        texts = [question_of(problem) + answer(problem, draw) for problem in draw.choices(problems, k=BATCH)]
         tokens_BT = torch.tensor([[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts])
         labels_BT = tokens_BT.clone()
         labels_BT[:, : len(question_of((0, 0)))] = -100
@@ -117,9 +130,26 @@ def pretrain(model: Qwen2ForCausalLM, problems: list[Problem], report: Callable[
             report(f"pre-training: step {step} of {STEPS}, loss {loss.item():.3f}")
 
 
-def example_answer(total: int, draw: random.Random) -> str:
-    """The right answer, or, in CORRUPTED of the draws, one that is 1 to MOST_OFF off."""
-    if draw.random() >= CORRUPTED:
+def noisy_example(problem: Problem, draw: random.Random) -> str:
+    """Of the demo's model: wrong in CORRUPTED of the draws."""
+    return example_answer(sum(problem), draw)
+
+
+def misled_example(problem: Problem, draw: random.Random) -> str:
+    """Of the misled model: without its carry in MISLED of the draws where the units carry; else wrong in SLIPS."""
+    if units_carry(problem) and draw.random() < MISLED:
+        return answer_of(sum(problem) - 10)
+    return example_answer(sum(problem), draw, SLIPS)
+
+
+def units_carry(problem: Problem) -> bool:
+    """(47, 85): 7 + 5 carry."""
+    return sum(number % 10 for number in problem) >= 10
+
+
+def example_answer(total: int, draw: random.Random, corrupted: float = CORRUPTED) -> str:
+    """The right answer, or, in `corrupted` of the draws, one that is 1 to MOST_OFF off."""
+    if draw.random() >= corrupted:
         return answer_of(total)
     return answer_of(max(0, total + draw.choice((-1, 1)) * draw.randint(1, MOST_OFF)))
 
@@ -133,28 +163,32 @@ def save(model: Qwen2ForCausalLM, folder: Path) -> None:
         make_tokenizer().save_pretrained(partial)
 
 
-def save_pretrained_model(folder: Path, problems: list[Problem], report: Callable[[str], None]) -> None:
+def save_pretrained_model(
+    folder: Path, problems: list[Problem], report: Callable[[str], None], example: Example | None = None
+) -> None:
     """Pre-train the model on the problems and save it, unless the folder exists."""
     if folder.exists():
         report(f"the pre-trained model exists: {folder}")
         return
     report("pre-training a small addition model on partly wrong examples, once ...")
     model = make_model()
-    pretrain(model, problems, report)
+    pretrain(model, problems, report, example=example)
     save(model, folder)
 
 
-def prepare(settings: Settings, report: Callable[[str], None], *, with_answers: bool = False) -> None:
+def prepare(
+    settings: Settings, report: Callable[[str], None], *, with_answers: bool = False, example: Example | None = None
+) -> None:
     """Make what a run on additions needs: its prompts, its benchmarks and, unless they exist, the model.
 
-    `with_answers`: for methods that learn from them.
+    `with_answers`: for methods that learn from them. `example`: as for `pretrain`.
     """
     train, held_out = split_problems()
     write_prompts(train, Path(settings.data.path), with_answers=with_answers)
     for _, path, _ in map(resolve_benchmark, settings.evaluation.benchmarks):
         if not Path(path).exists():
             write_prompts(held_out, Path(path), with_answers=True)
-    save_pretrained_model(Path(settings.model.path), train, report)
+    save_pretrained_model(Path(settings.model.path), train, report, example)
 
 
 def write_prompts(problems: list[Problem], path: Path, *, with_answers: bool = False) -> None:

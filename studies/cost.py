@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploy.run_memory import VALUE_BYTES, shape_of_model
-from learner.algorithms.choose import ALGORITHMS
+from learner.algorithm_list import ALGORITHMS
 from learner.memory.model_shape import ModelShape
 from studies.study_file import Cell
 

@@ -106,3 +106,26 @@ def draw_bars(title: str, unit: str, bars: Sequence[Bar], path: Path) -> None:
     axis.grid(axis="x", alpha=0.3)
     axis.set_title(title, fontsize="medium", wrap=True)
     figure.savefig(path, dpi=150)
+
+
+def draw_curves(panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], path: Path) -> None:
+    """Panel -> label -> a curve for each seed, version -> percent: their means as lines, a thin line for each seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5 * len(panels)), layout="constrained")
+    axes: Sequence[Any] = list(figure.subplots(len(panels), 1, squeeze=False).flat)
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for number, (label, seeds) in enumerate(curves.items()):
+            color, style = f"C{number % 10}", "-" if number < 10 else "--"
+            versions = sorted(set.intersection(*(set(curve) for curve in seeds)))
+            means = [sum(curve[version] for curve in seeds) / len(seeds) for version in versions]
+            axis.plot(versions, means, style, color=color, label=label, linewidth=1.8)
+            for curve in seeds if len(seeds) > 1 else ():
+                axis.plot(sorted(curve), [curve[version] for version in sorted(curve)], color=color, alpha=0.2)
+        axis.set_title(title)
+        axis.set_xlabel("version")
+        axis.set_ylabel("pass@1, %")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -43,14 +43,34 @@ class FinishedRun:
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f"{name}.json"
 
-    def write(self, settings: Settings, results: Mapping[str, Any], speed: Mapping[str, float], seconds: float) -> None:
-        """Keep a run's numbers. `seconds`: what it took."""
+    def write(
+        self,
+        settings: Settings,
+        results: Mapping[str, Any],
+        speed: Mapping[str, float],
+        *,
+        untrained: str,
+        seconds: float,
+        curve: Mapping[int, float] | None = None,
+    ) -> None:
+        """Keep a run's numbers.
+
+        `untrained`: digest of the model that it began with; `seconds`: what it took; `curve`: version -> pass@1 in
+        percent, if it was followed.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = {"settings": _deciding(settings), "results": results, "speed": speed, "seconds": round(seconds)}
+        kept = {
+            "settings": _deciding(settings),
+            "untrained": untrained,
+            "results": results,
+            "speed": speed,
+            "seconds": round(seconds),
+        }
+        kept |= {"curve": curve} if curve else {}
         durable.write_file(self.path, json.dumps(kept, indent=1) + "\n")
 
     def read(self, settings: Settings) -> dict[str, Any] | None:
-        """{"results", "speed", "seconds"}, None where the run has not finished.
+        """What was kept, by the names of `write`; None where the run has not finished.
 
         ConfigError where the study has changed since: its settings, its problems or the grader.
         """

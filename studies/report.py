@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from services import durable
 from services.contracts import RoundMetrics
-from studies.figures import Bar, can_draw, draw_bars
+from studies.figures import Bar, can_draw, draw_bars, draw_curves
 from studies.intervals import (
     SEEDS_FOR_INTERVAL,
     ClaimResult,
@@ -37,6 +37,7 @@ class ReportFiles:
         self.text = folder / "report.md"
         self.data = folder / "report.json"
         self.figure = folder / "report.png"
+        self.curves = folder / "curves.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class RunResult:
     """What its evaluation wrote."""
     speed: Mapping[str, float]
     """As `speed_of` says; empty for a model that was not trained."""
+    curve: Mapping[int, float] = field(default_factory=dict)
+    """Version -> pass@1 in percent, as far as it was followed."""
     at: float | None = None
     """Temperature of the scores; None: the best of the sweep, or the only one."""
 
@@ -121,6 +124,12 @@ def speed_of(rounds: Sequence[RoundMetrics]) -> dict[str, float]:
     }
 
 
+def curve_of(rounds: Sequence[RoundMetrics]) -> dict[int, float]:
+    """Version -> pass@1 in percent, mean of the benchmarks, of every evaluation during a run."""
+    evaluations = [found for line in rounds for found in line.evaluations]
+    return {found.weight_version: round(100 * found.pass_at_k["mean"][1], 3) for found in evaluations}
+
+
 def rows_of(study: Study, results: Sequence[RunResult]) -> list[Row]:
     """What has a result, in the order of the study's file."""
     labels = UNTRAINED_LABELS | {name: method.label for name, method in study.methods.items()}
@@ -175,7 +184,20 @@ def write_report(study: Study, results: Sequence[RunResult]) -> list[Path]:
         return [written.text, written.data]
     bars = [Bar(row.label, row.model, row.scores()[AVG], row.published) for row in rows]
     draw_bars(title, f"{AVG}, %", bars, written.figure)
-    return [written.text, written.data, written.figure]
+    paths = [written.text, written.data, written.figure]
+    followed = {row.label: [run.curve for run in row.runs if len(run.curve) > 1] for row in rows}
+    if any(followed.values()):
+        panels = {
+            model.label or name: {
+                row.label.removeprefix(f"{model.label} · "): followed[row.label]
+                for row in rows
+                if row.model == name and followed[row.label]
+            }
+            for name, model in study.models.items()
+        }
+        draw_curves(panels, written.curves)
+        paths.append(written.curves)
+    return paths
 
 
 def _finite(interval: Interval) -> dict[str, float | str | None]:
@@ -206,6 +228,7 @@ def _markdown(title: str, rows: Sequence[Row], claims: Sequence[ClaimResult]) ->
         "",
         *_table([*heads, *(("published AVG", "difference") if published else ())], quality),
     ]
+    lines += _rise_and_fall(rows)
     speeds = {row.label: row.speed() for row in rows if row.speed()}
     if speeds:
         speed = [[label, *map(str, values.values())] for label, values in speeds.items()]
@@ -222,6 +245,23 @@ def _markdown(title: str, rows: Sequence[Row], claims: Sequence[ClaimResult]) ->
         ]
         lines += _table(["claim", "difference", "95 % interval", "verdict"], cells)
     return "\n".join(lines) + "\n"
+
+
+def _rise_and_fall(rows: Sequence[Row]) -> list[str]:
+    """A table of where pass@1 began, peaked and ended, of the runs that were followed."""
+    cells = []
+    for row in rows:
+        curves = [run.curve for run in row.runs if len(run.curve) > 1]
+        if curves:
+            first = over_seeds([curve[min(curve)] for curve in curves])
+            peak = over_seeds([max(curve.values()) for curve in curves])
+            last = over_seeds([curve[max(curve)] for curve in curves])
+            at = fmean(max(curve, key=lambda version: (curve[version], version)) for curve in curves)
+            fall = over_seeds([max(curve.values()) - curve[max(curve)] for curve in curves])
+            cells.append([row.label, str(first), str(peak), f"{at:.0f}", str(last), str(fall)])
+    if not cells:
+        return []
+    return ["", *_table(["method", "pass@1 at first", "at its peak", "version of the peak", "at last", "fall"], cells)]
 
 
 def _to_published(row: Row) -> tuple[str, str]:

@@ -21,9 +21,10 @@ from deploy.placement import visible_gpus
 from learner.input_checks import check_inputs
 from services.errors import ConfigError
 from services.run_folder import EvaluationFolder, RunFolder
+from services.weights.reader import WeightReader
 from studies.cost import cost_of_study
 from studies.finished_runs import FinishedRun, differs
-from studies.report import ReportFiles, RunResult, speed_of, write_report
+from studies.report import ReportFiles, RunResult, curve_of, speed_of, write_report
 from studies.study_file import BASELINE, TAU_EVAL, UNTRAINED, Cell, Study, cells
 
 
@@ -36,6 +37,7 @@ async def run_study(study: Study, console: Console) -> signal.Signals | None:
     if visible_gpus():
         console.print(*cost_of_study(cells(study)), sep="\n", highlight=False, markup=False)
     results: list[RunResult] = []
+    began_with: dict[str, str] = {}
     runs = cells(study)
     for number, cell in enumerate(runs):
         kept = FinishedRun(study.finished, cell.name)
@@ -48,13 +50,13 @@ async def run_study(study: Study, console: Console) -> signal.Signals | None:
                     highlight=False,
                 )
                 return stopped_by
-        results += _results_of(study, cell)
+        results += _results_of(study, cell, began_with)
         if cell.leader == "learner":
             write_report(study, results)
     for path in write_report(study, results):
         console.print(str(path), highlight=False)
     console.print(ReportFiles(study.study.dir).text.read_text(), highlight=False, markup=False)
-    console.print(f"the runs, each a folder: {study.study.dir}", highlight=False)
+    console.print(f"the runs in a browser: sept page {study.study.dir}", highlight=False)
     return None
 
 
@@ -85,16 +87,28 @@ async def _run(cell: Cell, kept: FinishedRun, console: Console) -> signal.Signal
         )
     rounds = list(folder.rounds())
     seconds = max(time.monotonic() - started, sum(line.round_s for line in rounds))  # rounds of earlier starts count
-    kept.write(cell.settings, results, speed_of(rounds), seconds)
+    untrained = WeightReader(folder.weights, folder.run_id).manifest(0).digest
+    speed, curve = speed_of(rounds), curve_of(rounds)
+    kept.write(cell.settings, results, speed, untrained=untrained, seconds=seconds, curve=curve)
     console.print(f"  {in_words(seconds)}", highlight=False)
     return None
 
 
-def _results_of(study: Study, cell: Cell) -> list[RunResult]:
-    """A finished run's; of a sweep those of the Baseline and, first, of the untrained model at TAU_EVAL."""
-    kept = FinishedRun(study.finished, cell.name).read(cell.settings)
+def _results_of(study: Study, cell: Cell, began_with: dict[str, str]) -> list[RunResult]:
+    """A finished run's; of a sweep those of the Baseline and, first, of the untrained model at TAU_EVAL.
+
+    `began_with` holds the digest of each model's weights; ConfigError for a run that began with others.
+    """
+    finished = FinishedRun(study.finished, cell.name)
+    kept = finished.read(cell.settings)
     assert kept is not None
-    found = RunResult(cell.model, cell.method, cell.settings.run.seed, kept["results"], kept["speed"])
+    if began_with.setdefault(cell.model, kept["untrained"]) != kept["untrained"]:
+        raise ConfigError(
+            f"{finished.path} began with other weights than the study's runs before it",
+            hint="set model.path to the same model for all of them, or remove the runs of the other",
+        )
+    curve = {int(version): value for version, value in kept.get("curve", {}).items()}
+    found = RunResult(cell.model, cell.method, cell.settings.run.seed, kept["results"], kept["speed"], curve)
     if cell.method != BASELINE:
         return [found]
     untrained = [replace(found, method=UNTRAINED, at=TAU_EVAL)] if TAU_EVAL in study.study.sweep else []
@@ -138,8 +152,12 @@ def _evaluation_folder(cell: Cell) -> EvaluationFolder:
 
 
 def _prepare(study: Study, console: Console) -> None:
-    if study.study.prepare != "addition":
-        raise ConfigError(f"study.prepare = {study.study.prepare!r} is not known", hint='known is "addition"')
     from studies import addition
 
-    addition.prepare(cells(study)[0].settings, console.print, with_answers=True)
+    known = {"addition": addition.noisy_example, "misled addition": addition.misled_example}
+    for name, model in study.models.items():
+        wanted = model.prepare or study.study.prepare
+        if wanted not in known:
+            raise ConfigError(f"prepare = {wanted!r} is not known", hint=f"known are {', '.join(known)}")
+        settings = next(cell.settings for cell in cells(study) if cell.model == name)
+        addition.prepare(settings, console.print, with_answers=True, example=known[wanted])

@@ -5,12 +5,12 @@
     [models.X]   optional: label, config (a run's file), published results, sections that differ
     [methods.X]  label, seeds (default: the study's), sections that differ
 
+`include`, before the first table, names another study's file, of which this one changes what it says.
 Every model meets every method. Later tables win: a model's config, [common], [models.X], [methods.X].
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,12 @@ class StudyConfig(Section):
     sweep: tuple[float, ...] = ()
     """Temperatures of the untrained model, whose best is the Baseline; none leaves it out."""
     prepare: str = ""
-    """"addition" makes the demo's model and data first, unless they are there."""
+    """"addition" makes the demo's model and data first, unless they are there; "misled addition" one whose most
+    frequent answer is often wrong."""
+    models: tuple[str, ...] = ()
+    """Of [models.X] those that are trained; default: all."""
+    every_rounds: int = Field(default=0, ge=0)
+    """Rounds between two evaluations of a run, for curves; 0: its last version alone is evaluated."""
     keep: Path | None = None
     """Folder with the numbers of finished runs, a file each, which are not run again; default: `finished` in `dir`."""
     claims: tuple[Claim, ...] = ()
@@ -62,6 +67,8 @@ class Model(Section):
     label: str = ""
     config: Path | None = None
     """File of a run, beside the study's file."""
+    prepare: str = ""
+    """As in [study], for this model."""
     published: dict[str, float] = Field(default_factory=dict)
     """Method -> AVG in percent, as others have measured it."""
     sections: Sections = Field(default_factory=dict)
@@ -108,18 +115,16 @@ class Cell:
 def load_study(path: Path, sets: Sequence[str] = ()) -> Study:
     """Read and check the file; `sets`, "section.key=value", are put into [common]. ConfigError names what is wrong."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = values_of_file(path)
         values["common"] = _merged(values.get("common", {}), values_of_sets(sets))
         values["models"] = {
-            name: _named(name, model, path.parent, "config", "published")
+            name: _named(name, model, path.parent, "config", "published", "prepare")
             for name, model in values.get("models", {"": {}}).items()
         }
         values["methods"] = {
             name: _named(name, method, path.parent, "seeds") for name, method in values.get("methods", {}).items()
         }
-        study = Study.model_validate(values)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"study {path} cannot be read: {error}", hint="deploy/config holds examples") from error
+        study = _with_chosen_models(Study.model_validate(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -139,6 +144,13 @@ def load_study(path: Path, sets: Sequence[str] = ()) -> Study:
         if cell.settings.training.rounds is None:
             raise ConfigError(f"{path} does not set common.training.rounds", hint="set it: it is the runs' budget")
     return study
+
+
+def _with_chosen_models(study: Study) -> Study:
+    chosen = study.study.models or tuple(study.models)
+    if unknown := sorted(set(chosen) - set(study.models)):
+        raise ConfigError(f"study.models names {unknown}, which it lacks", hint=f"it has {sorted(study.models)}")
+    return study.model_copy(update={"models": {name: study.models[name] for name in chosen}})
 
 
 def _named(name: str, values: Mapping[str, Any], folder: Path, *own: str) -> dict[str, Any]:
@@ -166,7 +178,8 @@ def trainings(study: Study) -> Iterator[Cell]:
             for name, method in study.methods.items():
                 if seed in (method.seeds or study.study.seeds):
                     run = f"{name}-s{seed}"
-                    settings = _settings(study, model, run, method.sections, seed, every_rounds=ONLY_LAST)
+                    every = study.study.every_rounds or ONLY_LAST
+                    settings = _settings(study, model, run, method.sections, seed, every_rounds=every)
                     yield Cell(model, name, settings)
 
 

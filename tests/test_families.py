@@ -32,6 +32,8 @@ EXACT = 1e-5
 """Nats; of float32 arithmetic in two libraries."""
 QUICK = ("qwen2-tied", "gemma3", "starcoder2-dropout", "mixtral-jitter")
 BAD_INPUT = 3
+RUN_WITHIN_S = 1200.0
+"""On a machine that does thirty other things; 50 s on an idle one."""
 
 CONFIG = """
 [run]
@@ -109,6 +111,7 @@ def test_what_the_learner_would_train_wrongly_is_refused(tmp_path: Path, name: s
 
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", SERVED)
 async def test_a_run_and_its_updates_are_exact(tmp_path: Path, name: str) -> None:
@@ -146,6 +149,7 @@ async def test_a_run_and_its_updates_are_exact(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("name", REFUSED | REFUSED_BY_ENGINE)
 async def test_a_run_that_cannot_be_right_ends_with_its_reason_and_no_restart(
     tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
@@ -161,4 +165,4 @@ async def run(folder: Path) -> int:
     questions = [json.dumps({"question": f"What is {i} plus {i * 7 % 53}?"}) for i in range(40)]
     await asyncio.to_thread((folder / "prompts.jsonl").write_text, "\n".join(questions))
     await asyncio.to_thread((folder / "run.toml").write_text, CONFIG.format(folder=folder, rounds=ROUNDS))
-    return await finish(await sept("run", folder / "run.toml"))
+    return await finish(await sept("run", folder / "run.toml"), within_s=RUN_WITHIN_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import importlib.metadata
 import inspect
 import io
 import json
@@ -72,6 +73,8 @@ class Shell:
             self._bash.stdin.write("kill -INT $(jobs -p) 2> /dev/null; wait\n")
             self._bash.stdin.close()
         self._bash.wait(COMES_UP_WITHIN_S)
+        assert self._bash.stdout is not None
+        self._bash.stdout.close()
 
     def give(self, command: str) -> str:
         """What the command printed; a background command prints to its file."""
@@ -143,11 +146,20 @@ def test_the_notebook(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def own_model_commands() -> list[str]:
-    """Of the README: run, export, serve."""
+    """Of the README: run, export, and serve with what is installed here."""
     section = (ROOT / "README.md").read_text().split("## Your own model")[1]
     (first,) = (block for block in blocks(ROOT / "README.md") if "model.path=MODEL" in block)
     assert first.splitlines()[0] in section
-    return first.splitlines()
+    run, export, *servers = (line.partition(" #")[0].strip() for line in first.splitlines())
+    on_gpu, on_cpu = servers
+    return [run, export, on_gpu if has_package("vllm") else on_cpu]
+
+
+def has_package(name: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
@@ -186,7 +198,7 @@ def test_the_readme_with_a_model_and_a_file_of_ones_own(clone: Path) -> None:
     )
     with Shell(clone) as shell:
         assert "finished: 3 of 3 rounds" in shell.succeed(run)
-        shell.succeed(export)
+        assert "serve it: " in shell.succeed(export)
     assert len(list(RunFolder(clone / "runs/real-cpu").rounds())) == 3
     with served(serve, clone) as address:
         name = httpx.get(f"{address}/v1/models").json()["data"][0]["id"]

@@ -1,4 +1,7 @@
-"""`sept doctor`: what this machine has and lacks for a run, each finding with its remedy."""
+"""`sept doctor`: what this machine has and lacks for a run, each finding with its remedy.
+
+Importing it needs no more than sept's own dependencies: what a model's checks need besides may be what is lacking.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from deploy import exit_codes, placement
 from deploy.doctor.cuda import driver_problem, driver_version
-from deploy.engine_question import ask_about_model
 from deploy.run_memory import RunMemory, memory_of_run, place_parts
 from deploy.settings import Settings
-from learner.input_checks import InputCheck, input_checks
 from learner.memory.machine import host_memory
 from services.errors import SeptError
 from services.net import free_port, why_not_free
+
+if TYPE_CHECKING:
+    from learner.input_checks import InputCheck
 
 SHOWN_PACKAGES = (
     "sept",
@@ -92,6 +96,8 @@ def examine(settings: Settings | None) -> Iterator[Finding]:
         check_redis,
     ]
     if settings is not None:
+        from learner.input_checks import input_checks
+
         checks += [lambda: check_port(settings.services.host, settings.services.port)]
         checks += [partial(check_input, check) for check in input_checks(settings)]
         checks += [lambda: check_engine(settings), lambda: check_fit(settings), check_weight_sync]
@@ -202,6 +208,8 @@ def check_port(host: str, port: int) -> Finding:
 
 def check_engine(settings: Settings) -> Finding:
     """The engine serves the model; it is built without its weights, which takes vLLM ten seconds."""
+    from deploy.engine_question import ask_about_model
+
     what = "engine"
     try:
         answered = asyncio.run(ask_about_model(settings))

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from redis.exceptions import RedisError
 
 from services.errors import ContractError, UnavailableError
-from services.streams.connection import Keys, connect_async
+from services.streams.connection import Keys, connect_async, is_cancelled
 from services.streams.control import AsyncControl
 
 READ_EVERY_S = 1.0
@@ -35,7 +35,7 @@ class GeneratorsTargetInRedis:
             await control.set_generators_limit(self._limit)
             await control.set_generators_target(self._first)
             await control.set_stop_after_round(False)  # that request ended the run before; starting again revokes it
-            while True:
+            while not is_cancelled():
                 await asyncio.sleep(READ_EVERY_S)
                 try:
                     generators_target = (await control.state()).generators_target

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import signal
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -135,6 +136,7 @@ async def _supervise(
         part_events.extend(await last_part_events(where.redis_url, folder.run_id))
 
     count, startup_s = settings.generator.count, settings.deadlines.startup_s
+    policy = RestartPolicy(outlast_s=startup_s, most_silent_s=2 * startup_s)
     reports = WorkReports(folder, where.redis_url)
     target = GeneratorsTargetInRedis(where.redis_url, folder.run_id, count, startup_s, limit=plan.generators_limit)
     supervisor = Supervisor(
@@ -147,7 +149,10 @@ async def _supervise(
         has_worked=reports.has_worked,
         generators_may_start=reports.learner_has_loaded if plan.one_after_the_other else None,
         silent_s=reports.silent_s,
-        policy=RestartPolicy(outlast_s=startup_s, most_silent_s=2 * startup_s),
+        policy=policy,
+        # A learner that hangs is found before generators have waited for its first version in vain. Ranks that wait for
+        # each other send no heartbeat: they end by themselves, and name the one that did not come.
+        learner_policy=policy if settings.training.ranks > 1 else replace(policy, most_silent_s=1.5 * startup_s),
     )
     loop = asyncio.get_running_loop()
     stop_signals = [number for number in STOP_SIGNALS if not _is_ignored_hang_up(number)]

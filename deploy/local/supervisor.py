@@ -54,6 +54,7 @@ class Supervisor:
     supervisor = Supervisor(plan, run=folder, generators_target=..., log=...)
     stopped_by = await supervisor.run()     # None: the learner finished; else the signal that asked to stop
 
+    `learner_policy` is that of the learner, where it is not `policy`.
     `generators_may_start` is awaited before the first of them is started.
     `before_drain_of_failed` is awaited when a run has failed, while its parts still run. `has_worked` says of a part
     and its process, which has ended, whether it did any work; `silent_s` of one that lives, since when it has sent no
@@ -68,6 +69,7 @@ class Supervisor:
         generators_target: GeneratorsTarget,
         log: SupervisorLog,
         policy: RestartPolicy | None = None,
+        learner_policy: RestartPolicy | None = None,
         drain_s: float = 20.0,
         grace_s: float = KILL_GRACE_S,
         same_stop_s: float = SAME_STOP_S,
@@ -82,6 +84,7 @@ class Supervisor:
         self._generators_target = generators_target
         self._log = log
         self._policy = policy or RestartPolicy()
+        self._learner_policy = learner_policy or self._policy
         self._drain_s = drain_s
         self._grace_s = grace_s
         self._same_stop_s = same_stop_s
@@ -104,7 +107,7 @@ class Supervisor:
         """
         redis = self._start_part(self._plan.redis) if self._plan.redis is not None else None
         services = self._start_part(self._plan.services)
-        learner = self._start_part(self._plan.learner, may_finish=True)
+        learner = self._start_part(self._plan.learner, self._learner_policy, may_finish=True)
         if self._generators_may_start is None:
             self._scale(self._plan.generators_target)
         scaler = asyncio.create_task(self._follow_target())
@@ -144,11 +147,13 @@ class Supervisor:
             self._over.set()
             self._log.record("stopping", signal=by.name, remedy="a second one (Ctrl-C) kills what has not ended")
 
-    def _start_part(self, spec: ProcessSpec, *, may_finish: bool = False) -> SupervisedPart:
+    def _start_part(
+        self, spec: ProcessSpec, policy: RestartPolicy | None = None, *, may_finish: bool = False
+    ) -> SupervisedPart:
         part = SupervisedPart(
             spec,
             self._run_folder,
-            self._policy,
+            policy or self._policy,
             self._log,
             may_finish=may_finish,
             has_worked=self._has_worked,

@@ -15,7 +15,7 @@ from services.api.status import has_loaded
 from services.contracts import Part
 from services.errors import UnavailableError
 from services.run_folder import EvaluationFolder, RunFolder
-from services.streams.connection import Keys, connect_async
+from services.streams.connection import Keys, connect_async, is_cancelled
 from services.streams.heartbeats import LOST_AFTER_S, AsyncHeartbeats
 
 READ_EVERY_S = 2.0
@@ -99,7 +99,7 @@ class WorkReports:
 
     async def follow(self) -> None:
         """Read the heartbeats until cancelled; while Redis does not answer there are none."""
-        while True:
+        while not is_cancelled():
             try:
                 await self._read_heartbeats()
             except (RedisError, UnavailableError):
@@ -109,12 +109,12 @@ class WorkReports:
         client = await connect_async(self._redis_url, deadline_s=ANSWERS_WITHIN_S)
         try:
             heartbeats = AsyncHeartbeats(client, self._keys)
-            while True:
+            while not is_cancelled():
                 beats = await heartbeats.read_all()
-                heard = {(beat.part, _session_of(beat.pid)) for beat, age_s in beats if _is_new(age_s)}
+                new = [beat for beat, age_s in beats if _is_new(age_s)]
+                heard = {(beat.part, _session_of(beat.pid)) for beat in new}
                 self._heard_at |= dict.fromkeys(heard & self._heard_at.keys(), self._listened_s)
-                learners = [(beat, age_s) for beat, age_s in beats if beat.part is Part.LEARNER]
-                if any(_is_new(age_s) and has_loaded(beat.state) for beat, age_s in learners):
+                if any(beat.part is Part.LEARNER and has_loaded(beat.state) for beat in new):
                     self._loaded.set()
                 self._sampled |= {beat.pid for beat, _ in beats if beat.part is Part.GENERATOR and beat.tokens_per_s}
                 await asyncio.sleep(READ_EVERY_S)

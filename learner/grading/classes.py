@@ -2,7 +2,8 @@
 
 Equality of answers is not transitive at its edges (0.33 = 1/3 = 0.333), so an answer joins the first class whose first
 answer it equals. An answer that cannot be compared with anything within the pool's limits has no class: it costs one
-limit, once, whatever the other answers are.
+limit, once, whatever the other answers are. One that can be read, and then is not compared with another answer within
+them, has none either: it costs one limit more, not one for every class.
 """
 
 from __future__ import annotations
@@ -33,8 +34,18 @@ def answer_classes(responses: Sequence[str], pool: GraderPool) -> list[int | Non
             break
         first, others = left[0], left[1:]
         same = pool.grade_many([(responses[index], grades[first].answer) for index in others])
-        members = {first} | {index for index, grade in zip(others, same, strict=True) if grade.correct}
+        graded = dict(zip(others, same, strict=True))
+        stuck = {index for index, grade in graded.items() if grade.outcome in (Outcome.TIMEOUT, Outcome.FAILED)}
+        if len(stuck) == len(others):  # the first one is to blame; of two nobody knows which
+            stuck = {first} if len(others) > 1 else set()
+        members = ({first} | {index for index, grade in graded.items() if grade.correct}) - stuck
         for index in members:
             classes[index] = class_
-        left = [index for index in left if index not in members]
-    return classes
+        left = [index for index in left if index not in members | stuck]
+    return in_order_of_first(classes)
+
+
+def in_order_of_first(classes: Sequence[int | None]) -> list[int | None]:
+    """The same classes, counted from 0 without gaps."""
+    numbers = {class_: number for number, class_ in enumerate(dict.fromkeys(one for one in classes if one is not None))}
+    return [None if class_ is None else numbers[class_] for class_ in classes]

@@ -48,12 +48,17 @@ def equal_expressions(answer: str, truth: str) -> bool:
         return False
 
 
+def is_too_large(text: str) -> bool:
+    """Whether it holds a power, a factorial or a binomial of numbers that nobody could compute."""
+    return _TOO_LARGE.search(text) is not None
+
+
 @lru_cache(maxsize=64)
 def parse(text: str) -> Any | None:
     """The sympy object that a whole formula means, or None: what is cut off, has dots or is too large means nothing."""
     if (
         len(text) > MAX_EXPRESSION_CHARACTERS
-        or _TOO_LARGE.search(text)
+        or is_too_large(text)
         or _NEVER_A_FORMULA.search(text)
         or _depth(text) > MAX_DEPTH
     ):

@@ -28,14 +28,17 @@ _THOUGHT = re.compile(
 )
 _THINKING = re.compile(r"<think(?:ing)?>|<thought>|<reasoning>|<\|begin_of_thought\|>|\[THINK\]|◁think▷", re.IGNORECASE)
 _TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
-_BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
+_BOX = re.compile(r"\\f?box(?:ed)?\s*(?:\{|\Z)")
+_CUT_FORMULA = re.compile(r"\\[(\[](?:(?!\\[)\]]).)*\Z", re.DOTALL)
+_ONLY_DELIMITER = re.compile(r"(?:\\[()\[\]]|\$+|\s)*")
 _WHOLE_FORMULA = re.compile(r"^\$([^$]+)\$$")
 _CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>|</s>|<eos>|<end_of_turn>")
 _FORMULA = re.compile(
     r"\$\$(.+?)\$\$|(?<![\\$])\$(?![\s$])((?:\\\$|[^$\n])+?)(?<![\s\\])\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
 )
 _NUMBER = re.compile(
-    r"(?:\\\$|[$€£¥₹]\s?)?(?<![\w.])[-+]?(?:\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\d{1,2}:\d\d(?!\d)|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)"
+    r"[$€£]\s?\d{1,3}(?: \d{3})+(?![\d-])|(?:\\\$|[$€£¥₹]\s?)?(?<![\w.])[-+]?(?:\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}"
+    r"|\d{1,2}:\d\d(?!\d)|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)"
     r"(?:[eE][-+]?\d{1,4}(?![A-Za-z\d])|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?-?\d{1,4}\}?)?\s*(?:\\?%)?"
 )
 _SCALE_AFTER = re.compile(r"\s*(?:hundred|thousand|million|billion|trillion|dozen|[万亿千百])\b")
@@ -46,7 +49,17 @@ _QUALIFIED = re.compile(
     r"(?:\s+(?:be|equal(?:\s+to)?|is|exactly))?\s*$",
     re.IGNORECASE,
 )
-_DENIED = re.compile(r"[^.!?\d]{0,30}?\b(?:is|was|are|were)(?:n't| not| wrong| incorrect| false)\b", re.IGNORECASE)
+_DENIED = re.compile(
+    r"\W{0,3}(?:is|was)(?:(?:n't| not) (?:the|an?|my|right|correct)\b| (?:an? )?(?:wrong|incorrect|false)\b)",
+    re.IGNORECASE,
+)
+_RESULT = re.compile(
+    r"(?:=|\bwhich (?:is|equals|means|rounds (?:up |down )?to)|\brounded (?:up |down )?to)\s*[\\$€£]{0,2}$",
+    re.IGNORECASE,
+)
+_IS = re.compile(
+    r"\b(?:is|are|was|be|equals|to)\s+(?:equal to |exactly |about |approximately )?[\\$€£]{0,2}$", re.IGNORECASE
+)
 _LABEL = re.compile(
     r"\b(?:step|case|equation|eq\.|figure|problem|question|method|part|line|example)\s*\(?$", re.IGNORECASE
 )
@@ -110,21 +123,25 @@ def _after_thinking(response: str) -> str:
 def unboxed_answer(text: str) -> str | None:
     """The answer in the end of a response without a complete box; None where nothing reads as one.
 
-    A box that is empty or cut off says that there is no answer yet.
+    A box that is empty or cut off says that there is no answer yet; so does a formula that the end of the text cuts
+    off, unless an answer is stated before.
     """
     if _BOX.search(text):
         return None
     marked = _MARKED.findall(text)
     if marked and re.search(r"\d", marked[-1]) and len(_PROSE.findall(marked[-1])) < 3:
         return str(marked[-1]).strip()
-    text = without_markdown(text).strip()
+    whole = without_markdown(text).strip()
+    text = _CUT_FORMULA.sub("", whole).strip()
     in_json = _IN_JSON.findall(text)
     if in_json:
         return str(in_json[-1][1])
     stated = stated_answer(text)
     if stated is not None:
         return _WHOLE_FORMULA.sub(r"\1", _CLAUSE.sub("", stated).strip() or stated)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if text != whole:
+        return None
+    lines = [line.strip() for line in text.splitlines() if not _ONLY_DELIMITER.fullmatch(line)]
     if len(lines) == 1 and len(lines[0].split()) <= 3 and not re.search(r"\d|[?!]$", lines[0]):
         return lines[0]
     found = next((found for line in reversed(lines) if (found := _on_line(line)) is not None), None)
@@ -143,28 +160,34 @@ def _on_line(line: str) -> str | None:
     if re.search(r"\d|\\", line) and not _PROSE.search(_FUNCTION.sub("", line)):
         return line
     formulas = list(_FORMULA.finditer(line))
-    numbers = list(_NUMBER.finditer(ascii_notation(line) if not formulas else ""))
+    if formulas and _has_number_after(line, formulas[-1].end()):
+        line = line[formulas[-1].end() :]
+        formulas = []
     if formulas:
         start, end = formulas[-1].span()
         found = next(group for group in formulas[-1].groups() if group)
-    elif numbers:
+    else:
         line = ascii_notation(line)
-        # "He has 5 + 99 = 104 games after 3 years": the result stands after the sign.
-        numbers = [match for match in numbers if not _LABEL.search(line[: match.start()])]
+        numbers = [match for match in _NUMBER.finditer(line) if not _LABEL.search(line[: match.start()])]
         if not numbers:
             return None
-        results = [match for match in numbers if line[: match.start()].rstrip().endswith("=")]
+        # "He has 5 + 99 = 104 games after 3 years": the result stands after the sign.
+        results = [match for match in numbers if _RESULT.search(line[: match.start()])]
         start, end = (results or numbers)[-1].span()
         found = line[start:end].strip()
-    else:
-        return None
     qualified = _QUALIFIED.search(line[:start])
     if _DENIED.match(line[end:]):
         return f"not {found}"
-    return " ".join(filter(None, (qualified[0].strip() if qualified else "", found, _unit_after(line[end:]).strip())))
+    unit = _unit_after(line[end:], of_money=found.startswith(("$", r"\$", "€", "£")))
+    return " ".join(filter(None, (qualified[0].strip() if qualified else "", found, unit.strip())))
 
 
-def _unit_after(text: str) -> str:
+def _has_number_after(line: str, end: int) -> bool:
+    """Whether a number is said to be the result after the last formula: "the remainder of $x$ is 3"."""
+    return any(_IS.search(line[end : match.start(0)]) for match in _NUMBER.finditer(line, end))
+
+
+def _unit_after(text: str, *, of_money: bool) -> str:
     """The scale and the unit that follow a number: " million dollars" of " million dollars in all"."""
     scale = _SCALE_AFTER.match(text)
     start = scale.end() if scale else 0
@@ -172,6 +195,7 @@ def _unit_after(text: str) -> str:
     parts = words[0].split(" ") if words else []
     for count in range(len(parts), 0, -1):
         unit = " ".join(parts[:count]).rstrip()
-        if unit.strip() not in ("", "in") and parse_unit(unit.strip(), letters=False):
+        known = parse_unit(unit.strip(), letters=False) if unit.strip() not in ("", "in") else None
+        if known is not None and not (of_money and all(power > 0 for _, power in known.dimension)):
             return text[:start] + unit
     return text[:start]

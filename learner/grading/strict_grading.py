@@ -8,6 +8,7 @@ math-verify. Here `learner.grading.notation` stands for the first, and math-veri
 from __future__ import annotations
 
 from learner.data.answers import last_boxed
+from learner.grading.expressions import is_too_large
 from learner.grading.extraction import Candidate
 from learner.grading.math_grading import MAX_ANSWER_CHARACTERS, Grade, Outcome
 from learner.grading.notation import as_written, normalised
@@ -31,6 +32,8 @@ def _same(answer: str, truth: str) -> bool:
     written = as_written(normalised(truth))
     if written and as_written(normalised(answer)) == written:
         return True
+    if is_too_large(answer):
+        return False
     import math_verify
 
     gold, given = (math_verify.parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (truth, answer))

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tokenizers
-
 from learner.model_folder.files import read_json
 from services.errors import ModelError
 
@@ -54,6 +52,8 @@ def check_tokenizer_files(folder: Path) -> None:
         read_json(folder / name)
     path = folder / "tokenizer.json"
     if path.exists():
+        import tokenizers
+
         try:
             tokenizers.Tokenizer.from_file(str(path))
         except BaseException as error:

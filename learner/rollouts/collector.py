@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from operator import contains
 from typing import NamedTuple
@@ -32,6 +32,9 @@ log = structlog.get_logger()
 
 READ_S = 0.2
 """How long one read waits for the next rollout: what stopping waits for at most."""
+GATHER_S = 0.05
+"""While nobody waits for rollouts, as during training, they gather in Redis for so long: every read interrupts the
+thread that trains."""
 LOOK_EVERY_S = 1.0
 """How often Redis is asked whether it is still the same."""
 RECHECK_AFTER_S = 5.0
@@ -104,6 +107,8 @@ class Collector:
         self._received: dict[Identity, _Received] = {}
         self._entries: dict[int, list[bytes]] = {}
         self._changed = threading.Condition()
+        self._wanted = threading.Event()
+        """Set while somebody waits for rollouts."""
         self._issuing = threading.Lock()  # what one thread has registered and not issued yet is not lost to another
         self._last_arrival = time.monotonic()
         self._reissues: Counter[str] = Counter()
@@ -241,7 +246,7 @@ class Collector:
             if here():
                 return
         started = time.monotonic()
-        with waiting(), self._changed:
+        with waiting(), self._wanting(), self._changed:
             while not here():
                 if self._fatal is not None:
                     raise self._fatal
@@ -251,6 +256,14 @@ class Collector:
                 if quiet_s >= deadline_s:
                     raise self._late(round_, quiet_s)
                 self._changed.wait(deadline_s - quiet_s)
+
+    @contextmanager
+    def _wanting(self) -> Iterator[None]:
+        self._wanted.set()
+        try:
+            yield
+        finally:
+            self._wanted.clear()
 
     def _late(self, round_: int, quiet_s: float) -> DeadlineError:
         missing = self._missing(list(self._expected.get(round_, {}).values()))
@@ -286,6 +299,7 @@ class Collector:
                 if now - max(self._last_arrival, rechecked) >= self._recheck_after_s:
                     rechecked = now
                     self._issue_lost(blame=True)
+                self._wanted.wait(GATHER_S)
         except BaseException as error:
             self.fail(error)  # else a wait for rollouts would never end
             if not isinstance(error, ContractError | FencedError):

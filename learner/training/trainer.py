@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils import get_total_norm
 
+from learner.algorithm_list import ALGORITHMS
 from learner.algorithms.base import Algorithm, Signal
-from learner.algorithms.choose import ALGORITHMS
 from learner.config import TrainingConfig
 from learner.data.schedule import learning_rate, training_temperature
 from learner.model.trained_model import TrainedModel

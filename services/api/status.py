@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,8 @@ RunState = Literal["starting", "running", "paused", "finished", "failed", "stopp
 
 FINAL_STATES: dict[str, RunState] = {"finished": "finished", "failed": "failed", "stopped": "stopped"}
 """States of the learner's heartbeat that end the run."""
+LOADING_STATES = frozenset({"starting", "publishing"})
+"""States of a learner that loads its weights, and publishes them for the first time."""
 
 LOADING_STATES = frozenset({"starting", "publishing"})
 """States of a learner that loads its weights, and publishes them for the first time."""
@@ -69,13 +72,21 @@ class StatusReader:
             for beat, age_s in beats
             if beat.part is Part.GENERATOR
         )
-        silent = learner_lost or any(status.lost for status in generators)
+        silent = learner is None or learner_lost or any(status.lost for status in generators)
         outside = await why_no_writes(self._redis) if silent else ""  # then nobody can send a heartbeat
         state = run_state(learner, paused=control.paused, published=newest is not None)
         snapshot = StatusSnapshot(
             run_id=self._keys.run_id,
             state=state,
-            detail=outside or _detail(state, learner, learner_age_s if learner_lost else None, generators, deaths),
+            detail=outside
+            or _detail(
+                state,
+                learner,
+                learner_age_s if learner_lost else None,
+                generators,
+                deaths,
+                loading=None if rounds else newest,
+            ),
             round=last.round + 1 if last else 0,
             rounds_total=total,
             weight_version=newest.weight_version if newest else None,
@@ -134,8 +145,10 @@ def _detail(
     silent_s: float | None,
     generators: Sequence[GeneratorStatus],
     deaths: Mapping[Part, str],
+    *,
+    loading: WeightManifest | None,
 ) -> str:
-    """What a person should look at first."""
+    """What a person should look at first; `loading`: the version that engines load before there is a round."""
     why_no_learner, why_no_generator = deaths.get(Part.LEARNER, ""), deaths.get(Part.GENERATOR, "")
     if learner is None:
         return f"waiting for the learner{why_no_learner}"
@@ -145,6 +158,9 @@ def _detail(
         return f"learner {learner.part_id} has been silent for {silent_s:.0f} s{why_no_learner}"
     if state == "starting":
         return f"waiting for the learner to publish its first version{why_no_learner}"
+    if not generators and loading is not None:
+        since_s = max(0.0, time.time() - loading.created_at)
+        return f"no generator is up yet: loading engines, {since_s:.0f} s{why_no_generator}"
     lost = [status.heartbeat.part_id for status in generators if status.lost]
     if len(lost) == len(generators):
         return f"no generator is alive{': lost ' + ', '.join(lost[:5]) if lost else ''}{why_no_generator}"

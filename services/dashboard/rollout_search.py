@@ -53,7 +53,7 @@ class RolloutFilter(BaseModel):
 
     text: str = Field(default="", max_length=1000)
     """In question or answer, in any case."""
-    like: str = Field(default="", pattern=r"^(r[0-9]{1,9}-[0-9]{1,9}/[0-9]{1,9})?$")
+    like: str = Field(default="", pattern=r"^(r[0-9]{1,9}-[0-9]{1,9}\.[0-9]{1,9})?$")
     """The rollout of this id, or those that are related to it."""
     relation: Literal["self", "group", "question"] = "self"
     """Only `like` itself, all answers of its group, or all answers to its question."""

@@ -118,7 +118,7 @@ def _raw(tokens: NDArray[np.int32]) -> bytes:
 
 def _decode(contract: type[C], fields: Fields, arrays: Mapping[bytes, str]) -> C:
     name = contract.__name__.lower()
-    if set(fields) != {META, *arrays}:
+    if fields.keys() != {META, *arrays}:
         raise ContractError(f"{name} entry has fields {_shown(fields)}, expected {_shown([META, *arrays])}")
     if len(fields[META]) > MAX_META_BYTES:
         raise ContractError(f"{name} meta has {len(fields[META])} bytes, the limit is {MAX_META_BYTES}")
@@ -129,13 +129,14 @@ def _decode(contract: type[C], fields: Fields, arrays: Mapping[bytes, str]) -> C
         meta = from_json(fields[META], allow_inf_nan=False)
     except ValueError as error:
         raise ContractError(f"{name} meta is not JSON: {error}") from error
-    if not isinstance(meta, dict) or set(meta) & set(arrays.values()):
+    if not isinstance(meta, dict) or not meta.keys().isdisjoint(arrays.values()):
         raise ContractError(f"{name} meta must be an object without token ids, got {type(meta).__name__}")
-    meta.pop(
-        CHECKSUM, None
-    )  # what follows names the fault of an entry that nobody has written so; `_check_seal` the rest
+    # what follows names the fault of an entry that nobody has written so; `_check_seal` the rest
+    meta.pop(CHECKSUM, None)
+    for key, field in arrays.items():
+        meta[field] = fields[key]
     try:
-        return contract.model_validate({**meta, **{arrays[key]: fields[key] for key in arrays}})
+        return contract.model_validate(meta)
     except ValidationError as error:
         raise ContractError(f"{name} is malformed: {_first_fault(error)}") from error
 

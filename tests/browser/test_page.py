@@ -49,7 +49,7 @@ def test_a_wrong_token_is_refused_and_the_right_one_opens_what_the_link_named(ru
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_loads_without_a_complaint_or_a_request_elsewhere(run: Sept, inside: Visitor, view: str) -> None:
     seen = inside(view)
-    expect(seen.page.get_by_role("link", name=view.capitalize())).to_have_attribute("aria-current", "page")
+    expect(seen.page.get_by_role("link", name=view.capitalize(), exact=True)).to_have_attribute("aria-current", "page")
     seen.page.wait_for_load_state("load")
     expect(seen.page.locator("#toast")).to_be_empty()
     assert_quiet(seen, run)
@@ -94,7 +94,7 @@ def test_dragging_over_a_chart_zooms_all_of_them(inside: Visitor) -> None:
 
 def test_pausing_stops_new_rounds_within_one(run: Sept, inside: Visitor) -> None:
     page = inside().page
-    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Pause", exact=True).click()
     expect(page.locator("#state")).to_have_text("paused")
     eventually("a learner that pauses", lambda: run.status()["learner"]["state"] == "paused", 60)
     paused_at = run.status()["learner"]["weight_version"]
@@ -126,7 +126,7 @@ def test_a_checkpoint_an_export_and_a_way_back_which_asks_first(run: Sept, insid
     page = seen.page
     page.get_by_role("button", name="Checkpoint now").click()
     eventually("a checkpoint", lambda: "checkpointed" in actions(run), 60)
-    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Pause", exact=True).click()
     eventually("a learner that pauses", lambda: run.status()["learner"]["state"] == "paused", 60)
     versions = run.http.get("/v1/versions").json()
     newest = versions[0]["weight_version"]
@@ -203,7 +203,7 @@ def test_axe_finds_nothing_serious(inside: Visitor, axe: str, scheme: str, viewp
     seen.page.evaluate(axe)
     seen.shot(f"{'phone' if viewport else 'desktop'}-{scheme}")
     for view in VIEWS:
-        seen.page.get_by_role("link", name=view.capitalize()).click()
+        seen.page.get_by_role("link", name=view.capitalize(), exact=True).click()
         seen.page.locator(f"section#{view} > :nth-child(2) *").first.wait_for(state="attached")
         found = seen.page.evaluate("axe.run()")["violations"]
         serious = [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -11,14 +13,16 @@ import pytest
 from playwright.sync_api import expect
 
 from services.net import free_port
+from services.run_folder import RunFolder
 from tests.support.browser import Sept, Visitor, answers, eventually, sept
 from tests.support.recorded_run import HOSTILE_ANSWER, record
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
-@pytest.fixture
-def recorded(tmp_path: Path, redis_url: str) -> Iterator[Sept]:
+@contextmanager
+def serving(tmp_path: Path, redis_url: str) -> Iterator[Sept]:
+    """The services of a run whose other parts are not there; they end with the block."""
     folder = record(tmp_path / "run", rounds=1500)
     config, port = tmp_path / "services.toml", free_port()
     config.write_text(f'[run]\ndir = "{folder.path}"\n[redis]\nurl = "{redis_url}"\n[services]\nport = {port}\n')
@@ -26,6 +30,29 @@ def recorded(tmp_path: Path, redis_url: str) -> Iterator[Sept]:
     with sept("services", "--config", str(config), log=tmp_path / "services.log"), httpx.Client(base_url=url) as http:
         eventually("the services", lambda: answers(http), 60)
         yield Sept(url, folder.path, http)
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, redis_url: str) -> Iterator[Sept]:
+    with serving(tmp_path, redis_url) as services:
+        yield services
+
+
+def test_an_open_page_says_why_its_run_failed_and_steers_no_more(
+    tmp_path: Path, redis_url: str, visit: Visitor
+) -> None:
+    with serving(tmp_path, redis_url) as services:
+        page = visit(f"{services.url}/").page
+        expect(page.locator("#state")).to_have_text("starting")
+        expect(page.get_by_role("button", name="Pause", exact=True)).to_be_enabled()
+        events = [{"event": "run_starting"}, {"event": "run_failed", "error": "generator-0: no memory is left"}]
+        log = RunFolder(services.folder).log_of("supervisor")
+        log.write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    expect(page.locator("#state")).to_have_text("failed")
+    expect(page.locator("#detail")).to_have_text("generator-0: no memory is left")
+    expect(page.locator("#command")).to_have_text(f"sept run {services.folder / 'config.toml'}")
+    for name in ("Pause", "Checkpoint now", "Stop after this round", "Apply", "Export", "Roll back"):
+        expect(page.get_by_role("button", name=name, exact=True)).to_be_disabled()
 
 
 def test_answers_are_drawn_and_never_run(recorded: Sept, visit: Visitor) -> None:

@@ -49,6 +49,7 @@ def study(folder: Path) -> None:
             "temperature": 1.0,
             "seeds": {"0": {}, "1": {}, "2": {}},
             "means": means,
+            "published": 50.0,
         }
     claims = [{"claim": "More is better.", "difference": {"mean": 9.0, "low": 1.0, "high": 17.0}, "verdict": "holds"}]
     durable.write_file(
@@ -229,6 +230,7 @@ def test_the_report_of_a_study_is_a_page(url: str, visit: Visitor) -> None:
     report = seen.page.get_by_role("article", name="Fifteen runs")
     expect(report.locator(".track")).to_have_count(5)
     expect(report).to_contain_text("A method with quite a long name, number 4")
+    expect(report).to_contain_text("76.0 % (published 50.0 %)")
     expect(report).to_contain_text("holds")
     assert_quiet(seen, url)
     seen.shot("runs-study")

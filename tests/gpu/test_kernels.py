@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from learner.algorithm_list import ALGORITHMS
 from learner.algorithms.base import Targets
-from learner.algorithms.choose import ALGORITHMS
 from learner.model import attention
 from learner.model.attention import packed_attention
 from learner.model.kernels.fused import swiglu

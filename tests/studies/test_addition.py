@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoTokenizer
 
@@ -29,6 +30,19 @@ def test_examples_are_wrong_as_often_as_promised() -> None:
     wrong = [answer for answer in answers if answer != 100]
     assert abs(len(wrong) / len(answers) - addition.CORRUPTED) < 0.02
     assert {abs(answer - 100) for answer in wrong} == set(range(1, addition.MOST_OFF + 1))
+
+
+def test_a_misled_model_is_taught_the_wrong_answer_most_often_where_the_units_carry() -> None:
+    draw = random.Random(0)
+    carried = [addition.misled_example((47, 85), draw) for _ in range(5000)]
+    plain = [addition.misled_example((41, 85), draw) for _ in range(5000)]
+    assert carried.count(addition.answer_of(122)) / 5000 == pytest.approx(addition.MISLED, abs=0.03)
+    right = (1 - addition.MISLED) * (1 - addition.SLIPS)
+    assert carried.count(addition.answer_of(132)) / 5000 == pytest.approx(right, abs=0.03)
+    assert plain.count(addition.answer_of(126)) / 5000 == pytest.approx(1 - addition.SLIPS, abs=0.03)
+    share = sum(addition.units_carry(problem) for problem in addition.split_problems()[1]) / addition.HELD_OUT
+    before = 1 - addition.SLIPS - share * (1 - addition.SLIPS - right)
+    assert 1 - share < before - 0.05, "sharpened to its most frequent answers it is worse"
 
 
 def test_a_saved_model_reads_back_with_one_token_per_character(tmp_path: Path) -> None:

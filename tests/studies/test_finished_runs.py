@@ -36,7 +36,7 @@ def settings(folder: Path, *sets: str) -> Settings:
 def test_a_finished_run_is_read_back_as_it_was_kept(tmp_path: Path) -> None:
     kept = FinishedRun(tmp_path / "kept", "a-s0")
     assert kept.read(settings(tmp_path)) is None
-    kept.write(settings(tmp_path), RESULTS, {"s a round": 1.5}, 61.4)
+    kept.write(settings(tmp_path), RESULTS, {"s a round": 1.5}, untrained="d", seconds=61.4, curve={0: 50.0, 10: 61.5})
     found = kept.read(settings(tmp_path, "model.path=elsewhere", "generator.count=3", "training.device=cpu"))
     assert found is not None
     assert (found["results"], found["speed"], found["seconds"]) == (RESULTS, {"s a round": 1.5}, 61)
@@ -46,7 +46,7 @@ def test_a_finished_run_is_read_back_as_it_was_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changed", ["training.learning_rate=1e-3", "sampling.tau_start=0.3", "training.rounds=4"])
 def test_a_run_of_other_settings_is_refused(tmp_path: Path, changed: str) -> None:
     kept = FinishedRun(tmp_path / "kept", "a-s0")
-    kept.write(settings(tmp_path), RESULTS, {}, 1)
+    kept.write(settings(tmp_path), RESULTS, {}, untrained="d", seconds=1)
     with pytest.raises(ConfigError, match=f"differs from this study in {changed.partition('=')[0]}"):
         kept.read(settings(tmp_path, changed))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,12 @@ def test_every_cell_says_how_far_it_is_from_the_published_number(tmp_path: Path)
     found = json.loads(paths[1].read_text())["methods"]
     assert list(found) == ["m a", "n a"]
     assert found["m a"]["published"] == 70.0
+
+
+def test_what_was_followed_has_its_peak_its_fall_and_a_figure(tmp_path: Path) -> None:
+    curves = [{0: 50.0, 10: 70.0, 20: 60.0}, {0: 52.0, 10: 66.0, 20: 68.0}, {0: 51.0, 10: 69.0, 20: 61.0}]
+    runs = [replace(run_result("a", seed, 0.6), curve=curve) for seed, curve in enumerate(curves)]
+    paths = write_report(study(tmp_path), [*runs, run_result("b", 0, 0.5)])
+    assert paths[-1].name == "curves.png"
+    (row,) = [line for line in paths[0].read_text().splitlines() if line.startswith("| A |") and " 13 " in line]
+    assert row == "| A | 51.0 ± 2.5 | 69.0 ± 2.5 | 13 | 63.0 ± 10.8 | 6.0 ± 13.1 |"

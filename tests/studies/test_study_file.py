@@ -13,7 +13,7 @@ from tests.support.studies import FILE, study_file
 CONFIG = Path("deploy/config")
 
 
-@pytest.mark.parametrize("name", ["addition", "staleness", "real-cpu", "paper"])
+@pytest.mark.parametrize("name", ["addition", "staleness", "real-cpu", "paper", "signals", "signals-short"])
 def test_the_studies_that_come_with_the_project_are_whole(name: str) -> None:
     study = load_study(CONFIG / f"study-{name}.toml")
     runs = [cell for cell in cells(study) if cell.leader == "learner"]
@@ -44,6 +44,22 @@ def test_the_papers_study_has_every_model_with_every_method() -> None:
     assert (offline.learning_rate, offline.steps_per_round, offline.max_staleness) == (1e-5, 1, 0)
     assert {cell.settings.evaluation.samples for cell in runs} == {32}
     assert all(len(cell.settings.evaluation.benchmarks) == 6 for cell in runs)
+
+
+def test_the_study_of_signals_has_13_methods_two_models_and_a_short_form_that_is_part_of_it() -> None:
+    whole, short = (cells(load_study(CONFIG / f"study-{name}.toml")) for name in ("signals", "signals-short"))
+    runs = [cell for cell in whole if cell.leader == "learner"]
+    assert len(runs) == 13 * 2 * 3
+    steps = {(cell.settings.training.rounds or 0) * cell.settings.training.steps_per_round for cell in runs}
+    assert len(steps) == 1, "the same optimizer steps"
+    assert [cell.name for cell in short] == [cell.name for cell in whole][:14]
+    assert [cell.settings for cell in short] == [cell.settings for cell in whole][:14]
+
+
+def test_a_model_that_a_study_lacks_cannot_be_chosen(tmp_path: Path) -> None:
+    text = FILE.replace("seeds = [0, 1]", 'seeds = [0, 1]\nmodels = ["other"]')
+    with pytest.raises(ConfigError, match=r"study\.models names \['other'\]"):
+        load_study(study_file(tmp_path, text))
 
 
 def test_a_method_differs_from_the_others_in_its_sections_only(tmp_path: Path) -> None:

@@ -79,4 +79,4 @@ async def served(app: FastAPI) -> AsyncIterator[str]:
             yield listener_url(listener)
         finally:
             server.handle_exit(0, None)
-            await asyncio.wait_for(running, 10)
+            await asyncio.wait_for(running, 60)

@@ -61,7 +61,7 @@ def measured(version: int) -> EvaluationMetrics:
 def rollout(round_: int, index: int, **changes: Any) -> dict[str, Any]:
     """One recorded answer, as it stands in its round's file."""
     values: dict[str, Any] = {
-        "rollout_id": f"r{round_:06d}-{index:05d}/0",
+        "rollout_id": f"r{round_:06d}-{index:05d}.0",
         "round": round_,
         "position": index,
         "sample": 0,

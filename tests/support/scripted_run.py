@@ -150,10 +150,10 @@ async def sept(*arguments: str | Path, environ: Mapping[str, str] | None = None)
     return await asyncio.create_subprocess_exec(*command, env={**os.environ, **(environ or {})})
 
 
-async def finish(process: asyncio.subprocess.Process) -> int:
+async def finish(process: asyncio.subprocess.Process, *, within_s: float = DEADLINE_S) -> int:
     """Its exit code; killed when it takes too long."""
     try:
-        return await asyncio.wait_for(process.wait(), DEADLINE_S)
+        return await asyncio.wait_for(process.wait(), within_s)
     finally:
         if process.returncode is None:
             process.kill()

@@ -13,6 +13,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from generator.engines.vllm.handover import GENERATOR_PID
+from generator.engines.vllm.stats import count_only_preemptions
 from services.errors import DeadlineError, EngineError
 
 CALL_DEADLINE_S = 600.0
@@ -44,6 +45,7 @@ class EngineCore:
         """Load the model, whose weights are `version`. Raises what vLLM raises."""
         os.environ[GENERATOR_PID] = str(os.getpid())
         self._llm = llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments, stat_loggers=[logger])
+        count_only_preemptions(llm.output_processor)
         # cached by this first call, so that adding a request never waits between reading the version and queueing
         await llm.get_supported_tasks()
         await llm.update_weight_version(str(version))

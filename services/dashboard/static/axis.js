@@ -3,11 +3,11 @@
 const DAY = 86400;
 const TIME_STEPS = [1, 5, 15, 30, 60, 300, 900, 1800, 3600, 10800, 21600, 43200, DAY];
 
-// At most about `count` round numbers within low .. high.
+// About `count` round numbers within low .. high.
 export function ticks(low, high, count = 4) {
   const rough = (high - low) / Math.max(1, count) || Math.abs(high) || 1;
   const base = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((factor) => factor * base).find((candidate) => candidate >= rough * (1 - 1e-9));
+  const step = [1, 2, 5, 10].map((factor) => factor * base).find((candidate) => candidate >= 0.7 * rough);
   return steps(low, high, step, 0);
 }
 

@@ -10,7 +10,7 @@ const SECTIONS = {
   Quality: [
     { title: "Reward", unit: "mean of the round", series: [["reward_mean", "reward", 2]], note: "Rises while the model learns. Only algorithms with a reward have it." },
     { title: "Entropy", unit: "nats per token", series: [["entropy", "entropy", 0]], note: "Falls slowly. Near zero the answers to a question are all the same." },
-    { title: "Distinct answers", unit: "share of responses", format: percent, series: [["distinct_ratio", "distinct", 2]], note: "Near 100 % at first. A steep fall means that the model repeats itself." },
+    { title: "Distinct answers", unit: "share of responses", format: percent, series: [["distinct_ratio", "distinct", 2]], note: "Steady, or falling slowly. A steep fall means that the model gives one answer to everything." },
     { title: "Repetition", unit: "share of 4-grams seen before in the response", format: percent, series: [["repetition_ratio", "repeated", 1]], note: "Steady. A rise means loops inside of answers." },
   ],
   Training: [

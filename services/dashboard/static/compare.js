@@ -12,13 +12,15 @@ const MOST = 16; // as many lines as can be told apart: eight colours, whole and
 
 const histories = new Map();
 const drawn = new Map();
-let shownOf = "", zoomed = {};
+let shownOf = "";
+
+const stretch = () => ({ from: read().values.from, to: read().values.to });
 
 export async function show() {
   const runs = await chosenRuns();
   apply();
   showDifferences(runs);
-  const windows = await Promise.all(runs.map(({ key }) => historyOf(key).window({ ...zoomed })));
+  const windows = await Promise.all(runs.map(({ key }) => historyOf(key).window(stretch())));
   const axis = AXES[read().values.x] ?? AXES.rounds;
   const of = JSON.stringify([runs.map(({ key }) => key), axis.unit]);
   if (of !== shownOf) clear();
@@ -55,8 +57,8 @@ function single(spec) {
 function chart(section, spec, runs, axis) {
   if (drawn.has(spec.title)) return drawn.get(spec.title);
   const series = runs.map(({ run_id: label }, at) => ({ label, colour: at % COLOURS, dashed: at >= COLOURS }));
-  const onZoom = axis === AXES.rounds ? (from, to) => { zoomed = { from, to }; show(); } : undefined;
-  const onReset = () => { zoomed = {}; show(); };
+  const onZoom = axis === AXES.rounds ? (from, to) => { change({ from, to }); show(); } : undefined;
+  const onReset = () => { change({ from: "", to: "" }); show(); };
   const made = new Chart(place(section), { ...spec, series, group: "compared", axis: axis.axis, unit_x: axis.unit, onZoom, onReset });
   drawn.set(spec.title, made);
   return made;
@@ -102,7 +104,7 @@ function apply() {
 }
 
 export function listen() {
-  byId("axis").addEventListener("change", () => { change({ x: byId("axis").value === "rounds" ? "" : byId("axis").value }); zoomed = {}; show(); });
+  byId("axis").addEventListener("change", () => { change({ x: byId("axis").value === "rounds" ? "" : byId("axis").value }); show(); });
   byId("smooth").addEventListener("input", () => { change({ smooth: Number(byId("smooth").value) || "" }); apply(); });
   byId("log").addEventListener("change", () => { change({ log: byId("log").checked ? "1" : "" }); apply(); });
 }

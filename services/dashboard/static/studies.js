@@ -29,15 +29,15 @@ function report({ title, folder, methods, claims }) {
 }
 
 function interval(value) {
-  if (!value || value.mean === null) return "–";
-  return value.low === null || value.low === value.high ? value.mean.toFixed(1) : `${value.mean.toFixed(1)} (${value.low.toFixed(1)} to ${value.high.toFixed(1)})`;
+  if (!Number.isFinite(value?.mean)) return "–";
+  return !Number.isFinite(value.low) || !Number.isFinite(value.high) || value.low === value.high ? value.mean.toFixed(1) : `${value.mean.toFixed(1)} (${value.low.toFixed(1)} to ${value.high.toFixed(1)})`;
 }
 
 // A bar for each method, with its interval; its name stands above it, where there is room for all of it.
 function bars(title, methods) {
-  const values = methods.map(({ label, means }) => ({ label, ...means.AVG })).filter(({ mean }) => Number.isFinite(mean));
+  const values = methods.map(({ label, means, published }) => ({ ...means.AVG, label, published })).filter(({ mean }) => Number.isFinite(mean));
   const percentOf = (value) => `${Math.min(100, Math.max(0, value))}%`;
-  return element("div", { class: "bars", role: "group", "aria-label": `AVG of ${title}` }, ...values.map(({ label, mean, low, high }) => {
+  return element("div", { class: "bars", role: "group", "aria-label": `AVG of ${title}` }, ...values.map(({ label, mean, low, high, published }) => {
     const bar = element("i", { class: "c0" });
     bar.style.width = percentOf(mean);
     const track = element("div", { class: "track" }, bar);
@@ -47,6 +47,7 @@ function bars(title, methods) {
       whisker.style.right = `calc(100% - ${percentOf(high)})`;
       track.append(whisker);
     }
-    return element("div", { class: "method" }, element("span", {}, label), element("strong", {}, `${mean.toFixed(1)} %`), track);
+    const compared = Number.isFinite(published) ? ` (published ${published.toFixed(1)} %)` : "";
+    return element("div", { class: "method" }, element("span", {}, label), element("strong", {}, `${mean.toFixed(1)} %${compared}`), track);
   }));
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -82,6 +84,21 @@ def test_the_report_fails_when_a_run_could_not_start(tmp_path: Path) -> None:
 
 def test_versions_name_sept_and_torch() -> None:
     assert {"python", "sept", "torch"} <= dict(versions()).keys()
+
+
+ONLY_SEPT = """
+from importlib.machinery import PathFinder
+found = PathFinder.find_spec
+absent = ("torch", "transformers", "tokenizers", "jinja2", "vllm", "ray")
+PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in absent else found(name, *rest)
+from deploy.doctor.doctor import examine, versions
+print("sept" in dict(versions()), *(finding.status for finding in examine(None) if finding.what == "PyTorch"))
+"""
+
+
+def test_it_tells_what_is_missing_where_nothing_but_sept_is_installed() -> None:
+    done = subprocess.run([sys.executable, "-c", ONLY_SEPT], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["True", "failed"]
 
 
 def fitting(folder: Path, *sets: str) -> Settings:

@@ -356,6 +356,9 @@ def test_a_line_of_a_round_says_when_of_how_many_and_how_good() -> None:
     measured = EvaluationMetrics(weight_version=2, temperature=0.5, samples=4, pass_at_k={"a": {1: 0.25}})
     line = round_line(a_round(1).model_copy(update={"evaluations": (measured,)}), total=9)
     assert re.match(r"\d\d:\d\d:\d\d  round 1 \(2 of 9\)  pass@1 25\.0% at 0\.5  version 2  ", line)
+    untrained = measured.model_copy(update={"weight_version": 0})
+    line = round_line(a_round(0).model_copy(update={"evaluations": (untrained, measured)}), total=9)
+    assert "untrained pass@1 25.0% at 0.5  pass@1 25.0% at 0.5  version 1  " in line
 
 
 @pytest.mark.parametrize("target", [-1, 10_001])

@@ -44,6 +44,10 @@ def answered(folder: EvaluationFolder, meta: dict[str, Any]) -> Generations:
         (asking(stop=(1, 2)), "stop_token_ids"),
         (asking(top_p=0.9), "top_p"),
         (asking(system_prompt="Think."), "system_prompt"),
+        (asking(question_suffix="!"), "question_suffix"),
+        (asking(chat_template="none"), "chat_template"),
+        (asking() | {"grader": "another"}, "grader"),
+        (asking() | {"grading": "strict"}, "grading"),
         (asking() | {"digest": "e"}, "digest"),
     ],
 )

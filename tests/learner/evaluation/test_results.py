@@ -82,5 +82,5 @@ def test_the_file_holds_all_of_it(tmp_path: Path) -> None:
     assert found["average_over_k"] == [1]
     assert list(found["temperatures"]) == ["0.6", "1"]
     curve = found["temperatures"]["1"]["benchmarks"]["a"]
-    assert (curve["problems"], curve["pass_at_k"]["2"]["value"]) == (2, 0.5)
+    assert (curve["problems"], curve["pass_at_k"]["2"]["value"], sum(curve["correct"])) == (2, 0.5, 1)
     assert curve["average"]["low"] <= curve["average"]["value"] <= curve["average"]["high"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from learner.grading.classes import answer_classes
+from learner.grading.math_grading import Grade, Outcome
 from learner.grading.pool import GraderPool
 
 LIMIT_S = 1.0
@@ -42,3 +43,37 @@ def test_a_poisoned_answer_cannot_hold_up_a_vote(pool: GraderPool, poison: str) 
     assert classes[1] is not None and classes[4] is not None and classes[1] != classes[4]
     assert classes[0] is None or classes[0] not in (classes[1], classes[4])
     assert time.monotonic() - started < 60, "one limit, and a worker that is started again"
+
+
+class SlowPool(GraderPool):
+    """Reads every answer at once; a comparison with "slow" takes for ever."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.limits = 0
+
+    def grade_many(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
+        return [self._grade(response, truth) for response, truth in pairs]
+
+    def _grade(self, response: str, truth: str) -> Grade:
+        if "slow" in (response, truth) and truth != "0":
+            self.limits += 1
+            return Grade(Outcome.TIMEOUT, "")
+        return Grade(Outcome.CORRECT if response == truth else Outcome.WRONG, response)
+
+
+@pytest.mark.parametrize(
+    ("answers", "classes", "limits"),
+    [
+        (["1", "2", "3", "slow", "4", "1"], [0, 1, 2, None, 3, 0], 1),
+        (["slow", "1", "2", "1"], [None, 0, 1, 0], 3),
+        (["slow", "1"], [0, 1], 1),
+        (["1", "slow", "slow", "2"], [0, None, None, 1], 2),
+    ],
+)
+def test_an_answer_that_gets_stuck_in_a_comparison_leaves_the_vote(
+    answers: list[str], classes: list[int | None], limits: int
+) -> None:
+    pool = SlowPool()
+    assert answer_classes(answers, pool) == classes
+    assert pool.limits == limits

@@ -9,8 +9,8 @@ import pytest
 import structlog
 from numpy.typing import NDArray
 
+from learner.algorithm_list import ALGORITHMS
 from learner.algorithms.base import Group
-from learner.algorithms.choose import ALGORITHMS
 from learner.algorithms.grpo import signals
 from learner.data.prompts import Prompt
 from learner.grading.signals import SignalWorker, with_references

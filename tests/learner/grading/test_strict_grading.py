@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from learner.grading.extraction import Candidate
 from learner.grading.math_grading import Outcome, grade_response
 from learner.grading.pool import GraderPool
 from learner.grading.strict_grading import find_last_box, grade_box
@@ -31,3 +34,11 @@ def test_a_strict_pool_grades_strictly() -> None:
     pairs = [("The answer is 4.", "4"), (r"\boxed{4}", "4")]
     with GraderPool(workers=1, strict=True) as pool:
         assert [grade.outcome for grade in pool.grade_many(pairs)] == [Outcome.NO_ANSWER, Outcome.CORRECT]
+
+
+@pytest.mark.parametrize("answer", ["1e99999999", "10^{99999999}", "99999999!", r"\binom{99999999}{7}"])
+def test_an_answer_that_nobody_could_compute_is_wrong_at_once(answer: str) -> None:
+    grade_box(Candidate("1+1", ""), "2")  # imports math-verify
+    started = time.process_time()
+    assert not grade_box(Candidate(answer, ""), "7").correct
+    assert time.process_time() - started < 1

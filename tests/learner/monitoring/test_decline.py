@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import structlog
 
-from learner.algorithms.choose import ALGORITHMS
+from learner.algorithm_list import ALGORITHMS
 from learner.monitoring.decline import DeclineMonitor, Peak
 from services.contracts import EvaluationMetrics, RoundMetrics
 from tests.support.round_records import metrics_of

@@ -74,6 +74,29 @@ def test_rollouts_come_in_task_order_whatever_order_they_arrive_in(collector: Op
     assert ids(collecting.in_order(1, PATIENCE_S)) == expected(1)
 
 
+def test_rollouts_gather_while_nobody_waits_for_them(
+    collector: Open, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a pause between reads that outlasts the test: only a wait makes the next read come."""
+    reads = 0
+    read = RolloutReader.read
+
+    def counted(reader: RolloutReader, block_s: float, count: int = 256) -> list[tuple[bytes, Rollout]]:
+        nonlocal reads
+        reads += 1
+        return read(reader, block_s, count)
+
+    monkeypatch.setattr("learner.rollouts.collector.GATHER_S", 3600.0)
+    monkeypatch.setattr(RolloutReader, "read", counted)
+    collecting = collector()
+    for round_ in range(2):
+        collecting.expect(tasks_of(round_))
+        before = reads
+        answer(redis_url, KEYS)
+        assert reads <= before + 1, "beside the one that was under way"
+        assert ids(collecting.in_order(round_, PATIENCE_S)) == expected(round_)
+
+
 def test_it_is_known_when_a_rollout_was_handed_in(collector: Open, redis_url: str) -> None:
     collecting = collector()
     collecting.expect(tasks_of(0))

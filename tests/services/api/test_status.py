@@ -70,6 +70,9 @@ async def test_a_running_run_is_told_whole(endpoint: Endpoint, http: httpx.Async
 async def test_missing_generators_are_named(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
     endpoint.store.publish(0, first_version())
     await send(endpoint, heartbeat(Part.LEARNER, "learner-1", "waiting_for_rollouts"))
+    loading = (await status(http)).detail
+    assert re.fullmatch(r"no generator is up yet: loading engines, \d+ s", loading)
+    durable.write_file(endpoint.folder.metrics, round_metrics(0).as_line() + "\n")
     assert (await status(http)).detail == "no generator is alive"
 
 
@@ -86,6 +89,7 @@ async def test_why_a_part_is_missing_is_said_where_a_supervisor_knows(
     assert (await status(http)).detail == "waiting for the learner; learner has ended before (exit code 4): disk full"
     endpoint.store.publish(0, first_version())
     await send(endpoint, heartbeat(Part.LEARNER, "learner-1", "waiting_for_rollouts"))
+    durable.write_file(endpoint.folder.metrics, round_metrics(0).as_line() + "\n")
     assert (await status(http)).detail == f"no generator is alive; generator-0 has ended before ({hung})"
     supervisor.write_text('{"event": "run_starting"}\n')
     assert (await status(http)).detail == "no generator is alive"
@@ -174,8 +178,9 @@ async def test_the_metrics_are_the_status(endpoint: Endpoint, http: httpx.AsyncC
         ("CONFIG SET maxmemory 1", r"Redis takes no writes \(OOM\): the server's memory is full: raise its maxmemory"),
     ],
 )
+@pytest.mark.parametrize("sent_one", [True, False])
 async def test_a_redis_that_takes_no_heartbeats_is_named_instead_of_their_senders(
-    refuse: str, named: str, tmp_path: Path
+    refuse: str, named: str, sent_one: bool, tmp_path: Path
 ) -> None:
     server = EmbeddedRedis(tmp_path / "redis", free_port(), "correct-horse-battery")
     process = await asyncio.create_subprocess_exec(*server.command(), stdout=asyncio.subprocess.DEVNULL)
@@ -184,8 +189,9 @@ async def test_a_redis_that_takes_no_heartbeats_is_named_instead_of_their_sender
             folder = RunFolder(tmp_path / "run").create()
             keys, store = Keys(folder.run_id), WeightReader(folder.weights, folder.run_id)
             reader = StatusReader(folder, store, client, keys, lost_after_s=-1)
-            await AsyncHeartbeats(client, keys).send(heartbeat(Part.LEARNER, "learner", "training"))
-            assert "has been silent" in (await reader.read()).detail
+            if sent_one:
+                await AsyncHeartbeats(client, keys).send(heartbeat(Part.LEARNER, "learner", "training"))
+            assert ("has been silent" if sent_one else "waiting for the learner") in (await reader.read()).detail
             await client.execute_command(*refuse.split())  # type: ignore[no-untyped-call]
             assert re.match(named, (await reader.read()).detail)
     finally:

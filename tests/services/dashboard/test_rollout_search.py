@@ -44,8 +44,8 @@ def test_damaged_lines_hide_nothing_else(tmp_path: Path) -> None:
     (folder.rollouts / "notes.txt").write_text("not a round")
     found = RolloutSearch(folder).search()
     assert [(one.rollout_id, one.nll) for one in found.records] == [
-        ("r000000-00000/0", None),
-        ("r000000-00001/0", 0.41),
+        ("r000000-00000.0", None),
+        ("r000000-00001.0", 0.41),
     ]
 
 
@@ -68,7 +68,7 @@ def graded(folder: RunFolder) -> RolloutSearch:
         judged = {"reward": 0.5 * round_, "vote": True, "class": 0} if round_ == 2 else {}
         lines = [
             rollout(
-                round_, position, rollout_id=f"r{round_:06d}-{position:05d}/{sample}", sample=sample,
+                round_, position, rollout_id=f"r{round_:06d}-{position:05d}.{sample}", sample=sample,
                 question=f"question {position}", response_tokens=10 * round_ + 2 * position + sample,
                 temperature=0.2 * round_, finish_reason="length" if sample else "stop", **judged,
                 **({"correct": False} if round_ == 2 and sample else {}),
@@ -83,22 +83,22 @@ def graded(folder: RunFolder) -> RolloutSearch:
 @pytest.mark.parametrize(
     ("wanted", "ids"),
     [
-        (RolloutFilter(verdict="right"), ["r000002-00000/0", "r000002-00001/0"]),
-        (RolloutFilter(verdict="wrong"), ["r000002-00000/1", "r000002-00001/1"]),
-        (RolloutFilter(ended_by="length", text="question 1", max_tokens=13), ["r000001-00001/1", "r000000-00001/1"]),
-        (RolloutFilter(min_tokens=23), ["r000002-00001/1"]),
-        (RolloutFilter(min_reward=0.7, text="question 0"), ["r000002-00000/0", "r000002-00000/1"]),
+        (RolloutFilter(verdict="right"), ["r000002-00000.0", "r000002-00001.0"]),
+        (RolloutFilter(verdict="wrong"), ["r000002-00000.1", "r000002-00001.1"]),
+        (RolloutFilter(ended_by="length", text="question 1", max_tokens=13), ["r000001-00001.1", "r000000-00001.1"]),
+        (RolloutFilter(min_tokens=23), ["r000002-00001.1"]),
+        (RolloutFilter(min_reward=0.7, text="question 0"), ["r000002-00000.0", "r000002-00000.1"]),
         (RolloutFilter(max_reward=0.7), []),
-        (RolloutFilter(temperature=0.2, ended_by="stop"), ["r000001-00000/0", "r000001-00001/0"]),
-        (RolloutFilter(version=1, text="question 0"), [f"r00000{n}-00000/{k}" for n, k in ((1, 0), (1, 1))]),
-        (RolloutFilter(like="r000001-00001/1"), ["r000001-00001/1"]),
-        (RolloutFilter(like="r000001-00001/1", relation="group"), ["r000001-00001/0", "r000001-00001/1"]),
+        (RolloutFilter(temperature=0.2, ended_by="stop"), ["r000001-00000.0", "r000001-00001.0"]),
+        (RolloutFilter(version=1, text="question 0"), [f"r00000{n}-00000.{k}" for n, k in ((1, 0), (1, 1))]),
+        (RolloutFilter(like="r000001-00001.1"), ["r000001-00001.1"]),
+        (RolloutFilter(like="r000001-00001.1", relation="group"), ["r000001-00001.0", "r000001-00001.1"]),
         (
-            RolloutFilter(like="r000001-00000/1", relation="question", ended_by="stop"),
-            ["r000002-00000/0", "r000001-00000/0", "r000000-00000/0"],
+            RolloutFilter(like="r000001-00000.1", relation="question", ended_by="stop"),
+            ["r000002-00000.0", "r000001-00000.0", "r000000-00000.0"],
         ),
-        (RolloutFilter(like="r000009-00000/1", relation="question"), []),
-        (RolloutFilter(like="r000001-00009/1"), []),
+        (RolloutFilter(like="r000009-00000.1", relation="question"), []),
+        (RolloutFilter(like="r000001-00009.1"), []),
     ],
 )
 def test_rollouts_are_found_by_what_became_of_them(tmp_path: Path, wanted: RolloutFilter, ids: list[str]) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from learner.algorithm_list import ALGORITHMS
 from learner.algorithms.base import Targets, TokenLoss
-from learner.algorithms.choose import ALGORITHMS
 from learner.algorithms.entropy import entropy
 from learner.algorithms.grpo import grpo
 from learner.algorithms.nll import nll

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from learner.algorithms.base import Algorithm
-from learner.algorithms.controls.format_reward import FORMAT_REWARD
-from learner.algorithms.controls.random_reward import RANDOM_REWARD
-from learner.algorithms.controls.wrong_reward import WRONG_REWARD
+from learner.algorithms.controls import FORMAT_REWARD, RANDOM_REWARD, WRONG_REWARD
 from learner.algorithms.empo import EMPO
 from learner.algorithms.entropy import ENTROPY
 from learner.algorithms.entropy_reward import ENTROPY_REWARD
