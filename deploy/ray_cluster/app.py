@@ -85,14 +85,9 @@ def app(args: Options) -> Application:
 
 
 def checked_application(settings: Settings, options: Options) -> Application:
-    """The application, if the cluster has room for it and the engine can serve the model.
-
-    ConfigError or ModelError with the reason if not.
-    """
+    """The application, if the engine can serve the model; ModelError with its reason if it cannot."""
     resources = ray.cluster_resources()
-    gpus, shape = _uses_gpus(options, resources), shape_of_model(settings.model.path)
-    check_cluster(shape, settings, ask_nodes(), generators=options.min_generators, gpus=gpus)
-    ask_about_model_on_ray(settings, options, gpus=gpus)
+    ask_about_model_on_ray(settings, options, gpus=_uses_gpus(options, resources))
     return build_application(settings, options, resources, nodes=len(_alive_nodes()))
 
 
@@ -267,7 +262,13 @@ def _alive_nodes() -> list[dict[str, Any]]:
 
 
 def run_on_ray(settings: Settings, options: Options, say: Callable[[str], None]) -> None:
-    """Deploy on the running cluster, wait until the learner ends, remove the application. Ctrl-C drains as well."""
+    """Deploy on the running cluster, wait until the learner ends, remove the application. Ctrl-C drains as well.
+
+    ConfigError before anything is deployed when it cannot fit, ModelError when the engine cannot serve the model.
+    """
+    # not for `serve run`: under KubeRay nodes may come later
+    gpus, shape = _uses_gpus(options, ray.cluster_resources()), shape_of_model(settings.model.path)
+    check_cluster(shape, settings, ask_nodes(), generators=options.min_generators, gpus=gpus)
     application = checked_application(settings, options)
     serve.start(http_options={"host": settings.services.host, "port": options.http_port})
     try:
