@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ DIGIT = 256
 """Integers below it are exact in every type that engines compute in."""
 
 
-def served_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights in checkpoint coordinates: fused layers are split and padding is cut off. A tensor that two layers
-    share is yielded once for each of them. Works without tensor parallelism only.
+def served_tensors(model: nn.Module, published: Container[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights in checkpoint coordinates: padding is cut off, and layers that vLLM fuses are split, unless the
+    checkpoint has them fused under the same name (`published`: its names), as Phi-3's and GLM-4's do. A tensor that two
+    layers share is yielded once for each of them. Works without tensor parallelism only.
     """
     fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     first_paths: dict[int, str] = {}
@@ -35,12 +36,13 @@ def served_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             if isinstance(module, VocabParallelEmbedding):
                 tensor = tensor[: module.org_vocab_size]
             prefix, _, leaf = first_paths.setdefault(id(parameter), path).rpartition(".")
-            if leaf in fused:
+            whole = f"{prefix}.{leaf}.{name}".lstrip(".")
+            if leaf in fused and whole not in published:
                 parts = torch.split(tensor, module.output_sizes, dim=0)
                 for part_leaf, part in zip(fused[leaf], parts, strict=True):
                     yield f"{prefix}.{part_leaf}.{name}", part
             else:
-                yield f"{prefix}.{leaf}.{name}".lstrip("."), tensor
+                yield whole, tensor
 
 
 def _effective_weight(layer: Any, weight: nn.Parameter) -> torch.Tensor:

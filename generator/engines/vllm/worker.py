@@ -155,7 +155,7 @@ class ServedWeights:
         """
         digests: dict[str, str] = {}
         with torch.no_grad():
-            for name, tensor in served_tensors(self.model_runner.get_model()):
+            for name, tensor in served_tensors(self.model_runner.get_model(), types):
                 if types.get(name) in SERVED_TYPES:
                     digest = _digest(tensor.to(SERVED_TYPES[types[name]]))
                     if digests.setdefault(name, digest) != digest:
