@@ -59,8 +59,10 @@ def compute_canaries(model: TrainedModel, prompts: int) -> tuple[Canary, ...]:
 
 
 def _lengths(count: int, checked: Sequence[int]) -> list[int]:
-    """Tokens of each canary, ascending."""
-    long = [length for length in checked if length <= MAX_PROMPT_TOKENS][-count:]
+    """Tokens of each canary, ascending. Of several the first is short in any case: an engine that takes what is meant
+    for long sequences for all of them is right for the long ones."""
+    passed = [length for length in checked if length <= MAX_PROMPT_TOKENS]
+    long = passed[-max(1, count - 1) :]
     return [PROMPT_TOKENS] * (count - len(long)) + long
 
 

@@ -104,8 +104,8 @@ REFUSED_BY_ENGINE = {
         Family(
             "Phi3Config",
             {
-                "original_max_position_embeddings": 32,
-                **rope("longrope", original_max_position_embeddings=32, **LONG_FACTORS),
+                "original_max_position_embeddings": 64,
+                **rope("longrope", original_max_position_embeddings=64, **LONG_FACTORS),
             },
         ),
         "freshly loaded",

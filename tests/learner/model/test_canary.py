@@ -127,6 +127,7 @@ def test_the_last_canaries_pass_the_lengths_at_which_the_model_changes(tmp_path:
     model = tiny_models.load(tmp_path / "model", MistralConfig(**tiny_models.SHAPE, sliding_window=24))
     canaries = compute_canaries(model, 3)
     assert [len(canary.tokens) for canary in canaries] == [PROMPT_TOKENS, 32, 40]
+    assert [len(canary.tokens) for canary in compute_canaries(model, 2)] == [PROMPT_TOKENS, 40]
     assert [len(canary.tokens) for canary in compute_canaries(model, 1)] == [40]
     assert_true(canaries, model.folder)
 
