@@ -61,6 +61,8 @@ device = "cpu"
 [generator]
 max_in_flight = 8
 cpu_cache_gib = 0.2
+[services]
+port = 0
 """
 
 
