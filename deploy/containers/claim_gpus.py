@@ -10,13 +10,13 @@ lock when the process ends in whatever way. The only GPU of a host is shared by 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from deploy import exit_codes, placement
+from services import durable
 from services.errors import ConfigError, SeptError, UnavailableError
 
 FOLDER = Path("/sept/gpus")
@@ -32,12 +32,10 @@ def claim(gpus: Sequence[str], count: int, folder: Path = FOLDER) -> list[str]:
         if len(held) == count:
             break
         handle = os.open(folder / f"gpu-{gpu}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if durable.try_lock(handle):
+            held[gpu] = handle
+        else:
             os.close(handle)
-            continue
-        held[gpu] = handle
     if len(held) < count:
         for handle in held.values():
             os.close(handle)

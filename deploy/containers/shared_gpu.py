@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -21,6 +20,7 @@ from deploy.load_settings import load
 from deploy.run_memory import memory_of_run, place_parts
 from deploy.settings import Settings
 from learner.parallel import launch_env
+from services import durable
 from services.api.status import has_loaded
 from services.contracts import Part, StatusSnapshot
 from services.errors import DeadlineError, UnavailableError
@@ -74,17 +74,13 @@ def _hold(path: Path, memory_fraction: float | None) -> None:
     """Write the file and keep it locked; UnavailableError when another learner does not let go of it."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     give_up_at = time.monotonic() + LET_GO_WITHIN_S
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > give_up_at:
-                os.close(handle)
-                raise UnavailableError(
-                    "another learner uses the only GPU of this host", hint="stop it: a run has one learner"
-                ) from None
-            time.sleep(LOOK_EVERY_S / 10)
+    while not durable.try_lock(handle):
+        if time.monotonic() > give_up_at:
+            os.close(handle)
+            raise UnavailableError(
+                "another learner uses the only GPU of this host", hint="stop it: a run has one learner"
+            )
+        time.sleep(LOOK_EVERY_S / 10)
     os.ftruncate(handle, 0)
     os.write(handle, json.dumps({KEY: memory_fraction}).encode())
     os.set_inheritable(handle, True)
@@ -128,12 +124,8 @@ def _learner_has_loaded(read_status: Callable[[], StatusSnapshot]) -> bool:
 
 def _share_of_living(path: Path) -> float | None:
     """What the learner has written; BlockingIOError when none holds the file, or it has not written yet."""
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            written = file.read()
-            if written:
-                share: float | None = json.loads(written)[KEY]
-                return share
+    held, written = durable.is_locked(path), path.read_bytes()
+    if not held or not written:
         raise BlockingIOError
+    share: float | None = json.loads(written)[KEY]
+    return share

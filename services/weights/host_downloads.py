@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from services import durable
 from services.contracts import FileEntry
 from services.tensors import digest_file
 from services.weights.client import WeightClient
@@ -83,10 +83,6 @@ def _link(source: Path, to: Path) -> None:
 async def _locked(path: Path) -> AsyncIterator[None]:
     """Hold the lock of this file. It is asked for again and again: a thread that waits for it could not be stopped."""
     with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                await asyncio.sleep(LOOK_S)
+        while not durable.try_lock(file.fileno()):  # noqa: ASYNC110 - another process has it, and tells nobody
+            await asyncio.sleep(LOOK_S)
         yield
