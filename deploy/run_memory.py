@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,11 +86,14 @@ class RunMemory:
     """Of the learner's tensors, on that GPU."""
 
 
-def place_parts(settings: Settings, *, leader: str = "learner") -> Placement:
-    """Who computes where on this machine; ConfigError when its GPUs do not suffice. An evaluator needs none."""
+def place_parts(settings: Settings, *, leader: str = "learner", gpus: Sequence[str] | None = None) -> Placement:
+    """Who computes where; ConfigError when the GPUs do not suffice. An evaluator needs none.
+
+    `gpus`: names of those that there are; None: those of this machine.
+    """
     generator, on_gpus = settings.generator, leader == "learner" and settings.training.device != "cpu"
     return place(
-        visible_gpus(),
+        visible_gpus() if gpus is None else gpus,
         len(os.sched_getaffinity(0)),
         ranks=settings.training.ranks_per_node if on_gpus else 0,
         generators=generator.count,

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.load_settings import load
-from deploy.placement import place
-from deploy.run_memory import MachineMemory, plan_memory
+from deploy.run_memory import MachineMemory, place_parts, plan_memory
 from learner.data.dataset import Question
 from learner.data.prompts import template_of, tokenize
 from learner.data.stop_tokens import stop_token_ids
@@ -52,13 +51,7 @@ def test_the_papers_models_fit_every_machine_that_is_named(name: str, count: int
     settings = load(CONFIG / f"{name}.toml", words[1::2], environ={})
     assert set(words[::2]) <= {"--set"}
     gpus = {str(index): int(USABLE[size] * GIB) for index in range(count)}
-    placement = place(
-        list(gpus),
-        64,
-        ranks=settings.training.ranks,
-        generators=settings.generator.count,
-        tensor_parallel=settings.generator.tensor_parallel,
-    )
+    placement = place_parts(settings, gpus=list(gpus))
     assert not placement.shared
     host = HostMemory(limit=HOST_GIB * GIB, available=HOST_GIB * GIB)
     memory = plan_memory(shape_of(settings.model.path), settings, placement, MachineMemory(host, gpus))
