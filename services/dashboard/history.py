@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, HTTPException, Query
+from fastapi import APIRouter, Depends, Header, HTTPException, Query
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 
@@ -24,13 +25,24 @@ MAX_FOUND = 200
 MAX_VERSIONS = 200
 MAX_WARNINGS = 200
 
-Low = Annotated[float | None, Query(alias="from", allow_inf_nan=False, description="first round, or Unix seconds")]
-High = Annotated[float | None, Query(alias="to", allow_inf_nan=False, description="last one")]
 IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", max_length=256, description="ETag of what is held")]
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The caller holds it"}}
-Mark = Annotated[str, Query(max_length=100, description="`mark` of the window that is held")]
-Have = Annotated[int, Query(ge=0, description="so many of its complete buckets are held")]
-Buckets = Annotated[int, Query(ge=3, le=MAX_BUCKETS, description="lines are joined into at most so many")]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowQuery:
+    """Parameters of the routes that send a window of a file."""
+
+    low: Annotated[
+        float | None, Query(alias="from", allow_inf_nan=False, description="first round, or Unix seconds")
+    ] = None
+    high: Annotated[float | None, Query(alias="to", allow_inf_nan=False, description="last one")] = None
+    buckets: Annotated[int, Query(ge=3, le=MAX_BUCKETS, description="lines are joined into at most so many")] = 400
+    mark: Annotated[str, Query(max_length=100, description="`mark` of the window that is held")] = ""
+    have: Annotated[int, Query(ge=0, description="so many of its complete buckets are held")] = 0
+
+
+Asked = Annotated[WindowQuery, Depends()]
 
 
 class RolloutQuery(RolloutFilter):
@@ -81,28 +93,14 @@ def history_router(folder: RunFolder, store: WeightReader, rounds: TimeSeries) -
     one_search = asyncio.Semaphore(1)
 
     @router.get("/v1/rounds", response_model=Window, responses={**NOT_MODIFIED, **may_answer(422, 503)})
-    async def read_rounds(
-        low: Low = None,
-        high: High = None,
-        buckets: Buckets = 400,
-        mark: Mark = "",
-        have: Have = 0,
-        held: IfNoneMatch = None,
-    ) -> Response:
+    async def read_rounds(asked: Asked, held: IfNoneMatch = None) -> Response:
         """Every number of metrics.jsonl by round; nothing when the caller holds all there is."""
-        return await asyncio.to_thread(_window, rounds, "round", low, high, buckets, mark, have, held)
+        return await asyncio.to_thread(_window, rounds, "round", asked, held)
 
     @router.get("/v1/queue", response_model=Window, responses={**NOT_MODIFIED, **may_answer(422, 503)})
-    async def read_queue(
-        low: Low = None,
-        high: High = None,
-        buckets: Buckets = 400,
-        mark: Mark = "",
-        have: Have = 0,
-        held: IfNoneMatch = None,
-    ) -> Response:
+    async def read_queue(asked: Asked, held: IfNoneMatch = None) -> Response:
         """How full the queues were and how many generators lived, by time; nothing when the caller holds it."""
-        return await asyncio.to_thread(_window, queue, "time", low, high, buckets, mark, have, held)
+        return await asyncio.to_thread(_window, queue, "time", asked, held)
 
     @router.get("/v1/rollouts", responses=may_answer(422, 503))
     async def find_rollouts(
@@ -144,22 +142,13 @@ def history_router(folder: RunFolder, store: WeightReader, rounds: TimeSeries) -
     return router
 
 
-def _window(
-    series: TimeSeries,
-    key: str,
-    low: float | None,
-    high: float | None,
-    buckets: int,
-    mark: str,
-    have: int,
-    held: str | None,
-) -> Response:
+def _window(series: TimeSeries, key: str, asked: WindowQuery, held: str | None) -> Response:
     """The window, or 304 while the file is as it was: a browser asks every few seconds, and keeps the last answer."""
     tag = f'W/"{series.tag()}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     if held == tag:
         return Response(status_code=304, headers=headers)
-    window = series.window(key, low=low, high=high, buckets=buckets, mark=mark, have=have)
+    window = series.window(key, **asdict(asked))
     return Response(window.model_dump_json(), headers=headers, media_type="application/json")
 
 

@@ -23,9 +23,9 @@ from services.run_folder import RunFolder
 from services.weights.reader import WeightReader
 
 DEPTH = 4
-"""So many folders deep is looked for runs."""
+"""How many folders deep runs are looked for."""
 LOOK_EVERY_S = 2.0
-"""The folders are looked through again when somebody asks after so long."""
+"""How long a list of the folders holds; a later request makes a new one."""
 REPORT = "report.json"
 """What a study writes beside its runs."""
 NO_DIFFERENCE = frozenset({"run.dir", "services.port", "redis.url"})
