@@ -27,10 +27,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from benchmarks.verifiers import grade_by_both
 from learner.data.dataset import read_questions
 from learner.evaluation.generations import read_generations
 from learner.grading.math_grading import same_answer
-from learner.grading.pool import GraderPool
 
 NEIGHBOURS = 20
 TIMEOUT_S = 5
@@ -142,9 +142,7 @@ class Verdict:
 def compare_answers(path: Path, math_verify: MathVerify) -> list[Verdict]:
     """The verdicts on all answers in a generations.jsonl."""
     stored = list(read_generations(path))
-    pairs = [(one.response, one.truth) for one in stored]
-    with GraderPool(1) as pool, GraderPool(1, strict=True) as strict_pool:
-        ours, strict = pool.grade_many(pairs), strict_pool.grade_many(pairs)
+    ours, strict = grade_by_both(stored)
     return [
         Verdict(
             one.benchmark,

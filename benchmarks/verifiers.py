@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from learner.evaluation.generations import Generation, read_generations
-from learner.grading.math_grading import Outcome
+from learner.grading.math_grading import Grade
 from learner.grading.pool import GraderPool
 from studies.intervals import Counts, Interval, Scored, over_problems
 
@@ -37,11 +37,7 @@ class Compared:
 
 def compare(generations: Sequence[Generation]) -> Compared:
     """Grade all of them twice; every problem must have as many answers as every other."""
-    pairs = [(one.response, one.truth) for one in generations]
-    with GraderPool(1) as tolerant, GraderPool(1, strict=True) as strict:
-        verdicts = [
-            [grade.outcome is Outcome.CORRECT for grade in pool.grade_many(pairs)] for pool in (tolerant, strict)
-        ]
+    verdicts = [[grade.correct for grade in grades] for grades in grade_by_both(generations)]
     samples = 1 + max(one.sample for one in generations)
     ours, theirs = (Scored(0, samples, 0.0, _counts(generations, correct)) for correct in verdicts)
     return Compared(
@@ -51,6 +47,13 @@ def compare(generations: Sequence[Generation]) -> Compared:
         over_problems([ours], [1], minus=[theirs]),
         sum(one and not other for one, other in zip(*verdicts, strict=True)),
     )
+
+
+def grade_by_both(generations: Sequence[Generation]) -> tuple[list[Grade], list[Grade]]:
+    """(by the default verifier, by the strict one), one grade an answer."""
+    pairs = [(one.response, one.truth) for one in generations]
+    with GraderPool(1) as tolerant, GraderPool(1, strict=True) as strict:
+        return tolerant.grade_many(pairs), strict.grade_many(pairs)
 
 
 def _counts(generations: Sequence[Generation], correct: Sequence[bool]) -> Counts:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import httpx
 from pydantic import SecretStr
@@ -42,6 +42,8 @@ from services.server import serve
 from services.tensors import Tensors, read_safetensors
 from services.weights.publisher import WeightPublisher
 from services.weights.reader import WeightReader
+
+Found = TypeVar("Found")
 
 TOKEN = "fanout-benchmark-only"  # noqa: S105 - a server of its own, on loopback, for these seconds
 REPEATS = 3
@@ -62,22 +64,39 @@ http {{
 """
 
 
-class Puller(asyncio.BufferedProtocol):
-    """One connection that asks once and compares what comes with the file, holding nothing of it."""
+class OneAnswer(asyncio.BaseProtocol, Generic[Found]):
+    """A connection to which one answer comes: `done` has what was found of it, or the exception that kept it away."""
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(f"the connection was lost: {exc}")
+
+    def close(self) -> None:
+        self._transport.abort()
+
+    def _fail(self, reason: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(ConnectionError(reason))
+
+
+class Puller(OneAnswer[float], asyncio.BufferedProtocol):
+    """Asks once and compares what comes with the file, holding nothing of it; finds seconds from the question to the
+    last byte."""
 
     _shared = bytearray(RECEIVE_BYTES)
 
     def __init__(self, request: bytes, expected: memoryview) -> None:
+        super().__init__()
         self._request = request
         self._expected = expected
         self._head = b""
         self._reached = -1
         self._started = 0.0
-        self.done: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        """Seconds from the question to the last byte; an exception when the answer is wrong."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
 
     def ask(self) -> None:
         self._started = time.perf_counter()
@@ -104,16 +123,6 @@ class Puller(asyncio.BufferedProtocol):
         self._reached = end
         if end == len(self._expected) and not self.done.done():
             self.done.set_result(time.perf_counter() - self._started)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(f"the connection was lost: {exc}")
-
-    def close(self) -> None:
-        self._transport.abort()
-
-    def _fail(self, reason: str) -> None:
-        if not self.done.done():
-            self.done.set_exception(ConnectionError(reason))
 
 
 @dataclass
