@@ -17,9 +17,9 @@ from pydantic import TypeAdapter
 from sept.cli import app as commands
 from services.api.metrics import SnapshotCollector
 from services.bottleneck import Look, find_bottleneck
-from services.contracts import GeneratorStatus, Part, StatusSnapshot
+from services.contracts import GeneratorStatus, Part
 from tests.support.endpoint import open_endpoint
-from tests.support.heartbeats import heartbeat
+from tests.support.heartbeats import heartbeat, status_of
 from tests.support.recorded_run import metrics
 
 ROOT = Path(__file__).parent.parent
@@ -34,12 +34,15 @@ def exported() -> set[str]:
     generator = heartbeat(Part.GENERATOR, "g", "generating", weight_version=1, shares=shares)
     row = GeneratorStatus(heartbeat=generator, age_s=0, lost=False)
     rounds = [metrics(number, learner_wait_s=20.0) for number in range(5)]
-    snapshot = StatusSnapshot(
-        run_id="run", state="running", detail="", round=5, rounds_total=9, weight_version=5, weight_digest=None,
-        last_round=rounds[-1], learner=heartbeat(Part.LEARNER, "learner", "training"), learner_lost=False,
-        generators=(row,), generators_target=1, tasks_queued=0, tasks_leased=0, rollouts_queued=0, dead_letters=0,
-        oldest_task_s=0,
-    )  # fmt: skip
+    snapshot = status_of(
+        round=5,
+        rounds_total=9,
+        weight_version=5,
+        last_round=rounds[-1],
+        learner=heartbeat(Part.LEARNER, "learner", "training"),
+        generators=(row,),
+        generators_target=1,
+    )
     registry = CollectorRegistry(auto_describe=False)
     registry.register(SnapshotCollector(snapshot, find_bottleneck(rounds, [row], [Look(rounds[-1].time, 1.0)] * 3)))
     return {family.name for family in text_string_to_metric_families(generate_latest(registry).decode())}

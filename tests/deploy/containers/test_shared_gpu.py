@@ -10,35 +10,17 @@ import pytest
 from deploy.containers.claim_gpus import prepare
 from deploy.containers.shared_gpu import SHARE, wait_as_generator
 from learner.parallel.launch_env import GPU_SHARE
-from services.contracts import Heartbeat, Part, StatusSnapshot
+from services.contracts import Part, StatusSnapshot
 from services.errors import ConfigError, DeadlineError
 from tests.support import tiny_models
+from tests.support.heartbeats import heartbeat, status_of
 
 DEADLINE_S = 60.0
 SHORT_S = 0.2
 
 
 def status(state: str, *, lost: bool = False) -> StatusSnapshot:
-    beat = Heartbeat(part=Part.LEARNER, part_id="learner", state=state, shares={}, host="h", pid=1, device="cuda")
-    return StatusSnapshot(
-        run_id="run",
-        state="running",
-        detail="",
-        round=0,
-        rounds_total=0,
-        weight_version=None,
-        weight_digest=None,
-        last_round=None,
-        learner=beat,
-        learner_lost=lost,
-        generators=(),
-        generators_target=1,
-        tasks_queued=0,
-        tasks_leased=0,
-        rollouts_queued=0,
-        dead_letters=0,
-        oldest_task_s=0.0,
-    )
+    return status_of(learner=heartbeat(Part.LEARNER, "learner", state), learner_lost=lost)
 
 
 class Services:

@@ -33,6 +33,7 @@ from services.contracts import EvaluationMetrics, GeneratorStatus, Heartbeat, Pa
 from services.errors import ConfigError, ContractError, SeptError, UnavailableError
 from services.net import free_port
 from services.run_folder import RunFolder, RunIdentity, version_name
+from tests.support.heartbeats import heartbeat, status_of
 
 WHERE = Endpoints(redis_url="redis://:secret@h:1", services_url="http://h:2", token="hush")
 
@@ -43,24 +44,18 @@ def a_round(number: int) -> RoundMetrics:
 
 
 def a_beat(part: Part, part_id: str) -> Heartbeat:
-    return Heartbeat(
-        part=part, part_id=part_id, state="generating", shares={"generating": 1.0}, host="h", pid=1, device="cpu"
-    )
+    return heartbeat(part, part_id, "generating")
 
 
 def a_snapshot() -> StatusSnapshot:
     generator = GeneratorStatus(heartbeat=a_beat(Part.GENERATOR, "generator-7"), age_s=9.0, lost=True)
-    return StatusSnapshot(
+    return status_of(
         run_id="r-1",
-        state="running",
-        detail="",
         round=3,
         rounds_total=9,
         weight_version=3,
-        weight_digest=None,
         last_round=a_round(2),
         learner=a_beat(Part.LEARNER, "learner"),
-        learner_lost=False,
         generators=(generator,),
         generators_target=2,
         tasks_queued=1,
