@@ -11,6 +11,7 @@ into the run's: no generator speaks in the name of another part, or drops what o
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from dataclasses import dataclass
@@ -162,6 +163,7 @@ def decode_event(entry_id: bytes, raw: dict[bytes, bytes]) -> Event:
     time_s = int(event_id.partition("-")[0]) / 1000
     try:
         fields = from_json(raw[b"fields"])
+        json.dumps(fields, allow_nan=False)  # also 1e999: no browser can read an infinite number
         source, kind = raw[b"source"].decode(), raw[b"kind"].decode()
     except (KeyError, ValueError):
         return Event(event_id, "", MALFORMED, {}, time_s)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from deploy.load_settings import load
 from deploy.resolved_settings import takes_effect, to_toml, write_resolved
+from deploy.settings import FIXED_IN_A_RUN, flatten
 from services.errors import ConfigError
 from services.run_folder import RunFolder
 
@@ -115,3 +116,78 @@ def test_the_model_s_folder_means_the_same_from_anywhere_and_an_id_stays(
     for path, kept in (("model", str(tmp_path / "model")), ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"), ("", "")):
         write_resolved(load(None, [f"model.path={path}"], environ={}), tmp_path / "config.toml", begun=False)
         assert load(tmp_path / "config.toml", environ={}).model.path == kept
+
+
+OTHER_VALUES = {
+    "run.seed": "1",
+    "model.path": "org/other",
+    "data.path": "org/questions",
+    "data.split": "test",
+    "data.limit": "7",
+    "data.max_prompt_tokens": "77",
+    "data.repeats": "leave_out",
+    "data.vote_share": "0.3,0.9",
+    "sampling.rollouts_per_prompt": "3",
+    "training.algorithm": "entropy",
+    "training.data": "fixed",
+    "training.prompts_per_round": "64",
+    "training.steps_per_round": "4",
+    "training.optimizer": "adamw_8bit",
+    "lora.rank": "4",
+    "lora.alpha": "5.5",
+    "lora.targets": "q_proj",
+}
+
+
+def test_nothing_that_makes_the_rounds_of_a_run_comparable_may_change(tmp_path: Path) -> None:
+    """Each of them alone, and each of them is allowed before the first round."""
+    assert OTHER_VALUES.keys() == set(FIXED_IN_A_RUN)
+    base = ["sampling.rollouts_per_prompt=2", "lora.rank=8"]
+    path = tmp_path / "config.toml"
+    for key, value in OTHER_VALUES.items():
+        path.unlink(missing_ok=True)
+        write_resolved(load(None, base, environ={}), path)
+        before, other = path.read_bytes(), load(None, [*base, f"{key}={value}"], environ={})
+        with pytest.raises(ConfigError, match=rf"{key} was .* when this run started and is .* now"):
+            write_resolved(other, path)
+        assert path.read_bytes() == before
+        assert write_resolved(other, path, begun=False) == [key]
+
+
+def test_the_file_holds_what_is_set_and_neither_secrets_nor_its_own_place(tmp_path: Path) -> None:
+    settings = load(None, ["run.dir=elsewhere", "services.token=hush", "training.rounds=none"], environ={})
+    write_resolved(settings, tmp_path / "config.toml")
+    text = (tmp_path / "config.toml").read_text()
+    assert text.startswith("# The settings of this run as resolved; secrets are left out.\n\n[run]\n")
+    assert text.endswith("\n")
+    written = {f"{section}.{key}" for section, values in tomllib.loads(text).items() for key in values}
+    flat = flatten(settings)
+    assert written == {key for key, value in flat.items() if value is not None} - {"run.dir", "services.token"}
+
+
+@pytest.mark.parametrize("key", ["services.tls_cert", "services.tls_key"])
+def test_paths_of_certificates_mean_the_same_from_anywhere(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).write_text("")
+    settings = load(None, ["services.tls_cert=cert.pem", "services.tls_key=key.pem"], environ={})
+    write_resolved(settings, tmp_path / "config.toml")
+    section, name = key.split(".")
+    resolved = tomllib.loads((tmp_path / "config.toml").read_text())[section][name]
+    assert resolved == str(tmp_path / f"{name.removeprefix('tls_')}.pem")
+
+
+def test_a_lost_file_of_the_last_start_is_named_with_what_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.toml"
+    write_resolved(load(None, environ={}), path)
+    cut = path.read_text().partition("[training]")[0]
+    path.write_text(cut)
+    assert write_resolved(load(None, ["run.seed=1"], environ={}), path) == [], "what it was is not known"
+    assert f"{path} lacks [checkpoint]" in capsys.readouterr().out
+    path.write_text("[run")
+    write_resolved(load(None, ["run.seed=2"], environ={}), path)
+    assert f"config file {path} is not TOML" in capsys.readouterr().out

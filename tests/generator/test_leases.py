@@ -9,7 +9,7 @@ import pytest
 from generator.engines.base import Completion
 from generator.engines.scripted import ScriptedEngine
 from services.config import DeadlinesConfig
-from services.contracts import Task
+from services.contracts import Purpose, Task
 from services.streams.tasks import TaskLeaser
 from tests.support.generator_world import (
     PATIENCE_S,
@@ -271,3 +271,29 @@ async def test_a_cancelled_generator_releases_all_its_leases(world: World) -> No
         await asyncio.wait((running,), timeout=PATIENCE_S)
         assert running.cancelled()
     assert await world.leasable() == [(f"r000000-{index:05d}", 1) for index in range(3)]
+
+
+async def test_a_rollout_says_of_its_task_what_the_learner_compares_it_by(world: World) -> None:
+    manifest = world.publish(0)
+    asked = task(
+        3,
+        round=2,
+        samples=2,
+        temperature=0.85,
+        top_p=0.9,
+        top_k=11,
+        min_p=0.05,
+        purpose=Purpose.EVALUATION,
+    )
+    world.issue(asked)
+    async with world.running(world.generator(name="g7"), manifest):
+        rollouts = await world.rollouts(2)
+    assert [rollout.sample for rollout in rollouts] == [0, 1]
+    shared = ("task_id", "round", "position", "temperature", "top_p", "top_k", "min_p", "purpose")
+    for rollout in rollouts:
+        assert {name: getattr(rollout, name) for name in shared} == {name: getattr(asked, name) for name in shared}
+        assert rollout.prompt_tokens.tolist() == asked.prompt_tokens.tolist()
+        assert rollout.generator_id == "g7"
+        assert {span.weight_digest for span in rollout.spans} == {manifest.digest}
+        assert rollout.queued_s >= 0
+        assert rollout.generate_s > 0

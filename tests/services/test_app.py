@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
-from typing import Any
 
 import httpx
 import pytest
@@ -14,8 +12,7 @@ from redis.backoff import NoBackoff
 
 from services.app import MAX_BODY_BYTES, create_app
 from services.streams.connection import Keys
-from services.streams.events import AsyncEventLog
-from tests.support.endpoint import BASE_URL, Endpoint, served
+from tests.support.endpoint import BASE_URL, Endpoint
 
 
 async def test_health_and_readiness(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
@@ -35,34 +32,6 @@ async def test_without_redis_health_answers_and_the_rest_says_why(endpoint: Endp
                 answer = await http.get(path)
                 assert (answer.status_code, answer.json().keys()) == (503, {"error", "hint"})
             assert (await http.post("/v1/control/pause")).status_code == 503
-
-
-async def test_events_arrive_as_they_happen(endpoint: Endpoint) -> None:
-    log = AsyncEventLog(endpoint.redis, endpoint.keys)
-    await log.append("learner", "published", weight_version=1)
-    async with (
-        served(endpoint.app) as url,
-        httpx.AsyncClient(base_url=url, timeout=10) as http,
-        http.stream("GET", "/v1/events", params={"after": "0"}) as answer,
-    ):
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        lines = answer.aiter_lines()
-        assert (await next_event(lines))["fields"] == {"weight_version": 1}
-        await log.append("learner", "published", weight_version=2)
-        assert (await next_event(lines))["fields"] == {"weight_version": 2}
-
-
-async def next_event(lines: AsyncIterator[str]) -> dict[str, Any]:
-    async for line in lines:
-        if line.startswith("data: "):
-            event: dict[str, Any] = json.loads(line.removeprefix("data: "))
-            return event
-    raise AssertionError("the stream ended")
-
-
-@pytest.mark.parametrize("after", ["x", "1-2-3", "-1"])
-async def test_events_after_something_that_is_no_event_are_refused(http: httpx.AsyncClient, after: str) -> None:
-    assert (await http.get("/v1/events", params={"after": after})).status_code == 422
 
 
 async def in_pieces(size: int) -> AsyncIterator[bytes]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deploy.local.supervisor import Supervisor
 from services.errors import ModelError, UnavailableError
-from tests.support.supervised_parts import STUBBORN, Asked, Watcher, is_alive, watching
+from tests.support.supervised_parts import HASTY, STUBBORN, Asked, Watcher, is_alive, watching
 
 
 @pytest.fixture
@@ -95,6 +96,55 @@ async def test_generators_are_scaled_up_and_down(watcher: Watcher) -> None:
     assert "drained" in (watcher.folder / "generator-2.log").read_text()
     supervisor.request_stop(signal.SIGINT)
     assert await run == signal.SIGINT
+
+
+async def test_a_learner_has_the_policy_that_is_its_own(watcher: Watcher) -> None:
+    """Whatever the other parts may do."""
+    supervisor = Supervisor(
+        watcher.plan("raise SystemExit(1)"),
+        run=watcher.folder,
+        generators_target=Asked(),
+        log=watcher.log,
+        policy=replace(HASTY, max_failures=9),
+        learner_policy=replace(HASTY, max_failures=2),
+    )
+    with pytest.raises(UnavailableError, match="learner died 2 times in a row"):
+        await supervisor.run()
+    assert watcher.starts("learner") == 2
+
+
+async def test_each_part_is_asked_about_by_its_own_name_and_process(watcher: Watcher) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def has_worked(part: str, pid: int) -> bool:
+        asked.append((part, pid))
+        return False
+
+    supervisor = Supervisor(
+        watcher.plan(services="raise SystemExit(1)"),
+        run=watcher.folder,
+        generators_target=Asked(),
+        log=watcher.log,
+        policy=replace(HASTY, max_failures=1),
+        has_worked=has_worked,
+    )
+    with pytest.raises(UnavailableError, match="services died after"):
+        await supervisor.run()
+    assert asked == [("services", watcher.pid("services"))]
+
+
+async def test_a_run_fails_with_its_first_failure(watcher: Watcher) -> None:
+    """What fails because of it, while the run is looked at and drained, hides nothing."""
+
+    async def fails(text: str) -> None:
+        raise ModelError(text)
+
+    supervisor = watcher.supervisor(watcher.plan())
+    supervisor.require(fails("the cause"))
+    supervisor.require(fails("a consequence"))
+    with pytest.raises(ModelError, match="the cause"):
+        await supervisor.run()
+    assert sum(text.startswith("run_failed") for text in watcher.said) == 1
 
 
 async def test_the_first_stop_drains_every_part(watcher: Watcher) -> None:

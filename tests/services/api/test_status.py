@@ -9,7 +9,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from services import durable
 from services.api.status import StatusReader, last_rounds, run_state
@@ -142,30 +141,6 @@ async def test_a_running_run_says_what_its_learner_does(
         heartbeat(Part.GENERATOR, "generator-1", "generating", weight_version=0),
     )
     assert (await status(http)).detail == detail
-
-
-async def test_the_metrics_are_the_status(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
-    endpoint.store.publish(0, first_version())
-    durable.write_file(endpoint.folder.metrics, round_metrics(4).as_line() + "\n")
-    await send(
-        endpoint,
-        heartbeat(Part.LEARNER, "learner-1", "training"),
-        heartbeat(Part.GENERATOR, "generator-1", "generating", weight_version=0, pause_ms=12.5),
-    )
-    answer = await http.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain")
-    samples = {
-        (sample.name, *sorted(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(answer.text)
-        for sample in family.samples
-    }
-    assert samples[("sept_round",)] == 5
-    assert samples[("sept_weight_version",)] == 0
-    assert samples[("sept_state", "running")] == 1
-    assert samples[("sept_part_pause_ms", "generator", "generator-1")] == 12.5
-    assert samples[("sept_part_up", "learner", "learner-1")] == 1
-    assert samples[("sept_part_share", "generating", "generator", "generator-1")] == 1
-    assert samples[("sept_last_round_loss",)] == 0.5
 
 
 @pytest.mark.parametrize(

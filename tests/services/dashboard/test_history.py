@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from services.api.change_notifier import ChangeNotifier
-from services.api.status import StatusReader
-from services.dashboard.live import ActiveRun, Live
 from services.dashboard.timeseries import TimeSeries
-from services.streams.control import AsyncControl
 from tests.support.endpoint import Endpoint, open_endpoint
 from tests.support.recorded_run import KNOWN_QUESTION, record, write_rollouts
 from tests.support.weight_samples import first_version
@@ -104,69 +97,6 @@ async def test_requests_are_the_last_events_of_their_kind(http: httpx.AsyncClien
     events = (await http.get("/v1/events/last", params={"kind": "control", "limit": 5})).json()
     assert [event["fields"]["action"] for event in events] == ["generators", "pause"]
     assert (await http.get("/v1/events/last", params={"kind": "published"})).json() == []
-
-
-def live(endpoint: Endpoint, notifier: ChangeNotifier, **options: Any) -> Live:
-    reader = StatusReader(endpoint.folder, endpoint.store, endpoint.redis, endpoint.keys, lost_after_s=5.0)
-    control = AsyncControl(endpoint.redis, endpoint.keys)
-    return Live(ActiveRun(reader, control, TimeSeries(endpoint.folder.metrics)), notifier, **options)
-
-
-async def test_listeners_share_one_look(endpoint: Endpoint) -> None:
-    shared = live(endpoint, ChangeNotifier(), now=lambda: 0.0)
-    looks = await asyncio.gather(*(shared.look() for _ in range(10)))
-    assert len({id(text) for text in looks}) == 1
-    frame = json.loads(looks[0])
-    assert (frame["status"]["state"], frame["recorded"]) == ("starting", 30)
-
-
-async def test_frames_are_server_sent_events_and_end_with_the_app(endpoint: Endpoint) -> None:
-    notifier = ChangeNotifier()
-    frames = live(endpoint, notifier).frames()
-    first = await anext(frames)
-    assert first.startswith("data: ")
-    assert first.endswith("\n\n")
-    assert json.loads(first[6:])["bottleneck"]["kind"] == "unknown"
-    notifier.close()
-    last = [json.loads(frame[6:]) async for frame in frames]
-    assert [frame["status"]["state"] for frame in last] == ["starting"], "how it ended"
-
-
-@pytest.mark.parametrize(
-    ("event", "state", "detail"),
-    [
-        ({"event": "run_failed", "error": "generator-0: no memory"}, "failed", "generator-0: no memory"),
-        ({"event": "stopping", "signal": "SIGINT"}, "stopped", "by SIGINT after 30 of 300 rounds"),
-    ],
-)
-async def test_the_last_frame_says_how_the_supervisor_ended_the_run(
-    endpoint: Endpoint, event: dict[str, str], state: str, detail: str
-) -> None:
-    notifier = ChangeNotifier()
-    frames = live(endpoint, notifier).frames()
-    await anext(frames)
-    lines = [{"event": "run_starting"}, event]
-    endpoint.folder.log_of("supervisor").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    notifier.close()
-    last = json.loads([frame async for frame in frames][-1][6:])
-    assert (last["status"]["state"], last["status"]["detail"]) == (state, detail)
-    assert last["next_step"] == f"sept run {endpoint.folder.config}"
-
-
-async def test_nothing_travels_while_nothing_changes(endpoint: Endpoint) -> None:
-    notifier = ChangeNotifier()
-    clock = iter(range(1000))
-    frames = live(endpoint, notifier, now=lambda: float(next(clock))).frames()
-    await anext(frames)
-    notifier.wait = lambda *_: asyncio.sleep(0)  # type: ignore[method-assign]
-    assert await anext(frames) == ": still here\n\n", "the next thing that is sent"
-
-
-async def test_without_redis_a_frame_says_so(endpoint: Endpoint) -> None:
-    await endpoint.redis.rpush(endpoint.keys.generators_target, b"of another kind")
-    frame = json.loads(await live(endpoint, ChangeNotifier()).look())
-    assert frame["status"] is None
-    assert frame["error"].startswith("Redis: ")
 
 
 async def test_a_round_cut_back_while_searched_is_no_error(endpoint: Endpoint, http: httpx.AsyncClient) -> None:

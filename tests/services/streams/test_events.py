@@ -67,6 +67,9 @@ async def test_an_id_that_is_none_is_refused(async_log: AsyncEventLog, after_id:
         {b"x": b"y"},
         {b"source": b"a", b"kind": b"b", b"fields": b"["},
         {b"source": b"a", b"kind": b"b", b"fields": b"[]"},
+        {b"source": b"a", b"kind": b"b", b"fields": b'{"x": NaN}'},
+        {b"source": b"a", b"kind": b"b", b"fields": b'{"x": [1e999]}'},
+        {b"source": b"\xff", b"kind": b"b", b"fields": b"{}"},
     ],
 )
 async def test_an_unreadable_event_is_shown_as_such_and_passed(

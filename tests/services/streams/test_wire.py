@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.contracts import MAX_TOKENS, Rollout, Task, VersionSpan
+from services.contracts import MAX_TOKENS, TOKEN_DTYPE, Rollout, Task, VersionSpan
 from services.errors import ContractError
 from services.streams.wire import (
+    AHEAD_S,
     MAX_META_BYTES,
     claimed_task_id,
     decode_rollout,
@@ -19,6 +22,7 @@ from services.streams.wire import (
     encode_rollout,
     encode_task,
     entered_at,
+    is_of_the_future,
 )
 from tests.support.stream_builders import make_rollouts, make_task
 
@@ -184,6 +188,32 @@ def test_what_is_exactly_at_a_limit_is_taken() -> None:
 
 def test_the_time_of_an_entry_is_in_its_id() -> None:
     assert entered_at(b"1700000000123-7") == 1700000000.123
+
+
+def test_an_id_far_ahead_of_the_clock_was_not_drawn_by_a_server() -> None:
+    """Clocks of hosts differ: one that is a little ahead is no reason for doubt."""
+    now_s = time.time()
+    for ahead_s, of_the_future in ((-1e6, False), (0, False), (AHEAD_S - 3600, False), (AHEAD_S + 3600, True)):
+        assert is_of_the_future(b"%d-0" % ((now_s + ahead_s) * 1000)) is of_the_future
+
+
+@pytest.mark.parametrize(
+    ("name", "decode", "entry"), [("task", decode_task, TASK), ("rollout", decode_rollout, ROLLOUT)]
+)
+def test_a_damaged_entry_is_named_by_its_kind(name: str, decode: Any, entry: dict[bytes, bytes]) -> None:
+    other = np.array([5, 6], TOKEN_DTYPE).tobytes()
+    with pytest.raises(ContractError) as refused:
+        decode({**entry, b"prompt": other})
+    assert refused.value.message == f"{name} entry is not what was written: its checksum is another"
+
+
+def test_a_fault_deep_inside_is_named_by_its_path_and_one_of_the_whole_by_that() -> None:
+    meta = json.loads(ROLLOUT[b"meta"])
+    meta["spans"][0]["start"] = "first"
+    with pytest.raises(ContractError, match=r"rollout is malformed: spans\.0\.start: Input should be"):
+        decode_rollout({**ROLLOUT, b"meta": json.dumps(meta).encode()})
+    with pytest.raises(ContractError, match="rollout is malformed: as a whole: Value error, a rollout has at least"):
+        decode_rollout({**ROLLOUT, b"response": b""})
 
 
 @pytest.mark.parametrize(
