@@ -17,7 +17,7 @@ from services.streams import scripts
 from services.streams.connection import Keys
 from services.streams.control import Control
 from services.streams.events import EventLog
-from services.streams.fence import Fence, take_over
+from services.streams.fence import MAX_EPOCH, Fence, take_over
 from services.streams.heartbeats import Heartbeats
 from services.streams.rollouts import RolloutReader
 from services.streams.tasks import TaskIssuer
@@ -32,9 +32,26 @@ def test_epochs_rise_whichever_of_file_and_redis_is_lost(client: redis.Redis, ke
     assert take_over(client, keys, path).epoch == 3
     path.unlink()
     assert take_over(client, keys, path).epoch == 4
-    path.write_text("not a number")
-    client.set(keys.epoch, b"9" * 400)
-    assert take_over(client, keys, path).epoch >= 1, "what nobody wrote does not stop a learner"
+
+
+@pytest.mark.parametrize("nobodys", [b"9" * 400, b"%d" % MAX_EPOCH, b"-3", b"not a number"])
+def test_what_no_learner_wrote_does_not_count(nobodys: bytes, client: redis.Redis, keys: Keys, tmp_path: Path) -> None:
+    path = tmp_path / "epoch"
+    path.write_bytes(nobodys)
+    client.set(keys.epoch, nobodys)
+    assert take_over(client, keys, path).epoch == 1
+    assert (path.read_bytes(), client.get(keys.epoch)) == (b"1\n", b"1")
+
+
+@pytest.mark.parametrize("seen_by", ["file", "redis"])
+def test_the_largest_epoch_that_a_learner_can_have_counts(
+    seen_by: str, client: redis.Redis, keys: Keys, tmp_path: Path
+) -> None:
+    if seen_by == "file":
+        (tmp_path / "epoch").write_text(f"{MAX_EPOCH - 1}\n")
+    else:
+        client.set(keys.epoch, MAX_EPOCH - 1)
+    assert take_over(client, keys, tmp_path / "epoch").epoch == MAX_EPOCH
 
 
 @pytest.mark.parametrize("seen_by", ["file", "redis"])
@@ -92,6 +109,23 @@ def test_nobody_takes_over_in_the_middle_of_a_change(
     assert take_over(client, keys, tmp_path / "epoch").epoch == 2
 
 
+def test_every_change_is_guarded_and_not_the_first_alone(
+    client: redis.Redis, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fencing, "LOCKED_S", 0.1)
+    path = tmp_path / "epoch"
+    own = take_over(client, keys, path)
+    for _ in range(3):
+        with own.guard(), own.guard():
+            pass
+        with own.guard(), pytest.raises(DeadlineError):
+            take_over(client, keys, path)
+    take_over(client, keys, path)
+    for _ in range(2):
+        with pytest.raises(FencedError), own.guard():
+            pass
+
+
 def test_threads_of_one_learner_wait_for_each_other(client: redis.Redis, keys: Keys, tmp_path: Path) -> None:
     own = take_over(client, keys, tmp_path / "epoch")
     inside: list[int] = []
@@ -114,5 +148,6 @@ def test_threads_of_one_learner_wait_for_each_other(client: redis.Redis, keys: K
 def test_without_a_fence_nothing_is_checked(client: redis.Redis, keys: Keys) -> None:
     client.set(keys.epoch, 7)
     Fence().script(client, keys, scripts.REQUEST)([keys.control], ["paused", 1])
+    assert Fence().epoch == 0
     with Fence().guard():
         assert client.hget(keys.control, "paused") == b"1"
