@@ -54,8 +54,14 @@ _ROUND_NAME = re.compile(r"round-([0-9]{6,})\.jsonl")
 
 
 def version_name(weight_version: int) -> str:
-    """12 -> "v000012": the name of everything that is kept by version, in the order of versions."""
+    """12 -> "v000012": the name of everything that is kept by version."""
     return f"v{weight_version:06d}"
+
+
+def versions_in(folder: Path) -> list[int]:
+    """The versions that are kept in this folder, ascending; what has another name, such as a copy, is none of them."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for name in names if (match := _VERSION_NAME.fullmatch(name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +223,7 @@ class RunFolder:
 
     def checkpointed(self) -> list[int]:
         """Versions that the learner has a checkpoint of and can go back to, ascending."""
-        names = [path.name for path in self.checkpoints.iterdir()] if self.checkpoints.is_dir() else []
-        return sorted(int(match[1]) for name in names if (match := _VERSION_NAME.fullmatch(name)))
+        return versions_in(self.checkpoints)
 
     def checkpoint_of(self, weight_version: int) -> CheckpointFolder:
         """Where the checkpoint of that version is."""

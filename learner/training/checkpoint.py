@@ -35,7 +35,7 @@ from learner.training.host_copies import HostCopies
 from services import durable
 from services.durable import UNGUARDED, WriteGuard
 from services.errors import CheckpointError, WeightError
-from services.run_folder import CheckpointFolder, version_name
+from services.run_folder import CheckpointFolder, version_name, versions_in
 from services.tensors import digest_bytes, digest_file, read_header
 
 log = structlog.get_logger()
@@ -241,7 +241,7 @@ class Checkpoints:
 
     def versions(self) -> list[int]:
         """Versions that can be gone back to, ascending."""
-        return sorted(int(path.name[1:]) for path in self._newest_first())
+        return versions_in(self.folder)
 
     def load(self) -> Checkpoint | None:
         """The newest checkpoint whose bytes are what was written; None when the run has none yet.
@@ -265,9 +265,9 @@ class Checkpoints:
         except UNUSABLE as error:
             raise CheckpointError(f"the checkpoint of version {weight_version} cannot be loaded: {error}") from error
         with self.fence.guard():
-            for later in self._newest_first():
-                if later.name > folder.name:
-                    shutil.rmtree(later)
+            for later in reversed(self.versions()):
+                if later > weight_version:
+                    shutil.rmtree(self.folder / version_name(later))
         opened = self._on_all_ranks(found)
         assert opened is not None
         return opened
@@ -299,7 +299,7 @@ class Checkpoints:
         return None
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("v[0-9]*"), reverse=True)
+        return [self.folder / version_name(version) for version in reversed(self.versions())]
 
 
 def _find_sharing(folder: Path, ranks: Ranks) -> _Sharing:

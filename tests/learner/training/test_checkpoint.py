@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
+from learner.parallel.file_tensors import FileTensor
 from learner.training.checkpoint import Checkpoint, Checkpoints, SavedTensor
 from services.errors import CheckpointError
-from services.tensors import digest_file
+from services.streams.fence import Fence
+from services.tensors import digest_file, read_header
 from tests.support.disk_order import disk_order
 
 STATE, META = "state-00000.safetensors", "meta.json"
@@ -74,6 +78,20 @@ def test_rows_that_no_file_holds_are_missed(tmp_path: Path) -> None:
         saved[...]
 
 
+def test_rows_come_from_whichever_files_hold_them_in_whatever_order_those_were_added(tmp_path: Path) -> None:
+    whole = torch.arange(21).reshape(7, 3).to(torch.int32)
+    saved = SavedTensor()
+    for first, last in ((5, 7), (0, 2), (2, 5)):
+        path = tmp_path / f"{first}.safetensors"
+        safetensors.torch.save_file({"t": whole[first:last].contiguous()}, path)
+        saved.add(first, 7, FileTensor(path, read_header(path).places["t"]))
+    assert (saved.shape, saved.dtype) == ((7, 3), "I32")
+    assert torch.equal(saved[...], whole)
+    for start in range(8):
+        for stop in range(start, 8):
+            assert torch.equal(saved[start:stop], whole[start:stop])
+
+
 def test_a_new_run_has_none(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path, "run", keep=2).load() is None
 
@@ -83,6 +101,71 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for version in (1, 2, 3, 11):
         checkpoints.save(version, state(version))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v000003", "v000011"]
+
+
+def test_a_copy_that_a_person_made_is_no_checkpoint_and_takes_no_place(tmp_path: Path) -> None:
+    """It is kept, too: whoever made it knows what for."""
+    checkpoints = Checkpoints(tmp_path, "run", keep=1)
+    shutil.copytree(checkpoints.save(1, state(1)), tmp_path / "v000009.bak")
+    checkpoints.save(2, state(2))
+    assert checkpoints.versions() == [2]
+    assert loaded(checkpoints).weight_version == 2
+    checkpoints.go_back(2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v000002", "v000009.bak"]
+
+
+def test_the_newest_is_the_one_with_the_highest_number_however_long(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    for version in (2, 999_999, 1_000_000):
+        checkpoints.save(version, state(version))
+    assert checkpoints.versions() == [999_999, 1_000_000]
+    assert loaded(checkpoints).weight_version == 1_000_000
+    checkpoints.go_back(999_999)
+    assert checkpoints.versions() == [999_999]
+
+
+def test_a_checkpoint_remembers_how_prompts_are_chosen_and_only_as_it_was_written(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=3)
+    checkpoints.save(1, state(1))
+    assert loaded(checkpoints).curriculum is None
+    chosen = {"planned": [[3, 1], [2]], "seen": {"ä": 0.5}}
+    checkpoints.begin(2, state(2), chosen)
+    folder = checkpoints.commit()
+    assert loaded(checkpoints).curriculum == chosen
+    assert checkpoints.go_back(2).curriculum == chosen
+    meta = json.loads((folder / META).read_text())
+    rewrite(curriculum=meta["curriculum"].replace("0.5", "0.6"))(folder / META)
+    assert loaded(checkpoints).weight_version == 1, "another choice would be trained on prompts of its own"
+
+
+def test_a_checkpoint_says_who_wrote_it(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=1, fence=Fence(7))
+    meta = json.loads((checkpoints.save(3, state(1)) / META).read_text())
+    assert (meta["run_id"], meta["weight_version"], meta["epoch"]) == ("run", 3, 7)
+    assert meta["digests"] == {STATE: digest_file(tmp_path / "v000003" / STATE)}
+
+
+@pytest.mark.parametrize("async_write", [False, True])
+def test_a_disk_that_fills_up_while_tensors_are_written_is_named_with_what_was_wanted(
+    async_write: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device")
+
+    checkpoints = Checkpoints(tmp_path, "run", keep=1, async_write=async_write)
+    checkpoints.save(1, state(1))
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(CheckpointError) as refused:
+        checkpoints.save(2, state(2))
+    wanted = sum(tensor.numel() * tensor.element_size() for tensor in state(2).values())
+    assert refused.value.message == (
+        f"the checkpoint of {wanted} bytes cannot be written to {tmp_path}: I/O error: No space left on device"
+    )
+    assert "free some space" in refused.value.hint
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["v000001"], "nothing half-written is left"
+    checkpoints.save(2, state(2))
+    assert loaded(checkpoints).weight_version == 2
 
 
 def test_what_happens_before_the_commit_comes_first(tmp_path: Path) -> None:
