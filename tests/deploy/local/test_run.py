@@ -12,9 +12,8 @@ from rich.console import Console
 
 from deploy import endpoints
 from deploy.load_settings import load
-from deploy.local.plan import plan_run
 from deploy.local.run import run_local
-from deploy.placement import VISIBLE, place
+from deploy.placement import VISIBLE
 from deploy.run_memory import place_parts
 from deploy.settings import Settings
 from services.errors import ConfigError, SeptError, UnavailableError
@@ -32,32 +31,8 @@ def settings_of(tmp_path: Path, *sets: str) -> Settings:
     return load(None, [*needed, *sets], environ={})
 
 
-ON_ONE = {"ranks": 1, "generators": 1, "tensor_parallel": 1}
-
-
 async def start(settings: Settings) -> None:
     await run_local(settings, Console(file=io.StringIO()))
-
-
-def test_parts_are_started_from_the_resolved_config_and_without_secrets_in_their_commands(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run").create()
-    secrets = ("services.token=hush", "redis.url=redis://:secret@h:1")
-    plan = plan_run(settings_of(tmp_path, *secrets), folder, None, 77, place([], 2, **ON_ONE))
-    assert plan.redis is None
-    assert plan.services.argv[-2:] == ("--set", "services.port=77")
-    assert plan.generator(3).argv[-2:] == ("--id", "generator-3")
-    for part in (plan.services, plan.learner, plan.generator(0)):
-        assert str(folder.config) in part.argv
-        assert part.log == folder.log_of(part.name)
-        assert not {"secret", "hush"} & set(" ".join(part.argv).split())
-        assert not any(name.startswith("SEPT_") and "__" in name for name in part.env)
-
-
-def test_each_part_sees_its_own_gpus(tmp_path: Path) -> None:
-    placement = place(list("012345"), 8, ranks=2, generators=2, tensor_parallel=2)
-    plan = plan_run(settings_of(tmp_path), RunFolder(tmp_path / "run").create(), None, 77, placement)
-    assert [part.env[VISIBLE] for part in (plan.learner, plan.generator(0), plan.generator(1))] == ["0,1", "2,3", "4,5"]
-    assert plan.generators_limit == 2
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""Answers are graded in processes of their own, with limits, whatever becomes of one of them."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from learner.grading.math_grading import Outcome
-from learner.grading.pool import GraderPool
+from learner.grading.pool import GraderPool, _Batch
 
 EASY = (r"\boxed{2x+1}", "1+2x")
 TOWER = (r"\boxed{9^{9^{9^9}}}", "7")
@@ -42,6 +44,39 @@ def test_a_worker_that_died_is_replaced() -> None:
         os.kill(before, signal.SIGKILL)
         assert pool.grade_many([EASY])[0].correct
         assert worker_pids() != [before]
+
+
+class Murderous(GraderPool):
+    """Kills the worker that has an answer with this truth, so many times."""
+
+    def __init__(self, truth: str, times: int) -> None:
+        super().__init__(workers=2)
+        self._truth = truth
+        self._left = times
+
+    def _receive(self, batch: _Batch) -> None:
+        for worker in self._workers:
+            if self._left and worker.job is not None and worker.job.truth == self._truth:
+                self._left -= 1
+                worker.process.kill()
+                worker.process.join()
+        super()._receive(batch)
+
+
+@pytest.mark.parametrize(("times", "outcome"), [(1, Outcome.CORRECT), (2, Outcome.FAILED)])
+def test_an_answer_whose_worker_dies_is_tried_once_more_and_holds_up_no_other(times: int, outcome: Outcome) -> None:
+    """The first death may have another reason."""
+    with Murderous("0.5", times) as pool:
+        grades = pool.grade_many([EASY, (r"\boxed{1/2}", "0.5"), (r"\boxed{3}", "3")])
+    assert [grade.outcome for grade in grades] == [Outcome.CORRECT, outcome, Outcome.CORRECT]
+    assert grades[1].answer == "1/2"
+
+
+def test_a_strict_pool_takes_the_last_box_alone() -> None:
+    pairs = [("it is 4", "4"), (r"\boxed{4}", "4")]
+    with GraderPool(workers=1, strict=True) as strict, GraderPool(workers=1) as lenient:
+        assert [grade.correct for grade in strict.grade_many(pairs)] == [False, True]
+        assert [grade.correct for grade in lenient.grade_many(pairs)] == [True, True]
 
 
 def test_a_workers_memory_is_bounded() -> None:
