@@ -34,6 +34,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "learner/training/batch_sharding.py": ("tests/learner/training/test_trainer.py",),
     "services/config.py": ("tests/deploy/test_settings.py", "tests/deploy/test_load_settings.py"),
     "services/streams/dead_letters.py": ("tests/services/streams/test_tasks.py",),
+    "services/streams/rollouts.py": ("tests/services/streams/test_fence.py",),
     "services/weights/chain.py": ("tests/services/weights/test_mirror.py", "tests/services/weights/test_reader.py"),
     "services/weights/bundle.py": ("tests/services/weights/test_client.py", "tests/services/api/test_weights.py"),
     "services/weights/delta/plain.py": ("tests/services/weights/delta",),

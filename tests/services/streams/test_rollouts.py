@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import redis
 
+from services.contracts import Rollout
 from services.streams.connection import Keys
 from services.streams.dead_letters import read_dead_letters
 from services.streams.rollouts import DELETE_CHUNK, RolloutReader
@@ -96,3 +97,64 @@ def test_more_rollouts_than_one_command_takes_are_deleted(
     entry_ids = pipe.execute()
     reader.delete(entry_ids[:-1])
     assert client.xlen(keys.rollouts) == 1
+
+
+def test_a_read_takes_so_many_at_most_and_the_next_goes_on(
+    client: redis.Redis, keys: Keys, reader: RolloutReader
+) -> None:
+    pipe = client.pipeline(transaction=False)
+    for index in range(257):
+        [rollout] = make_rollouts(make_task(index))
+        pipe.xadd(keys.rollouts, dict(encode_rollout(rollout).items()))
+    pipe.execute()
+    assert indexes(reader, 256) == list(range(256)) == [rollout.position for _, rollout in second_look(client, keys)]
+    assert indexes(reader) == [256]
+
+
+def second_look(client: redis.Redis, keys: Keys) -> list[tuple[bytes, Rollout]]:
+    """What another reader takes at once."""
+    return RolloutReader(client, keys).read(0)
+
+
+def test_what_does_not_answer_its_task_is_set_aside_with_its_generators_name(
+    client: redis.Redis, keys: Keys, reader: RolloutReader
+) -> None:
+    add(client, keys, 1)
+    add(client, keys, 2)
+    (entry_id, rollout), (other, _) = reader.read(0)
+    for _ in range(2):  # of two who bury it one does
+        reader.bury(entry_id, rollout, "its prompt is another")
+    [letter] = read_dead_letters(client, keys)
+    assert (letter.source, letter.entry_id.encode(), letter.reason) == ("rollouts", entry_id, "its prompt is another")
+    assert (letter.generator_id, letter.fields) == (rollout.generator_id, encode_rollout(rollout))
+    assert [found for found, _ in second_look(client, keys)] == [other]
+
+
+def test_an_unreadable_rollout_is_set_aside_as_it_came_and_in_nobodys_name(
+    client: redis.Redis, keys: Keys, reader: RolloutReader
+) -> None:
+    fields = {b"meta": b'{"generator_id": "somebody-else"}', b"prompt": b"1", b"response": b""}
+    client.xadd(keys.rollouts, dict(fields.items()))
+    assert reader.read(0) == []
+    [letter] = read_dead_letters(client, keys)
+    assert (letter.generator_id, letter.fields) == ("", fields)
+
+
+def test_a_wait_outlasts_what_cannot_be_read(client: redis.Redis, keys: Keys, reader: RolloutReader) -> None:
+    client.xadd(keys.rollouts, {b"x": b""})
+    sender = threading.Thread(target=add, args=(client, keys, 7))
+    sender.start()
+    assert [rollout.position for _, rollout in reader.read(block_s=60)] == [7]
+    sender.join()
+
+
+def test_an_entry_of_the_far_future_hides_nothing_and_keeps_nobody_from_handing_in(
+    client: redis.Redis, keys: Keys, reader: RolloutReader
+) -> None:
+    """No entry can be added behind the last id that there is."""
+    add(client, keys, 1)
+    [rollout] = make_rollouts(make_task(2))
+    client.xadd(keys.rollouts, dict(encode_rollout(rollout).items()), id="18446744073709551615-18446744073709551615")
+    assert indexes(reader) == [1]
+    add(client, keys, 3)
+    assert indexes(reader) == [3]
