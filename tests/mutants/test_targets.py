@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from tests.mutants.__main__ import EQUIVALENT, Score, equivalents
+from tests.mutants.__main__ import EQUIVALENT, Score, _same_but_for_casts, equivalents
 from tests.mutants.targets import ALSO, PROMISES, ROOT, Target, targets
 
 WITHOUT_FUNCTIONS = {"learner/algorithm_list.py", "services/streams/scripts.py"}
@@ -42,3 +42,11 @@ def test_the_share_counts_what_could_be_noticed() -> None:
     assert score.share == 0.9
     assert score.as_row() == "| a.py | 9 | 1 | 5 | 2 | 90% |"
     assert Score(Target("a.py", ())).share is None
+
+
+def test_a_type_that_only_the_checker_reads_makes_no_difference() -> None:
+    was = 'found = cast("list[int]", streams[0])'
+    assert _same_but_for_casts(was, "found = cast(None, streams[0])")
+    assert _same_but_for_casts(was, 'found = cast("LIST[INT]", streams[0])')
+    assert not _same_but_for_casts(was, 'found = cast("list[int]", streams[1])')
+    assert not _same_but_for_casts(was, 'found = cast("list[int]", None)')

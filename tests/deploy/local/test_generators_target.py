@@ -70,7 +70,7 @@ async def test_what_cannot_be_read_is_waited_out(redis: Redis, redis_url: str) -
     numbers = aiter(GeneratorsTargetInRedis(redis_url, "run", 2, 30.0).follow())
     assert await anext(numbers) == 2
     await redis.delete(KEYS.generators_target)
-    await redis.rpush(KEYS.generators_target, b"of another kind")  # type: ignore[misc]
+    await redis.rpush(KEYS.generators_target, b"of another kind")
     waiting = asyncio.ensure_future(anext(numbers))
     done, _ = await asyncio.wait([waiting], timeout=0.2)
     assert not done, "nothing is made up while it cannot be read"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -59,8 +60,28 @@ def test_reading_waits_for_the_next_rollout(client: redis.Redis, keys: Keys, rea
     assert rollout.position == 7
 
 
-def test_reading_ends_with_nothing_when_its_time_is_over(reader: RolloutReader) -> None:
-    assert reader.read(block_s=0.05) == []
+def test_reading_waits_at_redis_for_as_long_as_it_may_and_then_ends_with_nothing(
+    client: redis.Redis, reader: RolloutReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in a loop: the learner's process trains meanwhile."""
+    blocks: list[int | None] = []
+    xread = client.xread
+
+    def recorded(streams: Any, count: int, block: int | None) -> Any:
+        blocks.append(block)
+        return xread(streams, count=count, block=block)
+
+    monkeypatch.setattr(client, "xread", recorded)
+    began = time.monotonic()
+    assert reader.read(block_s=0.2) == []
+    assert time.monotonic() - began >= 0.2
+    waits = [block for block in blocks if block is not None]
+    assert all(0 < block <= 200 for block in waits)
+    assert sum(waits) >= 200
+    assert len(blocks) <= len(waits) + 1, "one look at the end"
+    blocks.clear()
+    assert reader.read(block_s=0) == []
+    assert blocks == [None]
 
 
 def test_an_unreadable_rollout_becomes_a_dead_letter_and_the_rest_goes_on(

@@ -106,3 +106,60 @@ def test_every_element_type_passes_through_snapshots_and_deltas(store: WeightPub
     store.publish(0, before)
     assert [entry.kind for entry in store.publish(1, after).files] == [FileKind.DELTA]
     assert bits(WeightReader(store.folder, "run").load(1)) == bits(after)
+
+
+def test_only_whole_folders_named_by_a_number_are_versions(store: WeightPublisher) -> None:
+    publish_versions(store, 2)
+    shutil.copytree(store.folder_of(1), store.folder / "00000001.bak")
+    shutil.copytree(store.folder_of(1), store.folder / "000000011")
+    (store.folder / "00000007").write_text("a file")
+    (store.folder / "00000008").mkdir()
+    assert store.versions() == [0, 1]
+    for version in (7, 8, 9):
+        assert store.find(version) is None
+        with pytest.raises(VersionNotFoundError, match=f"weight version {version} is not in the store"):
+            store.manifest(version)
+
+
+def test_a_version_that_goes_while_one_looks_leaves_the_one_before_as_the_newest(store: WeightPublisher) -> None:
+    class Late(WeightReader):
+        def versions(self) -> list[int]:
+            return [*super().versions(), 8, 9]
+
+    publish_versions(store, 2)
+    assert Late(store.folder, "run").latest() == store.manifest(1)
+
+
+@pytest.mark.parametrize("at", [1, -60])
+def test_a_manifest_that_has_changed_since_it_was_written_is_refused(store: WeightPublisher, at: int) -> None:
+    """Wherever the byte is, and each time it is asked for."""
+    publish_versions(store, 1)
+    path = store.manifest_path(0)
+    content = bytearray(path.read_bytes())
+    content[at] = ord("0") if content[at] != ord("0") else ord("1")
+    path.write_bytes(content)
+    reader = WeightReader(store.folder, "run")
+    for _ in range(2):
+        with pytest.raises(WeightError, match=r"manifest\.json has other bytes than were written"):
+            reader.manifest(0)
+
+
+def test_what_is_no_manifest_is_refused_as_such(store: WeightPublisher) -> None:
+    publish_versions(store, 1)
+    store.manifest_path(0).write_text("{}")
+    with pytest.raises(WeightError, match=r"manifest\.json is not a manifest: \d+ errors"):
+        WeightReader(store.folder, "run").manifest(0)
+
+
+def test_a_manifest_that_was_replaced_is_read_anew(store: WeightPublisher) -> None:
+    publish_versions(store, 1)
+    reader = WeightReader(store.folder, "run")
+    before = reader.manifest(0)
+    open_store(store.folder).publish(0, next_version(store.load(0), 5))
+    assert reader.manifest(0) == store.manifest(0) != before
+
+
+def test_what_has_neither_snapshot_nor_parent_is_named(store: WeightPublisher) -> None:
+    publish_versions(store, 1)
+    with pytest.raises(WeightError, match="weight version 0 has neither snapshot nor parent"):
+        store.parent_of(store.manifest(0))
