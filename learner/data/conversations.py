@@ -45,7 +45,7 @@ def conversation_in(value: Any, where: str) -> list[Message] | None:
 def structure_in(text: str) -> Any:
     """The list or object that a text spells as JSON, or as Python writes it; None for every other text."""
     start = text.lstrip()
-    if not start.startswith(("[{", "{", "[ {", "[\n")):
+    if not start.removeprefix("[").lstrip().startswith("{"):
         return None
     for parse in (json.loads, ast.literal_eval):
         try:
