@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 import redis
 import redis.asyncio
 
-from services.errors import ContractError
+from services.errors import ContractError, UnavailableError
 from services.streams import scripts
 from services.streams.connection import Keys
 from services.streams.dead_letters import MAX_FIELDS, read_dead_letters, read_dead_letters_async
@@ -115,7 +116,8 @@ async def test_tasks_completed_at_the_same_time_share_a_request_and_each_has_its
 async def test_completions_beyond_the_size_of_a_request_go_into_the_next(
     client: redis.Redis, issuer: TaskIssuer, alice: TaskLeaser
 ) -> None:
-    tasks = [make_task(index, prompt_tokens=[1] * (COMPLETE_BYTES // 8)) for index in range(6)]  # half a request each
+    half = {"prompt_tokens": [1] * (COMPLETE_BYTES // 16), "samples": 2}  # of a request, a quarter for each sample
+    tasks = [make_task(index, **half) for index in range(6)]
     issuer.issue(tasks)
     first, *leases = await alice.lease(6, 0)
     await alice.complete(first, make_rollouts(first.task))  # loads the script
@@ -489,3 +491,90 @@ def test_a_dead_letter_that_the_server_does_not_take_stops_nobody(
     client.xadd(keys.rollouts, {"a": "b"})
     assert reader.read(0) == []
     assert client.xlen(keys.rollouts) == 0
+
+
+async def test_a_refused_generator_neither_leases_nor_completes_and_another_does(
+    client: redis.Redis, keys: Keys, issuer: TaskIssuer, alice: TaskLeaser, bob: TaskLeaser
+) -> None:
+    issuer.issue(TASKS)
+    [lease] = await alice.lease(1, 0)
+    issuer.refuse("alice", 60.4, "its prompts are others" + "." * 600)
+    until, _, reason = (client.hget(keys.refused, "alice") or b"").partition(b" ")
+    assert 50 < int(until) - time.time() < 70
+    assert reason.decode() == ("its prompts are others" + "." * 600)[:500]
+    for _ in range(2):
+        for call in (alice.lease(1, 0), alice.complete(lease, make_rollouts(lease.task))):
+            with pytest.raises(
+                UnavailableError, match=r"takes no answers of alice for a while: its prompts"
+            ) as refused:
+                await call
+            assert "REFUSED" not in refused.value.message
+    assert await alice.renew([lease]) == {lease.entry_id}, "its lease expires like any other"
+    assert [other.task for other in await bob.lease(9, 0)] == TASKS[1:]
+    client.hset(keys.refused, "alice", f"{int(time.time()) - 1} its time is over")
+    assert await alice.complete(lease, make_rollouts(lease.task))
+
+
+def test_unknown_tasks_are_found_among_more_than_one_script_call_takes(issuer: TaskIssuer) -> None:
+    tasks = [make_task(index) for index in range(2 * ISSUE_CHUNK + 5)]
+    issuer.issue(tasks[1:-1])
+    assert issuer.unknown(tasks) == [tasks[0].task_id, tasks[-1].task_id]
+
+
+async def test_a_lease_that_was_lost_with_its_group_is_taken_again(
+    client: redis.Redis, keys: Keys, issuer: TaskIssuer, alice: TaskLeaser
+) -> None:
+    issuer.issue(TASKS[:2])
+    leases = await alice.lease(2, 0)
+    client.xgroup_destroy(keys.tasks, scripts.GROUP)
+    assert await alice.renew(leases) == set()
+    again = await alice.lease(2, block_s=10)
+    assert [lease.task for lease in again] == TASKS[:2]
+    assert await alice.renew(again) == {lease.entry_id for lease in again}
+
+
+async def test_renewing_one_lease_forgets_no_other(
+    issuer: TaskIssuer, alice: TaskLeaser, async_client: redis.asyncio.Redis, keys: Keys
+) -> None:
+    issuer.issue(TASKS[:2])
+    first, second = await alice.lease(2, 0)
+    assert await alice.renew([first]) == {first.entry_id}
+    await expire(async_client, keys, second.entry_id)
+    assert await alice.lease(1, 0) == [], "it is at work on the second, too"
+
+
+async def test_a_queue_is_opened_once_whoever_comes_first(
+    client: redis.Redis, keys: Keys, alice: TaskLeaser, bob: TaskLeaser
+) -> None:
+    assert await alice.lease(1, 0) == []
+    assert [group["name"] for group in client.xinfo_groups(keys.tasks)] == [scripts.GROUP.encode()]
+    await bob._open_group()  # as when both came at once
+    assert await bob.lease(1, 0) == []
+
+
+async def test_what_else_redis_refuses_is_not_passed_over(
+    client: redis.Redis, keys: Keys, issuer: TaskIssuer, alice: TaskLeaser
+) -> None:
+    issuer.issue(TASKS[:1])
+    [lease] = await alice.lease(1, 0)
+    client.set(keys.tasks, b"of another kind")
+    calls = (
+        alice.lease(1, 0),
+        alice.renew([lease]),
+        alice.release([lease]),
+        alice.leave(),
+        alice.complete(lease, make_rollouts(lease.task)),
+        alice._open_group(),
+    )
+    for call in calls:
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            await call
+
+
+async def test_the_gauge_knows_how_long_the_oldest_task_has_waited(
+    client: redis.Redis, keys: Keys, issuer: TaskIssuer, gauge: QueueGauge
+) -> None:
+    seconds, _ = client.time()  # type: ignore[misc]
+    client.xadd(keys.tasks, dict(encode_task(TASKS[0]).items()), id=f"{(seconds - 100) * 1000}-0")
+    issuer.issue(TASKS[1:])
+    assert 99 <= (await gauge.read()).oldest_task_s < 160
