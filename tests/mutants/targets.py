@@ -32,6 +32,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "learner/config.py": ("tests/deploy/test_settings.py", "tests/deploy/test_load_settings.py"),
     "learner/data/curriculum.py": ("tests/learner/test_recipes.py",),
     "learner/training/batch_sharding.py": ("tests/learner/training/test_trainer.py",),
+    "learner/training/checkpoint.py": ("tests/learner/training/test_gathered_state.py",),
     "services/config.py": ("tests/deploy/test_settings.py", "tests/deploy/test_load_settings.py"),
     "services/streams/dead_letters.py": ("tests/services/streams/test_tasks.py",),
     "services/streams/rollouts.py": ("tests/services/streams/test_fence.py",),
