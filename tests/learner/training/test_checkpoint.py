@@ -136,6 +136,8 @@ def test_a_checkpoint_remembers_how_prompts_are_chosen_and_only_as_it_was_writte
     meta = json.loads((folder / META).read_text())
     rewrite(curriculum=meta["curriculum"].replace("0.5", "0.6"))(folder / META)
     assert loaded(checkpoints).weight_version == 1, "another choice would be trained on prompts of its own"
+    with pytest.raises(CheckpointError, match="loaded: its choice of prompts has changed since it was written"):
+        checkpoints.go_back(2)
 
 
 def test_a_checkpoint_says_who_wrote_it(tmp_path: Path) -> None:
@@ -199,6 +201,9 @@ def test_a_checkpoint_is_durable_before_it_counts_and_counts_before_older_ones_g
 
 def test_going_back_drops_what_came_later(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "run", keep=3)
+    with pytest.raises(CheckpointError, match="no checkpoint of version 5") as refused:
+        checkpoints.go_back(5)
+    assert refused.value.hint == "there are: none"
     for version in (1, 2, 11):
         checkpoints.save(version, state(version))
     with pytest.raises(CheckpointError, match="no checkpoint of version 5") as refused:

@@ -11,9 +11,9 @@ import torch
 
 from learner.parallel.file_tensors import FileTensor
 from learner.parallel.ranks import Ranks
-from learner.training.checkpoint import ROWS, Checkpoints
-from learner.training.gathered_state import send_index, write_gathered
-from services.errors import ContractError
+from learner.training.checkpoint import ROWS, Checkpoints, SavedTensor
+from learner.training.gathered_state import SentTensor, send_index, write_gathered
+from services.errors import ContractError, UnavailableError
 from services.tensors import digest_file, read_header
 from tests.support.threaded_ranks import on_ranks
 
@@ -69,13 +69,14 @@ def test_ranks_write_for_themselves_only_where_all_see_the_folder(
     shared: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def save_and_load(ranks: Ranks) -> tuple[list[str], dict[str, torch.Tensor]]:
-        folder = tmp_path / ("one" if shared else f"of-{ranks.rank}")
+        folder = tmp_path / "new" / ("one" if shared else f"of-{ranks.rank}")
         checkpoints = Checkpoints(folder, "run", keep=2, ranks=ranks)
         assert list(folder.iterdir()) == [] or not ranks.is_leader, "what was looked for is gone again"
         checkpoints.save(3, state(3))
         found = checkpoints.load()
         assert found is not None
         assert (found.run_id, found.weight_version) == ("run", 3)
+        assert {type(tensor) for tensor in found.tensors.values()} == {SavedTensor if shared else SentTensor}
         loaded = {name: tensor[...] for name, tensor in sorted(found.tensors.items())}
         return sorted(path.name for path in folder.rglob("*") if path.is_file()), loaded
 
@@ -109,6 +110,29 @@ def test_with_a_whole_model_on_each_host_the_first_ones_folder_is_enough_to_writ
     assert files == [
         f"of-0/v000001/{name}" for name in ("meta.json", *(f"state-0000{rank}.safetensors" for rank in (0, 1)))
     ]
+
+
+def test_what_lies_in_the_folder_of_another_host_does_not_matter(tmp_path: Path) -> None:
+    """Its checkpoint may be one of before the hosts changed places."""
+
+    def save_and_load(ranks: Ranks) -> int:
+        folder = tmp_path / f"of-{ranks.rank}"
+        if not ranks.is_leader:
+            (folder / "v000009").mkdir(parents=True)
+        checkpoints = Checkpoints(folder, "run", keep=2, ranks=ranks)
+        checkpoints.save(1, state(1))
+        found = checkpoints.load()
+        assert found is not None
+        assert sum(float(tensor[...].sum()) for _, tensor in sorted(found.tensors.items())) > 0
+        return found.weight_version
+
+    assert on_ranks(save_and_load, 2, nodes=2) == [1, 1]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnavailableError, match=rf"cannot write {tmp_path}/file/checkpoints"):
+        on_ranks(lambda ranks: Checkpoints(tmp_path / "file" / "checkpoints", "run", 2, ranks), 2, nodes=2)
 
 
 def test_no_rank_of_a_new_run_finds_a_checkpoint(tmp_path: Path) -> None:
