@@ -233,6 +233,30 @@ def test_a_rotten_checkpoint_is_not_gone_back_to(damage: Callable[[Path], object
     assert loaded(checkpoints).weight_version == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"run_id": "another"}, "it belongs to run another, this is run"),
+        ({"weight_version": 9}, "it says that it is version 9"),
+        ({"digests": {"other.safetensors": "0" * 64}}, "it names other.safetensors, which is no state file's name"),
+        ({"digests": {STATE: "0" * 64}}, f"{STATE} has changed since it was written"),
+    ],
+)
+def test_what_is_wrong_with_a_checkpoint_is_named(changes: dict[str, object], says: str, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=3)
+    rewrite(**changes)(checkpoints.save(1, state(1)) / META)
+    with pytest.raises(CheckpointError, match=f"the checkpoint of version 1 cannot be loaded: {says}"):
+        checkpoints.go_back(1)
+    assert checkpoints.versions() == [1]
+
+
+def test_version_0_has_a_checkpoint_like_any_other(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=1)
+    checkpoints.save(0, state(0))
+    assert loaded(checkpoints).weight_version == 0
+    assert checkpoints.go_back(0).weight_version == 0
+
+
 def test_the_files_of_all_ranks_are_read_and_checked(tmp_path: Path) -> None:
     """As two ranks leave them: each has rows of its own, and the digest of each is in meta.json."""
     checkpoints = Checkpoints(tmp_path, "run", keep=2)

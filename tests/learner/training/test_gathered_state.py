@@ -112,6 +112,20 @@ def test_with_a_whole_model_on_each_host_the_first_ones_folder_is_enough_to_writ
     ]
 
 
+def test_rank_0_alone_verifies_what_all_of_them_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are large, and each rank reads the rows that it needs."""
+    on_ranks(lambda ranks: Checkpoints(tmp_path, "run", 2, ranks).save(1, state(1)), 2)
+    verified: list[str] = []
+
+    def counted(path: Path) -> str:
+        verified.append(path.name)
+        return digest_file(path)
+
+    monkeypatch.setattr("learner.training.checkpoint.digest_file", counted)
+    on_ranks(lambda ranks: Checkpoints(tmp_path, "run", 2, ranks).load(), 2)
+    assert sorted(verified) == ["state-00000.safetensors", "state-00001.safetensors"]
+
+
 def test_what_lies_in_the_folder_of_another_host_does_not_matter(tmp_path: Path) -> None:
     """Its checkpoint may be one of before the hosts changed places."""
 
