@@ -45,6 +45,7 @@ class ThreadedRanks(Ranks):
         assert Order(int(heard[0])) is order
 
     def broadcast(self, payload: Payload | None) -> Payload:
+        assert payload is None or payload.dtype == np.int64, "all ranks agree on it beforehand"
         sent: Payload = self._exchange(payload)[0]
         return sent.copy()
 
