@@ -27,7 +27,7 @@ def test_grpo_gradient_is_zero_where_the_clip_is_active() -> None:
 def test_grpo_without_old_log_probs_is_a_mistake_of_the_caller() -> None:
     tokens, known = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
     for targets in (Targets(tokens), Targets(tokens, old_log_probs=known), Targets(tokens, signals=known)):
-        with pytest.raises(ValueError, match="^grpo needs the old log-probabilities and the advantages$"):
+        with pytest.raises(ValueError, match=r"^grpo needs the old log-probabilities and the advantages$"):
             grpo(torch.zeros(1, 2), targets)
     assert grpo(torch.zeros(1, 2), Targets(tokens, known, known)).loss.tolist() == [0.0]
 
