@@ -36,7 +36,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "services/config.py": ("tests/deploy/test_settings.py", "tests/deploy/test_load_settings.py"),
     "services/streams/dead_letters.py": ("tests/services/streams/test_tasks.py",),
     "services/streams/rollouts.py": ("tests/services/streams/test_fence.py",),
-    "services/weights/chain.py": ("tests/services/weights/test_mirror.py", "tests/services/weights/test_reader.py"),
+    "services/weights/chain.py": ("tests/services/weights/test_reader.py",),
     "services/weights/bundle.py": ("tests/services/weights/test_client.py", "tests/services/api/test_weights.py"),
     "services/weights/delta/plain.py": ("tests/services/weights/delta",),
     "services/weights/delta/decoder.py": ("tests/services/weights/delta",),
