@@ -310,6 +310,23 @@ async def test_waiting_ends_when_a_task_is_issued(issuer: TaskIssuer, alice: Tas
     assert lease.task == TASKS[0]
 
 
+async def test_who_waits_at_redis_gets_what_is_issued_then_and_no_more_than_it_asked_for(
+    issuer: TaskIssuer, alice: TaskLeaser, client: redis.Redis
+) -> None:
+    waiting = asyncio.create_task(alice.lease(2, block_s=60))
+    async with asyncio.timeout(30):
+        blocked: Any = 0
+        while not blocked:
+            blocked = (await asyncio.to_thread(client.info, "clients"))["blocked_clients"]
+        await asyncio.to_thread(issuer.issue, TASKS[:3])
+        leases = await waiting
+    assert [lease.task for lease in leases] == TASKS[:2]
+    assert [lease.deliveries for lease in leases] == [1, 1]
+    assert all(0 <= lease.queued_s < 60 for lease in leases)
+    assert await alice.renew(leases) == {lease.entry_id for lease in leases}
+    assert [lease.task for lease in await alice.lease(2, 0)] == TASKS[2:3]
+
+
 async def test_waiting_ends_with_nothing_when_its_time_is_over(issuer: TaskIssuer, alice: TaskLeaser) -> None:
     assert await alice.lease(8, block_s=0.05) == []
 
