@@ -184,6 +184,7 @@ def test_a_lost_file_of_the_last_start_is_named_with_what_it_lacks(
 ) -> None:
     path = tmp_path / "config.toml"
     write_resolved(load(None, environ={}), path)
+    assert capsys.readouterr().out == "", "a first start has lost nothing"
     cut = path.read_text().partition("[training]")[0]
     path.write_text(cut)
     assert write_resolved(load(None, ["run.seed=1"], environ={}), path) == [], "what it was is not known"

@@ -1,7 +1,8 @@
 """A copy of the project in which mutmut changes one module; it stays, so that a run that is cut short goes on.
 
 mutmut compiles every mutant of a function beside the original and chooses one by an environment variable. So each
-mutant costs a fork and the tests that cover its function, and processes that a test starts have the mutant, too.
+mutant costs a fork and the tests that cover its function, and processes that a test starts have the mutant, too. The
+forks are those of a process that has run no test: threads of one, such as those that digest files, would be missed.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ pytest_add_cli_args = -pno:cacheprovider
     -mnot slow and not gpu and not vllm
 pytest_add_cli_args_test_selection = {tests}
 timeout_constant = 5
+process_isolation = forkserver
 track_dependencies = false
 use_git_change_detection = false
 """

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learner.algorithms.base import Group, Targets
-from learner.algorithms.grpo import GRPO, advantages, grpo, signals
+from learner.algorithms.base import Group, ScoredGroup, Targets
+from learner.algorithms.entropy_reward import negative_entropy
+from learner.algorithms.grpo import GRPO, advantages, by_mean_score, grpo, signals, with_grpo_loss
 from tests.support.judging import SameText
 
 
@@ -24,8 +25,11 @@ def test_grpo_gradient_is_zero_where_the_clip_is_active() -> None:
 
 
 def test_grpo_without_old_log_probs_is_a_mistake_of_the_caller() -> None:
-    with pytest.raises(ValueError, match="old log-probabilities"):
-        grpo(torch.zeros(1, 2), Targets(torch.zeros(1, dtype=torch.int64)))
+    tokens, known = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    for targets in (Targets(tokens), Targets(tokens, old_log_probs=known), Targets(tokens, signals=known)):
+        with pytest.raises(ValueError, match=r"^grpo needs the old log-probabilities and the advantages$"):
+            grpo(torch.zeros(1, 2), targets)
+    assert grpo(torch.zeros(1, 2), Targets(tokens, known, known)).loss.tolist() == [0.0]
 
 
 def test_an_advantage_is_relative_to_the_answers_to_the_same_prompt() -> None:
@@ -44,3 +48,24 @@ def test_a_right_answer_earns_1_and_outweighs_wrong_ones() -> None:
 def test_old_log_probabilities_need_the_whole_round() -> None:
     with pytest.raises(ValueError, match="whole round"):
         replace(GRPO, needs_whole_round=False)
+
+
+def test_an_algorithm_with_this_loss_has_its_own_rewards() -> None:
+    from_texts = with_grpo_loss("mine", signals=signals, needs_references=True)
+    assert (from_texts.name, from_texts.losses, from_texts.signals) == ("mine", grpo, signals)
+    assert (from_texts.score, from_texts.score_signals, from_texts.needs_references) == (None, None, True)
+    from_tokens = with_grpo_loss("mine", score=negative_entropy)
+    assert (from_tokens.score, from_tokens.score_signals) == (negative_entropy, by_mean_score)
+    assert (from_tokens.signals, from_tokens.needs_references) == (None, False)
+    for algorithm in (from_texts, from_tokens):
+        assert algorithm.needs_whole_round is True
+        assert algorithm.needs_old_log_probs is True
+        assert algorithm.smallest_group == 2, "one answer has nothing to be compared with"
+        assert algorithm.has_signals
+        assert not algorithm.counts_kept_tokens
+
+
+def test_a_mean_score_is_compared_with_those_of_the_other_answers() -> None:
+    better, worse = by_mean_score(ScoredGroup((-2.0, -9.0), (4, 6)))
+    assert (better.reward, worse.reward) == (-0.5, -1.5)
+    assert better.weight == -worse.weight > 0

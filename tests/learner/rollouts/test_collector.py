@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -298,6 +299,77 @@ def test_what_is_completed_while_the_collector_looks_for_lost_tasks_is_not_issue
     assert client.xlen(KEYS.tasks) == 0
 
 
+class NotesWhatItCloses(TaskIssuer):
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        super().__init__(client, keys)
+        self.closed: list[str] = []
+        self.done = threading.Event()
+
+    def close(self, task_ids: Sequence[str]) -> int:
+        self.closed += task_ids
+        closed = super().close(task_ids)
+        self.done.set()
+        return closed
+
+
+def test_a_redis_that_has_forgotten_completions_is_told_which_tasks_are_done(
+    client: redis.Redis, redis_url: str
+) -> None:
+    """It restarts from a copy without its last second: nobody shall sample again what is here."""
+    issuer = NotesWhatItCloses(client, KEYS)
+    collecting = Collector(issuer, RolloutReader(client, KEYS), first_round=0, look_every_s=0.05)
+    collecting.start()
+    collecting.expect(tasks_of(0))
+    answer(redis_url, KEYS, count=2)
+    assert ids(islice(collecting.in_order(0, PATIENCE_S), 4)) == expected(0)[:4]
+    TaskIssuer(client, KEYS).issue(tasks_of(0)[:2])
+    client.set(KEYS.incarnation, b"of the copy")
+    assert issuer.done.wait(PATIENCE_S)
+    assert issuer.closed == [task.task_id for task in tasks_of(0)[:2]]
+    assert [task.position for task in answer(redis_url, KEYS, block_s=0)] == [2, 3]
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
+    collecting.stop()
+    assert collecting.reissued == 0
+
+
+def test_what_is_discarded_is_not_left_to_generators(collector: Open, client: redis.Redis, redis_url: str) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    collecting.expect(tasks_of(1))
+    answer(redis_url, KEYS, count=1)
+    collecting.discard_from(0)
+    assert (client.xlen(KEYS.tasks), client.hlen(KEYS.open), client.xlen(KEYS.rollouts)) == (0, 0, 0)
+    assert collecting.held == 0
+
+
+def test_a_redis_that_hangs_keeps_nothing_from_being_said(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    class Hanging(RolloutReader):
+        def read(self, block_s: float, count: int = 256) -> list[tuple[bytes, Rollout]]:
+            if block_s:
+                released.wait(PATIENCE_S)
+            return []
+
+    monkeypatch.setattr("learner.rollouts.collector.JOIN_S", 0.05)
+    collecting = Collector(TaskIssuer(client, KEYS), Hanging(client, KEYS), first_round=0)
+    collecting.start()
+    with pytest.raises(DeadlineError) as late:
+        collecting.discard_from(0)
+    released.set()
+    assert (late.value.who, late.value.what, late.value.seconds) == ("Redis", "the end of a read", 0.05)
+
+
+def test_a_rollout_that_answers_another_task_of_this_place_is_not_here(collector: Open, redis_url: str) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    answer(redis_url, KEYS)
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
+    assert collecting.has(tasks_of(0))
+    other = tasks_of(0)[3].model_copy(update={"temperature": 0.9})
+    assert not collecting.has([*tasks_of(0)[:3], other]), "as after the settings have changed"
+
+
 def from_the_future(task: Task) -> list[Rollout]:
     return [rollout_of(task, sample, version=9) for sample in range(2)]
 
@@ -340,8 +412,19 @@ def test_a_task_that_is_given_up_every_time_ends_the_run_by_name(collector: Open
     collecting.expect(tasks_of(0, count=1))
     for _ in range(MAX_REISSUES + 1):
         reject(redis_url, KEYS, "it kills who runs it")
-    with pytest.raises(ContractError, match=r"r000000-00000 was issued 4 times.*is cursed"):
+    with pytest.raises(ContractError, match="r000000-00000 was issued 4 times and never done: r000000-00000 is cu"):
         list(collecting.in_order(0, PATIENCE_S))
+
+
+def test_a_task_that_is_given_up_without_a_word_ends_the_run_all_the_same(client: redis.Redis, redis_url: str) -> None:
+    collecting = Collector(TaskIssuer(client, KEYS), RolloutReader(client, KEYS), first_round=0, recheck_after_s=0.05)
+    collecting.start()
+    collecting.expect(tasks_of(0, count=1))
+    for _ in range(MAX_REISSUES + 1):
+        reject(redis_url, KEYS, "it kills who runs it")
+    with pytest.raises(ContractError, match="never done: nothing says why"):
+        list(collecting.in_order(0, PATIENCE_S))
+    collecting.stop()
 
 
 def test_tasks_that_are_sampled_anew_after_a_rollback_are_tried_as_often_again(collector: Open, redis_url: str) -> None:
@@ -441,8 +524,16 @@ def test_a_place_in_the_queue_that_is_none_does_not_keep_a_task_from_being_issue
 def test_silence_ends_in_an_error_that_names_the_tasks(collector: Open) -> None:
     collecting = collector()
     collecting.expect(tasks_of(0))
-    with pytest.raises(DeadlineError, match=r"generators: round 0 lacks the rollouts of 4 tasks \(r000000-00000, "):
+    with pytest.raises(DeadlineError) as late:
         list(collecting.in_order(0, deadline_s=0.1))
+    assert late.value.who == "the generators"
+    first_three = "r000000-00000, r000000-00001, r000000-00002"
+    assert late.value.what == f"round 0 lacks the rollouts of 4 tasks ({first_three} ...)"
+    assert late.value.seconds >= 0.1
+    collecting.expect(tasks_of(1, count=3))
+    with pytest.raises(DeadlineError) as late:
+        list(collecting.in_order(1, deadline_s=0.1))
+    assert late.value.what == f"round 1 lacks the rollouts of 3 tasks ({first_three.replace('r000000', 'r000001')})"
 
 
 def test_silence_before_the_wait_does_not_count(collector: Open, redis_url: str) -> None:

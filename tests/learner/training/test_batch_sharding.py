@@ -31,6 +31,7 @@ class Listening(Ranks):
             yield from self._sent
             return
         for payload in payloads:
+            assert payload.dtype == np.int64, "all ranks agree on it beforehand"
             self._sent.append(payload)
             yield payload
 
@@ -129,6 +130,8 @@ def test_every_token_has_the_signal_of_its_rollout() -> None:
     for step, mini_batch in enumerate(steps):
         for part in mini_batch:
             assert part.targets.signals is not None
+            assert part.targets.signals.dtype == torch.float32
+            assert {response.tokens.dtype for response in part.responses} == {np.dtype(np.int32)}
             own = [signals[4 * step + position] for position in part.positions]
             assert part.targets.signals.tolist() == np.repeat(own, part.batch.response_lengths).tolist()
             assert [response.signal for response in part.responses] == own
@@ -139,6 +142,17 @@ def test_every_token_has_the_signal_of_its_rollout() -> None:
             assert torch.equal(part.targets.tokens, part.batch.targets)
     (plain, *_), *_ = steps_of(sharding(), map(TrainingSample, rollouts, signals))
     assert plain.targets.signals is None
+
+
+def test_what_fills_in_has_no_signal() -> None:
+    sent: list[Payload] = []
+    sample = TrainingSample(tiny_models.rollout(0, [1, 2], [3, 4]), 0.1)
+    steps_of(sharding(Listening(0, 2, sent), with_signals=True), [sample])
+    ((part,),) = steps_of(sharding(Listening(1, 2, sent), with_signals=True), ())
+    assert part.positions == ()
+    assert part.targets.signals is not None
+    assert part.targets.signals.tolist() == [0.0]
+    assert [(response.signal, response.tokens.tolist()) for response in part.responses] == [(0.1, [3, 4])]
 
 
 def test_a_full_micro_batch_comes_out_before_the_next_rollout_is_asked_for() -> None:

@@ -136,6 +136,8 @@ def test_a_checkpoint_remembers_how_prompts_are_chosen_and_only_as_it_was_writte
     meta = json.loads((folder / META).read_text())
     rewrite(curriculum=meta["curriculum"].replace("0.5", "0.6"))(folder / META)
     assert loaded(checkpoints).weight_version == 1, "another choice would be trained on prompts of its own"
+    with pytest.raises(CheckpointError, match="loaded: its choice of prompts has changed since it was written"):
+        checkpoints.go_back(2)
 
 
 def test_a_checkpoint_says_who_wrote_it(tmp_path: Path) -> None:
@@ -199,6 +201,9 @@ def test_a_checkpoint_is_durable_before_it_counts_and_counts_before_older_ones_g
 
 def test_going_back_drops_what_came_later(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "run", keep=3)
+    with pytest.raises(CheckpointError, match="no checkpoint of version 5") as refused:
+        checkpoints.go_back(5)
+    assert refused.value.hint == "there are: none"
     for version in (1, 2, 11):
         checkpoints.save(version, state(version))
     with pytest.raises(CheckpointError, match="no checkpoint of version 5") as refused:
@@ -226,6 +231,30 @@ def test_a_rotten_checkpoint_is_not_gone_back_to(damage: Callable[[Path], object
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         checkpoints.go_back(1)
     assert loaded(checkpoints).weight_version == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"run_id": "another"}, "it belongs to run another, this is run"),
+        ({"weight_version": 9}, "it says that it is version 9"),
+        ({"digests": {"other.safetensors": "0" * 64}}, "it names other.safetensors, which is no state file's name"),
+        ({"digests": {STATE: "0" * 64}}, f"{STATE} has changed since it was written"),
+    ],
+)
+def test_what_is_wrong_with_a_checkpoint_is_named(changes: dict[str, object], says: str, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=3)
+    rewrite(**changes)(checkpoints.save(1, state(1)) / META)
+    with pytest.raises(CheckpointError, match=f"the checkpoint of version 1 cannot be loaded: {says}"):
+        checkpoints.go_back(1)
+    assert checkpoints.versions() == [1]
+
+
+def test_version_0_has_a_checkpoint_like_any_other(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=1)
+    checkpoints.save(0, state(0))
+    assert loaded(checkpoints).weight_version == 0
+    assert checkpoints.go_back(0).weight_version == 0
 
 
 def test_the_files_of_all_ranks_are_read_and_checked(tmp_path: Path) -> None:

@@ -116,8 +116,12 @@ def test_more_rollouts_than_one_command_takes_are_deleted(
     for _ in range(2 * DELETE_CHUNK + 1):
         pipe.xadd(keys.rollouts, {b"x": b""})
     entry_ids = pipe.execute()
+    statistics: Any = client.info("commandstats")
+    before = statistics["cmdstat_xdel"]["calls"] if "cmdstat_xdel" in statistics else 0
     reader.delete(entry_ids[:-1])
     assert client.xlen(keys.rollouts) == 1
+    statistics = client.info("commandstats")
+    assert statistics["cmdstat_xdel"]["calls"] - before == 2
 
 
 def test_a_read_takes_so_many_at_most_and_the_next_goes_on(

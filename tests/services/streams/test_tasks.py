@@ -499,7 +499,8 @@ async def test_a_refused_generator_neither_leases_nor_completes_and_another_does
     issuer.issue(TASKS)
     [lease] = await alice.lease(1, 0)
     issuer.refuse("alice", 60.4, "its prompts are others" + "." * 600)
-    until, _, reason = (client.hget(keys.refused, "alice") or b"").partition(b" ")
+    entry: Any = client.hget(keys.refused, "alice")
+    until, _, reason = entry.partition(b" ")
     assert 50 < int(until) - time.time() < 70
     assert reason.decode() == ("its prompts are others" + "." * 600)[:500]
     for _ in range(2):
@@ -574,7 +575,7 @@ async def test_what_else_redis_refuses_is_not_passed_over(
 async def test_the_gauge_knows_how_long_the_oldest_task_has_waited(
     client: redis.Redis, keys: Keys, issuer: TaskIssuer, gauge: QueueGauge
 ) -> None:
-    seconds, _ = client.time()  # type: ignore[misc]
+    seconds, _ = client.time()
     client.xadd(keys.tasks, dict(encode_task(TASKS[0]).items()), id=f"{(seconds - 100) * 1000}-0")
     issuer.issue(TASKS[1:])
     assert 99 <= (await gauge.read()).oldest_task_s < 160

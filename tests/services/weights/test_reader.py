@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_every_version_is_read_back_to_the_bit_by_another_process(store: WeightP
 @pytest.mark.parametrize("name", ["../../etc/passwd", "manifest.json", "..", "delta.bin", ""])
 def test_only_files_that_the_manifest_lists_are_found(store: WeightPublisher, name: str) -> None:
     publish_versions(store, 1)
-    with pytest.raises(VersionNotFoundError):
+    with pytest.raises(VersionNotFoundError, match=re.escape(f"weight version 0 has no file {name!r}")):
         store.file_path(0, name)
 
 
