@@ -6,6 +6,10 @@ Ours: `sept run` with a fixed data set, so that the generator answers all prompt
 heartbeats and completions included. Bare: one `LLM.generate` call with all prompts in a process of its own. Before they
 are timed both have answered as many prompts as they take at once. Both have the same model, engine settings and core;
 runs alternate, and each number is the median.
+
+Responses end by chance, as they do in earnest. With `--stop-tokens 0` all are of one length: the bare engine, which has
+its prompts from the first instant, then starts and ends its sequences in step and builds its batch anew once in so many
+steps; no generator whose tasks come one after the other can.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from benchmarks.runs import PROMPT_TOKENS, Run, answers, base_settings, pin_proc
 from services.run_folder import RunFolder
 
 TEMPERATURE = 0.6
+FIRST_STOP_TOKEN = 100
 
 
 def settings(inputs: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -33,12 +38,18 @@ def settings(inputs: Path, options: argparse.Namespace) -> dict[str, Any]:
     return base_settings(inputs) | {
         "sampling.tau_start": TEMPERATURE,
         "sampling.max_response_tokens": options.response_tokens,
+        "sampling.stop_tokens": ",".join(stop_tokens(options)),
         "training.data": "fixed",
         "training.rounds": 1,
         "training.prompts_per_round": options.in_flight + options.prompts,
         "training.steps_per_round": 1,
         "generator.max_in_flight": options.in_flight,
     }
+
+
+def stop_tokens(options: argparse.Namespace) -> tuple[str, ...]:
+    """Ids of as many ordinary tokens as are asked for; a random model draws each about once in 257 tokens."""
+    return tuple(str(FIRST_STOP_TOKEN + number) for number in range(options.stop_tokens))
 
 
 def ours(folder: Path, inputs: Path, options: argparse.Namespace, cores: tuple[int, int]) -> float:
@@ -64,6 +75,7 @@ def bare(inputs: Path, options: argparse.Namespace, core: int) -> float:
     answer = inputs / "bare.txt"
     command = [sys.executable, "-m", "benchmarks.generator", "--worker", str(answer), "--core", str(core)]
     command += ["--in-flight", str(options.in_flight), "--response-tokens", str(options.response_tokens)]
+    command += ["--stop-tokens", str(options.stop_tokens)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=True)
     return float(answer.read_text())
@@ -100,7 +112,7 @@ def generate_bare(inputs: Path, options: argparse.Namespace) -> float:
     params = SamplingParams(
         temperature=TEMPERATURE,
         max_tokens=options.response_tokens,
-        stop_token_ids=list(stop_token_ids(model, tokenizer, template=None)),
+        stop_token_ids=list(stop_token_ids(model, tokenizer, None, stop_tokens(options))),
         ignore_eos=True,
         detokenize=False,
     )
@@ -135,7 +147,8 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=512)
-    parser.add_argument("--response-tokens", type=int, default=128)
+    parser.add_argument("--response-tokens", type=int, default=128, help="longest response")
+    parser.add_argument("--stop-tokens", type=int, default=2, help="ordinary tokens that end a response")
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=128, help="width of the model")
     parser.add_argument("--layers", type=int, default=3)

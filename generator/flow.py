@@ -61,9 +61,15 @@ class Flow:
             self._window = min(self._window + step, self._ceiling)
 
     def fetchable(self, load: EngineLoad, outstanding: int) -> int:
-        """Sequences to fetch now, with `outstanding` fetched and not finished; none while the engine is full."""
-        target = self.limit + max(1, int(PREFETCH * self.limit))
-        return 0 if is_full(load) and outstanding else max(0, target - outstanding)
+        """Sequences to fetch now, with `outstanding` fetched and not finished; none while the engine is full.
+
+        While the engine has no free place, they are fetched several at a time: when half of those ahead are used up.
+        """
+        ahead = max(1, int(PREFETCH * self.limit))
+        missing = self.limit + ahead - outstanding
+        if (is_full(load) and outstanding) or (outstanding >= self.limit and 2 * missing < ahead):
+            return 0
+        return max(0, missing)
 
 
 def is_full(load: EngineLoad) -> bool:

@@ -33,6 +33,7 @@ from learner.monitoring.collapse import CollapseMonitor
 from learner.monitoring.decline import DeclineMonitor
 from learner.monitoring.heartbeat import LEARNER_ID, HeartbeatReporter
 from learner.monitoring.records import Records, TextOf, TrainedRound
+from learner.monitoring.token_record import PiecesOf
 from learner.outcome import Outcome
 from learner.publisher import Publication, Publisher, contents_of_model
 from learner.repair import DamageReports, StoreRepair
@@ -71,6 +72,7 @@ class Loop:
     events: EventLog
     reporter: HeartbeatReporter
     text_of: TextOf
+    pieces_of: PiecesOf
     resumed: Checkpoint | None = None
     """Where the run goes on; None: at its beginning."""
     checkpoint_every: int = 1
@@ -366,7 +368,8 @@ class Loop:
                 peak_memory_bytes=take_peak_bytes(self.trainer.model.device),
                 evaluations=evaluated,
             )
-            self.records.write(metrics, trained.answers(self.curriculum.prompts_of(trained.round), self.text_of))
+            prompts = self.curriculum.prompts_of(trained.round)
+            self.records.write(metrics, trained.answers(prompts, self.text_of, self.pieces_of))
         self._examine_evaluations(metrics)
 
     def _examine_evaluations(self, metrics: RoundMetrics) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from deploy import exit_codes
 from sept.arguments import Flag, RunDir
@@ -42,21 +46,36 @@ def page(*folders: Path, port: int = 0) -> None:
     show_pages(folders, port=port, tell=print_line)
 
 
-def logs(*parts: str, run: RunDir = None, lines: int = 20, follow: Flag = False) -> None:
-    """Print what the parts of a run have written last.
+def logs(
+    *parts: str,
+    run: RunDir = None,
+    lines: Annotated[int | None, Parameter(name=("--lines", "-n"))] = None,
+    since: str = "",
+    follow: Annotated[bool, Parameter(name=("--follow", "-f"), negative="")] = False,
+    json: Flag = False,
+) -> None:
+    """Print what the parts of a run have written, all of them in one stream in the order of time.
 
     Parameters
     ----------
     parts
         learner, generator-0, services, redis, supervisor; default: all.
     lines
-        This many of each part.
+        Only the last ones; default: 50, or all with --since.
+    since
+        Only what was written since then: 30s, 10m, 2h, 3d ago, or a time such as 2026-01-31T08:00.
     follow
         Then print new lines until the run ends.
+    json
+        Print each line as a JSON object with part, time_s, level and text.
     """
+    from deploy.operate.durations import point_in_time
     from deploy.operate.run_commands import show_logs
 
-    show_logs(run, parts, lines=lines, follow=follow)
+    since_s = point_in_time(since, time.time()) if since else None
+    if lines is None and since_s is None:
+        lines = 50
+    show_logs(run, parts, lines=lines, since_s=since_s, follow=follow, as_json=json)
 
 
 def scale_generators(generators_target: int, *, run: RunDir = None, yes: Flag = False) -> int:

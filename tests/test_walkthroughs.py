@@ -47,8 +47,7 @@ def clone(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / package, there / package, ignore=shutil.ignore_patterns("__pycache__"))
     if (ROOT / ".cache/demo/model").is_dir():
         shutil.copytree(ROOT / ".cache/demo/model", there / ".cache/demo/model")
-    (there / ".venv").mkdir()
-    (there / ".venv/bin").symlink_to(BIN)
+    (there / ".venv").symlink_to(BIN.parent)
     return there
 
 

@@ -1,6 +1,13 @@
-"""Lengths of time as people read them."""
+"""Lengths and points of time as people read and write them."""
 
 from __future__ import annotations
+
+import re
+from datetime import datetime
+
+from services.errors import ConfigError
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def in_words(seconds: float) -> str:
@@ -13,3 +20,16 @@ def in_words(seconds: float) -> str:
             part = (whole % size) // units[index + 1][1] if rest else 0
             return f"{whole // size} {unit}" + (f" {part} {rest}" if part else "")
     return "0 s"
+
+
+def point_in_time(text: str, now_s: float) -> float:
+    """Unix seconds of "30s", "10m", "2h", "3d" before `now_s`, or of a date and time such as 2026-01-31T08:00.
+
+    A time without a zone is this machine's. ConfigError for anything else.
+    """
+    if ago := re.fullmatch(r"(\d+)\s*([smhd])", text.strip()):
+        return now_s - int(ago[1]) * _UNITS_S[ago[2]]
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except ValueError:
+        raise ConfigError(f"{text} is no point in time", hint="write 30s, 10m, 2h, 3d or 2026-01-31T08:00") from None

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import os
 import re
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +29,7 @@ from deploy.operate.progress import REFRESH_S, Progress, headline, parts_table, 
 from deploy.placement import visible_gpus
 from learner.model_folder.files import files_left_out
 from services.contracts import StatusSnapshot
+from services.dashboard.log_lines import LogLine
 from services.errors import ConfigError, UnavailableError
 from services.run_folder import RUNS, RunFolder
 from services.streams.control import MAX_GENERATORS
@@ -153,12 +158,27 @@ async def _watch(folder: RunFolder, console: Console) -> None:
                 await asyncio.sleep(REFRESH_S)
 
 
-def show_logs(run: Path | None, parts: Sequence[str], *, lines: int, follow: bool) -> None:
-    """Print the last lines of the parts' logs, each after its part's name; `follow`: then new lines until the end."""
+def show_logs(
+    run: Path | None, parts: Sequence[str], *, lines: int | None, since_s: float | None, follow: bool, as_json: bool
+) -> None:
+    """Print the end of the parts' logs in the order of time: the last `lines` (None: all) of what was written at or
+    after `since_s` in Unix seconds. `follow`: then new lines until the run ends."""
     folder = find_run(run)
-    tail, console = LogTail(folder, parts, lines=lines), Console(highlight=False)
-    for part, line in tail.follow(lambda: is_run_locked(folder)) if follow else tail.new_lines():
-        console.print(Text.assemble((f"{part} | ", "dim"), Text.from_ansi(line)), soft_wrap=True)
+    tail, console = LogTail(folder, parts), Console(highlight=False)
+    following = tail.follow(lambda: is_run_locked(folder)) if follow else ()
+    for line in chain(tail.last(lines=lines, since_s=since_s), following):
+        if as_json:
+            sys.stdout.write(json.dumps(dataclasses.asdict(line), ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+        else:
+            console.print(log_line(line), soft_wrap=True)
+
+
+def log_line(line: LogLine) -> Text:
+    """A line of a log as people read it: when, which part, and what it wrote."""
+    at = "" if line.time_s is None else time.strftime("%m-%d %H:%M:%S", time.localtime(line.time_s))
+    level = {"info": ("", ""), "warning": ("warning: ", "yellow"), "error": ("error: ", "red")}[line.level]
+    return Text.assemble((f"{at:14}  {line.part:11}  ", "dim"), level, Text.from_ansi(line.text))
 
 
 def confirmed(what: str, *, yes: bool) -> bool:

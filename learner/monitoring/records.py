@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import repeat
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from learner.algorithms.base import Signal
 from learner.data.prompts import Prompt
 from learner.grading.signals import JudgedAnswer, group_classes, vote_share
 from learner.monitoring.collapse import Health
+from learner.monitoring.token_record import PiecesOf, token_fields
 from learner.monitoring.trackers import Tracker, numbers_of
 from learner.publisher import Publication
 from learner.training.trainer import RoundStats
@@ -48,6 +49,8 @@ class Answer:
     """For an algorithm that has signals."""
     judged: JudgedAnswer | None = None
     """Where the answers to a prompt were compared with each other."""
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    """What the record says of each token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +68,20 @@ class TrainedRound:
     """From the end of the round before, or of the start, to the end of this one."""
     publication: Future[Publication]
 
-    def answers(self, prompts: Sequence[Prompt], text_of: TextOf) -> list[Answer]:
+    def answers(self, prompts: Sequence[Prompt], text_of: TextOf, pieces_of: PiecesOf) -> list[Answer]:
         """One a rollout, in training order; `prompts` are the round's."""
+        texts = [text_of(rollout.response_tokens) for rollout in self.rollouts]
+        tokens = [
+            token_fields(text, pieces_of(rollout.response_tokens), log_probs)
+            for text, rollout, log_probs in zip(texts, self.rollouts, self.stats.log_probs, strict=True)
+        ]
         signals: Iterable[Signal | None] = self.signals or repeat(None, len(self.rollouts))
         judged: Iterable[JudgedAnswer | None] = self.judged or repeat(None, len(self.rollouts))
         return [
-            Answer(prompts[rollout.position], rollout, text_of(rollout.response_tokens), nll, signal, answer)
-            for rollout, nll, signal, answer in zip(self.rollouts, self.stats.nll, signals, judged, strict=True)
+            Answer(prompts[rollout.position], rollout, text, nll, signal, answer, of_tokens)
+            for rollout, text, nll, signal, answer, of_tokens in zip(
+                self.rollouts, texts, self.stats.nll, signals, judged, tokens, strict=True
+            )
         ]
 
     @property
@@ -226,6 +236,7 @@ def _as_record(answer: Answer) -> dict[str, object]:
         "nll": answer.nll,
         **({} if answer.signal is None else {"reward": answer.signal.reward, "signal": answer.signal.weight}),
         **({} if answer.judged is None else {"class": answer.judged.class_, "vote": answer.judged.won}),
+        **answer.tokens,
         "generator_id": rollout.generator_id,
         "queued_s": rollout.queued_s,
         "generate_s": rollout.generate_s,

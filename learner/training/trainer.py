@@ -31,7 +31,7 @@ from learner.model.trained_model import TrainedModel
 from learner.parallel.ranks import Order
 from learner.parallel.sharding import SavedRows, copy_to_shard, gather, local_shard
 from learner.training.batch_sharding import BatchSharding, GlobalMicroBatch, Response, TrainingSample
-from learner.training.first_pass import FirstPass, response_sums
+from learner.training.first_pass import FirstPass
 from learner.training.optimizer import Optimizer
 from services.errors import CheckpointError, ContractError, ModelError
 
@@ -65,6 +65,8 @@ class RoundStats:
     """Spent computing; time that the rollouts made the trainer wait is not in it."""
     nll: tuple[float, ...]
     """Per rollout, in order: mean of -log pi(o | q; tau_t) over its tokens, just before the step that trained it."""
+    log_probs: tuple[NDArray[np.float32], ...] = field(compare=False)  # arrays have no single answer; `nll` is of them
+    """Per rollout, in order: [R] log pi of each response token, as in `nll`."""
     signals: tuple[Signal, ...] = ()
     """One a rollout, in order, for an algorithm that has a score."""
 
@@ -76,6 +78,7 @@ class _Tally:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     nll: list[float] = field(default_factory=list)
+    log_probs: list[NDArray[np.float32]] = field(default_factory=list)
     signals: list[Signal] = field(default_factory=list)
     fed_tokens: int = 0
     response_tokens: int = 0
@@ -103,6 +106,7 @@ class _Tally:
             response_tokens=self.response_tokens,
             seconds=self.seconds,
             nll=tuple(self.nll),
+            log_probs=tuple(self.log_probs),
             signals=tuple(self.signals),
         )
 
@@ -169,7 +173,7 @@ class Trainer:
             tally.seconds += time.perf_counter() - started
         started = time.perf_counter()
         lengths = np.array([response.tokens.size for response in responses])
-        loss, nll_sums = self._sums(float(total), log_probs, len(responses))
+        loss, per_response = self._of_all_ranks(float(total), log_probs, lengths)
         tokens = int(lengths[[self._counts(response) for response in responses]].sum())
         norm = self._update(tokens) if tokens else 0.0
         if math.isfinite(norm):
@@ -177,7 +181,8 @@ class Trainer:
             tally.norms.append(norm)
         else:
             tally.skipped_steps += 1
-        tally.nll.extend((nll_sums / lengths).tolist())
+        tally.nll.extend(float(-of_tokens.mean()) for of_tokens in per_response)
+        tally.log_probs.extend(of_tokens.astype(np.float32) for of_tokens in per_response)
         tally.response_tokens += int(lengths.sum())
         tally.seconds += time.perf_counter() - started
 
@@ -185,13 +190,19 @@ class Trainer:
         """Whether the response's tokens are among those that the loss is divided by."""
         return response.signal != 0 or not self.algorithm.counts_kept_tokens
 
-    def _sums(
-        self, loss: float, log_probs: Sequence[tuple[GlobalMicroBatch, torch.Tensor]], count: int
-    ) -> tuple[float, NDArray[np.float64]]:
-        """Of all ranks: the step's summed loss, and the NLL of each of its `count` sequences."""
-        sums = np.concatenate([[loss], -response_sums(log_probs, count)])
-        self._ranks.all_reduce_sum(torch.from_numpy(sums))
-        return float(sums[0]), sums[1:]
+    def _of_all_ranks(
+        self, loss: float, log_probs: Sequence[tuple[GlobalMicroBatch, torch.Tensor]], lengths: NDArray[np.int64]
+    ) -> tuple[float, list[NDArray[np.float64]]]:
+        """The step's summed loss, and for each of its responses, which have these lengths, those of its tokens."""
+        starts = np.cumsum([1, *lengths])
+        numbers = np.zeros(starts[-1])
+        numbers[0] = loss
+        for part, of_tokens in log_probs:
+            own = np.split(of_tokens.double().cpu().numpy(), np.cumsum(part.batch.response_lengths)[:-1])
+            for position, values in zip(part.positions, own[: len(part.positions)], strict=True):  # else a filler
+                numbers[starts[position] : starts[position + 1]] = values
+        self._ranks.all_reduce_sum(torch.from_numpy(numbers))
+        return float(numbers[0]), np.split(numbers, starts[:-1])[1:]
 
     def _update(self, tokens: int) -> float:
         """Divide the gradient by the tokens, clip it, step; the norm before clipping.

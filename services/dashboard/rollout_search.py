@@ -44,6 +44,10 @@ class RolloutRecord(BaseModel):
     vote: bool | None = None
     """Whether it is one of the answers that most of its group gave."""
     generator_id: str
+    token_lengths: str | None = None
+    """Base64 of a byte a response token: characters of the answer that it adds. None where they are not known."""
+    token_log_probs: str | None = None
+    """Base64 of a byte a response token: -16 times its log-probability, rounded, at most 255."""
 
 
 class RolloutFilter(BaseModel):

@@ -68,6 +68,39 @@ def test_answers_are_drawn_and_never_run(recorded: Sept, visit: Visitor) -> None
     seen.shot("desktop-formulas")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_tokens_of_an_answer_are_coloured_by_likelihood_and_by_version(
+    recorded: Sept, visit: Visitor, axe: str, scheme: str
+) -> None:
+    seen = visit(f"{recorded.url}/#/rollouts?like=r001497-00003.0", color_scheme=scheme)
+    page, choice = seen.page, seen.page.get_by_label("Colour tokens by")
+    choice.select_option("likelihood")
+    expect(page).to_have_url(re.compile("tokens=likelihood"))
+    expect(page.locator(".tokens")).to_have_text("It is 24\nor 😀.■")
+    looks = page.locator(".tokens .token").evaluate_all("all => all.map(one => one.className)")
+    assert [look[-1] for look in looks] == list("001203300")
+    page.get_by_text("4", exact=True).hover()
+    expect(page.get_by_text("Token 4 of 9, “4”: log p -3, p 5.0 %, version 4.")).to_be_visible()
+    page.get_by_role("group", name="answer, token by token").press("ArrowRight")
+    expect(page.get_by_text("Token 5 of 9, “↵”: log p 0, p 100 %, version 4.")).to_be_visible()
+    page.get_by_text("😀").hover()
+    expect(page.get_by_text("log p -15.9 or less, version 5.")).to_be_visible()
+    expect(page.locator("#legend")).to_contain_text("10 to 50 %")
+    seen.shot(f"{scheme}-tokens-likelihood")
+    choice.select_option("version")
+    expect(page.locator(".tokens .name")).to_have_text(["v4", "v5"])
+    page.reload()
+    expect(page.locator(".tokens .name")).to_have_text(["v4", "v5"])
+    seen.shot(f"{scheme}-tokens-version")
+    page.evaluate(axe)
+    assert not [one for one in page.evaluate("axe.run()")["violations"] if one["impact"] in {"serious", "critical"}]
+    page.get_by_role("link", name="Rollouts").click()
+    expect(page.get_by_role("article")).to_have_count(11)
+    choice.select_option("version")
+    expect(page.get_by_text("Of this answer the tokens are not recorded.")).to_have_count(9)
+    assert seen.complaints == []
+
+
 def test_rollouts_are_filtered_ranked_and_shown_beside_their_group(recorded: Sept, visit: Visitor) -> None:
     seen = visit(f"{recorded.url}/#/rollouts")
     page = seen.page

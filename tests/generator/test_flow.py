@@ -80,6 +80,12 @@ def test_what_is_fetchable_is_the_free_part_of_the_limit_and_a_quarter_more() ->
     assert flow.fetchable(load(0, cache=0.95), outstanding=0) == 10, "an idle engine will not free any cache"
 
 
+def test_those_ahead_are_fetched_several_at_a_time_and_a_free_place_is_filled_at_once() -> None:
+    flow = Flow(64, fits=64)
+    assert [flow.fetchable(load(64), outstanding=outstanding) for outstanding in (80, 73, 72, 64)] == [0, 0, 8, 16]
+    assert flow.fetchable(load(63), outstanding=63) == 17
+
+
 @pytest.mark.parametrize("capacity", [5, 23, 60])
 def test_the_limit_settles_where_the_engine_preempts(capacity: int) -> None:
     """For an engine that preempts above its capacity: between three quarters of that and one more."""

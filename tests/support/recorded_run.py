@@ -7,6 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from learner.monitoring.token_record import token_fields
 from services import durable
 from services.contracts import EvaluationMetrics, RoundMetrics
 from services.run_folder import RunFolder
@@ -81,6 +84,15 @@ def rollout(round_: int, index: int, **changes: Any) -> dict[str, Any]:
     return values | changes
 
 
+def with_tokens() -> dict[str, Any]:
+    """What a record has of an answer of nine tokens, the last of which ends it; two versions sampled them."""
+    pieces = ["It", " is", " 2", "4", "\n", "or", " 😀", ".", ""]
+    log_probs = np.log(np.array([0.99, 0.5, 0.3, 0.05, 1.0, 0.002, 1e-9, 0.9, 0.75], np.float32))
+    text = "".join(pieces)
+    spans = [[4, 0, 6], [5, 6, 9]]
+    return {"answer": text, "response_tokens": 9, "spans": spans} | token_fields(text, pieces, log_probs)
+
+
 def write_rollouts(folder: RunFolder, round_: int, lines: list[dict[str, Any]]) -> None:
     """One round's file."""
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
@@ -97,7 +109,9 @@ def record(path: Path, rounds: int = 240) -> RunFolder:
     )
     durable.write_file(folder.metrics, "".join(f"{one.as_line()}\n" for one in history))
     for number in range(max(0, rounds - 3), rounds):
-        write_rollouts(folder, number, [rollout(number, index) for index in range(4)])
+        write_rollouts(
+            folder, number, [rollout(number, index) for index in range(3)] + [rollout(number, 3, **with_tokens())]
+        )
     answers = [
         rollout(rounds - 1, 0, question=KNOWN_QUESTION, answer=KNOWN_ANSWER, truth="5/6"),
         rollout(rounds - 1, 1, question="Say something nasty.", answer=HOSTILE_ANSWER),

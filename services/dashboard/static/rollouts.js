@@ -4,12 +4,13 @@ import { change, link, read } from "./address.js";
 import { byId, element, number, say } from "./format.js";
 import { withMath } from "./math.js";
 import { attempt } from "./toast.js";
+import { colouredAnswer, legend } from "./tokens.js";
 import { ask } from "./transport.js";
 
 const FIELDS = ["text", "round", "order", "verdict", "ended_by", "version", "temperature", "min_tokens", "max_tokens", "min_reward", "max_reward"];
 const PAGE = 30;
 
-let next = null, shown = 0, asked = 0;
+let next = null, records = [], asked = 0;
 
 const form = () => byId("search").elements;
 
@@ -20,6 +21,7 @@ export function listen() {
     attempt(search);
   });
   byId("clear").addEventListener("click", () => { location.hash = link("rollouts"); });
+  byId("colour").addEventListener("change", () => { change({ tokens: byId("colour").value }); draw(); });
   byId("older").addEventListener("click", () => attempt(() => search(next)));
 }
 
@@ -32,13 +34,21 @@ export async function search(start = null) {
   const wanted = Object.fromEntries([...FIELDS, "like", "relation"].map((name) => [name, values[name]]));
   const found = await ask("v1/rollouts", { ...wanted, ...(start ?? {}), limit: PAGE });
   if (ticket !== asked) return; // another search was started meanwhile
-  const cards = found.records.map((record) => card(record, values.text ?? ""));
-  if (start === null) { byId("records").replaceChildren(...cards); shown = 0; } else byId("records").append(...cards);
+  records = start === null ? found.records : [...records, ...found.records];
+  draw(start === null ? 0 : records.length - found.records.length);
   byId("records").toggleAttribute("data-beside", values.relation === "group");
-  shown += cards.length;
   next = found.next_position;
   byId("older").hidden = next === null || (values.order && values.order !== "newest");
   say(byId("found"), summary(found, values));
+}
+
+// Draws the cards from that one on.
+function draw(from = 0) {
+  const { values } = read(), by = values.tokens ?? "";
+  byId("colour").value = by;
+  byId("legend").replaceChildren(...(by ? legend(by) : []));
+  const cards = records.slice(from).map((record) => card(record, values.text ?? "", by));
+  if (from) byId("records").append(...cards); else byId("records").replaceChildren(...cards);
 }
 
 const RELATIONS = { self: "One rollout", group: "All answers of one group", question: "All answers to one question, newest version first" };
@@ -47,25 +57,31 @@ function summary(found, { like, relation, order }) {
   if (found.last_round === null) return "No round is recorded yet.";
   const recorded = `rounds ${found.first_round} to ${found.last_round} are recorded`;
   const of = like ? `${RELATIONS[relation] ?? RELATIONS.self}. ` : "";
-  if (shown === 0 && !next) return `${of}Nothing found; ${recorded}.`;
+  if (!records.length && !next) return `${of}Nothing found; ${recorded}.`;
   const ranked = order && order !== "newest" ? `, ${order} first` : "";
   const back = ranked ? ` of round ${next?.round} and later` : `, there is more from round ${next?.round} back`;
-  return `${of}${shown} shown${ranked}${next ? back : ""}; ${recorded}.`;
+  return `${of}${records.length} shown${ranked}${next ? back : ""}; ${recorded}.`;
 }
 
-function card(record, wanted) {
+function card(record, wanted, by) {
   const fact = (name, value) => element("span", {}, `${name} `, element("b", {}, value));
   const known = (name, value, as = number) => (value === undefined || value === null ? [] : [fact(name, as(value))]);
-  const related = (relation, text) => element("a", { href: link("rollouts", { like: record.rollout_id, relation }) }, text);
+  const related = (relation, text) => element("a", { href: link("rollouts", { like: record.rollout_id, relation, tokens: by }) }, text);
   const head = element("h3", {}, fact("round", number(record.round)), fact("tau_s", number(record.temperature)),
     fact("NLL", number(record.nll)), fact("tokens", number(record.response_tokens)), fact("ended by", record.finish_reason),
     fact("staleness", number(record.staleness)), fact("by", record.generator_id),
     ...known("graded", record.correct, (correct) => (correct ? "right" : "wrong")), ...known("reward", record.reward), ...known("signal", record.signal),
     ...known("class of equal answers", record.class), ...known("vote", record.vote, (won) => (won ? "won" : "lost")));
   const links = element("p", { class: "links" }, related("self", "link"), related("group", "its group"), related("question", "this question at all versions"));
-  const children = [head, block("question", record.question, wanted), block("answer", record.answer, wanted), spans(record), links];
+  const children = [head, block("question", record.question, wanted), ...answer(record, wanted, by), spans(record), links];
   if (record.truth) children.push(element("p", { class: "note" }, `reference: ${record.truth}`));
   return element("article", { class: "card record", "aria-label": record.rollout_id }, ...children);
+}
+
+function answer(record, wanted, by) {
+  const coloured = by ? colouredAnswer(record, by) : null;
+  if (coloured || !by) return [coloured ?? block("answer", record.answer, wanted)];
+  return [block("answer", record.answer, wanted), element("p", { class: "note" }, "Of this answer the tokens are not recorded.")];
 }
 
 function block(kind, text, wanted) {

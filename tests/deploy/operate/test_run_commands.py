@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -116,13 +118,21 @@ def test_a_run_that_is_not_active_cannot_be_watched(tmp_path: Path) -> None:
         watch_status(tmp_path)
 
 
-def test_logs_name_the_part_that_wrote_each_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = RunFolder(tmp_path)
+def test_logs_say_when_which_part_wrote_each_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(tmp_path).create()
     durable.write_file(run.identity, "{}")
-    run.logs.mkdir()
-    run.log_of("learner").write_text("round_trained [info] round=3\n")
-    show_logs(tmp_path, (), lines=5, follow=True)
-    assert capsys.readouterr().out == "learner | round_trained [info] round=3\n"
+    run.log_of("learner").write_text("2026-01-02T03:04:07Z [warning  ] records_lost    part=learner rounds=3\n")
+    run.log_of("services").write_text('{"part": "services", "event": "up", "timestamp": "2026-01-02T03:04:05Z"}\n')
+    show_logs(tmp_path, (), lines=5, since_s=None, follow=True, as_json=False)
+    local = [time.strftime("%m-%d %H:%M:%S", time.localtime(1767323045 + later)) for later in (0, 2)]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{local[0]}  services     up",
+        f"{local[1]}  learner      warning: records_lost rounds=3",
+    ]
+    show_logs(tmp_path, ("learner",), lines=None, since_s=1767323046, follow=False, as_json=True)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {"part": "learner", "time_s": 1767323047.0, "level": "warning", "text": "records_lost rounds=3"}
+    ]
 
 
 @pytest.mark.parametrize("target", [-1, 10_001])

@@ -59,7 +59,8 @@ def train(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Chec
         before = float(model.leader_token_losses(batch, nll, Targets(batch.targets), 1.0).loss)
     stats = trainer.train_round(round_of(trainer.algorithm))
     write_safetensors(folder / f"weights-{model.ranks.size}.safetensors", wire_tensors(model))
-    (folder / f"stats-{model.ranks.size}.json").write_text(json.dumps([before, asdict(stats)]))
+    numbers = asdict(stats) | {"log_probs": [of_tokens.tolist() for of_tokens in stats.log_probs]}
+    (folder / f"stats-{model.ranks.size}.json").write_text(json.dumps([before, numbers]))
 
 
 def publish_changes(folder: Path, model: TrainedModel, trainer: Trainer, checkpoints: Checkpoints) -> None:
@@ -103,6 +104,8 @@ def test_ranks_train_what_one_rank_trains(
     assert shared.loss == pytest.approx(alone.loss, rel=1e-4, abs=1e-6)
     assert shared.grad_norm == pytest.approx(alone.grad_norm, rel=1e-4)
     assert shared.nll == pytest.approx(alone.nll, rel=1e-3)
+    for of_one, of_several in zip(alone.log_probs, shared.log_probs, strict=True):
+        assert of_several == pytest.approx(of_one, rel=1e-3)
     assert (shared.steps, shared.prompt_tokens, shared.response_tokens) == (
         alone.steps,
         alone.prompt_tokens,

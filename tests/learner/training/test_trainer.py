@@ -170,6 +170,8 @@ def test_training_temperature_divides_the_logits(tmp_path: Path) -> None:
     ]
     assert stats.loss == pytest.approx(-torch.cat(log_probs).mean().item(), rel=1e-5)
     assert stats.nll == pytest.approx([-part.mean().item() for part in log_probs], rel=1e-5)
+    for recorded, exact in zip(stats.log_probs, log_probs, strict=True):
+        np.testing.assert_allclose(recorded, exact.numpy(force=True), rtol=1e-4, atol=1e-5)
 
 
 def test_a_round_may_be_trained_at_the_temperature_that_sampled_it(tmp_path: Path) -> None:

@@ -84,9 +84,7 @@ async def test_staleness_versions_settings_and_warnings(endpoint: Endpoint, http
     assert (version["weight_version"], version["digest"]) == (0, manifest.digest)
     assert version["full_bytes"] == manifest.full_bytes
     assert "tau_start = 0.6" in (await http.get("/v1/config")).text
-    assert [one["text"] for one in (await http.get("/v1/warnings")).json()][:1] == [
-        "lease_lost part=learner task_id=r000001-00001"
-    ]
+    assert [one["text"] for one in (await http.get("/v1/warnings")).json()][:1] == ["lease_lost task_id=r000001-00001"]
     endpoint.folder.config.unlink()
     assert (await http.get("/v1/config")).status_code == 404
 

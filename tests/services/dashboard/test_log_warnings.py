@@ -5,42 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
-from services.dashboard.log_warnings import last_warnings, parse_line
+from services.dashboard.log_warnings import last_warnings
 from services.run_folder import RunFolder
-
-
-@pytest.mark.parametrize(
-    ("line", "level", "text"),
-    [
-        ("2026-01-02T03:04:05.5Z [warning  ] lease_lost    part=g id=r1", "warning", "lease_lost part=g id=r1"),
-        ('{"event": "cut", "level": "error", "timestamp": "2026-01-02T03:04:05Z", "at": 1}', "error", "cut at=1"),
-        ('{"time": 1767323045.5, "event": "part_died", "part": "learner"}', "warning", "part_died part=learner"),
-        ("2026-01-02 03:04:05,500 ERROR asyncio Task was destroyed", "error", "asyncio Task was destroyed"),
-    ],
-)  # fmt: skip
-def test_a_warning_is_recognised(line: str, level: str, text: str) -> None:
-    part = "supervisor" if "part_died" in line else "g"
-    time_s, warning = parse_line(part, line)
-    assert warning is not None
-    assert (warning.part, warning.level, warning.text) == (part, level, text)
-    assert warning.time_s == time_s
-    assert time_s is not None
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "2026-01-02T03:04:05.5Z [info     ] published",
-        '{"event": "scaling", "time": 1}',
-        "{broken",
-        "loading ... 100%",
-    ],
-)
-def test_what_is_none_is_left_out(line: str) -> None:
-    assert parse_line("g", line)[1] is None
 
 
 def test_last_words_have_the_time_of_the_line_before(tmp_path: Path) -> None:
