@@ -15,7 +15,15 @@ from services.streams import scripts
 from services.streams.connection import Keys
 from services.streams.dead_letters import MAX_FIELDS, read_dead_letters, read_dead_letters_async
 from services.streams.rollouts import RolloutReader
-from services.streams.tasks import COMPLETE_BYTES, ISSUE_CHUNK, MAX_DELIVERIES, QueueGauge, TaskIssuer, TaskLeaser
+from services.streams.tasks import (
+    COMPLETE_BYTES,
+    ISSUE_CHUNK,
+    MAX_DELIVERIES,
+    QueueGauge,
+    TaskIssuer,
+    TaskLeaser,
+    _age_s,
+)
 from services.streams.wire import encode_task
 from tests.support.stream_builders import expire, make_rollouts, make_task
 
@@ -596,3 +604,8 @@ async def test_the_gauge_knows_how_long_the_oldest_task_has_waited(
     client.xadd(keys.tasks, dict(encode_task(TASKS[0]).items()), id=f"{(seconds - 100) * 1000}-0")
     issuer.issue(TASKS[1:])
     assert 99 <= (await gauge.read()).oldest_task_s < 160
+
+
+@pytest.mark.parametrize(("now", "age_s"), [((12, 500_000), 2.0), ((10, 500_000), 0.0), ((10, 250_000), 0.0)])
+def test_an_age_is_that_by_the_servers_clock_and_never_negative(now: tuple[int, int], age_s: float) -> None:
+    assert _age_s(b"10500-3", now) == age_s
