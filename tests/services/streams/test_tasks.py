@@ -150,6 +150,27 @@ async def test_a_cancelled_completion_is_not_sent_and_holds_up_no_other(
     assert await alice.renew(leases) == {lease.entry_id for lease in leases[:2]}
 
 
+async def test_a_completion_that_is_cancelled_during_its_request_fails_no_other(
+    issuer: TaskIssuer, reader: RolloutReader, alice: TaskLeaser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuer.issue(TASKS[:3])
+    calls = [
+        asyncio.ensure_future(alice.complete(lease, make_rollouts(lease.task))) for lease in await alice.lease(3, 0)
+    ]
+    complete: Any = alice._complete
+
+    async def with_a_change_of_mind(keys: Any, args: Any) -> Any:
+        answers = await complete(keys, args)
+        calls[1].cancel()
+        await asyncio.wait(calls[1:2])
+        return answers
+
+    monkeypatch.setattr(alice, "_complete", with_a_change_of_mind)
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert (done[0], type(done[1]), done[2]) == (True, asyncio.CancelledError, True)
+    assert [rollout.task_id for _, rollout in reader.read(0)] == IDS[:3]
+
+
 async def test_answers_to_another_task_or_too_few_are_refused(issuer: TaskIssuer, alice: TaskLeaser) -> None:
     issuer.issue([make_task(0, samples=2)])
     [lease] = await alice.lease(1, 0)
