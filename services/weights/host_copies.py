@@ -27,6 +27,8 @@ GRACE_S = 10.0
 """A process that is stopped may go on within this time before others take its lock for stuck."""
 LIMIT_S = 1800.0
 """Longest wait for a lock of a process that runs: it downloads a version, or builds one."""
+NUMBER_DIGITS = 8
+"""At the start of a copy's name."""
 
 log = structlog.get_logger()
 
@@ -39,7 +41,8 @@ class HostCopies:
         self._all_runs = folder / _host_id()
         self._folder = self._all_runs / run_id
         self._current: HostCopy | None = None
-        self._abandoned: set[str] = set()
+        self._abandoned = ""
+        """The last copy that was; those before it are not used again either."""
         self._turn: int | None = None
         with durable.explained(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -47,11 +50,11 @@ class HostCopies:
 
     def newest(self) -> HostCopy | None:
         """The copy that all share now, which may be another one than before; None: it is to be made."""
-        for name in sorted((path.name for path in _copies_in(self._folder)), reverse=True):
+        names = (path.name for path in _copies_in(self._folder))
+        for name in sorted((name for name in names if name > self._abandoned), reverse=True):
             if self._current is not None and name == self._current.name:
                 return self._current
-            joined = _join(self._folder / name) if name not in self._abandoned else None
-            if joined is not None:
+            if joined := _join(self._folder / name):
                 return self._use(joined)
         self._use(None)
         return None
@@ -59,8 +62,8 @@ class HostCopies:
     def create(self, size_bytes: int) -> HostCopy:
         """A copy that holds nothing yet, exclusively locked. Only with the turn, so that one is made at a time."""
         self._clear()
-        numbers = [int(path.name.split("-")[0]) for path in _copies_in(self._folder)]
-        name = f"{max(numbers, default=0) + 1:08d}-{secrets.token_hex(8)}"
+        earlier = max([self._abandoned, *(path.name for path in _copies_in(self._folder))])
+        name = f"{int(earlier[:NUMBER_DIGITS] or 0) + 1:0{NUMBER_DIGITS}d}-{secrets.token_hex(8)}"
         handle = os.memfd_create(MEMORY_PREFIX + name)
         os.ftruncate(handle, size_bytes)
         prepared = self._folder / f"{durable.TEMPORARY_PREFIX}{name}"
@@ -74,9 +77,9 @@ class HostCopies:
         return copy
 
     def abandon(self) -> None:
-        """Leave the copy that is used here and never use it again."""
+        """Leave the copy that is used here, for a newer one."""
         if self._current is not None:
-            self._abandoned.add(self._current.name)
+            self._abandoned = self._current.name
         self._use(None)
 
     def close(self) -> None:

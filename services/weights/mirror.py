@@ -30,7 +30,7 @@ from services.weights.client import WeightClient
 from services.weights.delta import Patch
 from services.weights.delta.sections import bits_of
 from services.weights.host_copies import HostCopies, is_stuck
-from services.weights.host_copy import CopyState, HostCopy, size_of
+from services.weights.host_copy import CopyState, HostCopy, Step, size_of
 from services.weights.host_downloads import HostDownloads
 
 WEIGHTS_NAME = "model.safetensors"
@@ -354,7 +354,7 @@ def _carry_out(plan: _Plan, copy: HostCopy, state: CopyState | None, source: Ten
     before = state.manifest if state is not None and source is None else None
     unchanged = tensors.keys() - {each.name for each in patches} - _differing(before, plan.target)
     verify_tensors(tensors, plan.target.tensors, known=unchanged)
-    steps = ()
+    steps: tuple[Step, ...] = ()
     if before is not None and state is not None:
         steps = (*state.steps, copy.add_step(before.digest, patches, tensors))
     copy.remember(CopyState(manifest=plan.target, steps=steps))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from services.contracts import WeightManifest
 from services.tensors import RawTensor
 from services.weights import delta
+from services.weights.host_copy import HostCopy
 from services.weights.mirror import WeightMirror, WeightUpdate
 
 
@@ -29,3 +30,11 @@ def as_served(before: Mapping[str, RawTensor], update: WeightUpdate) -> dict[str
     for change in update.patches:
         delta.apply(change, after[change.name].data)
     return after
+
+
+def shared_copy(mirror: WeightMirror) -> HostCopy:
+    """The copy that the mirror uses."""
+    assert mirror._copies is not None
+    copy = mirror._copies.newest()
+    assert copy is not None
+    return copy

@@ -13,10 +13,9 @@ from services.contracts import FileKind, WeightManifest
 from services.errors import UnavailableError, VersionNotFoundError, WeightError
 from services.tensors import RawTensor, Tensors, digest_file, read_safetensors
 from services.weights.client import WeightClient
-from services.weights.host_copy import HostCopy
 from services.weights.mirror import WeightMirror
 from tests.support.endpoint import Endpoint, open_endpoint
-from tests.support.mirrors import advanced, as_served
+from tests.support.mirrors import advanced, as_served, shared_copy
 from tests.support.weight_samples import adapted_version, base_version, bits, first_version, next_version
 
 
@@ -45,13 +44,6 @@ def publish(endpoint: Endpoint, count: int) -> list[Tensors]:
         history.append(next_version(history[-1], version))
         endpoint.store.publish(version, history[-1])
     return history
-
-
-def shared_copy(mirror: WeightMirror) -> HostCopy:
-    assert mirror._copies is not None
-    copy = mirror._copies.newest()
-    assert copy is not None
-    return copy
 
 
 def damage(path: Path) -> None:
