@@ -222,6 +222,17 @@ def test_what_does_not_answer_its_task_is_not_trained(
     assert client.xlen(KEYS.rollouts) == 0, "what was refused goes with the round"
 
 
+def test_a_rollout_of_a_place_without_a_task_is_buried_by_that_name(
+    collector: Open, client: redis.Redis, redis_url: str
+) -> None:
+    collecting = collector()
+    collecting.expect(tasks_of(0))
+    send(client, rollout_of(tasks_of(0)[0]).model_copy(update={"position": 9, "task_id": "r000000-00009"}))
+    answer(redis_url, KEYS)
+    assert ids(collecting.in_order(0, PATIENCE_S)) == expected(0)
+    assert [letter.reason for letter in read_dead_letters(client, KEYS)] == ["round 0 has no task at position 9"]
+
+
 def test_rollouts_for_another_purpose_are_left_to_their_owner(collector: Open, client: redis.Redis) -> None:
     task = tasks_of(0)[0]
     send(client, rollout_of(task).model_copy(update={"purpose": Purpose.EVALUATION}))

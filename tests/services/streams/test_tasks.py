@@ -15,7 +15,15 @@ from services.streams import scripts
 from services.streams.connection import Keys
 from services.streams.dead_letters import MAX_FIELDS, read_dead_letters, read_dead_letters_async
 from services.streams.rollouts import RolloutReader
-from services.streams.tasks import COMPLETE_BYTES, ISSUE_CHUNK, MAX_DELIVERIES, QueueGauge, TaskIssuer, TaskLeaser
+from services.streams.tasks import (
+    COMPLETE_BYTES,
+    ISSUE_CHUNK,
+    MAX_DELIVERIES,
+    QueueGauge,
+    TaskIssuer,
+    TaskLeaser,
+    _age_s,
+)
 from services.streams.wire import encode_task
 from tests.support.stream_builders import expire, make_rollouts, make_task
 
@@ -140,6 +148,27 @@ async def test_a_cancelled_completion_is_not_sent_and_holds_up_no_other(
     assert done[2:] == [True] * 4
     assert [rollout.task_id for _, rollout in reader.read(0)] == IDS[2:]
     assert await alice.renew(leases) == {lease.entry_id for lease in leases[:2]}
+
+
+async def test_a_completion_that_is_cancelled_during_its_request_fails_no_other(
+    issuer: TaskIssuer, reader: RolloutReader, alice: TaskLeaser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuer.issue(TASKS[:3])
+    calls = [
+        asyncio.ensure_future(alice.complete(lease, make_rollouts(lease.task))) for lease in await alice.lease(3, 0)
+    ]
+    complete: Any = alice._complete
+
+    async def with_a_change_of_mind(keys: Any, args: Any) -> Any:
+        answers = await complete(keys, args)
+        calls[1].cancel()
+        await asyncio.wait(calls[1:2])
+        return answers
+
+    monkeypatch.setattr(alice, "_complete", with_a_change_of_mind)
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert (done[0], type(done[1]), done[2]) == (True, asyncio.CancelledError, True)
+    assert [rollout.task_id for _, rollout in reader.read(0)] == IDS[:3]
 
 
 async def test_answers_to_another_task_or_too_few_are_refused(issuer: TaskIssuer, alice: TaskLeaser) -> None:
@@ -308,6 +337,23 @@ async def test_waiting_ends_when_a_task_is_issued(issuer: TaskIssuer, alice: Tas
     async with asyncio.timeout(10):
         [lease] = await waiting
     assert lease.task == TASKS[0]
+
+
+async def test_who_waits_at_redis_gets_what_is_issued_then_and_no_more_than_it_asked_for(
+    issuer: TaskIssuer, alice: TaskLeaser, client: redis.Redis
+) -> None:
+    waiting = asyncio.create_task(alice.lease(2, block_s=60))
+    async with asyncio.timeout(30):
+        blocked: Any = 0
+        while not blocked:
+            blocked = (await asyncio.to_thread(client.info, "clients"))["blocked_clients"]
+        await asyncio.to_thread(issuer.issue, TASKS[:3])
+        leases = await waiting
+    assert [lease.task for lease in leases] == TASKS[:2]
+    assert [lease.deliveries for lease in leases] == [1, 1]
+    assert all(0 <= lease.queued_s < 60 for lease in leases)
+    assert await alice.renew(leases) == {lease.entry_id for lease in leases}
+    assert [lease.task for lease in await alice.lease(2, 0)] == TASKS[2:3]
 
 
 async def test_waiting_ends_with_nothing_when_its_time_is_over(issuer: TaskIssuer, alice: TaskLeaser) -> None:
@@ -579,3 +625,8 @@ async def test_the_gauge_knows_how_long_the_oldest_task_has_waited(
     client.xadd(keys.tasks, dict(encode_task(TASKS[0]).items()), id=f"{(seconds - 100) * 1000}-0")
     issuer.issue(TASKS[1:])
     assert 99 <= (await gauge.read()).oldest_task_s < 160
+
+
+@pytest.mark.parametrize(("now", "age_s"), [((12, 500_000), 2.0), ((10, 500_000), 0.0), ((10, 250_000), 0.0)])
+def test_an_age_is_that_by_the_servers_clock_and_never_negative(now: tuple[int, int], age_s: float) -> None:
+    assert _age_s(b"10500-3", now) == age_s

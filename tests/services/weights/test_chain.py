@@ -9,11 +9,20 @@ import pytest
 
 from services.contracts import FileKind
 from services.errors import DigestError, WeightError
-from services.tensors import RawTensor, describe
+from services.tensors import RawTensor, describe, write_safetensors
 from services.weights import delta
 from services.weights.chain import apply_change, change_of, patch, verify_tensors
 from tests.support.endpoint import open_store
-from tests.support.weight_samples import bits, first_version, next_version, publish_versions, tensor
+from tests.support.weight_samples import (
+    ADAPTED,
+    adapted_version,
+    base_version,
+    bits,
+    first_version,
+    next_version,
+    publish_versions,
+    tensor,
+)
 
 CHANGED = {"model.embed_tokens.weight", "model.layers.0.norm.weight"}
 
@@ -60,6 +69,24 @@ def test_a_file_is_applied_as_what_it_is(tmp_path: Path) -> None:
     assert bits(tensors) == bits(after)
     with pytest.raises(WeightError, match="version 0 has neither delta nor adapters"):
         change_of(store.manifest(0))
+
+
+def test_adapters_make_their_version_of_whatever_is_held_as_long_as_the_base_is_known(tmp_path: Path) -> None:
+    """They are of version 0, so a later one can become their version, too."""
+    base = base_version()
+    after, packed = adapted_version(base, 1)
+    later, _ = adapted_version(base, 2)
+    path = tmp_path / "adapters.safetensors"
+    write_safetensors(path, packed)
+    for held, known in ((base, None), (base, base), (later, base)):
+        tensors, owned, before = dict(held), set[str](), bits(held)
+        applied = apply_change(FileKind.ADAPTERS, path, tensors, owned, known)
+        assert bits(tensors) == bits(after)
+        assert bits(held) == before, "others may still use it"
+        assert {change.name for change in applied} == owned == set(ADAPTED)
+    tensors = dict(later)
+    apply_change(FileKind.ADAPTERS, path, tensors, set())
+    assert bits(tensors) != bits(after), "without the base the held tensors are taken for it"
 
 
 @pytest.mark.parametrize("name", sorted(first_version()))
