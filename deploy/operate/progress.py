@@ -114,9 +114,10 @@ def headline(snapshot: StatusSnapshot) -> Text:
     """State, progress and queue in one line."""
     detail = f" ({snapshot.detail})" if snapshot.detail else ""
     left = "" if snapshot.seconds_left is None else f"  about {in_words(snapshot.seconds_left)} left"
+    of = f" of {snapshot.rounds_total}" if snapshot.rounds_total else ""  # before the learner has read the prompts
     return Text.assemble(
         (f"{snapshot.run_id}  ", "bold"),
-        f"{snapshot.state}{detail}  round {snapshot.round} of {snapshot.rounds_total}{left}  "
+        f"{snapshot.state}{detail}  round {snapshot.round}{of}{left}  "
         f"version {snapshot.weight_version if snapshot.weight_version is not None else '-'}  "
         f"queue: {snapshot.tasks_queued} tasks, {snapshot.tasks_leased} leased, "
         f"{snapshot.rollouts_queued} rollouts, {snapshot.dead_letters} dead letters",
