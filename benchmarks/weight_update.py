@@ -123,7 +123,9 @@ async def measure(model: TrainedModel, *, updates: int, share: float, whole: boo
         publisher.submit(0, VersionContents(wire_tensors(model))).result()
         async with WeightClient(f"http://127.0.0.1:{port}", TOKEN, deadline_s=DEADLINE_S) as client:
             mirror = WeightMirror(Path(name) / "mirror", client)
-            await mirror.advance(store.manifest(0))
+            parts.callback(mirror.close)
+            async with mirror.advance(store.manifest(0)):
+                pass
             measured = []
             for version in range(1, updates + 1):
                 move(model, share, version)
@@ -142,7 +144,8 @@ async def _pull(client: WeightClient, mirror: WeightMirror, version: int) -> dic
     manifest = await client.latest(version - 1, None, POLL_S)
     assert manifest is not None
     assert manifest.change is not None
-    update = await mirror.advance(manifest)
+    async with mirror.advance(manifest) as update:
+        pass
     numbers = {f"mirror_{what}_s": seconds for what, seconds in update.seconds.items()}
     return numbers | {"delta_bytes": manifest.change.size_bytes, "full_bytes": manifest.full_bytes}
 

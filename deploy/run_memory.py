@@ -1,8 +1,8 @@
 """Whether a run fits into this machine's memory, asked before anything loads; and how a single GPU is shared.
 
-The learner's need is that of `learner.memory`. An engine holds the weights as it computes with them, the mirror of the
-published ones in the host's memory, and a KV cache, of which a token takes 2 n h d values: keys and values of n layers
-with h heads of size d (Kwon et al., arXiv 2309.06180).
+The learner's need is that of `learner.memory`. An engine holds the weights as it computes with them, and a KV cache, of
+which a token takes 2 n h d values: keys and values of n layers with h heads of size d (Kwon et al., arXiv 2309.06180).
+The published weights are in the host's memory once for all of its generators.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class EngineMemory:
     device: int
     """On each of its GPUs without KV cache; 0 on CPU."""
     host: int
-    """In the host's memory."""
+    """In the host's memory, without what it shares with others."""
     sequence: int
     """KV cache of one sequence of the longest kind, where the engine computes."""
 
@@ -139,6 +139,8 @@ def plan_memory(
     """ConfigError when it cannot fit: what is needed, what there is, and the setting that would make it fit."""
     engine = engine_memory(shape, settings, on_gpu=placement.generators is not None)
     others = SERVICES_BYTES + settings.generator.count * engine.host
+    if settings.generator.count:
+        others += shape.published_bytes  # the copy that the generators of this host share
     _check_host(others, settings, engine, machine)
     room = _learner_room(settings, placement, machine, engine, others) if leader == "learner" else None
     learner = mode = fraction = None
@@ -171,18 +173,21 @@ def plan_memory(
 
 
 def engine_memory(shape: ModelShape, settings: Settings, *, on_gpu: bool) -> EngineMemory:
-    """Of one generator. A scripted engine computes nothing, and keeps the weights."""
-    generator, mirror = settings.generator, shape.published_bytes
+    """Of one generator, without the published weights, which it shares with the others of the host.
+
+    A scripted engine computes nothing, and keeps the weights.
+    """
+    generator = settings.generator
     if generator.engine != "vllm":
-        return EngineMemory(device=0, host=2 * mirror + LIGHT_BYTES, sequence=0)
+        return EngineMemory(device=0, host=shape.published_bytes + LIGHT_BYTES, sequence=0)
     auto = shape.published_bytes / shape.parameters if on_gpu else FLOAT32_BYTES
     value = VALUE_BYTES.get(generator.dtype, auto)
     weights = math.ceil(shape.parameters * value / generator.tensor_parallel)
     sequence = math.ceil(shape.kv_values * value * settings.longest_sequence / generator.tensor_parallel)
     if on_gpu:
-        return EngineMemory(weights + ENGINE_WORK_BYTES, host=mirror + ENGINE_LIBRARIES_BYTES, sequence=sequence)
+        return EngineMemory(weights + ENGINE_WORK_BYTES, host=ENGINE_LIBRARIES_BYTES, sequence=sequence)
     cache = int(generator.cpu_cache_gib * GIB)
-    return EngineMemory(0, host=weights + mirror + cache + ENGINE_LIBRARIES_BYTES, sequence=sequence)
+    return EngineMemory(0, host=weights + cache + ENGINE_LIBRARIES_BYTES, sequence=sequence)
 
 
 def _learner_room(

@@ -28,8 +28,9 @@ from services.weights.client import WeightClient
 from services.weights.host_downloads import HostDownloads
 from services.weights.mirror import WeightMirror
 
-DOWNLOADS = ".downloads"
-"""Folder beside the generators' mirrors for what those of one host fetch once."""
+DOWNLOADS, COPIES = ".downloads", ".copies"
+"""Folders beside the generators' mirrors, for what those of one host fetch once and for what they know of the copy in
+memory that they share."""
 SAME_STOP_S = 1.0
 """Signals this close together are one request: systemd sends its own to a part that the supervisor stops, too."""
 
@@ -76,10 +77,12 @@ async def run_generator(
         )
         redis = await connect_async(peers.redis_url, deadline_s=deadlines.startup_s)
         keys = Keys(manifest.run_id)
+        downloads = HostDownloads(cache.parent / DOWNLOADS, client)
+        mirror = WeightMirror(cache, client, downloads, cache.parent / COPIES)
         generator = Generator(
             generator_id,
             engine,
-            WeightMirror(cache, client, HostDownloads(cache.parent / DOWNLOADS, client)),
+            mirror,
             client,
             TaskLeaser(redis, keys, generator_id, peers.lease_s),
             AsyncHeartbeats(redis, keys),
@@ -99,6 +102,7 @@ async def run_generator(
             await _report_failure(AsyncEventLog(redis, keys, of_generator=True), generator_id, error)
             raise error from group
         finally:
+            mirror.close()
             await redis.aclose()
 
 

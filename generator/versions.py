@@ -128,19 +128,26 @@ class Versions:
     async def follow(self) -> None:
         """Apply every new version; it is fetched, verified and decoded while the engine generates."""
         while not is_cancelled():
-            try:
-                manifest = await self._client.latest(self.served, self.digest, LONG_POLL_S)
-                announced = time.monotonic()
-                update = await self._mirror.advance(manifest) if manifest is not None else None
-            except (UnavailableError, WeightError, ContractError) as error:
-                self.message = f"weights: {error.message}"
-                log.warning("weights_unavailable", error=error.message)
-                await self._report_damage(error)
-                await asyncio.sleep(RETRY_S)
-                continue
-            self.message = ""
-            if update is not None:
-                await self._apply(update, announced)
+            async with contextlib.AsyncExitStack() as reading:
+                try:
+                    manifest = await self._client.latest(self.served, self.digest, LONG_POLL_S)
+                    announced = time.monotonic()
+                    update = None
+                    if manifest is not None:
+                        update = await reading.enter_async_context(self._mirror.advance(manifest))
+                except (UnavailableError, WeightError, ContractError) as error:
+                    self.message = f"weights: {error.message}"
+                    log.warning("weights_unavailable", error=error.message)
+                    await self._report_damage(error)
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                self.message = ""
+                if update is None:
+                    continue
+                self._unverified = update.manifest.weight_version
+                # an error from here on ends the generator, because the engine's weights are undefined then
+                pause_s = await self._engine.apply(update, self._paused)
+            await self._serve(update, pause_s, announced)
 
     async def wait_until_served(self, version: int) -> None:
         """Wait until the engine serves `version` or a later one; DeadlineError after `deadlines.weights_s`."""
@@ -167,8 +174,7 @@ class Versions:
         started = time.monotonic()
         while True:
             try:
-                await self._mirror.advance(manifest)
-                return manifest, await self._mirror.model_folder()
+                return await self._mirror.model_folder(manifest)
             except WeightError as error:
                 if time.monotonic() - started >= self._deadlines.startup_s:
                     raise
@@ -178,11 +184,9 @@ class Versions:
                 with contextlib.suppress(WeightError):  # the newest manifest may be what is damaged
                     manifest = await self._client.latest(None, None, LONG_POLL_S) or manifest
 
-    async def _apply(self, update: WeightUpdate, announced: float) -> None:
-        """Apply one update. An error ends the generator, because the engine's weights are undefined then."""
+    async def _serve(self, update: WeightUpdate, pause_s: float, announced: float) -> None:
+        """Check the version that was applied, and let tasks have it."""
         manifest = update.manifest
-        self._unverified = manifest.weight_version
-        pause_s = await self._engine.apply(update, self._paused)
         pause_s += await self._check_canaries(manifest)
         sync_s = time.monotonic() - announced
         line = self._client.line_bytes_per_s
@@ -234,7 +238,8 @@ class Versions:
         if not mismatch:
             return 0.0
         await self._note_mismatch(manifest, mismatch)
-        pause_s = await self._engine.apply(await self._mirror.renew(manifest), self._paused)
+        async with self._mirror.renew(manifest) as update:
+            pause_s = await self._engine.apply(update, self._paused)
         mismatch = await canary.describe_mismatch(self._engine, manifest)
         if mismatch:
             raise WeightError(

@@ -416,6 +416,15 @@ class GeneratorStatus(BaseModel):
     lost: bool
 
 
+class StartingPart(BaseModel):
+    """A learner or generator of a local run whose process runs and that does no work yet."""
+
+    part_id: str
+    doing: Literal["loading engine", "loading model"]
+    for_s: float
+    """Since its process was started."""
+
+
 class StatusSnapshot(Contract):
     """Answer of GET /v1/status."""
 
@@ -431,6 +440,8 @@ class StatusSnapshot(Contract):
     learner: Heartbeat | None
     learner_lost: bool
     generators: tuple[GeneratorStatus, ...]
+    starting: tuple[StartingPart, ...] = ()
+    """Those that have a heartbeat, too, are started again."""
     generators_target: int | None
     tasks_queued: int
     tasks_leased: int

@@ -133,6 +133,15 @@ def create_file(path: Path, data: str, *, mode: int = 0o644) -> bool:
         return True
 
 
+def link_or_copy(source: Path, to: Path) -> None:
+    """Make `to` another name of the file, or a copy of it on a file system without hard links."""
+    to.unlink(missing_ok=True)
+    try:
+        to.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, to)
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line durably; a line cut short by an earlier crash is ended first."""
     with explained(path), path.open("ab+") as file:
@@ -150,13 +159,21 @@ def append_line(path: Path, line: str) -> None:
             fsync_folder(path.parent)
 
 
-def try_lock(handle: int) -> bool:
-    """Take the exclusive lock of an open file; False while somebody else has it. It ends with the handle."""
+def try_lock(handle: int, *, shared: bool = False) -> bool:
+    """Take the lock of an open file; False while somebody else has it. It ends with the handle.
+
+    An exclusive lock is had by one, a shared one by many.
+    """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def unlock(handle: int) -> None:
+    """Give up the lock of an open file, if it is had."""
+    fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def is_locked(path: Path) -> bool:

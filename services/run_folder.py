@@ -13,7 +13,7 @@ exports/         versions as Hugging Face model folders that people asked for
 best/            the version with the highest pass@1 of a run with health.action = "stop", as such a folder
 model/           the model that the demo trained or that an evaluation reads, as a Hugging Face folder
 weights/         published versions
-mirrors/         one folder a generator: its verified copy of the published weights; .downloads is for all of a host
+mirrors/         one folder a generator: what its engine starts from; .downloads and .copies are for all of a host
 checkpoints/     what the learner resumes from
 logs/            one file a part
 tensorboard/     event files; Weights & Biases adds wandb/, and MLflow keeps its files elsewhere
@@ -238,7 +238,7 @@ class RunFolder:
         return self.exports / version_name(weight_version)
 
     def mirror_of(self, generator_id: str) -> Path:
-        """Where this generator keeps its verified copy of the weights."""
+        """Where this generator keeps downloads, and the model folder that its engine starts from."""
         return self.mirrors / generator_id
 
     def rollouts_of(self, round_: int) -> Path:

@@ -7,6 +7,7 @@ leave the input as good as it was does not count: then what is accepted must be 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -29,6 +30,7 @@ from services.weights.mirror import WeightMirror
 from services.weights.publisher import WeightPublisher
 from services.weights.reader import WeightReader
 from tests.support.answering import rollout_of
+from tests.support.mirrors import advanced
 from tests.support.weight_samples import bits, first_version, next_version
 
 SEEDS = range(40)
@@ -140,10 +142,9 @@ def test_manifests(seed: int, tmp_path: Path) -> None:
     async def pull() -> dict[str, Any]:
         async with WeightClient("http://far", deadline_s=0.1, transport=httpx.MockTransport(serve)) as client:
             (tmp_path / "mirror").mkdir()
-            mirror = WeightMirror(tmp_path / "mirror", client)
-            await mirror.advance(first)
-            await mirror.advance(await client.manifest(1))
-            return bits(mirror.tensors)
+            with contextlib.closing(WeightMirror(tmp_path / "mirror", client)) as mirror:
+                await advanced(mirror, first)
+                return bits((await advanced(mirror, await client.manifest(1))).tensors)
 
     refused(lambda: asyncio.run(pull()), lambda pulled: pulled == bits(child))
 

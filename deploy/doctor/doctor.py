@@ -203,7 +203,7 @@ def check_port(host: str, port: int) -> Finding:
     """The services' port is free."""
     if reason := why_not_free(host, port):
         return Finding("services.port", "failed", f"{host}:{port}: {reason}", "set services.port to another")
-    return Finding("services.port", "ok", f"{host}:{port} is free")
+    return Finding("services.port", "ok", f"{host}:{port} is free" if port else f"a free port of {host} is taken")
 
 
 def check_engine(settings: Settings) -> Finding:

@@ -114,9 +114,10 @@ def headline(snapshot: StatusSnapshot) -> Text:
     """State, progress and queue in one line."""
     detail = f" ({snapshot.detail})" if snapshot.detail else ""
     left = "" if snapshot.seconds_left is None else f"  about {in_words(snapshot.seconds_left)} left"
+    of = f" of {snapshot.rounds_total}" if snapshot.rounds_total else ""  # before the learner has read the prompts
     return Text.assemble(
         (f"{snapshot.run_id}  ", "bold"),
-        f"{snapshot.state}{detail}  round {snapshot.round} of {snapshot.rounds_total}{left}  "
+        f"{snapshot.state}{detail}  round {snapshot.round}{of}{left}  "
         f"version {snapshot.weight_version if snapshot.weight_version is not None else '-'}  "
         f"queue: {snapshot.tasks_queued} tasks, {snapshot.tasks_leased} leased, "
         f"{snapshot.rollouts_queued} rollouts, {snapshot.dead_letters} dead letters",
@@ -127,15 +128,20 @@ def parts_table(snapshot: StatusSnapshot) -> Table:
     """Learner and generators: what each does and how fast."""
     part = Column("part", no_wrap=True)
     table = Table(part, "state", "version", "in flight", "tokens/s", "pause", "busy", "message", **NARROW)
+    starting = {part.part_id: f"{part.doing}, {in_words(part.for_s)}" for part in snapshot.starting}
     if snapshot.learner is not None:
-        _add_part(table, snapshot.learner, lost=snapshot.learner_lost)
+        _add_part(table, snapshot.learner, snapshot.learner_lost, starting.pop(snapshot.learner.part_id, ""))
     for generator in snapshot.generators:
-        _add_part(table, generator.heartbeat, lost=generator.lost)
+        _add_part(table, generator.heartbeat, generator.lost, starting.pop(generator.heartbeat.part_id, ""))
+    for part_id, doing in starting.items():
+        table.add_row(part_id, doing, *"-----", "")
     return table
 
 
-def _add_part(table: Table, beat: Heartbeat, *, lost: bool) -> None:
-    state = Text("lost", style="red") if lost else Text(beat.state.replace("_", " "))  # breaks at spaces
+def _add_part(table: Table, beat: Heartbeat, lost: bool, starting: str) -> None:
+    state = Text(starting or beat.state.replace("_", " "))  # breaks at spaces
+    if lost and not starting:
+        state = Text("lost", style="red")
     busy = sum(beat.shares.get(name, 0.0) for name in ("generating", "training"))
     pause = f"{beat.pause_ms:.0f} ms" if beat.updates else "-"
     version = "-" if beat.weight_version is None else str(beat.weight_version)

@@ -95,12 +95,10 @@ class ScriptedEngine:
 
     def _replace(self, update: WeightUpdate) -> None:
         served = self._served_version()
-        tensors = {name: _writable(tensor) for name, tensor in self._tensors.items()}
-        if update.patches is None:
-            tensors = dict(update.tensors)
-        else:
-            for patch in update.patches:
-                delta.apply(patch, tensors[patch.name].data)
+        known = self._tensors if update.patches is not None else update.tensors
+        tensors = {name: _writable(tensor) for name, tensor in known.items()}
+        for patch in update.patches or ():
+            delta.apply(patch, tensors[patch.name].data)
         self._set_tensors(tensors)
         self._version = update.manifest.weight_version
         if self._version <= served:

@@ -8,7 +8,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,15 @@ from redis.asyncio import Redis
 
 from services.api.error_responses import may_answer
 from services.bottleneck import ROUNDS_CONSIDERED, Bottleneck, Look, find_bottleneck, seconds_left
-from services.contracts import GeneratorStatus, Heartbeat, Part, RoundMetrics, StatusSnapshot, WeightManifest
+from services.contracts import (
+    GeneratorStatus,
+    Heartbeat,
+    Part,
+    RoundMetrics,
+    StartingPart,
+    StatusSnapshot,
+    WeightManifest,
+)
 from services.run_folder import RunFolder, last_lines
 from services.streams.connection import Keys, why_no_writes
 from services.streams.control import AsyncControl
@@ -30,9 +39,6 @@ RunState = Literal["starting", "running", "paused", "finished", "failed", "stopp
 
 FINAL_STATES: dict[str, RunState] = {"finished": "finished", "failed": "failed", "stopped": "stopped"}
 """States of the learner's heartbeat that end the run."""
-LOADING_STATES = frozenset({"starting", "publishing"})
-"""States of a learner that loads its weights, and publishes them for the first time."""
-
 LOADING_STATES = frozenset({"starting", "publishing"})
 """States of a learner that loads its weights, and publishes them for the first time."""
 
@@ -63,7 +69,7 @@ class StatusReader:
         beats = await AsyncHeartbeats(self._redis, self._keys).read_all()
         depth = await self._gauge.read()
         control = await self._control.state()
-        newest, rounds, total, looks, deaths = await asyncio.to_thread(self._read_disk)
+        newest, rounds, total, looks, log = await asyncio.to_thread(self._read_disk)
         last = rounds[-1] if rounds else None
         learner, learner_age_s = self._learner(beats)
         learner_lost = learner is not None and learner_age_s > self._lost_after_s and learner.state not in FINAL_STATES
@@ -72,6 +78,7 @@ class StatusReader:
             for beat, age_s in beats
             if beat.part is Part.GENERATOR
         )
+        starting = tuple(starting_parts(log.started, learner, learner_age_s, generators, time.time()))
         silent = learner is None or learner_lost or any(status.lost for status in generators)
         outside = await why_no_writes(self._redis) if silent else ""  # then nobody can send a heartbeat
         state = run_state(learner, paused=control.paused, published=newest is not None)
@@ -84,7 +91,8 @@ class StatusReader:
                 learner,
                 learner_age_s if learner_lost else None,
                 generators,
-                deaths,
+                log.deaths,
+                starting,
                 loading=None if rounds else newest,
             ),
             round=last.round + 1 if last else 0,
@@ -95,6 +103,7 @@ class StatusReader:
             learner=learner,
             learner_lost=learner_lost,
             generators=generators,
+            starting=starting,
             generators_target=control.generators_target,
             tasks_queued=depth.tasks_queued,
             tasks_leased=depth.tasks_leased,
@@ -113,11 +122,11 @@ class StatusReader:
             most_generators=_room_for(generators),
         )
 
-    def _read_disk(self) -> tuple[WeightManifest | None, list[RoundMetrics], int, list[Look], Mapping[Part, str]]:
+    def _read_disk(self) -> tuple[WeightManifest | None, list[RoundMetrics], int, list[Look], SupervisorNews]:
         rounds = last_rounds(self.folder.metrics, ROUNDS_CONSIDERED)
         looks = last_looks(self.folder.queue_history)
-        deaths = last_deaths(self.folder.log_of("supervisor"))
-        return self._store.latest(), rounds, self.folder.rounds_total, looks, deaths
+        log = read_supervisor_log(self.folder.log_of("supervisor"))
+        return self._store.latest(), rounds, self.folder.rounds_total, looks, log
 
     def _learner(self, beats: Sequence[tuple[Heartbeat, float]]) -> tuple[Heartbeat | None, float]:
         """The learner with the newest heartbeat: a restarted one may have another part id."""
@@ -145,22 +154,28 @@ def _detail(
     silent_s: float | None,
     generators: Sequence[GeneratorStatus],
     deaths: Mapping[Part, str],
+    starting: Sequence[StartingPart],
     *,
     loading: WeightManifest | None,
 ) -> str:
     """What a person should look at first; `loading`: the version that engines load before there is a round."""
     why_no_learner, why_no_generator = deaths.get(Part.LEARNER, ""), deaths.get(Part.GENERATOR, "")
+    loads = {part.part_id: f"{part.doing}, {part.for_s:.0f} s" for part in starting}
+    of_learner = next((f": {text}" for part, text in loads.items() if not _is_generator(part)), "")
     if learner is None:
-        return f"waiting for the learner{why_no_learner}"
+        return f"waiting for the learner{of_learner}{why_no_learner}"
     if state in FINAL_STATES.values():
         return learner.message
     if silent_s is not None:
         return f"learner {learner.part_id} has been silent for {silent_s:.0f} s{why_no_learner}"
     if state == "starting":
-        return f"waiting for the learner to publish its first version{why_no_learner}"
+        return f"waiting for the learner to publish its first version{of_learner}{why_no_learner}"
     if not generators and loading is not None:
         since_s = max(0.0, time.time() - loading.created_at)
         return f"no generator is up yet: loading engines, {since_s:.0f} s{why_no_generator}"
+    again = [part for part in loads if part in {status.heartbeat.part_id for status in generators}]
+    if again:
+        return f"{again[0]} was started again: {loads[again[0]]}{why_no_generator}"
     lost = [status.heartbeat.part_id for status in generators if status.lost]
     if len(lost) == len(generators):
         return f"no generator is alive{': lost ' + ', '.join(lost[:5]) if lost else ''}{why_no_generator}"
@@ -205,22 +220,60 @@ def last_looks(path: Path) -> list[Look]:
     return looks
 
 
-def last_deaths(path: Path) -> dict[Part, str]:
-    """How a local run's learner, and its generators, last ended before their time, for the end of a sentence.
+@dataclass(frozen=True, slots=True)
+class SupervisorNews:
+    """What the log of a local run's supervisor says since it last started; nothing for a run without one."""
 
-    From the end of the supervisor's log, since it last started; a run without one has none.
-    """
+    deaths: Mapping[Part, str]
+    """How the learner, and the generators, last ended before their time, for the end of a sentence."""
+    started: Mapping[str, float]
+    """Learner or generator whose process runs -> when it was started, in Unix seconds."""
+
+
+def read_supervisor_log(path: Path) -> SupervisorNews:
+    """From the end of the log."""
     deaths: dict[Part, str] = {}
+    started: dict[str, float] = {}
     for line in last_lines(path, TAIL_BYTES):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # cut short by a full disk
             event = json.loads(line)
-            if event["event"] == "run_starting":
+            kind, part = event["event"], event.get("part", "")
+            if kind == "run_starting":
                 deaths.clear()
-            elif event["event"] == "part_died" and event["part"] not in ("redis", "services"):
-                kind = Part.GENERATOR if event["part"].startswith(Part.GENERATOR.value) else Part.LEARNER
-                words = f": {event['last_words']}" if event.get("last_words") else ""
-                deaths[kind] = f"; {event['part']} has ended before ({event['ended']}){words}"
-    return deaths
+                started.clear()
+            elif part in ("", "redis", "services"):
+                continue
+            elif kind == "part_started":
+                started[part] = float(event["time"])
+            elif kind in ("part_died", "part_ended"):
+                started.pop(part, None)
+                if kind == "part_died":
+                    words = f": {event['last_words']}" if event.get("last_words") else ""
+                    of = Part.GENERATOR if _is_generator(part) else Part.LEARNER
+                    deaths[of] = f"; {part} has ended before ({event['ended']}){words}"
+    return SupervisorNews(deaths, started)
+
+
+def starting_parts(
+    started: Mapping[str, float],
+    learner: Heartbeat | None,
+    learner_age_s: float,
+    generators: Sequence[GeneratorStatus],
+    now_s: float,
+) -> Iterator[StartingPart]:
+    """Parts whose process has sent no heartbeat yet, and a learner whose heartbeat says that it starts."""
+    ages_s = {status.heartbeat.part_id: status.age_s for status in generators}
+    for part, at_s in started.items():
+        is_generator, for_s = _is_generator(part), now_s - at_s
+        age_s = ages_s.get(part) if is_generator else learner_age_s if learner is not None else None
+        is_loading = not is_generator and learner is not None and learner.state == "starting"
+        if age_s is None or age_s > for_s or is_loading:
+            doing: Literal["loading engine", "loading model"] = "loading engine" if is_generator else "loading model"
+            yield StartingPart(part_id=part, doing=doing, for_s=max(0.0, for_s))
+
+
+def _is_generator(part: str) -> bool:
+    return part.startswith(Part.GENERATOR.value)
 
 
 def _room_for(generators: Sequence[GeneratorStatus]) -> int | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -47,7 +46,8 @@ class HostDownloads:
             if not await asyncio.to_thread(_is_sound, shared, entry):
                 await self._client.fetch(version, entry, shared)
                 await asyncio.to_thread(self._clear, entry.digest)
-            await asyncio.to_thread(_link, shared, to)
+            os.utime(shared)  # it was asked for
+            await asyncio.to_thread(durable.link_or_copy, shared, to)
         return to
 
     def _clear(self, newest: str) -> None:
@@ -68,15 +68,6 @@ def _is_sound(path: Path, entry: FileEntry) -> bool:
     if not sound:
         path.unlink()
     return sound
-
-
-def _link(source: Path, to: Path) -> None:
-    os.utime(source)  # it was asked for
-    to.unlink(missing_ok=True)
-    try:
-        to.hardlink_to(source)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, to)
 
 
 @contextlib.asynccontextmanager

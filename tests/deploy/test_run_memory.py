@@ -138,20 +138,29 @@ def test_tensor_parallel_shares_weights_and_cache() -> None:
 def test_engines_compute_in_float32_on_cpu_unless_told_otherwise(dtype: str, times: int) -> None:
     model = shape("Qwen2.5-0.5B")
     engine = engine_memory(model, settings(f"generator.dtype={dtype}", "generator.cpu_cache_gib=1"), on_gpu=False)
-    assert engine.host == (1 + times) * model.published_bytes + GIB + run_memory.ENGINE_LIBRARIES_BYTES
+    assert engine.host == times * model.published_bytes + GIB + run_memory.ENGINE_LIBRARIES_BYTES
 
 
 def test_on_cpu_all_parts_take_from_the_same_memory() -> None:
     memory = planned("Qwen2.5-0.5B", "training.micro_batch_tokens=4096", host=40)
     assert memory.learner is not None
-    assert memory.host_bytes == memory.learner.total + memory.engine.host + run_memory.SERVICES_BYTES
+    shared = shape("Qwen2.5-0.5B").published_bytes
+    assert memory.host_bytes == memory.learner.total + memory.engine.host + shared + run_memory.SERVICES_BYTES
     with pytest.raises(ConfigError, match=r"the learner needs .* GiB of host memory"):
         planned("Qwen2.5-0.5B", host=10)
 
 
+def test_the_published_weights_count_once_for_all_generators_of_a_host() -> None:
+    one, eight = (planned("Qwen2.5-Math-7B", f"generator.count={count}", gpus=9, gpu=141, host=600) for count in (1, 8))
+    assert eight.host_bytes - one.host_bytes == 7 * run_memory.ENGINE_LIBRARIES_BYTES
+    none = planned("Qwen2.5-Math-7B", "generator.count=0", gpus=9, gpu=141, host=600)
+    weights = shape("Qwen2.5-Math-7B").published_bytes
+    assert one.host_bytes - none.host_bytes == weights + run_memory.ENGINE_LIBRARIES_BYTES
+
+
 def test_generators_that_are_too_many_for_the_host_are_refused_with_their_number() -> None:
     with pytest.raises(ConfigError, match=r"50 generators take") as caught:
-        planned("Qwen2.5-Math-7B", "training.ranks=2", "generator.count=50", gpus=52, gpu=141, host=600)
+        planned("Qwen2.5-Math-7B", "training.ranks=2", "generator.count=50", gpus=52, gpu=141, host=200)
     assert str(caught.value.hint).startswith("generator.count = ")
 
 

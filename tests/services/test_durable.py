@@ -140,3 +140,31 @@ def test_an_appended_line_is_durable_and_so_is_the_name_of_a_new_file(
     fsynced = [fsynced for verb, fsynced in order.steps if verb == "fsync"]
     assert fsynced == [str(path), str(tmp_path), str(path)]
     assert path.read_text() == "one\ntwo\n"
+
+
+def test_a_shared_lock_is_had_by_many_and_an_exclusive_one_by_one(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as first, (tmp_path / "lock").open() as second:
+        assert durable.try_lock(first.fileno(), shared=True)
+        assert durable.try_lock(second.fileno(), shared=True)
+        assert not durable.try_lock(first.fileno())
+        durable.unlock(second.fileno())
+        assert durable.try_lock(first.fileno())
+        assert not durable.try_lock(second.fileno(), shared=True)
+
+
+def test_another_name_of_a_file_is_a_copy_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_text("a")
+    for name in ("b", "c"):
+        (tmp_path / name).write_text("old")
+    durable.link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").samefile(tmp_path / "a")
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    durable.link_or_copy(tmp_path / "a", tmp_path / "c")
+    assert not (tmp_path / "c").samefile(tmp_path / "a")
+    assert (tmp_path / "c").read_text() == "a"

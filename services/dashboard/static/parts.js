@@ -15,8 +15,10 @@ const OTHER = 4;
 // Same parts as before: only the changed texts are written. Otherwise the table is made anew.
 export function showParts(status) {
   const rows = [];
-  if (status.learner) rows.push(partRow(status.learner, status.learner_lost, null, status));
-  for (const generator of status.generators) rows.push(partRow(generator.heartbeat, generator.lost, generator.age_s, status));
+  const starting = new Map(status.starting.map((part) => [part.part_id, `${part.doing}, ${part.for_s.toFixed(0)} s`]));
+  if (status.learner) rows.push(partRow(status.learner, status.learner_lost, null, status, starting));
+  for (const generator of status.generators) rows.push(partRow(generator.heartbeat, generator.lost, generator.age_s, status, starting));
+  for (const [id, doing] of starting) rows.push({ id, lost: false, shares: {}, cells: PART_COLUMNS.map((_, at) => [id, doing][at] ?? (at === 6 ? "" : "–")) });
   const ids = rows.map((row) => row.id).join(" ");
   const holder = byId("parts");
   if (holder.dataset.ids !== ids) {
@@ -54,12 +56,15 @@ function fill(made, row) {
   }));
 }
 
-function partRow(beat, lost, age, status) {
+// Takes the part out of those that start, so that those left have no heartbeat yet.
+function partRow(beat, silent, age, status, starting) {
+  const doing = starting.get(beat.part_id), lost = silent && !doing;
+  starting.delete(beat.part_id);
   const version = beat.weight_version;
   const lag = version === null || status.weight_version === null || beat.part === "learner" ? "–" : String(Math.max(0, status.weight_version - version));
   const update = beat.updates ? `${duration(beat.sync_s)}, ${bytes(beat.sync_bytes)}, paused ${number(beat.pause_ms)} ms` : "–";
   const cells = [
-    beat.part_id, lost ? "lost" : words(beat.state), version === null || version < 0 ? "–" : String(version), lag, number(beat.in_flight), number(beat.tokens_per_s),
+    beat.part_id, lost ? "lost" : doing ?? words(beat.state), version === null || version < 0 ? "–" : String(version), lag, number(beat.in_flight), number(beat.tokens_per_s),
     "", beat.part === "learner" ? "–" : number(beat.updates), update, age === null ? "–" : `${age.toFixed(age < 10 ? 1 : 0)} s ago`, beat.host, beat.device, beat.message || (beat.chat_url && `answers chat at ${beat.chat_url}`) || "–",
   ];
   return { id: beat.part_id, lost, shares: beat.shares, cells };

@@ -20,6 +20,7 @@ from services.net import free_port
 from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror
 from tests.support.endpoint import Endpoint, open_endpoint, served
+from tests.support.mirrors import advanced
 from tests.support.weight_samples import bits, first_version, next_version
 
 TOKEN = "the-right-one"
@@ -115,8 +116,9 @@ async def test_many_pullers_cost_one_fetch_of_each_file(relayed: Relayed, tmp_pa
             mirror = WeightMirror(tmp_path / f"mirror-{number}", client)
             newest = await client.latest(None, None, 0)
             assert newest == manifest
-            await mirror.advance(newest)
-            assert bits(mirror.tensors) == bits(next_version(first_version(), 1))
+            update = await advanced(mirror, newest)
+            mirror.close()
+            assert bits(update.tensors) == bits(next_version(first_version(), 1))
 
     await asyncio.gather(*(pull(number) for number in range(PULLERS)))
     assert sorted(relayed.files_fetched()) == [

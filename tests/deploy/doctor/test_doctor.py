@@ -41,6 +41,10 @@ def test_a_taken_port_fails_with_its_remedy() -> None:
     assert (finding.status, finding.remedy) == ("failed", "set services.port to another")
 
 
+def test_port_0_is_any_port() -> None:
+    assert check_port("127.0.0.1", 0).detail == "a free port of 127.0.0.1 is taken"
+
+
 def test_a_folder_to_be_made_is_judged_by_its_disk(tmp_path: Path) -> None:
     assert str(tmp_path) in check_disk(tmp_path / "a" / "b").detail
 

@@ -58,6 +58,16 @@ def shown(renderable: object) -> str:
     return console.file.getvalue()
 
 
+def test_parts_that_load_their_engine_say_for_how_long() -> None:
+    loading = {"doing": "loading engine", "for_s": 83.2}
+    known = GeneratorStatus(heartbeat=a_beat(Part.GENERATOR, "generator-0"), age_s=9, lost=True)
+    starting = [{"part_id": f"generator-{n}"} | loading for n in (0, 1)]
+    lines = shown(render(status_of(generators=(known,), starting=starting), [])).splitlines()
+    for part in ("generator-0", "generator-1"):
+        assert sum(bool(re.search(rf"{part} +loading engine, 1 min 23 s", line)) for line in lines) == 1
+    assert "lost" not in "".join(lines)
+
+
 def test_the_view_shows_parts_queue_and_rounds() -> None:
     text = shown(render(a_snapshot(), [metrics(number, sync_bytes=1536) for number in range(20)]))
     for expected in ("r-1", "round 3 of 9", "1 tasks, 2 leased, 3 rollouts, 4 dead letters", "lost", "generator-7"):

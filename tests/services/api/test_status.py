@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from pathlib import Path
 
 import httpx
@@ -92,6 +93,45 @@ async def test_why_a_part_is_missing_is_said_where_a_supervisor_knows(
     assert (await status(http)).detail == f"no generator is alive; generator-0 has ended before ({hung})"
     supervisor.write_text('{"event": "run_starting"}\n')
     assert (await status(http)).detail == "no generator is alive"
+
+
+async def test_parts_that_load_say_so_from_the_first_second(endpoint: Endpoint, http: httpx.AsyncClient) -> None:
+    def log(*events: tuple[str, str, float]) -> None:
+        lines = [json.dumps({"event": kind, "part": part, "time": time.time() - ago_s}) for kind, part, ago_s in events]
+        endpoint.folder.log_of("supervisor").write_text("\n".join(['{"event": "run_starting"}', *lines]) + "\n")
+
+    def loading(snapshot: StatusSnapshot) -> dict[str, str]:
+        assert all(0 <= part.for_s - 100 < 60 for part in snapshot.starting)
+        return {part.part_id: part.doing for part in snapshot.starting}
+
+    started = [("part_started", part, 100.0) for part in ("redis", "services", "learner", "generator-0")]
+    log(*started)
+    snapshot = await status(http)
+    assert loading(snapshot) == {"learner": "loading model", "generator-0": "loading engine"}
+    assert re.fullmatch(r"waiting for the learner: loading model, 1\d\d s", snapshot.detail)
+    await send(endpoint, heartbeat(Part.LEARNER, "learner", "starting"))
+    assert loading(await status(http)) == {"learner": "loading model", "generator-0": "loading engine"}
+    await send(endpoint, heartbeat(Part.LEARNER, "learner", "training"))
+    await send(endpoint, heartbeat(Part.GENERATOR, "generator-0", "generating"))
+    assert loading(await status(http)) == {}
+
+
+async def test_a_part_that_was_started_again_loads_whatever_its_last_heartbeat_said(
+    endpoint: Endpoint, http: httpx.AsyncClient
+) -> None:
+    endpoint.store.publish(0, first_version())
+    await send(endpoint, heartbeat(Part.LEARNER, "learner", "training"))
+    await send(endpoint, heartbeat(Part.GENERATOR, "generator-0", "generating"))
+    events = [
+        {"event": "part_died", "part": "generator-0", "ended": "SIGKILL"},
+        {"event": "part_started", "part": "generator-0", "time": time.time() + 30},  # after the heartbeat, for sure
+    ]
+    endpoint.folder.log_of("supervisor").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    snapshot = await status(http)
+    assert [part.part_id for part in snapshot.starting] == ["generator-0"]
+    assert snapshot.detail.startswith(
+        "generator-0 was started again: loading engine, 0 s; generator-0 has ended before"
+    )
 
 
 async def test_a_paused_run_says_so(endpoint: Endpoint, http: httpx.AsyncClient) -> None:

@@ -19,6 +19,7 @@ from services.weights.client import WeightClient
 from services.weights.mirror import WeightMirror
 from services.weights.publisher import WeightPublisher
 from tests.support.endpoint import BASE_URL, Endpoint, open_store
+from tests.support.mirrors import advanced
 from tests.support.weight_samples import bits, publish_versions
 
 ACCEPTS = {"Accept": MEDIA_TYPE}
@@ -50,14 +51,15 @@ async def test_a_generator_one_version_behind_makes_one_request_for_an_update(
     line = Counting(httpx.ASGITransport(endpoint.app))
     async with WeightClient(BASE_URL, deadline_s=5, transport=line) as client:
         mirror = WeightMirror(tmp_path / "mirror", client)
-        await mirror.advance(endpoint.store.manifest(1))
+        await advanced(mirror, endpoint.store.manifest(1))
         line.paths.clear()
         manifest = await client.latest(1, mirror.digest, 0)
         assert manifest is not None
-        update = await mirror.advance(manifest)
+        update = await advanced(mirror, manifest)
+        mirror.close()
     assert line.paths == ["/v1/weights/latest"]
     assert update.patches is not None
-    assert bits(mirror.tensors) == bits(history[2])
+    assert bits(update.tensors) == bits(history[2])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from services.weights.client import WeightClient
 from services.weights.host_downloads import HostDownloads
 from services.weights.mirror import WeightMirror
 from tests.support.endpoint import BASE_URL, Endpoint
+from tests.support.mirrors import advanced
 from tests.support.weight_samples import bits, publish_versions
 
 CONTENT = os.urandom(3 << 20)
@@ -118,7 +119,9 @@ async def test_mirrors_of_one_host_hold_the_same_version_by_one_download(
         host = HostDownloads(tmp_path / "host", client)
         mirrors = [WeightMirror(tmp_path / f"mirror-{at}", client, host) for at in range(3)]
         for version in (0, 2):
-            await asyncio.gather(*(mirror.advance(endpoint.store.manifest(version)) for mirror in mirrors))
-            assert all(bits(mirror.tensors) == bits(history[version]) for mirror in mirrors)
+            updates = await asyncio.gather(*(advanced(mirror, endpoint.store.manifest(version)) for mirror in mirrors))
+            assert all(bits(update.tensors) == bits(history[version]) for update in updates)
+        for mirror in mirrors:
+            mirror.close()
     files = [path for path in asked if "/files/" in path]
     assert len(files) == len(set(files)) == 3, "a snapshot and two deltas"
