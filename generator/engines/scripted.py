@@ -8,6 +8,7 @@ compared. The spans of a response name the versions that were served while it gr
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from services.weights.mirror import WeightUpdate
 
 VOCABULARY = 256
-"""Scripted token ids lie below this; any real vocabulary is larger."""
+"""Scripted token ids lie below this, and below the vocabulary of a smaller model."""
 
 
 class ScriptedEngine:
@@ -60,6 +61,7 @@ class ScriptedEngine:
         self._version: int | None = None
         self._tensors: dict[str, RawTensor] = {}
         self._digest = ""
+        self._vocabulary = VOCABULARY
         self._running = self._waiting = self._preemptions = 0
         self._cache_tokens = cache_tokens
         self._cached: dict[object, int] = {}
@@ -68,8 +70,10 @@ class ScriptedEngine:
         self._stop_reason: str | None = "it was not started"
 
     async def start(self, model_folder: Path, version: int) -> None:
-        """A folder without model.safetensors counts as a model without tensors."""
-        weights = model_folder / "model.safetensors"
+        """A folder without model.safetensors counts as a model without tensors, one without config.json as large."""
+        weights, config = model_folder / "model.safetensors", model_folder / "config.json"
+        if config.exists():
+            self._vocabulary = min(VOCABULARY, json.loads(config.read_text()).get("vocab_size", VOCABULARY))
         self._set_tensors(read_safetensors(weights) if weights.exists() else {})
         self._version, self._stop_reason = version, None
 
@@ -177,7 +181,7 @@ class ScriptedEngine:
         length = 1 + _hash_below(f"{task.task_id} {seed} length", task.max_response_tokens)
         if task.stop_token_ids and position + 1 == length:
             return task.stop_token_ids[0]
-        return _hash_below(f"{task.task_id} {seed} {position} {self._digest}", VOCABULARY)
+        return _hash_below(f"{task.task_id} {seed} {position} {self._digest}", self._vocabulary)
 
 
 def scripted_log_probs(tensors: Tensors, tokens: Sequence[int]) -> list[float]:

@@ -35,6 +35,14 @@ async def test_responses_with_a_stop_token_have_scripted_lengths(tmp_path: Path)
     assert len({len(completion.response_tokens) for completion in completions}) > 5
 
 
+async def test_no_token_lies_beyond_a_small_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"vocab_size": 13}')
+    engine = ScriptedEngine()
+    await engine.start(tmp_path, 0)
+    completions = [await engine.generate(task(f"t{n}"), 0) for n in range(20)]
+    assert {token for completion in completions for token in completion.response_tokens} == set(range(13))
+
+
 async def test_other_weights_give_other_responses_with_follows_weights(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model.safetensors", WEIGHTS)
     engine = ScriptedEngine(follows_weights=True)
