@@ -187,14 +187,12 @@ def write_report(study: Study, results: Sequence[RunResult]) -> list[Path]:
     paths = [written.text, written.data, written.figure]
     followed = {row.label: [run.curve for run in row.runs if len(run.curve) > 1] for row in rows}
     if any(followed.values()):
-        panels = {
-            model.label or name: {
-                row.label.removeprefix(f"{model.label} · "): followed[row.label]
-                for row in rows
-                if row.model == name and followed[row.label]
-            }
-            for name, model in study.models.items()
-        }
+        panels: dict[str, dict[str, list[Mapping[int, float]]]] = {}
+        for row in rows:
+            if followed[row.label]:
+                model = study.models[row.model]
+                panel = panels.setdefault(model.label or row.model, {})
+                panel[row.label.removeprefix(f"{model.label} · ")] = followed[row.label]
         draw_curves(panels, written.curves)
         paths.append(written.curves)
     return paths

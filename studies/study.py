@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.console import Console
+from rich.markdown import Markdown
 
 from deploy.local.run import run_local
 from deploy.operate.durations import in_words
@@ -41,7 +42,8 @@ async def run_study(study: Study, console: Console) -> signal.Signals | None:
     runs = cells(study)
     for number, cell in enumerate(runs):
         kept = FinishedRun(study.finished, cell.name)
-        if kept.read(cell.settings) is None:
+        to_run = kept.read(cell.settings) is None
+        if to_run:
             console.print(f"run {number + 1} of {len(runs)}: {cell.name}{_time_left(study, runs)}", highlight=False)
             stopped_by = await _run(cell, kept, console)
             if stopped_by is not None:
@@ -51,11 +53,12 @@ async def run_study(study: Study, console: Console) -> signal.Signals | None:
                 )
                 return stopped_by
         results += _results_of(study, cell, began_with)
-        if cell.leader == "learner":
+        if to_run and cell.leader == "learner":
             write_report(study, results)
     for path in write_report(study, results):
         console.print(str(path), highlight=False)
-    console.print(ReportFiles(study.study.dir).text.read_text(), highlight=False, markup=False)
+    report = ReportFiles(study.study.dir).text.read_text()
+    console.print(Markdown(report) if console.is_terminal else report, highlight=False, markup=False, soft_wrap=True)
     console.print(f"the runs in a browser: sept page {study.study.dir}", highlight=False)
     return None
 

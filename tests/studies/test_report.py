@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from studies.report import RunResult, write_report
 from studies.study_file import Study
 
@@ -90,3 +92,13 @@ def test_what_was_followed_has_its_peak_its_fall_and_a_figure(tmp_path: Path) ->
     assert paths[-1].name == "curves.png"
     (row,) = [line for line in paths[0].read_text().splitlines() if line.startswith("| A |") and " 13 " in line]
     assert row == "| A | 51.0 ± 2.5 | 69.0 ± 2.5 | 13 | 63.0 ± 10.8 | 6.0 ± 13.1 |"
+
+
+def test_a_model_that_has_not_run_yet_has_no_panel_among_the_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr("studies.report.draw_curves", lambda panels, path: drawn.extend(panels))
+    runs = [replace(run_result("a", 0, 0.6, model="m"), curve={0: 50.0, 10: 70.0})]
+    write_report(study(tmp_path, {"m": {"label": "M"}, "n": {"label": "N"}}), runs)
+    assert drawn == ["M"]

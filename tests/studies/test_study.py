@@ -68,7 +68,7 @@ def keep(study: Study, *names: str, untrained: str = "d") -> None:
 def test_a_study_whose_runs_finished_elsewhere_only_reports(tmp_path: Path) -> None:
     study, said = whole_study(tmp_path), StringIO()
     keep(study, *(cell.name for cell in cells(study)))
-    assert asyncio.run(run_study(study, Console(file=said, width=200))) is None
+    assert asyncio.run(run_study(study, Console(file=said, width=20))) is None
     assert "run 1 of" not in said.getvalue()
     assert "| untrained | 1 | 1 | 50.0 |" in said.getvalue()
     assert [path.name for path in sorted((tmp_path / "study").iterdir())] == [
