@@ -140,8 +140,8 @@ def test_the_notebook(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.redirect_stdout(printed):
         asyncio.run(run())
     assert names["stopped_by"] is None
-    before, after = (float(share) for share in re.findall(r"([\d.]+)% at version", printed.getvalue()))
-    assert after > before + 5
+    ((before, after),) = re.findall(r"pass@1 ([\d.]+)% at version 0, ([\d.]+)% at version", printed.getvalue())
+    assert float(after) > float(before) + 5
 
 
 def own_model_commands() -> list[str]:
