@@ -7,9 +7,7 @@ heartbeats and completions included. Bare: one `LLM.generate` call with all prom
 are timed both have answered as many prompts as they take at once. Both have the same model, engine settings and core;
 runs alternate, and each number is the median.
 
-Responses end by chance, as they do in earnest. With `--stop-tokens 0` all are of one length: the bare engine, which has
-its prompts from the first instant, then starts and ends its sequences in step and builds its batch anew once in so many
-steps; no generator whose tasks come one after the other can.
+Responses end by chance, as they do in earnest; with `--stop-tokens 0` all are of one length.
 """
 
 from __future__ import annotations
