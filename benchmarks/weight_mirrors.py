@@ -58,7 +58,6 @@ def be_generator(
 
 async def follow(store: Path, folder: Path, copies: Path, updates: int, together: Barrier) -> tuple[float, int]:
     """(Processor seconds of the updates, bytes of memory) of this process."""
-
     reader = WeightReader(store, RUN)
 
     def answer(request: httpx.Request) -> httpx.Response:

@@ -46,7 +46,7 @@ class FirstPass:
         if self._algorithm.score_signals is None:
             return parts, []
         responses = [response for part in parts for response in part.responses]
-        totals = response_sums(scores, len(responses))
+        totals = _response_sums(scores, len(responses))
         self._model.ranks.all_reduce_sum(torch.from_numpy(totals))
         signals = self._signals(responses, totals)
         weights = [signal.weight for signal in signals]
@@ -77,7 +77,7 @@ class FirstPass:
         return signals
 
 
-def response_sums(parts: Sequence[tuple[GlobalMicroBatch, torch.Tensor]], count: int) -> NDArray[np.float64]:
+def _response_sums(parts: Sequence[tuple[GlobalMicroBatch, torch.Tensor]], count: int) -> NDArray[np.float64]:
     """[count] for each response of an optimizer step the sum over its tokens; 0 for responses of other ranks.
 
     `parts` are micro-batches, each with the values [N] of this rank's tokens.

@@ -101,7 +101,7 @@ class WeightMirror:
 
     @property
     def version(self) -> int | None:
-        """That was given out last."""
+        """The version that was given out last."""
         return self._had.weight_version if self._had else None
 
     @property

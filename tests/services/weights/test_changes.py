@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from services.weights.chain import patch
 from services.weights.changes import Change, ChangeChooser, Held
 from services.weights.publisher import WeightPublisher
 from services.weights.reader import DELTA_NAME
-from tests.support.endpoint import open_store
 from tests.support.weight_samples import (
     adapted_version,
     base_version,
@@ -25,11 +23,6 @@ from tests.support.weight_samples import (
     publish_versions,
     tensor,
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> WeightPublisher:
-    return open_store(tmp_path / "weights")
 
 
 def choice(

@@ -41,11 +41,6 @@ PATIENCE_S = 120
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> WeightPublisher:
-    return open_store(tmp_path / "store")
-
-
-@pytest.fixture
 async def client(store: WeightPublisher) -> AsyncIterator[WeightClient]:
     async with store_client(store.folder) as client:
         yield client

@@ -29,11 +29,6 @@ from tests.support.weight_samples import (
 )
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> WeightPublisher:
-    return open_store(tmp_path / "weights")
-
-
 def kinds(manifest: WeightManifest) -> set[FileKind]:
     return {entry.kind for entry in manifest.files}
 

@@ -18,11 +18,6 @@ from tests.support.endpoint import open_store
 from tests.support.weight_samples import bits, next_version, publish_versions, tensor
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> WeightPublisher:
-    return open_store(tmp_path / "weights")
-
-
 def test_an_empty_folder_has_no_latest_version(tmp_path: Path) -> None:
     reader = WeightReader(tmp_path / "missing", "run")
     assert reader.latest() is None
